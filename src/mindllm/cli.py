@@ -1,0 +1,261 @@
+"""One command per verb."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mindllm.errors import InputError
+from mindllm.prompt import QUESTION
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Decode fMRI into text, and say honestly how much of the text came from the brain.",
+    pretty_exceptions_enable=False,
+)
+prepare_app = typer.Typer(no_args_is_help=True, help="Make a store (plain files, ready for training) of a data set.")
+app.add_typer(prepare_app, name="prepare")
+console = Console()
+errors = Console(stderr=True)
+
+
+def main() -> None:
+    """Run a command. Bad input ends in one clear message and exit status 1."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_time=False, show_path=False, show_level=True)],
+    )
+    for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        app()
+    except InputError as error:
+        errors.print(
+            f"[bold red]error:[/bold red] {str(error).replace('[', chr(92) + '[')}", highlight=False, soft_wrap=True
+        )
+        sys.exit(1)
+
+
+def bars() -> Progress:
+    """Progress bars with counts, time gone and time left."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=errors)
+
+
+def listed(text: str | None) -> list[str] | None:
+    """A comma-separated option as a list."""
+    return [part.strip() for part in text.split(",") if part.strip()] if text else None
+
+
+Subjects = Annotated[str | None, typer.Option(help="Comma-separated, e.g. sub-01,sub-02. Default: all.")]
+
+
+@prepare_app.command("bids")
+def prepare_bids(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="BIDS derivatives: statmaps of single-trial betas, masks, trials tables, dseg parcellations."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The store to write.")],
+    subjects: Subjects = None,
+    mask: Annotated[
+        str | None, typer.Option(help="Glob of the mask files, where they are not *_desc-brain_mask.nii.gz.")
+    ] = None,
+    val: Annotated[
+        float, typer.Option(help="Share of the stimuli for validation, where the trials tables have no column `split`.")
+    ] = 0.0,
+    test: Annotated[float, typer.Option(help="Share of the stimuli for testing, likewise.")] = 0.0,
+    nan: Annotated[str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")] = "error",
+    dtype: Annotated[str, typer.Option(help="How betas are stored: float32 or float16.")] = "float32",
+    seed: int = 0,
+) -> None:
+    """Make a store of BIDS derivatives with single-trial betas. Run it again after an interruption: it goes on."""
+    from mindllm.data import bids
+
+    chosen = {name: share for name, share in (("val", val), ("test", test)) if share}
+    with bars() as progress:
+        store = bids.prepare(
+            folder,
+            out,
+            subjects=listed(subjects),
+            mask=mask,
+            split=chosen,
+            nan=nan,
+            dtype=dtype,
+            seed=seed,
+            progress=progress,
+        )  # type: ignore[arg-type]
+    trials = sum(len(store.trials(s)) for s in store.subjects)
+    console.print(
+        f"{out}: {len(store.subjects)} subjects, {trials} trials, {store.conversations['stimulus'].nunique()} stimuli with text"
+    )
+
+
+@app.command()
+def train(
+    store: Annotated[Path, typer.Argument(help="A prepared store.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    subjects: Subjects = None,
+    llm: Annotated[
+        str | None,
+        typer.Option(help="Hub id, folder or .gguf file of a causal language model. Default: SmolLM2-135M-Instruct."),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Sizes of the encoder: default, walkthrough or paper.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file of training options; see `mindllm config`.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes the experiment repeatable.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted training (or begin, where there is none).")
+    ] = False,
+) -> None:
+    """Train on some people: align the encoder with the text, then put it before the language model."""
+    from mindllm import train as training
+    from mindllm.data.store import Store
+
+    given = {name: value for name, value in (("llm", llm), ("preset", preset), ("seed", seed)) if value is not None}
+    settings = training.read_config(config, given)
+    with bars() as progress:
+        training.train(Store(store), out, settings, subjects=listed(subjects), resume=resume, progress=progress)
+    console.print(f"{out}: trained; curves in {out / 'training.png'}")
+
+
+@app.command("config")
+def show_config() -> None:
+    """Print every training option with its default, as YAML for `train --config`."""
+    import yaml
+
+    from mindllm.train import TrainConfig
+
+    console.print(yaml.safe_dump(TrainConfig().model_dump(mode="json"), sort_keys=False), highlight=False)
+
+
+@app.command()
+def decode(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    scan: Annotated[Path, typer.Argument(help="A 3-D or 4-D NIfTI file, one volume per trial.")],
+    mask: Annotated[Path, typer.Option(help="NIfTI mask of the voxels to read, on the scan's grid.")],
+    atlas: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE, a parcellation on the same grid with its lookup table beside it. Repeatable."),
+    ] = None,
+    volumes: Annotated[str | None, typer.Option(help="Which volumes, e.g. 0,3,5 or 0-9. Default: all.")] = None,
+    question: Annotated[str, typer.Option(help="What to ask about the scan.")] = QUESTION,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Another scan of the same person and grid to normalize with. Default: all volumes of SCAN."),
+    ] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the most likely words.")] = False,
+    temperature: Annotated[float, typer.Option(help="With --sample: how freely.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 48,
+    batch_size: int = 16,
+    seed: Annotated[int, typer.Option(help="With --sample.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: volume, text, evidence.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print words as they come.")] = False,
+    llm: Annotated[
+        str | None, typer.Option(help="Where the language model stands, if not under the model's name for it.")
+    ] = None,
+) -> None:
+    """Say in words what a person was seeing, one answer per volume of a scan."""
+    import torch
+
+    from mindllm.checkpoint import load
+    from mindllm.decode import decode as run
+
+    atlases = {}
+    for pair in atlas or []:
+        name, separator, file = pair.partition("=")
+        if not separator:
+            raise InputError(f"--atlas {pair}: expected NAME=FILE, e.g. --atlas HCPEx=atlas-HCPEx_dseg.nii.gz")
+        atlases[name] = file
+    torch.manual_seed(seed)
+    loaded = load(model, llm=llm)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens} | (
+        {"do_sample": True, "temperature": temperature} if sample else {}
+    )
+    wanted = numbers(volumes)
+    with bars() as progress:
+        task = progress.add_task("decoding", total=len(wanted) if wanted else None, visible=not stream)
+        heard = (
+            (lambda text: console.print(text, end="", highlight=False, markup=False))
+            if stream and not as_json
+            else None
+        )
+        found = run(
+            loaded, scan, mask, atlases, volumes=wanted, question=question, reference=reference, batch_size=batch_size,
+            stream=heard, done=lambda n: progress.update(task, completed=n), **options,
+        )  # fmt: skip
+    if as_json:
+        print(
+            json.dumps(
+                [{"volume": d.volume, "text": d.text, "evidence": round(d.evidence, 4)} for d in found],
+                ensure_ascii=False,
+                indent=1,
+            )
+        )
+    elif not stream:
+        for d in found:
+            console.print(f"{d.volume:5d}  {d.text}  [dim](evidence {d.evidence:+.1f})[/dim]", highlight=False)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    store: Annotated[Path, typer.Argument(help="A prepared store.")],
+    subjects: Subjects = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for report.json, report.md, report.html and predictions.jsonl.")
+    ] = Path("report"),
+    llm: Annotated[
+        str | None, typer.Option(help="Where the language model stands, if not under the model's name for it.")
+    ] = None,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> None:
+    """Measure what the text owes to the brain: scores beside shuffled, no-brain and constant controls."""
+    from mindllm.checkpoint import load
+    from mindllm.data.store import Store
+    from mindllm.evaluate.report import evaluate as run
+
+    loaded, data = load(model, llm=llm), Store(store)
+    with bars() as progress:
+        report = run(
+            loaded,
+            data,
+            listed(subjects),
+            out,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+            model_name=str(model),
+        )
+    console.print(report.table())
+    console.print(f"report: {out / 'report.html'}")
+
+
+def numbers(text: str | None) -> list[int] | None:
+    """`0,3,5-8` as a list of whole numbers."""
+    out: list[int] = []
+    for part in listed(text) or []:
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise InputError(f"{text!r} is no list of volumes; expected whole numbers from 0, such as 0,3,5 or 0-9.")
+        out += range(int(first), int(last or first) + 1)
+    return out or None

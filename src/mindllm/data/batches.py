@@ -1,0 +1,132 @@
+"""Training batches: which people and trials a step sees, what is dropped, and whose responses are mixed."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mindllm.data.store import Store
+from mindllm.errors import InputError
+from mindllm.prompt import Conversation
+
+
+@dataclass(frozen=True)
+class Person:
+    """A person's share of a batch: which trials (rows of the store) and which voxels were kept."""
+
+    subject: str
+    rows: np.ndarray
+    keep: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples. `people` hold R trials in all; `mix` (B, R) says how much of each trial a sample is, each row summing to one."""
+
+    people: list[Person]
+    mix: Tensor
+    stimuli: list[str]
+
+
+class Trials:
+    """The trials that training may use: those of `split` of these subjects, about stimuli with a conversation."""
+
+    def __init__(
+        self, store: Store, subjects: Sequence[str], split: str = "train", stimuli: set[str] | None = None
+    ) -> None:
+        told = set(store.conversations["stimulus"])
+        parts = []
+        for subject in subjects:
+            table = store.trials(subject)
+            table = table.assign(subject=subject, row=np.arange(len(table)))
+            parts.append(
+                table[(table["split"] == split) & table["stimulus"].isin(told if stimuli is None else told & stimuli)]
+            )
+        self.table = pd.concat(parts, ignore_index=True)[["subject", "row", "stimulus"]]
+        self.store, self.subjects = store, sorted(set(self.table["subject"]))
+        if self.table.empty:
+            raise InputError(
+                f"no trial is left: {store.path} has no trial of the split {split!r} with a conversation for {', '.join(subjects)}. "
+                "Choose other subjects, or prepare the store with captions and another split."
+            )
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def batch(self, rng: np.random.Generator, size: int, people: int, drop: tuple[float, float], mix: float) -> Batch:
+        """Draw `size` samples of at most `people` persons, each from one trial or, with probability `mix`, from two of one stimulus.
+
+        drop: lowest and highest share of a person's voxels to leave out this time.
+        """
+        chosen = rng.choice(self.subjects, min(people, len(self.subjects)), replace=False)
+        pool = self.table[self.table["subject"].isin(chosen)]
+        picks = pool.iloc[rng.choice(len(pool), min(size, len(pool)), replace=False)]
+        partners = defaultdict(list)
+        for index, stimulus in zip(pool.index, pool["stimulus"], strict=True):
+            partners[stimulus].append(index)
+        others = np.array([partners[stimulus][rng.integers(len(partners[stimulus]))] for stimulus in picks["stimulus"]])
+        share = np.where(rng.random(len(picks)) < mix, rng.random(len(picks)), 1.0)
+        used = self.table.loc[sorted({*picks.index, *others[share < 1]})].sort_values(["subject", "row"], kind="stable")
+        place = {index: n for n, index in enumerate(used.index)}
+        weights = torch.zeros(len(picks), len(used))
+        for sample, (one, two, part) in enumerate(zip(picks.index, others, share, strict=True)):
+            weights[sample, place[one]] += part
+            if part < 1:
+                weights[sample, place[two]] += 1 - part
+        persons = []
+        for subject, group in used.groupby("subject", sort=False):
+            count = len(self.store.space(str(subject)))
+            kept = max(1, round(count * (1 - rng.uniform(*drop))))
+            persons.append(Person(str(subject), group["row"].to_numpy(), np.sort(rng.permutation(count)[:kept])))
+        return Batch(persons, weights, picks["stimulus"].tolist())
+
+    def whole(self, size: int) -> Iterator[Batch]:
+        """All trials in order, every voxel kept and nothing mixed, at most `size` trials of one person at a time."""
+        for subject, group in self.table.groupby("subject"):
+            keep = np.arange(len(self.store.space(str(subject))))
+            for start in range(0, len(group), size):
+                part = group.iloc[start : start + size]
+                people = [Person(str(subject), part["row"].to_numpy(), keep)]
+                yield Batch(people, torch.eye(len(part)), part["stimulus"].tolist())
+
+
+class Words:
+    """What is said about the stimuli: conversations, and the texts (all answers of a conversation) that codes are aligned with."""
+
+    def __init__(self, store: Store, trials: Sequence[Trials]) -> None:
+        shown = {stimulus for some in trials for stimulus in some.table["stimulus"]}
+        table = store.conversations[store.conversations["stimulus"].isin(shown)]
+        said = [" ".join(t["content"] for t in turns if t["role"] == "assistant") for turns in table["turns"]]
+        self.texts = sorted(set(said))
+        number = {text: i for i, text in enumerate(self.texts)}
+        self.turns: dict[str, list[Conversation]] = defaultdict(list)
+        self.about: dict[str, list[int]] = defaultdict(list)
+        self.first: dict[str, str] = {}
+        for stimulus, turns, text, answers in zip(
+            table["stimulus"], table["turns"], said, table["answers"], strict=True
+        ):
+            self.turns[stimulus].append(turns)
+            self.about[stimulus].append(number[text])
+            self.first.setdefault(stimulus, answers[0])
+
+    def conversations(self, stimuli: Sequence[str], rng: np.random.Generator | None) -> list[Conversation]:
+        """One conversation per stimulus: drawn with `rng`, or the first."""
+        return [self.turns[s][int(rng.integers(len(self.turns[s]))) if rng else 0] for s in stimuli]
+
+    def candidates(self, stimuli: Sequence[str], limit: int) -> tuple[Tensor, Tensor]:
+        """Numbers (C,) of candidate texts, and (B, C) which of them are about each stimulus.
+
+        All texts, where there are at most `limit`, else those about these stimuli.
+        """
+        some = (
+            range(len(self.texts)) if len(self.texts) <= limit else sorted({n for s in stimuli for n in self.about[s]})
+        )
+        place = {n: i for i, n in enumerate(some)}
+        right = torch.zeros(len(stimuli), len(place))
+        for row, stimulus in enumerate(stimuli):
+            right[row, [place[n] for n in self.about[stimulus]]] = 1
+        return torch.tensor(list(some)), right

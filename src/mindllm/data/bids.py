@@ -1,0 +1,216 @@
+"""Reads BIDS derivatives with single-trial betas: statmaps, masks, dseg parcellations and trials tables, into a store.
+
+    sub-XX[/ses-YY]/func/*_desc-SingletrialBetas_statmap.nii.gz   one volume per trial
+    sub-XX[/ses-YY]/func/*_desc-SingletrialBetas_trials.tsv       one row per volume, the same entities
+    sub-XX/**/*_desc-brain_mask.nii.gz                            (or *_desc-R2mean_statmap.nii.gz: where it is above 0)
+    atlas-<NAME>_*_dseg.nii.gz, atlas-<NAME>_dseg.tsv             at the root or beside the subject's files
+    stimuli/captions.tsv                                          `stimulus`, `caption`, one row each (optional)
+
+The trials table has `volume` and `stimulus` (LAION-fMRI: `beta_index` and `label`), and `caption` where stimuli/captions.tsv
+does not exist; `session`, `run`, `repeat` and `split` are kept.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from rich.progress import Progress
+
+from mindllm.data.store import Store, StoreWriter, captions, split_stimuli
+from mindllm.errors import InputError
+from mindllm.images import describe, open_image, read_array
+from mindllm.voxels import VoxelSpace
+
+BETAS = "*_desc-SingletrialBetas_statmap.nii*"
+MASKS = ("*_desc-brain_mask.nii*", "*_desc-R2mean_statmap.nii*")
+ALIASES = {"beta_index": "volume", "label": "stimulus"}
+logger = logging.getLogger(__name__)
+
+
+def prepare(
+    root: str | Path,
+    out: str | Path,
+    *,
+    subjects: Sequence[str] | None = None,
+    mask: str | None = None,
+    split: Mapping[str, float] | None = None,
+    nan: Literal["error", "drop"] = "error",
+    dtype: Literal["float32", "float16"] = "float32",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Store:
+    """Make the store `out` of the BIDS derivatives in `root`. A second call after an interruption goes on.
+
+    mask: a glob for the mask files, in place of the usual names.  split: shares of the stimuli for val and test, where the
+    trials tables have no column `split`.  nan: what to do about voxels with NaN: refuse, or leave them out.
+    """
+    root = Path(root)
+    found = sorted(path.name for path in root.glob("sub-*") if path.is_dir())
+    if not found:
+        raise InputError(f"{root} holds no folder sub-*: expected BIDS derivatives with sub-XX/func/{BETAS}.")
+    unknown = sorted(set(subjects or []) - set(found))
+    if unknown:
+        raise InputError(f"{root} has no subject {', '.join(unknown)}; found {', '.join(found)}.")
+    names = sorted(set(subjects or found))
+    description = root / "dataset_description.json"
+    about = json.loads(description.read_text(encoding="utf-8")) if description.is_file() else {}
+    options = {"subjects": names, "mask": mask, "split": dict(split or {}), "nan": nan, "dtype": dtype, "seed": seed}
+    tables = {name: read_trials(root, name) for name in names}
+    assigned = {}
+    if split and not any("split" in table for table in tables.values()):
+        assigned = split_stimuli(pd.concat(tables.values())["stimulus"].tolist(), split, seed)
+    writer = StoreWriter(
+        out,
+        name=about.get("Name", root.name),
+        origin="; ".join(about.get("ReferencesAndLinks", [])) or str(root.name),
+        licence=about.get("License", "unknown"),
+        reader="bids",
+        options=options,
+    )
+    task = progress.add_task("preparing", total=sum(map(len, tables.values()))) if progress else None
+    for name in names:
+        trials = tables[name]
+        if assigned:
+            trials["split"] = trials["stimulus"].map(assigned)
+        if not writer.has(name):
+            space = read_space(root, name, mask, trials, nan)
+            pieces = read_betas(space, trials)
+            writer.subject(space, trials.drop(columns=["file"]), report(pieces, progress, task, name), dtype)
+        elif progress and task is not None:
+            progress.advance(task, len(trials))
+    return writer.finish(read_captions(root, tables))
+
+
+def read_trials(root: Path, name: str) -> pd.DataFrame:
+    """All trials of a subject, one row per volume of each of its betas files; `file` is the statmap it stands in."""
+    files = sorted((root / name).rglob(BETAS))
+    if not files:
+        raise InputError(f"{root / name} has no {BETAS}: expected one 4-D file of single-trial betas per session.")
+    tables = []
+    for file in files:
+        table = read_table(trials_file(file)).rename(columns=ALIASES)
+        if not {"volume", "stimulus"} <= set(table.columns):
+            raise InputError(
+                f"{trials_file(file)} has the columns {list(table.columns)}; expected `volume` and `stimulus` (or `beta_index` and `label`)."
+            )
+        image = open_image(file, f"betas of {name}")
+        count = image.shape[3] if image.ndim == 4 else 1
+        if sorted(table["volume"]) != list(range(count)):
+            raise InputError(
+                f"{trials_file(file)} lists {len(table)} volumes ({table['volume'].min()} to {table['volume'].max()}), but {file.name} has {count}. One row per volume, numbered from 0, is expected."
+            )
+        session = re.search(r"_ses-([A-Za-z0-9]+)", file.name)
+        defaults = {"session": session[1] if session else "1"}
+        tables.append(table.assign(file=str(file), **{k: v for k, v in defaults.items() if k not in table}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """A tab-separated file; identifiers such as stimulus numbers stay text."""
+    try:
+        table = pd.read_csv(file, sep="\t", dtype={"stimulus": str, "label": str, "session": str, "run": str})
+    except FileNotFoundError as error:
+        raise InputError(
+            f"there is no file {file}: expected the table of the trials in the statmap beside it."
+        ) from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read as a tab-separated table ({error}).") from error
+    return table
+
+
+def trials_file(betas: Path) -> Path:
+    """The trials table of a statmap: the same entities without `space`, `res` and `stat`."""
+    stem = re.sub(r"_(space|res|stat)-[A-Za-z0-9]+", "", betas.name.split(".nii")[0])
+    return betas.with_name(stem.replace("_statmap", "_trials") + ".tsv")
+
+
+def read_space(root: Path, name: str, pattern: str | None, trials: pd.DataFrame, nan: str) -> VoxelSpace:
+    """The subject's voxels: its mask on the betas' grid, labelled by every parcellation found."""
+    image = None
+    for glob in [pattern] if pattern else MASKS:
+        files = sorted((root / name).rglob(glob))
+        if len(files) > 1:
+            raise InputError(
+                f"{name} has {len(files)} masks that match {glob}: {', '.join(f.name for f in files[:3])}. Name one with --mask."
+            )
+        if files:
+            image = open_image(files[0], f"mask of {name}", dimensions=3)
+            break
+    if image is None:
+        raise InputError(f"{root / name} has no mask: expected {' or '.join([pattern] if pattern else MASKS)}.")
+    inside = np.nan_to_num(read_array(image, f"mask of {name}")) > 0
+    mask = nib.Nifti1Image(inside.astype(np.uint8), image.affine)
+    mask.file_map["image"].filename = describe(image)  # so that messages name the file
+    atlases = {}
+    for file in [*sorted(root.glob("atlas-*_dseg.nii*")), *sorted((root / name).rglob("*atlas-*_dseg.nii*"))]:
+        found = re.search(r"atlas-([A-Za-z0-9]+)", file.name)
+        if found:
+            atlases[found[1]] = file
+    space = VoxelSpace.from_mask(mask, atlases, name=name)
+    files = trials["file"].unique()
+    if "MNI" not in Path(files[0]).name:
+        logger.warning(
+            "%s: %s names no MNI space; its millimetres are taken as they are, so voxels of different people may not correspond",
+            name,
+            Path(files[0]).name,
+        )
+    if nan == "drop":
+        keep = np.ones(len(space), bool)
+        for file in files:
+            for _, values in space.read_pieces(file, finite=False):
+                keep &= np.isfinite(values).all(0)
+        if not keep.all():
+            logger.warning(
+                "%s: %d of %d voxels hold NaN or infinity in some trial and are left out",
+                name,
+                (~keep).sum(),
+                len(keep),
+            )
+        space = space.select(keep)
+    return space
+
+
+def read_betas(space: VoxelSpace, trials: pd.DataFrame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pieces of a subject's betas: (trial rows, values (b, V)), each file read once from start to end."""
+    for file, rows in trials.groupby("file", sort=False):
+        for positions, values in space.read_pieces(str(file), rows["volume"].tolist()):
+            yield rows.index.to_numpy()[positions], values
+
+
+def report(
+    pieces: Iterator[tuple[np.ndarray, np.ndarray]], progress: Progress | None, task: int | None, name: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The pieces, advancing a progress bar."""
+    for rows, values in pieces:
+        yield rows, values
+        if progress and task is not None:
+            progress.update(task, advance=len(rows), description=f"preparing {name}")
+
+
+def read_captions(root: Path, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Conversations about the stimuli, from stimuli/captions.tsv or the trials tables' column `caption`."""
+    shown = pd.concat(tables.values(), ignore_index=True)
+    file = root / "stimuli" / "captions.tsv"
+    if file.is_file():
+        table = read_table(file)
+        if not {"stimulus", "caption"} <= set(table.columns):
+            raise InputError(f"{file} has the columns {list(table.columns)}; expected `stimulus` and `caption`.")
+        table = table[table["stimulus"].isin(set(shown["stimulus"]))]
+    else:
+        table = shown[["stimulus", "caption"]] if "caption" in shown else pd.DataFrame({"stimulus": [], "caption": []})
+    table = table.dropna()
+    silent = sorted(set(shown["stimulus"]) - set(table["stimulus"]))
+    if silent:
+        logger.warning(
+            "%d of %d stimuli have no caption (first: %s): their trials can be decoded but not trained on",
+            len(silent),
+            shown["stimulus"].nunique(),
+            silent[0],
+        )
+    return captions(table)

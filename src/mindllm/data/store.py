@@ -1,0 +1,326 @@
+"""The store: one folder of plain files per data set, memory-mapped, whole or absent.
+
+dataset.json  regions.json  conversations.parquet
+subjects/<name>/  voxels.parquet  mask.nii.gz  betas.npy  trials.parquet  statistics.npz
+"""
+
+import logging
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+import mindllm
+from mindllm.errors import InputError
+from mindllm.files import disk_errors, partial, publish, read_json, refuse_existing, write_json
+from mindllm.normalize import MIN_TRIALS, moments, standardize
+from mindllm.prompt import Conversation, ask, check_conversation
+from mindllm.voxels import VoxelSpace, check_finite, check_values
+
+FORMAT = 1
+SPLITS = ("train", "val", "test")
+TRIAL_COLUMNS = ("stimulus", "session", "run", "repeat", "split")
+logger = logging.getLogger(__name__)
+
+
+class Store:
+    """A prepared data set. Opening reads names and sizes only; betas stay on disk until rows are asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if partial(self.path).is_dir() and not self.path.exists():
+            raise InputError(
+                f"{self.path} was not prepared to its end. Run the same `mindllm prepare` command again: it goes on where it stopped."
+            )
+        self.meta: dict[str, Any] = read_json(self.path / "dataset.json", "a store (made by `mindllm prepare`)")
+        if self.meta.get("format", 0) > FORMAT:
+            raise InputError(
+                f"{self.path} has store format {self.meta['format']}; this version of mindllm reads up to {FORMAT}. Upgrade mindllm."
+            )
+        self.regions = {
+            p: {int(k): v for k, v in names.items()}
+            for p, names in read_json(self.path / "regions.json", "a store").items()
+        }
+        self.subjects: list[str] = sorted(folder.name for folder in (self.path / "subjects").iterdir())
+
+    def choose(self, names: Sequence[str] | None) -> list[str]:
+        """The subjects to work with: all, or those named. Raises InputError for one that is not here."""
+        unknown = [name for name in names or [] if name not in self.subjects]
+        if unknown:
+            raise InputError(f"{self.path} has no subject {', '.join(unknown)}; it holds {', '.join(self.subjects)}.")
+        return sorted(set(names)) if names else self.subjects
+
+    @cache  # noqa: B019 - a store lives as long as the command that opened it
+    def space(self, subject: str) -> VoxelSpace:
+        """The subject's voxels."""
+        table = pd.read_parquet(self.path / "subjects" / subject / "voxels.parquet")
+        mask = nib.load(self.path / "subjects" / subject / "mask.nii.gz")
+        regions = {p: table[p].to_numpy(np.int32) for p in self.regions if p in table}
+        ijk, mm = table[["i", "j", "k"]].to_numpy(np.int32), table[["x_mm", "y_mm", "z_mm"]].to_numpy(np.float32)
+        return VoxelSpace(subject, mask.shape, mask.affine, ijk, mm, regions, {p: self.regions[p] for p in regions})
+
+    @cache  # noqa: B019
+    def trials(self, subject: str) -> pd.DataFrame:
+        """One row per trial; row numbers are those of the betas."""
+        return pd.read_parquet(self.path / "subjects" / subject / "trials.parquet")
+
+    @cache  # noqa: B019
+    def betas(self, subject: str) -> np.ndarray:
+        """(trials, voxels), memory-mapped, as measured."""
+        path = self.path / "subjects" / subject / "betas.npy"
+        expected = (len(self.trials(subject)), len(self.space(subject)))
+        try:
+            betas = np.load(path, mmap_mode="r")
+        except (ValueError, OSError, EOFError) as error:
+            raise InputError(f"{path} is damaged or truncated ({error}). Prepare the store anew.") from error
+        if betas.shape != expected:
+            raise InputError(
+                f"{path} has shape {betas.shape}; trials.parquet and voxels.parquet promise {expected}. Prepare the store anew."
+            )
+        return betas
+
+    def values(self, subject: str, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Normalized values (B, V) float32 of some trials: z-scores with the stored statistics of each trial's session."""
+        rows = np.arange(len(self.trials(subject))) if rows is None else np.asarray(rows)
+        return self.statistics(subject).apply(
+            self.betas(subject)[rows], self.trials(subject)["session"].to_numpy()[rows]
+        )
+
+    @cache  # noqa: B019
+    def statistics(self, subject: str) -> "Statistics":
+        """Mean and standard deviation per session and voxel, from training trials alone."""
+        return Statistics.load(self.path / "subjects" / subject / "statistics.npz")
+
+    @cached_property
+    def conversations(self) -> pd.DataFrame:
+        """`stimulus`, `source`, `turns` (a conversation), `answers` (those that count as right), first one first."""
+        table = pd.read_parquet(self.path / "conversations.parquet")
+        return table.assign(
+            turns=[[dict(t) for t in turns] for turns in table["turns"]], answers=[list(a) for a in table["answers"]]
+        )
+
+
+class Statistics:
+    """Normalization of one subject: `mean` and `std` (S, V) of S sessions."""
+
+    def __init__(self, sessions: Sequence[str], mean: np.ndarray, std: np.ndarray, origin: str) -> None:
+        self.sessions, self.mean, self.std, self.origin = list(map(str, sessions)), mean, std, origin
+
+    @classmethod
+    def measure(cls, betas: np.ndarray, trials: pd.DataFrame) -> Self:
+        """From the training trials of each session, read session by session.
+
+        A session with fewer than MIN_TRIALS of them takes the subject's statistics over all sessions. A subject without
+        training trials is normalized with all of its own trials, which needs no label; `origin` says so.
+        """
+        train = (trials["split"] == "train").to_numpy()
+        origin = "training trials"
+        if train.sum() < MIN_TRIALS:
+            train, origin = np.ones(len(trials), bool), "all own trials, without labels (no training trials)"
+        session = trials["session"].astype(str).to_numpy()
+        names = sorted(set(session))
+        parts = [np.flatnonzero(train & (session == name)) for name in names]
+        found = [rows if len(rows) >= MIN_TRIALS else np.flatnonzero(train) for rows in parts]
+        blocks = [(betas[rows[at : at + 64]] for at in range(0, len(rows), 64)) for rows in found]
+        _, mean, std = zip(*map(moments, blocks), strict=True)
+        return cls(names, np.stack(mean).astype(np.float32), np.stack(std).astype(np.float32), origin)
+
+    def apply(self, betas: np.ndarray, sessions: Sequence[str]) -> np.ndarray:
+        """Z-scores (B, V) float32 of betas (B, V) measured in these sessions (B,)."""
+        index = {name: i for i, name in enumerate(self.sessions)}
+        found = np.array([index[str(s)] for s in sessions])
+        out = np.empty(betas.shape, np.float32)
+        for i in np.unique(found):
+            out[found == i] = standardize(betas[found == i], self.mean[i], self.std[i])
+        return out
+
+    def save(self, path: Path) -> None:
+        np.savez(path, sessions=np.array(self.sessions), mean=self.mean, std=self.std, origin=np.array(self.origin))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        with np.load(path, allow_pickle=False) as file:
+            return cls(file["sessions"].tolist(), file["mean"], file["std"], str(file["origin"]))
+
+
+class StoreWriter:
+    """Writes a store subject by subject into `<path>.partial`; `finish` renames it. A second call skips subjects already whole."""
+
+    def __init__(
+        self, path: str | Path, *, name: str, origin: str, licence: str, reader: str, options: Mapping[str, Any]
+    ) -> None:
+        self.path, self.partial = Path(path), partial(Path(path))
+        refuse_existing(self.path)
+        self.meta = {
+            "format": FORMAT,
+            "name": name,
+            "origin": origin,
+            "licence": licence,
+            "version": mindllm.__version__,
+            "reader": reader,
+            "options": dict(options),
+        }
+        plan = self.partial / "dataset.json"
+        with disk_errors(self.path):
+            if plan.exists() and read_json(plan, "an unfinished store") != self.meta:
+                logger.warning("%s was begun with other options; starting over", self.partial)
+                shutil.rmtree(self.partial)
+            (self.partial / "subjects").mkdir(parents=True, exist_ok=True)
+            write_json(plan, self.meta)
+
+    def has(self, subject: str) -> bool:
+        """Whether this subject was already written by an earlier call."""
+        return (self.partial / "subjects" / subject).is_dir()
+
+    def subject(
+        self,
+        space: VoxelSpace,
+        trials: pd.DataFrame,
+        pieces: Iterable[tuple[np.ndarray, np.ndarray]],
+        dtype: str = "float32",
+    ) -> None:
+        """Write one subject. `pieces` yields (trial rows, betas (b, V)) until every trial was given once."""
+        trials = check_trials(trials, space.name)
+        folder = self.partial / "subjects" / space.name
+        temporary = self.partial / f".{space.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        with disk_errors(self.path):
+            temporary.mkdir(parents=True)
+            betas = np.lib.format.open_memmap(temporary / "betas.npy", "w+", np.dtype(dtype), (len(trials), len(space)))
+            written = np.zeros(len(trials), int)
+            for rows, values in pieces:
+                check_values(values, len(space), space.name)
+                check_finite(values, f"{space.name}, trials {rows[0]} to {rows[-1]}")
+                if np.abs(values).max(initial=0) > np.finfo(betas.dtype).max:
+                    raise InputError(
+                        f"{space.name}: betas of up to {np.abs(values).max():.3g} do not fit {dtype}; use --dtype float32."
+                    )
+                betas[rows] = values
+                written[rows] += 1
+            if (written != 1).any():
+                raise InputError(
+                    f"{space.name}: trial {np.flatnonzero(written != 1)[0]} was given {written[written != 1][0]} times; each trial needs its betas once."
+                )
+            betas.flush()
+            Statistics.measure(betas, trials).save(temporary / "statistics.npz")
+            table = pd.DataFrame(np.c_[space.ijk], columns=["i", "j", "k"]).assign(
+                **{f"{axis}_mm": space.mm[:, n] for n, axis in enumerate("xyz")}, **space.regions
+            )
+            table.to_parquet(temporary / "voxels.parquet")
+            nib.save(space.unmask(np.ones(len(space), np.uint8)), temporary / "mask.nii.gz")
+            trials.to_parquet(temporary / "trials.parquet")
+            regions = {p: {str(k): v for k, v in names.items()} for p, names in space.region_names.items()}
+            path = self.partial / "regions.json"
+            known = read_json(path, "an unfinished store") if path.exists() else {}
+            differ = [p for p in regions if p in known and known[p] != regions[p]]
+            if differ:
+                raise InputError(
+                    f"{space.name} numbers the regions of {', '.join(differ)} otherwise than the subjects before; one lookup table per parcellation is expected."
+                )
+            write_json(path, known | regions)
+            publish(temporary, folder)
+
+    def finish(self, conversations: pd.DataFrame) -> Store:
+        """Check the whole, write the conversations, and put the store in its place."""
+        trials = {
+            folder.name: pd.read_parquet(folder / "trials.parquet")
+            for folder in sorted((self.partial / "subjects").iterdir())
+        }
+        if not trials:
+            raise InputError(f"{self.path}: no subject was given, so there is nothing to store.")
+        check_splits(trials)
+        for turns in conversations["turns"]:
+            check_conversation(turns)
+        with disk_errors(self.path):
+            conversations.to_parquet(self.partial / "conversations.parquet")
+            if not (self.partial / "regions.json").exists():
+                write_json(self.partial / "regions.json", {})
+            publish(self.partial, self.path)
+        return Store(self.path)
+
+
+def write(
+    path: str | Path,
+    subjects: Iterable[tuple[VoxelSpace, np.ndarray, pd.DataFrame]],
+    conversations: pd.DataFrame,
+    *,
+    name: str,
+    origin: str = "",
+    licence: str = "",
+    dtype: str = "float32",
+) -> Store:
+    """Make a store of one's own arrays: per subject a voxel space, betas (trials, voxels), and a trials table with `stimulus`.
+
+    conversations: `stimulus`, `source`, `turns`, `answers`; `captions` makes it from a table of captions.
+    """
+    writer = StoreWriter(path, name=name, origin=origin, licence=licence, reader="arrays", options={})
+    for space, betas, trials in subjects:
+        check_values(betas, len(space), space.name)
+        if len(betas) != len(trials):
+            raise InputError(f"{space.name}: {len(betas)} rows of betas, but {len(trials)} rows of trials.")
+        writer.subject(space, trials, [(np.arange(len(trials)), betas)], dtype)
+    return writer.finish(conversations)
+
+
+def captions(table: pd.DataFrame, source: str = "caption", question: str | None = None) -> pd.DataFrame:
+    """Conversations from captions, one per row of `stimulus`, `caption`; all captions of a stimulus count as right."""
+    table = table[["stimulus", "caption"]].drop_duplicates()
+    right = table.groupby("stimulus", sort=False)["caption"].agg(list)
+    turns: list[Conversation] = [ask(*([question] if question else []), answer=text) for text in table["caption"]]
+    answers = [
+        [text, *(other for other in right[stimulus] if other != text)]
+        for stimulus, text in table.itertuples(index=False)
+    ]
+    return pd.DataFrame(
+        {"stimulus": table["stimulus"].astype(str).to_numpy(), "source": source, "turns": turns, "answers": answers}
+    )
+
+
+def check_trials(trials: pd.DataFrame, subject: str) -> pd.DataFrame:
+    """The trials table with all its columns; what is not told gets one session, one run, counted repeats, and `train`."""
+    if "stimulus" not in trials or trials["stimulus"].isna().any():
+        raise InputError(
+            f"{subject}: the trials table needs a column `stimulus` without gaps; found the columns {list(trials.columns)}."
+        )
+    trials = trials.reset_index(drop=True).assign(stimulus=trials["stimulus"].astype(str).to_numpy())
+    defaults = {"session": "1", "run": "1", "repeat": trials.groupby("stimulus").cumcount(), "split": "train"}
+    trials = trials.assign(**{column: value for column, value in defaults.items() if column not in trials})
+    odd = sorted(set(trials["split"]) - set(SPLITS))
+    if odd:
+        raise InputError(f"{subject}: unknown split {odd}; expected {', '.join(SPLITS)}.")
+    others = [column for column in trials if column not in TRIAL_COLUMNS]
+    return trials.assign(session=trials["session"].astype(str), run=trials["run"].astype(str))[
+        [*TRIAL_COLUMNS, *others]
+    ]
+
+
+def check_splits(trials: Mapping[str, pd.DataFrame]) -> None:
+    """Raise InputError if any stimulus stands in two splits, for one subject or across subjects."""
+    table = pd.concat([t[["stimulus", "split"]].assign(subject=s) for s, t in trials.items()])
+    kinds = table.groupby("stimulus")["split"].nunique()
+    leaked = kinds[kinds > 1].index
+    if len(leaked):
+        where = table[table["stimulus"] == leaked[0]].drop_duplicates()
+        raise InputError(
+            f"{len(leaked)} stimuli stand in two splits, first {leaked[0]!r}: {', '.join(f'{r.split} ({r.subject})' for r in where.head(4).itertuples())}. Give every stimulus one split for all subjects."
+        )
+
+
+def split_stimuli(stimuli: Sequence[str], fractions: Mapping[str, float], seed: int = 0) -> dict[str, str]:
+    """Stimulus -> split, drawn at random: `fractions` of the stimuli go to each split named, the rest to train."""
+    if sum(fractions.values()) >= 1 or set(fractions) - set(SPLITS):
+        raise InputError(f"split fractions {dict(fractions)}: expected shares of val and test that sum to less than 1.")
+    order = np.random.default_rng(seed).permutation(sorted(set(stimuli)))
+    out, start = dict.fromkeys(order.tolist(), "train"), 0
+    for split, fraction in fractions.items():
+        count = round(fraction * len(order))
+        if fraction and not count:
+            raise InputError(f"{fraction} of {len(order)} stimuli leaves the split {split} empty; take a larger share.")
+        out.update(dict.fromkeys(order[start : start + count].tolist(), split))
+        start += count
+    return out

@@ -1,0 +1,224 @@
+"""Neuroscience-informed attention: any number of voxels of any person -> a fixed number of fMRI tokens.
+
+For one person with V voxels, values v (B x V), keys K (V x d) and learnable queries Q (N x d):
+
+    A = softmax(Q K^T)   (N x V)   where each query looks; the activity does not enter
+    z = v A^T            (B x N)   what it sees there
+
+Keys come from where a voxel is (millimetres in MNI space) and the regions it belongs to. A depends on the person and the
+weights alone, so it is computed once per person and batch, with the batch as the value dimension of the attention.
+Source: MindLLM, Qiu et al., ICML 2025, arXiv 2502.15786, section 3.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mindllm.config import EncoderConfig
+from mindllm.errors import InputError
+from mindllm.voxels import VoxelSpace
+
+SCALE_MM = 100.0  # a brain spans about -100 to 100 mm in MNI space
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """A voxel space as the encoder reads it: `positions` (V, 3) and `regions` (V, P), numbered as in the model."""
+
+    positions: Tensor
+    regions: Tensor
+
+    def __getitem__(self, keep: Tensor) -> "Voxels":
+        return Voxels(self.positions[keep], self.regions[keep])
+
+    @classmethod
+    def join(cls, parts: "Sequence[Voxels]") -> "Voxels":
+        """The voxels of several people, one after the other."""
+        return cls(torch.cat([p.positions for p in parts]), torch.cat([p.regions for p in parts]))
+
+
+class Encoder(nn.Module):
+    """Voxels and their values -> fMRI tokens. `regions`: parcellation -> region names, in the model's own order (1, 2, ...)."""
+
+    def __init__(self, config: EncoderConfig, regions: Mapping[str, Sequence[str]]) -> None:
+        super().__init__()
+        self.config, self.regions = config, {p: list(names) for p, names in regions.items()}
+        c, width = config, config.key_width
+        self.register_buffer("frequencies", frequencies(c))
+        widths = [2 * len(self.frequencies) + 3 * c.coordinates, *[width] * c.key_layers]
+        layers = [layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o), nn.GELU())]
+        self.position_key = nn.Sequential(*layers[:-1])
+        self.region_tables = nn.ModuleDict(
+            {p: nn.Embedding(len(names) + 1, c.region_width, padding_idx=0) for p, names in self.regions.items()}
+        )
+        self.region_key = nn.Linear(c.region_width * len(self.regions), width, bias=False) if self.regions else None
+        self.queries = nn.Parameter(torch.randn(c.n_queries, width))
+        self.head = QueryHead(c) if c.value_width else MixingHead(c)
+
+    @torch.no_grad()
+    def place(self, spaces: Sequence[VoxelSpace], sample: int = 8192) -> None:
+        """Start each query as a Gaussian receptive field of `field_mm`, around voxels spread evenly over these people.
+
+        With orthonormal key weights, Q K^T is a sum of cosines of distance, whose exponential is close to a Gaussian.
+        """
+        if self.config.field_mm is None:
+            return
+        if (
+            self.config.key_layers > 1
+            or self.config.fourier != "axes"
+            or self.config.key_width < self.position_key[0].in_features
+        ):
+            raise InputError(
+                f"field_mm needs one key layer at least as wide as its {self.position_key[0].in_features} position features along the axes; found key_layers={self.config.key_layers}, key_width={self.config.key_width}, fourier={self.config.fourier!r}. Set field_mm to null for random queries."
+            )
+        nn.init.orthogonal_(self.position_key[0].weight)
+        nn.init.zeros_(self.position_key[0].bias)
+        if self.region_key is not None:
+            nn.init.zeros_(self.region_key.weight)  # regions come in as they are learned
+        voxels = Voxels.join([self.locate(space) for space in spaces])
+        voxels = voxels[torch.randperm(len(voxels.positions))[:sample]]
+        centres = [0]
+        distance = torch.full((len(voxels.positions),), torch.inf, device=voxels.positions.device)
+        for _ in range(1, self.config.n_queries):  # farthest-point sampling
+            distance = torch.minimum(distance, (voxels.positions - voxels.positions[centres[-1]]).square().sum(1))
+            centres.append(int(distance.argmax()))
+        self.queries.copy_(self.keys(voxels[torch.tensor(centres)]))
+
+    def locate(self, space: VoxelSpace) -> Voxels:
+        """A voxel space in the model's own terms: regions are matched by name; a parcellation it lacks is all zeros.
+
+        Raises InputError for a region name that the model does not know.
+        """
+        device = self.queries.device
+        if self.config.positions == "mm":
+            positions = torch.as_tensor(space.mm, device=device) / SCALE_MM
+        else:
+            positions = torch.as_tensor(space.ijk, dtype=torch.float32, device=device)
+        columns = [region_numbers(space, p, names) for p, names in self.regions.items()]
+        regions = torch.stack(columns, 1) if columns else torch.zeros(len(space), 0, dtype=torch.int64)
+        return Voxels(positions, regions.to(device))
+
+    def keys(self, voxels: Voxels) -> Tensor:
+        """K: (V, d) from positions and regions."""
+        phase = 2 * math.pi * voxels.positions @ self.frequencies.T
+        features = [phase.sin(), phase.cos()] + ([voxels.positions] if self.config.coordinates else [])
+        keys = self.position_key(torch.cat(features, -1))
+        if self.region_key is not None:
+            found = [table(voxels.regions[:, i]) for i, table in enumerate(self.region_tables.values())]
+            keys = keys + self.region_key(torch.cat(found, -1))
+        return keys
+
+    def attention(self, voxels: Voxels) -> Tensor:
+        """A: (N, V), each row sums to one. A map of the brain: where each query looks."""
+        return torch.softmax(self.queries @ self.keys(voxels).T * self.scale, -1)
+
+    def look(self, voxels: Voxels, values: Tensor) -> Tensor:
+        """Z = v A^T: (B, N) from values (B, V), without storing A where the backend can avoid it."""
+        out = F.scaled_dot_product_attention(
+            self.queries[None], self.keys(voxels)[None], values.T[None], scale=self.scale
+        )
+        return out[0].T
+
+    @property
+    def scale(self) -> float:
+        """What Q K^T is multiplied by: 1 / sqrt(d), or what makes a query a Gaussian of `field_mm`."""
+        if self.config.field_mm is None:
+            return self.config.key_width**-0.5
+        curvature = (2 * math.pi * self.frequencies).square().sum().item() / 3  # of the sum of cosines, per axis
+        return (SCALE_MM / self.config.field_mm) ** 2 / curvature
+
+    def forward(self, groups: Sequence[tuple[Voxels, Tensor]]) -> Tensor:
+        """fMRI tokens (B, T, width) of a batch that may mix people: one (voxels, values (b, V)) per person, in order."""
+        return self.head.tokens(self.head.code(torch.cat([self.look(voxels, values) for voxels, values in groups])))
+
+
+class MixingHead(nn.Module):
+    """z (B, N) -> a code of all queries together (B, code width) -> T tokens at once."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        c = config
+        if not c.head_entry and c.hidden != c.n_queries:
+            raise InputError(
+                f"without head_entry the head is as wide as the queries: found hidden={c.hidden}, n_queries={c.n_queries}."
+            )
+        self.shape, self.code_width = (c.n_tokens, c.token_width), c.code_width or c.hidden
+        norm = nn.BatchNorm1d(c.n_queries, affine=False) if c.head_norm == "batch" else nn.LayerNorm(c.n_queries)
+        entry = (
+            [nn.Dropout(c.dropout), nn.Linear(c.n_queries, c.hidden), nn.LayerNorm(c.hidden)] if c.head_entry else []
+        )
+        self.enter = nn.Sequential(norm, *entry, nn.GELU(), nn.Dropout(c.dropout))
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(c.hidden, c.hidden), nn.LayerNorm(c.hidden), nn.GELU(), nn.Dropout(c.dropout))
+            for _ in range(c.residual_layers)
+        )
+        self.narrow = nn.Linear(c.hidden, c.code_width) if c.code_width else nn.Identity()
+        self.leave = nn.Linear(self.code_width, c.n_tokens * c.token_width)
+
+    def code(self, seen: Tensor) -> Tensor:
+        """(B, code width) from z (B, N)."""
+        x = self.enter(seen)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.narrow(x)
+
+    def tokens(self, code: Tensor) -> Tensor:
+        """fMRI tokens (B, T, width) from a code; of a narrow one, its direction alone counts, as in the alignment."""
+        code = F.normalize(code, dim=-1) * self.code_width**0.5 if isinstance(self.narrow, nn.Linear) else code
+        return self.leave(code).unflatten(-1, self.shape)
+
+
+class QueryHead(nn.Module):
+    """z (B, N) -> one token per query. The value projection is affine and A's rows sum to one, so it may come after A."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        c = config
+        if c.n_tokens != c.n_queries:
+            raise InputError(
+                f"with value_width each query is one token: n_tokens must equal n_queries; found {c.n_tokens} and {c.n_queries}."
+            )
+        self.shape, self.code_width = (c.n_queries, c.value_width or 1), c.n_queries * (c.value_width or 1)
+        self.value = nn.Linear(1, c.value_width or 1)
+        self.leave = nn.Linear(c.value_width or 1, c.token_width)
+
+    def code(self, seen: Tensor) -> Tensor:
+        """(B, N * value width) from z (B, N)."""
+        return self.value(seen[..., None]).flatten(1)
+
+    def tokens(self, code: Tensor) -> Tensor:
+        """fMRI tokens (B, T, width) from a code."""
+        return self.leave(code.unflatten(-1, self.shape))
+
+
+def frequencies(config: EncoderConfig) -> Tensor:
+    """(F, 3) directions of the Fourier features in cycles per unit of position."""
+    if config.fourier == "random":
+        return config.sigma * torch.randn(config.n_frequencies, 3)
+    octaves = SCALE_MM / config.longest_mm * 2.0 ** torch.arange(config.n_frequencies)
+    return torch.cat([torch.eye(3) * octave for octave in octaves])
+
+
+def region_numbers(space: VoxelSpace, parcellation: str, names: Sequence[str]) -> Tensor:
+    """(V,) numbers of one parcellation's regions in the order of `names`, starting at 1; 0 = in no region."""
+    if parcellation not in space.regions:
+        return torch.zeros(len(space), dtype=torch.int64)
+    known = {name: i for i, name in enumerate(names, 1)}
+    theirs = torch.as_tensor(space.regions[parcellation], dtype=torch.int64)
+    used = [number for number in theirs.unique().tolist() if number]
+    found = {number: space.region_names[parcellation][number] for number in used}
+    unknown = sorted(set(found.values()) - set(known))
+    if unknown:
+        raise InputError(
+            f"{space.name}: the parcellation {parcellation} has {len(unknown)} region names that the model does not know: {unknown[:5]}. "
+            f"Expected names such as {list(names)[:5]}. Rename them in the lookup table, or leave this parcellation out."
+        )
+    table = torch.zeros(max([0, *used]) + 1, dtype=torch.int64)
+    for number, name in found.items():
+        table[number] = known[name]
+    return table[theirs]

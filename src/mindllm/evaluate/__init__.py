@@ -1,0 +1,1 @@
+"""Scores beside their controls, and the report that shows them."""

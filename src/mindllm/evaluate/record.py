@@ -1,0 +1,122 @@
+"""What is kept of an evaluation: one record per trial, and how it was measured."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+import mindllm
+from mindllm.data.store import Store
+from mindllm.evaluate.controls import Blind, Readings, most_frequent
+from mindllm.evaluate.scores import match_credit, rank
+from mindllm.evaluate.task import Task
+from mindllm.model import MindLLM
+
+RESAMPLES = PERMUTATIONS = 2000
+PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "nibabel", "nilearn")
+UNKNOWN = "unknown"
+
+
+def predict(store: Store, task: Task, readings: Readings, blind: Blind) -> list[dict[str, Any]]:
+    """One record per trial: what was shown, what was said, and how likely the truth was with and without the scan."""
+    rows = task.rows[readings.subject]
+    trials = store.trials(readings.subject).iloc[rows]
+    shown, true = task.columns(readings.stimuli)
+    given, each = readings.likelihood, np.arange(len(rows))
+    right = match_credit(readings.texts, task.accepted)[each, shown]
+    ranks = {"rank": rank(given, true), "gain_rank": rank(given - blind.likelihood, true)}
+    repeats = trials["repeat"].to_numpy(int).tolist()
+    first = np.argsort(-given, axis=1, kind="stable")[:, :5]
+    records = []
+    for i, (row, trial) in enumerate(zip(rows, trials.itertuples(), strict=True)):
+        record = {
+            "subject": readings.subject,
+            "trial": int(row),
+            "stimulus": trial.stimulus,
+            "session": str(trial.session),
+            "repeat": repeats[i],
+        }
+        record |= {
+            "truth": task.candidates[true[i]],
+            "accepted": list(task.accepted[shown[i]]),
+            "decoded": readings.texts[i],
+            "exact_match": bool(right[i]),
+        }
+        record |= {
+            "log_likelihood": float(given[i, true[i]]),
+            "gain": float(given[i, true[i]] - blind.likelihood[true[i]]),
+        }
+        record |= {name: float(value[i]) for name, value in ranks.items()} | {
+            "likeliest": [task.candidates[c] for c in first[i]]
+        }
+        records.append(record)
+    return records
+
+
+def describe(
+    model: MindLLM,
+    store: Store,
+    task: Task,
+    blind: Blind,
+    name: str | None,
+    seed: int,
+    batch_size: int,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """How it was measured; what the model's card does not tell is 'unknown'."""
+    card = model.card
+    known = set(card["stimuli"]) if "stimuli" in card else None
+    people = {}
+    for subject, rows in task.rows.items():
+        shown = set(store.trials(subject)["stimulus"].to_numpy()[rows].tolist())
+        people[subject] = {
+            "trials": len(rows), "stimuli": len(shown), "split": task.splits[subject], "voxels": len(store.space(subject)),
+            "in_training": subject in card["subjects"] if "subjects" in card else UNKNOWN,
+            "chose_checkpoint": chose_checkpoint(card, subject, task.splits[subject]),
+            "stimuli_seen_in_training": len(shown & known) if known is not None else UNKNOWN,
+            "normalized_with": normalization(store, task, subject),
+        }  # fmt: skip
+    constant = most_frequent(blind.training_answers) if blind.training_answers else []
+    return {
+        "model": {"name": name or card.get("name", UNKNOWN), "llm": model.llm.name, "llm_fingerprint": model.llm.fingerprint, "trained_on_subjects": card.get("subjects", UNKNOWN), "trained_on_store": card.get("store", UNKNOWN), "training_seed": card.get("seed", UNKNOWN), "training_versions": card.get("versions", UNKNOWN), "encoder": model.encoder.config.model_dump()},
+        "data": {"store": store.meta.get("name", UNKNOWN), "origin": store.meta.get("origin", UNKNOWN), "licence": store.meta.get("licence", UNKNOWN), "prepared_with": store.meta.get("version", UNKNOWN)},
+        "subjects": people,
+        "stimuli": len(task.stimuli),
+        "stimuli_seen_in_training": len(known & set(task.stimuli)) if known is not None else UNKNOWN,
+        "question": task.question, "question_origin": task.question_origin,
+        "candidates": list(task.candidates),
+        "no_brain_text": blind.text,
+        "constant_text": constant[0] if constant else UNKNOWN, "constant_ties": len(constant),
+        "seed": seed, "bootstrap_resamples": RESAMPLES, "permutations": PERMUTATIONS, "batch_size": batch_size, "generate_options": {k: str(v) for k, v in options.items()},
+        "versions": {"mindllm": mindllm.__version__, "python": platform.python_version(), **{p: package_version(p) for p in PACKAGES}},
+    }  # fmt: skip
+
+
+def chose_checkpoint(card: Mapping[str, Any], subject: str, split: str) -> bool:
+    """Whether these trials helped to choose the model's weights: a validation person's trials, their test split apart."""
+    return (
+        subject in card.get("validation_subjects", [])
+        and split != "test"
+        and (subject not in card.get("subjects", []) or split == "val")
+    )
+
+
+def normalization(store: Store, task: Task, subject: str) -> str:
+    """What a subject's z-scores were measured on, saying so where the evaluated trials are among them."""
+    origin = store.statistics(subject).origin
+    among = (store.trials(subject)["split"].to_numpy()[task.rows[subject]] == "train").any()
+    return (
+        f"{origin} of this person, the evaluated ones among them, without labels"
+        if among and origin == "training trials"
+        else origin
+    )
+
+
+def package_version(name: str) -> str:
+    """The installed version of a package, or 'unknown'."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return UNKNOWN

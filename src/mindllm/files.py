@@ -1,0 +1,102 @@
+"""Files and folders that are whole or absent: written beside their place, renamed when complete."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mindllm.errors import InputError
+
+PARTIAL = ".partial"
+
+
+def partial(path: Path) -> Path:
+    """Where `path` is written until it is whole."""
+    return path.with_name(path.name + PARTIAL)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a forbidden folder into a message; what stood at `path` is untouched."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            place = next(parent for parent in path.absolute().parents if parent.exists())
+            free = shutil.disk_usage(place).free / 2**20
+            raise InputError(
+                f"no room to write {path}: {free:.0f} MiB are free there ({error.strerror}). "
+                "Free some space or choose another folder and run the same command again; nothing half-written was kept in its place."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise InputError(f"cannot write {path}: {error.strerror}. Choose a folder you may write to.") from error
+        raise
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends without error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Compression and format follow the suffix, so the temporary name keeps it.
+    temporary = path.with_name(f".{os.getpid()}{PARTIAL}.{path.name}")
+    try:
+        with disk_errors(path):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; rename it to `path` when the block ends without error.
+
+    Raises InputError if `path` already holds something: nothing is ever overwritten.
+    """
+    refuse_existing(path)
+    temporary = partial(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    with disk_errors(path):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        publish(temporary, path)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a finished folder to its place (atomic on one file system)."""
+    refuse_existing(path)
+    if path.exists():
+        path.rmdir()
+    os.replace(temporary, path)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise InputError if `path` is a file or a folder with something in it."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise InputError(f"{path} already exists. Choose another name, or remove it first if it is no longer needed.")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read the JSON file `path`, which is `what`; a missing or broken one is an InputError that says so."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path.parent} is not {what}: it has no {path.name}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged and cannot be read as JSON ({error}). Make {what} anew.") from error

@@ -1,0 +1,80 @@
+"""NIfTI files, opened and checked: what is wrong with one is said in a sentence."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import SpatialImage
+
+from mindllm.errors import InputError
+
+GRID_TOLERANCE_MM = 1e-2
+Image = str | Path | SpatialImage
+
+
+def open_image(image: Image, what: str, dimensions: int | None = None) -> SpatialImage:
+    """A nibabel image, its header read and its data still on disk."""
+    if isinstance(image, (str, Path)):
+        path = Path(image)
+        if not path.is_file():
+            raise InputError(f"{what}: there is no file {path}.")
+        try:
+            image = nib.load(path, keep_file_open=True)  # one forward pass through a .gz, not one per piece
+        except (ImageFileError, OSError, EOFError) as error:
+            raise InputError(
+                f"{what}: {path} cannot be read as a NIfTI image ({error}). Fetch or make the file again."
+            ) from error
+    if image.ndim not in (3, 4) or (dimensions and image.ndim != dimensions and image.shape[dimensions:] != (1,)):
+        raise InputError(
+            f"{what} {describe(image)} has shape {image.shape}; expected {dimensions or '3 or 4'} dimensions."
+        )
+    return image.slicer[..., 0] if dimensions == 3 and image.ndim == 4 else image
+
+
+def read_array(image: SpatialImage, what: str, part: tuple[slice, ...] = ()) -> np.ndarray:
+    """The image's numbers, slope and intercept applied; `part` slices the volumes. A truncated file is an InputError."""
+    try:
+        return np.asanyarray(image.dataobj[(slice(None),) * 3 + part] if part else image.dataobj)
+    except Exception as error:  # gzip, zlib, mmap and nibabel each have their own error for a damaged file
+        raise InputError(
+            f"{what} {describe(image)} is damaged or truncated: its header promises shape {image.shape}, but reading failed ({type(error).__name__}: {error}). Fetch or make the file again."
+        ) from error
+
+
+def same_grid(image: SpatialImage, shape: Sequence[int], affine: np.ndarray, what: str, other: str) -> None:
+    """Raise InputError unless `image` lies on the grid (shape, affine) of `other`."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
+    moved = np.abs(nib.affines.apply_affine(image.affine, corners) - nib.affines.apply_affine(affine, corners)).max()
+    if tuple(image.shape[:3]) != tuple(shape) or not moved <= GRID_TOLERANCE_MM:
+        raise InputError(
+            f"{what} {describe(image)} is on another grid than {other}.\nexpected shape {tuple(shape)}, affine\n{np.round(affine, 4)}\nfound shape {tuple(image.shape[:3])}, affine\n{np.round(image.affine, 4)}\n"
+            'Bring it there first, e.g. nilearn.image.resample_to_img(image, target, interpolation="nearest").'
+        )
+
+
+def read_lookup(atlas: str | Path | None, parcellation: str) -> dict[int, str]:
+    """Region number -> name from the BIDS table beside an atlas file (`atlas-X_..._dseg.tsv` or `atlas-X_dseg.tsv`)."""
+    if atlas is None:
+        raise InputError(
+            f"atlas {parcellation} was given as an image without names. Pass names={{{parcellation!r}: {{1: 'V1', ...}}}}."
+        )
+    path = Path(atlas)
+    stem = path.name.removesuffix(".gz").removesuffix(".nii")
+    candidates = [path.with_name(f"{stem}.tsv"), path.with_name(f"{stem.split('_')[0]}_dseg.tsv")]
+    table = next((c for c in candidates if c.is_file()), None)
+    if table is None:
+        raise InputError(
+            f"atlas {parcellation}: no lookup table with the region names beside {path}. Expected {candidates[0].name} or {candidates[1].name} with the columns `index` and `name`."
+        )
+    rows = pd.read_csv(table, sep="\t")
+    if not {"index", "name"} <= set(rows.columns):
+        raise InputError(f"lookup table {table} has the columns {list(rows.columns)}; expected `index` and `name`.")
+    return dict(zip(rows["index"].astype(int), rows["name"].astype(str), strict=True))
+
+
+def describe(image: SpatialImage) -> str:
+    """The file an image came from, for messages."""
+    return str(image.get_filename() or "(in memory)")

@@ -1,0 +1,134 @@
+"""Shared fixtures: a tiny random language model, people with a few voxels, and the real data where it is present."""
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mindllm.data.store import Store, captions, write
+from mindllm.llm import LanguageModel, load_llm
+from mindllm.model import MindLLM
+from mindllm.config import EncoderConfig
+from mindllm.voxels import VoxelSpace
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXTS = [
+    "a dog runs",
+    "a cat sleeps",
+    "two people eat pizza",
+    "a red car",
+    "a child on the beach",
+    "What is this person seeing?",
+]
+REGIONS = {"visual": {1: "V1", 2: "V2", 3: "FFA"}, "lobes": {1: "occipital", 2: "temporal"}}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data, or a skip that says so."""
+    place = Path(os.environ.get("MINDLLM_SHARED", Path(__file__).parents[2] / "shared"))
+    if not (place / "data").is_dir():
+        pytest.skip(f"real data not found at {place}; set MINDLLM_SHARED to its folder")
+    return place / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with a byte-level tokenizer and a chat template, saved as a folder."""
+    folder = tmp_path_factory.mktemp("tiny-llm")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
+    )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    wrapped.chat_template = CHATML
+    wrapped.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(wrapped), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        tie_word_embeddings=True, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_llm(tiny_llm_folder: Path) -> LanguageModel:
+    return load_llm(tiny_llm_folder)
+
+
+@pytest.fixture
+def tiny_config() -> EncoderConfig:
+    return EncoderConfig(
+        n_queries=16, key_width=24, n_frequencies=3, region_width=4, hidden=32, n_tokens=3, token_width=8
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_llm: LanguageModel, tiny_config: EncoderConfig) -> MindLLM:
+    torch.manual_seed(1)
+    return MindLLM(tiny_config, {p: list(names.values()) for p, names in REGIONS.items()}, tiny_llm).eval()
+
+
+def make_space(
+    name: str = "sub-01", voxels: int = 60, seed: int = 0, shape: tuple[int, int, int] = (12, 10, 8)
+) -> VoxelSpace:
+    """Random voxels on an oblique, flipped 8 mm grid around the origin, with two parcellations."""
+    rng = np.random.default_rng(seed)
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([-8.0, 8.0, 8.0])
+    affine[:3, 3] = -affine[:3, :3] @ (np.array(shape) / 2)
+    mask = np.zeros(shape, np.uint8)
+    mask.flat[rng.choice(mask.size, voxels, replace=False)] = 1
+    atlases = {
+        p: nib.Nifti1Image(rng.integers(0, len(names) + 1, shape).astype(np.int16), affine)
+        for p, names in REGIONS.items()
+    }
+    return VoxelSpace.from_mask(nib.Nifti1Image(mask, affine), atlases, names=REGIONS, name=name)
+
+
+@pytest.fixture
+def space() -> VoxelSpace:
+    return make_space()
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Three people, six stimuli shown four times each; the pattern of a stimulus is a smooth function of position."""
+    rng = np.random.default_rng(0)
+    waves = rng.normal(size=(len(TEXTS), 3)) / 40
+    subjects = []
+    for n, name in enumerate(["sub-01", "sub-02", "sub-03"]):
+        space = make_space(name, 50 + 10 * n, seed=n)
+        shown = np.tile(np.arange(len(TEXTS)), 4)
+        betas = 100 + 5 * (np.cos(space.mm @ waves[shown].T).T + 0.3 * rng.normal(size=(len(shown), len(space))))
+        trials = pd.DataFrame(
+            {"stimulus": [f"stim{i}" for i in shown], "session": np.repeat(["1", "2"], len(shown) // 2)}
+        )
+        subjects.append((space, betas.astype(np.float32), trials))
+    table = pd.DataFrame({"stimulus": [f"stim{i}" for i in range(len(TEXTS))], "caption": TEXTS})
+    return write(
+        tmp_path_factory.mktemp("store") / "tiny",
+        subjects,
+        captions(table),
+        name="tiny",
+        origin="made by the tests",
+        licence="MIT",
+    )

@@ -1,0 +1,289 @@
+"""The evaluation as a whole, on tiny models: a planted perfect one, one that says nothing, and a random one."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+
+from mindllm.data.store import Store, captions, write
+from mindllm.errors import InputError
+from mindllm.evaluate.controls import ALL, CONDITIONS, METRICS
+from mindllm.evaluate.page import examples
+from mindllm.evaluate.report import Report, evaluate
+from mindllm.evaluate.verdict import find
+from mindllm.explain.attention import attention_by_region, attention_map, attention_mass
+from mindllm.explain.figures import training_curve
+from mindllm.model import MindLLM
+from mindllm.voxels import VoxelSpace
+
+STIMULI = 12
+
+
+class Planted(MindLLM):
+    """A model whose answers are known: voxel number s is the log-likelihood of answer s, times `skill`."""
+
+    skill = 1.0
+    wording = "scene {}"
+
+    def encode(self, values, space):
+        width = self.encoder.config.n_tokens * self.encoder.config.token_width
+        read = torch.as_tensor(values)[:, :STIMULI] * self.skill
+        return torch.nn.functional.pad(read, (0, width - STIMULI)).unflatten(1, (-1, self.encoder.config.token_width))
+
+    def score(self, tokens, candidates, question="", rows=512):
+        assert not self.training, "dropout must be off"
+        return tokens.flatten(1)[:, [int(c.split()[1]) for c in candidates]]
+
+    def generate(self, tokens, conversations, stream=None, **options):
+        assert len(tokens) == len(conversations)
+        assert "<fMRI>" in conversations[0][0]["content"]
+        return [self.wording.format(int(n)) for n in tokens.flatten(1)[:, :STIMULI].argmax(1)]
+
+
+def planted(tiny_model: MindLLM, **card: object) -> Planted:
+    model = Planted(tiny_model.encoder.config, tiny_model.encoder.regions, tiny_model.llm)
+    names = [f"s{i:02d}" for i in range(STIMULI)]
+    model.card = {
+        "subjects": ["other"],
+        "stimuli": names,
+        "answers": {f"scene {i}": 2 for i in range(STIMULI)},
+        "store": "elsewhere",
+        "seed": 1,
+        "versions": {},
+    } | card
+    return model
+
+
+def make_store(path: Path, space: VoxelSpace, *, noise: float = 0.1, split: str = "train", people: int = 2) -> Store:
+    """Everybody sees each stimulus twice; voxel s is high for stimulus s."""
+    rng, shown, subjects = np.random.default_rng(0), np.tile(np.arange(STIMULI), 2), []
+    for n in range(people):
+        betas = noise * rng.normal(size=(len(shown), len(space)))
+        betas[np.arange(len(shown)), shown] += 1
+        trials = pd.DataFrame({"stimulus": [f"s{i:02d}" for i in shown], "split": split})
+        own = VoxelSpace(
+            f"sub-{n + 1:02d}", space.shape, space.affine, space.ijk, space.mm, space.regions, space.region_names
+        )
+        subjects.append((own, betas.astype(np.float32), trials))
+    table = pd.DataFrame(
+        {"stimulus": [f"s{i:02d}" for i in range(STIMULI)], "caption": [f"scene {i}" for i in range(STIMULI)]}
+    )
+    return write(path, subjects, captions(table), name="planted", origin="made by the tests", licence="MIT")
+
+
+@pytest.fixture
+def store(tmp_path: Path, space: VoxelSpace) -> Store:
+    return make_store(tmp_path / "store", space)
+
+
+def quick(model: MindLLM, store: Store, *args: object, **options: object) -> Report:
+    return evaluate(model, store, *args, progress=False, **options)
+
+
+def test_a_planted_perfect_model_gets_everything_right(tiny_model: MindLLM, store: Store) -> None:
+    report = quick(planted(tiny_model), store)
+    for metric in METRICS:
+        for subject in ("sub-01", "sub-02", ALL):
+            row = find(report.rows, metric, subject=subject)
+            assert row["value"] == row["ci_low"] == row["ci_high"] == 1
+            assert row["p_value"] == pytest.approx(1 / 2001)
+    assert report.value("identification_top1", "shuffled") == pytest.approx(1 / STIMULI)
+    assert find(report.rows, "identification_top1")["mean_rank"] == 1
+    assert "above shuffled scans" in report.meta["verdict"][0]
+    assert "not above" not in report.meta["verdict"][0]
+
+
+def test_a_model_that_says_nothing_stands_at_chance_and_the_verdict_says_so(tiny_model: MindLLM, store: Store) -> None:
+    model = planted(tiny_model)
+    model.skill = 0.0
+    report = quick(model, store)
+    for row in report.rows:
+        if row["metric"] != "exact_match":
+            assert row["value"] == pytest.approx(row["chance"], rel=1e-9), row
+        else:
+            assert row["value"] == pytest.approx(1 / STIMULI)
+    assert find(report.rows, "identification_top1")["p_value"] == 1
+    assert "not above its controls" in report.meta["verdict"][0]
+
+
+def test_noise_alone_is_not_above_its_controls(tiny_model: MindLLM, tmp_path: Path, space: VoxelSpace) -> None:
+    report = quick(planted(tiny_model), make_store(tmp_path / "noise", space, noise=1e6))
+    shuffled = find(report.rows, "identification_top1", "shuffled")
+    assert shuffled["value"] == pytest.approx(1 / STIMULI)
+    assert shuffled["ci_low"] <= report.value("identification_top1") <= shuffled["ci_high"]
+    assert find(report.rows, "identification_top1")["p_value"] > 0.05
+
+
+def test_constant_uses_training_frequencies(tiny_model: MindLLM, store: Store) -> None:
+    report = quick(planted(tiny_model, answers={"scene 3": 50, "scene 4": 1}), store)
+    assert report.value("exact_match", "constant") == pytest.approx(1 / STIMULI)
+    assert report.value("identification_top1", "constant") == pytest.approx(1 / STIMULI)
+    assert report.meta["constant_text"] == "scene 3"
+    assert report.meta["constant_ties"] == 1
+
+
+def test_no_trial_is_dropped_and_shuffled_order_does_not_matter(tiny_model: MindLLM, store: Store) -> None:
+    report = quick(planted(tiny_model), store, batch_size=5)
+    assert [(p["subject"], p["trial"]) for p in report.predictions] == [
+        (s, i) for s in store.subjects for i in range(24)
+    ]
+    assert {row["n"] for row in report.rows if row["subject"] == ALL} == {48}
+    assert report.rows == quick(planted(tiny_model), store, batch_size=16).rows
+
+
+def test_only_unseen_trials_are_evaluated(tiny_model: MindLLM, store: Store, tmp_path: Path, space: VoxelSpace) -> None:
+    trained = planted(tiny_model, subjects=["sub-01"])
+    with pytest.raises(
+        InputError,
+        match=r"no trial of the split test.*sub-01 \(the model was trained.*--subjects; possible here: sub-02",
+    ):
+        quick(trained, store)
+    with pytest.raises(InputError, match="trained on these training trials"):
+        quick(trained, store, ["sub-01"], split="train")
+    report = quick(trained, store, ["sub-02"])
+    assert report.meta["subjects"]["sub-02"] | {"normalized_with": 0, "voxels": 0} == {
+        "trials": 24, "stimuli": 12, "split": "all (never trained on, no test split)", "voxels": 0,
+        "chose_checkpoint": False, "in_training": False, "stimuli_seen_in_training": 12, "normalized_with": 0,
+    }  # fmt: skip
+    assert "identification of seen stimuli in unseen people" in report.meta["verdict"][-1]
+    tested = quick(
+        planted(tiny_model, subjects=["sub-01"], stimuli=["x"]), make_store(tmp_path / "test", space, split="test")
+    )
+    assert tested.meta["subjects"]["sub-01"]["split"] == "test"
+    assert "none of the 12 evaluated stimuli was" in tested.meta["verdict"][-1]
+
+
+def test_validation_people_are_no_clean_test(tiny_model: MindLLM, store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = quick(planted(tiny_model, validation_subjects=["sub-02"]), store, out=out, pictures=False)
+    assert any(
+        "Not a clean test: trials of sub-02 were validation data" in sentence for sentence in report.meta["verdict"]
+    )
+    assert "chose the weights" in (out / "report.html").read_text()
+
+
+def test_a_silent_card_is_unknown_not_guessed(tiny_model: MindLLM, store: Store, tmp_path: Path) -> None:
+    model = planted(tiny_model)
+    model.card = {}
+    report = quick(model, store, out=tmp_path / "out", pictures=False)
+    assert report.value("exact_match", "constant") is None
+    assert "unknown" in report.meta["verdict"][-1]
+    assert "unknown" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_trials_without_an_answer_are_an_error(tiny_model: MindLLM, store: Store) -> None:
+    store.__dict__["conversations"] = store.conversations.iloc[:-2]
+    with pytest.raises(InputError, match="8 of 48 trials show 2 stimuli without an answer"):
+        quick(planted(tiny_model), store)
+
+
+def test_a_diverged_model_is_an_error(tiny_model: MindLLM, store: Store) -> None:
+    model = planted(tiny_model)
+    model.skill = float("nan")
+    with pytest.raises(InputError, match="NaN or infinite likelihoods"):
+        quick(model, store)
+
+
+def test_the_real_path_with_a_tiny_language_model(tiny_model: MindLLM, tiny_store: Store) -> None:
+    tiny_model.train()
+    report = quick(tiny_model, tiny_store, ["sub-01", "sub-03"], batch_size=7, max_new_tokens=4)
+    assert tiny_model.training, "the caller's mode is kept"
+    assert len(report.predictions) == 48
+    assert report.likelihoods["sub-03"].shape == (24, 6)
+    assert report.value("identification_top1", "shuffled") == pytest.approx(1 / 6)
+    assert report.value("identification_gain_top1", "no_brain") == pytest.approx(1 / 6)
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, and checks that tags close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag not in ("meta", "img", "source", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> None:
+    model = planted(tiny_model)
+    model.wording = "scene {} <script>alert(1)</script>"
+    Console(file=(screen := io.StringIO()), width=140).print(
+        quick(model, store, out=tmp_path / "out", model_name="my-model").table()
+    )
+    assert "not above its controls" in screen.getvalue() or "above shuffled scans" in screen.getvalue()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "likelihoods.npz",
+        "predictions.jsonl",
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {"subject", "condition", "metric", "value", "ci_low", "ci_high", "n", "chance"} <= set(content["rows"][0])
+    found = {(r["subject"], r["condition"], r["metric"]) for r in content["rows"]}
+    assert found == {(s, c, m) for s in ("sub-01", "sub-02", ALL) for c in CONDITIONS for m in METRICS}
+    assert len(content["rows"]) == len(found)
+    assert all(r["ci_low"] <= r["value"] <= r["ci_high"] for r in content["rows"])
+    assert content["meta"]["model"]["name"] == "my-model"
+    assert {"data", "seed", "versions", "time"} <= set(content["meta"])
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 48
+    html = (tmp_path / "out" / "report.html").read_text()
+    page = Page()
+    page.feed(html)
+    assert not page.open
+    assert len(page.links) == 2 * 7
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not re.search(r"<script|<link|@import|url\(", html), "nothing runs and nothing is fetched"
+    with np.load(tmp_path / "out" / "likelihoods.npz", allow_pickle=False) as file:
+        assert set(file.files) == {"candidates", "no_brain", "sub-01", "sub-02"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 100])
+def test_examples_show_the_worst_beside_the_best(count: int) -> None:
+    chosen = examples([{"gain": float(g), "i": g} for g in range(count)])
+    shown = [p["i"] for some in chosen.values() for p in some]
+    assert len(set(shown)) == len(shown)
+    assert {0, count - 1} <= set(shown)
+
+
+def test_attention_is_a_map_whose_mean_is_one(
+    tiny_model: MindLLM, space: VoxelSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = attention_map(tiny_model, space)
+    values = image.get_fdata()[tuple(space.ijk.T)]
+    assert image.shape == space.shape
+    assert values.mean() == pytest.approx(1, rel=1e-5)
+    assert (values > 0).all()
+    with torch.inference_mode():
+        whole = tiny_model.encoder.attention(tiny_model.encoder.locate(space)).mean(0).numpy()
+    np.testing.assert_allclose(values, whole * len(space), rtol=1e-4)
+    monkeypatch.setattr("mindllm.explain.attention.PIECE_BYTES", 4 * len(space) * 3)
+    np.testing.assert_allclose(attention_mass(tiny_model, space), whole, rtol=1e-4)
+
+
+def test_attention_by_region_leaves_nothing_out(tiny_model: MindLLM, space: VoxelSpace) -> None:
+    table = attention_by_region(tiny_model, space)
+    assert set(table["parcellation"]) == set(space.regions)
+    np.testing.assert_allclose(table.groupby("parcellation")[["attention", "voxel_share"]].sum(), 1)
+    assert table.groupby("parcellation")["voxels"].sum().eq(len(space)).all()
+
+
+def test_training_curve_of_two_stages(tmp_path: Path) -> None:
+    history = [{"step": i, "stage": 1, "loss": 3 - i / 10, "val_loss": 3.0, "val_top1": i / 20} for i in range(5)]
+    history += [{"step": i, "stage": 2, "loss": 2 - i / 10} for i in range(5)]
+    training_curve(history, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
