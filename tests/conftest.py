@@ -11,10 +11,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from mindllm.config import EncoderConfig
 from mindllm.data.store import Store, captions, write
 from mindllm.llm import LanguageModel, load_llm
 from mindllm.model import MindLLM
-from mindllm.config import EncoderConfig
 from mindllm.voxels import VoxelSpace
 
 CHATML = (
@@ -132,3 +132,40 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         origin="made by the tests",
         licence="MIT",
     )
+
+
+def make_bids(root: Path, people: int = 2, sessions: int = 2) -> dict[str, np.ndarray]:
+    """BIDS derivatives on one oblique int16 grid, and the planted betas (trials, voxels) of each subject.
+
+    Slope 0.5 and intercept 40; a parcellation `visual` with its lookup table; each session shows the six stimuli twice.
+    """
+    rng, space = np.random.default_rng(0), make_space(voxels=400)
+    waves, planted = rng.normal(size=(len(TEXTS), 3)) / 40, {}
+    for n in range(people):
+        name = f"sub-{n + 1:02d}"
+        own = space.select(np.sort(rng.permutation(len(space))[: 60 + 10 * n]))
+        folder = root / name / "func"
+        folder.mkdir(parents=True)
+        mask = own.unmask(np.ones(len(own), np.uint8))
+        nib.save(mask, folder / f"{name}_task-images_space-MNI152_desc-brain_mask.nii.gz")
+        planted[name] = np.empty((0, len(own)), np.float32)
+        for session in range(sessions):
+            shown = rng.permutation(np.tile(np.arange(len(TEXTS)), 2))
+            raw = 100 * np.cos(own.mm @ waves[shown].T).T + 20 * rng.normal(size=(len(shown), len(own)))
+            planted[name] = np.concatenate([planted[name], raw.round().astype(np.float32) * 0.5 + 40])
+            image = own.unmask((raw.round() * 0.5 + 40).astype(np.float32), fill=40)
+            image.header.set_data_dtype(np.int16)
+            image.header.set_slope_inter(0.5, 40)
+            place = folder if sessions == 1 else root / name / f"ses-{session + 1:02d}" / "func"
+            place.mkdir(parents=True, exist_ok=True)
+            stem = name if sessions == 1 else f"{name}_ses-{session + 1:02d}"
+            nib.save(image, place / f"{stem}_task-images_space-MNI152_stat-effect_desc-SingletrialBetas_statmap.nii.gz")
+            trials = {"stimulus": [f"stim{i}" for i in shown], "caption": [TEXTS[i] for i in shown]}
+            pd.DataFrame({"volume": range(len(shown)), **trials}).to_csv(
+                place / f"{stem}_task-images_desc-SingletrialBetas_trials.tsv", sep="\t", index=False
+            )
+    labels = space.unmask(space.regions["visual"].astype(np.int16))
+    nib.save(labels, root / "atlas-visual_space-MNI152_dseg.nii.gz")
+    table = pd.DataFrame({"index": REGIONS["visual"].keys(), "name": REGIONS["visual"].values()})
+    table.to_csv(root / "atlas-visual_dseg.tsv", sep="\t", index=False)
+    return planted

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mindllm.conversation import FMRI, ask
 from mindllm.errors import InputError
 from mindllm.llm import LanguageModel
-from mindllm.prompt import FMRI, IGNORE, Prompter, ask, collate
+from mindllm.prompt import IGNORE, Prompter, collate
 
 
 @given(tokens=st.integers(1, 20), before=st.text("ab c.?", max_size=12), after=st.text("ab c.?", max_size=12))
@@ -36,7 +37,7 @@ def test_loss_is_on_assistant_turns_only(tiny_llm: LanguageModel) -> None:
     ]
     prompt = Prompter(tiny_llm.tokenizer, 3)(turns)
     counted = tiny_llm.tokenizer.decode(prompt.labels[prompt.labels != IGNORE])
-    assert counted == "a dog<|im_end|>\nit runs<|im_end|>\n"
+    assert counted == "a dog<|im_end|>it runs<|im_end|>"
 
 
 @pytest.mark.parametrize("template", [None, "vicuna"])
@@ -50,7 +51,7 @@ def test_the_generation_prompt_is_where_the_answer_begins(tiny_llm: LanguageMode
 
 def test_vicuna_reads_as_published(tiny_llm: LanguageModel) -> None:
     text = Prompter(tiny_llm.tokenizer, 1, "vicuna").render(ask("Hi?", "Yes."))
-    assert "USER: <fMRI>\nHi? ASSISTANT: Yes.<|im_end|>" in text
+    assert "USER: Hi?\n<fMRI> ASSISTANT: Yes.<|im_end|>" in text
 
 
 def test_padding(tiny_llm: LanguageModel) -> None:

@@ -6,14 +6,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import REGIONS, make_space
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import REGIONS, make_space
 from mindllm import voxels as voxels_module
 from mindllm.errors import InputError
+from mindllm.images import check_finite
 from mindllm.normalize import moments, standardize
-from mindllm.voxels import VoxelSpace, check_finite
+from mindllm.voxels import VoxelSpace
 
 
 def grid(kind: str, seed: int) -> np.ndarray:

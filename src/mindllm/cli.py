@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mindllm.conversation import QUESTION
 from mindllm.errors import InputError
-from mindllm.prompt import QUESTION
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -144,7 +145,7 @@ def show_config() -> None:
 
     from mindllm.train import TrainConfig
 
-    console.print(yaml.safe_dump(TrainConfig().model_dump(mode="json"), sort_keys=False), highlight=False)
+    print(yaml.safe_dump(TrainConfig().model_dump(mode="json"), sort_keys=False), end="")
 
 
 @app.command()
@@ -212,7 +213,11 @@ def decode(
         )
     elif not stream:
         for d in found:
-            console.print(f"{d.volume:5d}  {d.text}  [dim](evidence {d.evidence:+.1f})[/dim]", highlight=False)
+            console.print(
+                f"{d.volume:5d}  {escape(d.text)}  [dim](evidence {d.evidence:+.1f})[/dim]",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 @app.command()
@@ -255,7 +260,9 @@ def numbers(text: str | None) -> list[int] | None:
     out: list[int] = []
     for part in listed(text) or []:
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
             raise InputError(f"{text!r} is no list of volumes; expected whole numbers from 0, such as 0,3,5 or 0-9.")
         out += range(int(first), int(last or first) + 1)
+    if text is not None and not out:
+        raise InputError(f"{text!r} names no volume; expected whole numbers from 0, such as 0,3,5 or 0-9.")
     return out or None

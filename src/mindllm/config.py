@@ -2,10 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from mindllm.errors import InputError
 
@@ -54,10 +63,28 @@ class EncoderConfig(BaseModel):
     """Share of the head's numbers dropped in training."""
     code_width: PositiveInt | None = 256
     """Numbers of the code that is aligned with text and that all tokens are made from; None: the head's whole width."""
-    n_tokens: PositiveInt = 8
+    n_tokens: PositiveInt = 12
     """T: fMRI tokens per trial."""
     token_width: PositiveInt = 256
     """Numbers per fMRI token."""
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        """Refuse options that do not go together."""
+        features = 6 * self.n_frequencies + 3 * self.coordinates
+        if self.field_mm and (self.key_layers > 1 or self.fourier != "axes" or self.key_width < features):
+            raise ValueError(
+                f"field_mm needs fourier=axes, key_layers=1 and key_width >= {features}; else set field_mm to null for random queries"
+            )
+        if self.value_width and self.n_tokens != self.n_queries:
+            raise ValueError(
+                f"with value_width each query is one token: n_tokens={self.n_tokens} must equal n_queries={self.n_queries}"
+            )
+        if not self.value_width and not self.head_entry and self.hidden != self.n_queries:
+            raise ValueError(
+                f"without head_entry the head is as wide as the queries: hidden={self.hidden}, n_queries={self.n_queries}"
+            )
+        return self
 
 
 PRESETS: dict[str, EncoderConfig] = {
@@ -130,6 +157,8 @@ class TrainConfig(BaseModel):
     """Standard deviation of the entries of a random linear map about identity, likewise."""
     noise: float = 0.3
     """Standard deviation of noise on what the queries see, relative to its own."""
+    code_noise: float = 2.0
+    """Greatest length of noise on a code of length one, when the language model learns to read it."""
     warmup: Share = 0.1
     """Share of a stage's steps in which the learning rate rises; it then falls as a cosine."""
     clip: PositiveFloat = 1.0

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from mindllm.conversation import QUESTION, ask
 from mindllm.errors import InputError
 from mindllm.images import Image
 from mindllm.model import MindLLM
 from mindllm.normalize import moments, standardize
-from mindllm.prompt import QUESTION, ask
 from mindllm.voxels import VoxelSpace
 
 

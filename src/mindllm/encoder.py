@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mindllm.config import EncoderConfig
-from mindllm.errors import InputError
+from mindllm.heads import MixingHead, QueryHead
 from mindllm.voxels import VoxelSpace
 
 SCALE_MM = 100.0  # a brain spans about -100 to 100 mm in MNI space
@@ -68,14 +68,6 @@ class Encoder(nn.Module):
         """
         if self.config.field_mm is None:
             return
-        if (
-            self.config.key_layers > 1
-            or self.config.fourier != "axes"
-            or self.config.key_width < self.position_key[0].in_features
-        ):
-            raise InputError(
-                f"field_mm needs one key layer at least as wide as its {self.position_key[0].in_features} position features along the axes; found key_layers={self.config.key_layers}, key_width={self.config.key_width}, fourier={self.config.fourier!r}. Set field_mm to null for random queries."
-            )
         nn.init.orthogonal_(self.position_key[0].weight)
         nn.init.zeros_(self.position_key[0].bias)
         if self.region_key is not None:
@@ -96,10 +88,10 @@ class Encoder(nn.Module):
         """
         device = self.queries.device
         if self.config.positions == "mm":
-            positions = torch.as_tensor(space.mm, device=device) / SCALE_MM
+            positions = torch.tensor(space.mm, device=device) / SCALE_MM
         else:
-            positions = torch.as_tensor(space.ijk, dtype=torch.float32, device=device)
-        columns = [region_numbers(space, p, names) for p, names in self.regions.items()]
+            positions = torch.tensor(space.ijk, dtype=torch.float32, device=device)
+        columns = [torch.from_numpy(space.numbers(p, names)) for p, names in self.regions.items()]
         regions = torch.stack(columns, 1) if columns else torch.zeros(len(space), 0, dtype=torch.int64)
         return Voxels(positions, regions.to(device))
 
@@ -137,88 +129,9 @@ class Encoder(nn.Module):
         return self.head.tokens(self.head.code(torch.cat([self.look(voxels, values) for voxels, values in groups])))
 
 
-class MixingHead(nn.Module):
-    """z (B, N) -> a code of all queries together (B, code width) -> T tokens at once."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        c = config
-        if not c.head_entry and c.hidden != c.n_queries:
-            raise InputError(
-                f"without head_entry the head is as wide as the queries: found hidden={c.hidden}, n_queries={c.n_queries}."
-            )
-        self.shape, self.code_width = (c.n_tokens, c.token_width), c.code_width or c.hidden
-        norm = nn.BatchNorm1d(c.n_queries, affine=False) if c.head_norm == "batch" else nn.LayerNorm(c.n_queries)
-        entry = (
-            [nn.Dropout(c.dropout), nn.Linear(c.n_queries, c.hidden), nn.LayerNorm(c.hidden)] if c.head_entry else []
-        )
-        self.enter = nn.Sequential(norm, *entry, nn.GELU(), nn.Dropout(c.dropout))
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(c.hidden, c.hidden), nn.LayerNorm(c.hidden), nn.GELU(), nn.Dropout(c.dropout))
-            for _ in range(c.residual_layers)
-        )
-        self.narrow = nn.Linear(c.hidden, c.code_width) if c.code_width else nn.Identity()
-        self.leave = nn.Linear(self.code_width, c.n_tokens * c.token_width)
-
-    def code(self, seen: Tensor) -> Tensor:
-        """(B, code width) from z (B, N)."""
-        x = self.enter(seen)
-        for layer in self.layers:
-            x = x + layer(x)
-        return self.narrow(x)
-
-    def tokens(self, code: Tensor) -> Tensor:
-        """fMRI tokens (B, T, width) from a code; of a narrow one, its direction alone counts, as in the alignment."""
-        code = F.normalize(code, dim=-1) * self.code_width**0.5 if isinstance(self.narrow, nn.Linear) else code
-        return self.leave(code).unflatten(-1, self.shape)
-
-
-class QueryHead(nn.Module):
-    """z (B, N) -> one token per query. The value projection is affine and A's rows sum to one, so it may come after A."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        c = config
-        if c.n_tokens != c.n_queries:
-            raise InputError(
-                f"with value_width each query is one token: n_tokens must equal n_queries; found {c.n_tokens} and {c.n_queries}."
-            )
-        self.shape, self.code_width = (c.n_queries, c.value_width or 1), c.n_queries * (c.value_width or 1)
-        self.value = nn.Linear(1, c.value_width or 1)
-        self.leave = nn.Linear(c.value_width or 1, c.token_width)
-
-    def code(self, seen: Tensor) -> Tensor:
-        """(B, N * value width) from z (B, N)."""
-        return self.value(seen[..., None]).flatten(1)
-
-    def tokens(self, code: Tensor) -> Tensor:
-        """fMRI tokens (B, T, width) from a code."""
-        return self.leave(code.unflatten(-1, self.shape))
-
-
 def frequencies(config: EncoderConfig) -> Tensor:
     """(F, 3) directions of the Fourier features in cycles per unit of position."""
     if config.fourier == "random":
         return config.sigma * torch.randn(config.n_frequencies, 3)
     octaves = SCALE_MM / config.longest_mm * 2.0 ** torch.arange(config.n_frequencies)
     return torch.cat([torch.eye(3) * octave for octave in octaves])
-
-
-def region_numbers(space: VoxelSpace, parcellation: str, names: Sequence[str]) -> Tensor:
-    """(V,) numbers of one parcellation's regions in the order of `names`, starting at 1; 0 = in no region."""
-    if parcellation not in space.regions:
-        return torch.zeros(len(space), dtype=torch.int64)
-    known = {name: i for i, name in enumerate(names, 1)}
-    theirs = torch.as_tensor(space.regions[parcellation], dtype=torch.int64)
-    used = [number for number in theirs.unique().tolist() if number]
-    found = {number: space.region_names[parcellation][number] for number in used}
-    unknown = sorted(set(found.values()) - set(known))
-    if unknown:
-        raise InputError(
-            f"{space.name}: the parcellation {parcellation} has {len(unknown)} region names that the model does not know: {unknown[:5]}. "
-            f"Expected names such as {list(names)[:5]}. Rename them in the lookup table, or leave this parcellation out."
-        )
-    table = torch.zeros(max([0, *used]) + 1, dtype=torch.int64)
-    for number, name in found.items():
-        table[number] = known[name]
-    return table[theirs]

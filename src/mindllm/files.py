@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from mindllm.errors import InputError
 
@@ -24,16 +27,20 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a forbidden folder into a message; what stood at `path` is untouched."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except (OSError, SafetensorError) as error:
+        told = re.search(r"os error (\d+)", str(error))  # safetensors gives the number in its text alone
+        number = getattr(error, "errno", None) or (int(told[1]) if told else None)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             place = next(parent for parent in path.absolute().parents if parent.exists())
             free = shutil.disk_usage(place).free / 2**20
             raise InputError(
-                f"no room to write {path}: {free:.0f} MiB are free there ({error.strerror}). "
+                f"no room to write {path}: {free:.0f} MiB are free there ({os.strerror(number)}). "
                 "Free some space or choose another folder and run the same command again; nothing half-written was kept in its place."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise InputError(f"cannot write {path}: {error.strerror}. Choose a folder you may write to.") from error
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise InputError(
+                f"cannot write {path}: {os.strerror(number)}. Choose a folder you may write to."
+            ) from error
         raise
 
 
@@ -96,7 +103,7 @@ def read_json(path: Path, what: str) -> Any:
     """Read the JSON file `path`, which is `what`; a missing or broken one is an InputError that says so."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path.parent} is not {what}: it has no {path.name}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged and cannot be read as JSON ({error}). Make {what} anew.") from error

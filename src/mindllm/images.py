@@ -1,6 +1,6 @@
 """NIfTI files, opened and checked: what is wrong with one is said in a sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -32,6 +32,44 @@ def open_image(image: Image, what: str, dimensions: int | None = None) -> Spatia
             f"{what} {describe(image)} has shape {image.shape}; expected {dimensions or '3 or 4'} dimensions."
         )
     return image.slicer[..., 0] if dimensions == 3 and image.ndim == 4 else image
+
+
+def read_mask(mask: Image) -> tuple[SpatialImage, np.ndarray]:
+    """A mask's image and the voxel indices (V, 3) where it is not zero."""
+    image = open_image(mask, "mask", dimensions=3)
+    inside = read_array(image, "mask")
+    if not np.isfinite(inside).all():
+        raise InputError(f"mask {describe(image)} holds NaN or infinite values; expected 0 outside and 1 inside.")
+    ijk = np.argwhere(inside != 0).astype(np.int32)
+    if not len(ijk):
+        raise InputError(
+            f"mask {describe(image)} is empty: no voxel differs from 0. Give the mask of the voxels to read."
+        )
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+        raise InputError(
+            f"mask {describe(image)} has a singular affine, so its voxels have no position:\n{image.affine}\nExpected an invertible voxel-to-mm matrix."
+        )
+    return image, ijk
+
+
+def read_labels(
+    atlas: Image, parcellation: str, ijk: np.ndarray, mask: SpatialImage, names: Mapping[int, str] | None
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Region numbers (V,) at voxels of the mask's grid, and their names: given, or from the lookup table beside the file."""
+    image = open_image(atlas, f"atlas {parcellation}", dimensions=3)
+    same_grid(image, mask.shape, mask.affine, f"atlas {parcellation}", "the mask")
+    labels = read_array(image, f"atlas {parcellation}")[tuple(ijk.T)]
+    if not np.isfinite(labels).all() or (labels < 0).any() or (labels != np.round(labels)).any():
+        raise InputError(
+            f"atlas {parcellation} {describe(image)} has values that are not whole numbers >= 0 inside the mask; expected region numbers, 0 = in no region. Resample atlases with nearest-neighbour interpolation."
+        )
+    table = names or read_lookup(atlas if isinstance(atlas, (str, Path)) else None, parcellation)
+    nameless = sorted(set(np.unique(labels).astype(int).tolist()) - {0} - set(table))
+    if nameless:
+        raise InputError(
+            f"atlas {parcellation} uses the region numbers {nameless[:10]} that its lookup table does not name ({len(table)} names known). Complete the table: columns `index` and `name`, one row per region."
+        )
+    return labels.astype(np.int32), {int(k): str(v) for k, v in table.items() if int(k) != 0}
 
 
 def read_array(image: SpatialImage, what: str, part: tuple[slice, ...] = ()) -> np.ndarray:
@@ -78,3 +116,21 @@ def read_lookup(atlas: str | Path | None, parcellation: str) -> dict[int, str]:
 def describe(image: SpatialImage) -> str:
     """The file an image came from, for messages."""
     return str(image.get_filename() or "(in memory)")
+
+
+def check_values(values: np.ndarray, count: int, name: str) -> None:
+    """Raise InputError unless the last dimension of `values` is the `count` voxels of `name`."""
+    if values.ndim not in (1, 2) or values.shape[-1] != count:
+        raise InputError(
+            f"values of {name} have shape {values.shape}; expected ({count},) or (trials, {count}): one number per voxel, in the order of the voxel space."
+        )
+
+
+def check_finite(values: np.ndarray, where: str) -> None:
+    """Raise InputError if values (B, V) hold NaN or infinity, saying how many and in which trials."""
+    bad = ~np.isfinite(values)
+    if bad.any():
+        trials, voxels = np.flatnonzero(bad.any(1)), np.flatnonzero(bad.any(0))
+        raise InputError(
+            f"{where} holds NaN or infinite values in {len(voxels)} of {values.shape[1]} voxels of its mask (first trial concerned: {trials[0]}). Take these voxels out of the mask (`mindllm prepare bids --nan drop` does so), or mend the scan."
+        )

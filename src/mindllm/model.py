@@ -7,18 +7,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache, TextStreamer
+from transformers import DynamicCache
 
 from mindllm.config import EncoderConfig
+from mindllm.conversation import QUESTION, Conversation, ask
 from mindllm.encoder import Encoder, Voxels
 from mindllm.errors import InputError
+from mindllm.images import check_finite, check_values
 from mindllm.llm import LanguageModel
-from mindllm.prompt import IGNORE, QUESTION, Conversation, Prompt, Prompter, ask, collate
-from mindllm.voxels import VoxelSpace, check_finite, check_values
+from mindllm.prompt import IGNORE, Prompt, Prompter, collate
+from mindllm.stream import Stream
+from mindllm.tree import Tree
+from mindllm.voxels import VoxelSpace
 
 
 class MindLLM(nn.Module):
     """An encoder, a projector to the language model's width, and the language model, which stays frozen."""
+
+    llm: LanguageModel
+    no_brain: Tensor
 
     def __init__(
         self,
@@ -30,6 +37,11 @@ class MindLLM(nn.Module):
         super().__init__()
         self.encoder = Encoder(config, regions)
         self.projector = nn.Linear(config.token_width, llm.width)
+        # Tokens start as large as words are, whatever the language model.
+        words = llm.model.get_input_embeddings().weight[:: max(1, llm.model.config.vocab_size // 1024)]
+        nn.init.normal_(
+            self.projector.weight, std=float(words.float().square().mean().sqrt()) * (3 / config.token_width) ** 0.5
+        )
         self.__dict__["llm"] = llm  # not a submodule: it is named, never saved or trained here
         self.register_buffer(
             "no_brain", torch.zeros(config.n_tokens, config.token_width)
@@ -41,7 +53,7 @@ class MindLLM(nn.Module):
 
     # Scans -> fMRI tokens.
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, values: np.ndarray | Tensor, space: VoxelSpace | Voxels) -> Tensor:
         """fMRI tokens (B, T, width) of normalized values (B, V) in a subject's voxel space."""
         voxels = space if isinstance(space, Voxels) else self.encoder.locate(space)
@@ -106,46 +118,45 @@ class MindLLM(nn.Module):
         rows = counts.nonzero()[:, 0]
         return torch.zeros(len(labels), device=each.device).index_add(0, rows, each), counts.sum(1)
 
-    @torch.inference_mode()
-    def score(self, tokens: Tensor, candidates: Sequence[str], question: str = QUESTION, rows: int = 512) -> Tensor:
+    @torch.no_grad()
+    def score(self, tokens: Tensor, candidates: Sequence[str], question: str = QUESTION, batch_size: int = 8) -> Tensor:
         """Log-likelihood (B, C) of each candidate answer given each scan's fMRI tokens (B, T, width).
 
-        The prompt is read once per scan; its keys and values serve every candidate. `rows`: sequences in memory at once.
+        The prompt is read once per scan. The candidates are read as one tree, where a beginning that several share stands
+        once: a node attends to the prompt and its ancestors, and an answer's likelihood is the sum along its path.
         """
         prompts = [self.prompter(ask(question, answer)) for answer in candidates]
         first = min(int((p.labels != IGNORE).argmax()) for p in prompts)
-        if any((p.ids[:first] != prompts[0].ids[:first]).any() for p in prompts):
-            raise InputError(f"the tokenizer writes the question differently before different answers: {question!r}.")
-        batch = self.tensors(prompts)
-        answers, labels = batch["ids"][:, first - 1 :], batch["labels"][:, first:]
-        out = torch.empty(len(tokens), len(candidates))
-        chunk = max(1, rows // len(candidates))
-        for start in range(0, len(tokens), chunk):
-            some = tokens[start : start + chunk]
-            context = self.embeds(
-                batch["ids"][:1].expand(len(some), -1), batch["places"][:1].expand(len(some), -1), some
-            )[:, : first - 1]
-            cache = self.llm.model.base_model(inputs_embeds=context, use_cache=True).past_key_values
-            cache.batch_repeat_interleave(len(candidates))
-            attention = F.pad(batch["attention"][:, first - 1 :], (first - 1, 0), value=1).repeat(len(some), 1)
-            words = self.llm.model.get_input_embeddings()(
-                answers.masked_fill(answers == self.prompter.fmri_id, self.llm.pad_id)
-            )
-            hidden = self.llm.model.base_model(
-                inputs_embeds=words.repeat(len(some), 1, 1), attention_mask=attention, past_key_values=cache
+        tree = Tree([p.labels[first:][p.labels[first:] != IGNORE].tolist() for p in prompts])
+        ids, places = (
+            torch.as_tensor(a, device=self.llm.model.device)[None] for a in (prompts[0].ids[:first], prompts[0].places)
+        )
+        words, ancestors, depth = (t.to(self.llm.model.device) for t in (tree.tokens, tree.ancestors, tree.depth))
+        body, head = self.llm.model.base_model, self.llm.model.get_output_embeddings()
+        out = []
+        for some in tokens.split(batch_size):
+            n = len(some)
+            context = body(inputs_embeds=self.embeds(ids.expand(n, -1), places.expand(n, -1), some), use_cache=True)
+            visible = torch.cat([ancestors.new_ones(len(words), first), ancestors], 1).expand(n, 1, -1, -1)
+            hidden = body(
+                input_ids=words.expand(n, -1),
+                attention_mask=visible,
+                position_ids=(first + depth).expand(n, -1),
+                past_key_values=context.past_key_values,
             ).last_hidden_state
-            total, _ = self.summed(hidden[:, :-1], labels.repeat(len(some), 1))
-            out[start : start + chunk] = total.view(len(some), -1).cpu()
-        return out
+            before = torch.cat([context.last_hidden_state[:, -1:], hidden], 1)[:, tree.parents + 1]
+            each = torch.stack([-F.cross_entropy(head(row).float(), words, reduction="none") for row in before])
+            out.append((each @ ancestors[tree.ends].float().T).cpu())
+        return torch.cat(out)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def evidence(self, tokens: Tensor, answers: Sequence[str], question: str = QUESTION) -> Tensor:
         """Log p(answer | scan) - log p(answer | no brain) in nats (B,), for one answer per scan of `tokens` (B, T, width)."""
         prompts = [self.prompter(ask(question, answer)) for answer in answers]
         given = self.log_likelihood(tokens, prompts)[0]
         return given - self.log_likelihood(self.no_brain.expand_as(tokens), prompts)[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self,
         tokens: Tensor,
@@ -175,14 +186,3 @@ class MindLLM(nn.Module):
         """Prompts as padded tensors on the language model's device."""
         arrays = collate(prompts, self.llm.pad_id, left=left)
         return {name: torch.as_tensor(array, device=self.llm.model.device) for name, array in arrays.items()}
-
-
-class Stream(TextStreamer):
-    """Hands each finished piece of text to a function instead of printing it."""
-
-    def __init__(self, tokenizer: Any, receive: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_special_tokens=True)
-        self.receive = receive
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.receive(text)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mindllm.config import TrainConfig
 from mindllm.encoder import Voxels
+from mindllm.llm import LanguageModel
 from mindllm.model import MindLLM
 from mindllm.prompt import Prompt
 
@@ -22,8 +23,12 @@ class Objective(nn.Module):
     def __init__(self, model: MindLLM, texts: Sequence[str], config: TrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
-        targets = text_targets(model.llm.embed(texts), model.encoder.head.code_width)
+        targets = text_targets(embed(model.llm, texts), model.encoder.head.code_width)
         self.register_buffer("targets", targets, persistent=False)
+        spelled = [model.prompter.spell(text, model.encoder.config.n_tokens) for text in texts]
+        self.register_buffer("spelled", torch.tensor(spelled, device=targets.device), persistent=False)
+        words = model.llm.model.get_input_embeddings()(self.spelled).float()
+        self.spread = float((words - words.mean(0)).square().mean())
         self.log_temperature = nn.Parameter(torch.tensor(10.0, device=targets.device).log())
 
     def code(self, people: Sequence[Group], mix: Tensor) -> Tensor:
@@ -38,14 +43,34 @@ class Objective(nn.Module):
         return F.normalize(code, dim=-1) @ self.targets[candidates].T * self.log_temperature.exp().clamp(max=100)
 
     def align(self, people: Sequence[Group], mix: Tensor, candidates: Tensor, right: Tensor) -> Tensor:
-        """Cross-entropy of finding the texts about the stimulus (right: (B, C), 1 or 0) among candidate texts."""
-        near = torch.log_softmax(self.similarity(self.code(people, mix), candidates), -1)
-        return -(near * right).sum(-1).div(right.sum(-1)).mean()
+        """Finding the texts about the stimulus among candidates, and spelling one of them. right: (B, C), 1 or 0."""
+        code = self.code(people, mix)
+        near = torch.log_softmax(self.similarity(code, candidates), -1)
+        found = -(near * right).sum(-1).div(right.sum(-1)).mean()
+        one = candidates[torch.multinomial(right, 1)[:, 0]] if self.training else candidates[right.argmax(1)]
+        return found + self.misspelling(self.blurred(code.detach()), one)
+
+    def misspelling(self, code: Tensor, texts: Tensor) -> Tensor:
+        """Squared distance of the tokens to the embeddings of a text's first words, relative to those words' variance.
+
+        A language model can read its own words: so the tokens come to it as what it would have read instead of a scan.
+        """
+        words = self.model.llm.model.get_input_embeddings()(self.spelled[texts]).float()
+        tokens = self.model.projector(self.model.encoder.head.tokens(code))
+        return (tokens - words).square().mean() / self.spread
 
     def language(self, people: Sequence[Group], mix: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Cross-entropy per token of what the assistant says, with the scans' tokens before the language model."""
-        total, counts = self.model.log_likelihood(self.model.encoder.head.tokens(self.code(people, mix)), prompts)
+        tokens = self.model.encoder.head.tokens(self.blurred(self.code(people, mix)))
+        total, counts = self.model.log_likelihood(tokens, prompts)
         return -(total.sum() / counts.sum())
+
+    def blurred(self, code: Tensor) -> Tensor:
+        """Codes with noise, in training: those of people never seen point less surely at their text."""
+        if not self.training:
+            return code
+        noise = self.config.code_noise * torch.rand(len(code), 1, device=code.device) * torch.randn_like(code)
+        return F.normalize(code, dim=-1) + noise / code.shape[1] ** 0.5
 
     def forward(self, stage: Stage, *batch: object) -> Tensor:
         return self.align(*batch) if stage == "align" else self.language(*batch)  # type: ignore[arg-type]
@@ -54,7 +79,7 @@ class Objective(nn.Module):
         """The parameters that a stage trains. The second one leaves alone what the first has aligned."""
         head = self.model.encoder.head
         second = {id(p) for part in (head.leave, self.model.projector) for p in part.parameters()}
-        return {name: p for name, p in self.named_parameters() if (id(p) in second) == (stage == "language")}
+        return {name: p for name, p in self.named_parameters() if stage == "align" or id(p) in second}
 
 
 def text_targets(embedded: Tensor, width: int) -> Tensor:
@@ -65,3 +90,24 @@ def text_targets(embedded: Tensor, width: int) -> Tensor:
     left, size, _ = torch.linalg.svd((embedded - embedded.mean(0)).double(), full_matrices=False)
     kept = left[:, size > size[0] * 1e-3][:, :width]
     return F.normalize(F.pad(kept, (0, width - kept.shape[1])), dim=-1).float()
+
+
+@torch.no_grad()
+def embed(llm: LanguageModel, texts: Sequence[str], batch_size: int = 32) -> Tensor:
+    """What a language model makes of each text: the hidden layer at two thirds of its depth, averaged over the tokens.
+
+    (texts, width) float32. Later layers turn from the meaning of a text to its next word."""
+    rows = []
+    for start in range(0, len(texts), batch_size):
+        encoded = [
+            llm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts[start : start + batch_size]
+        ]
+        ids = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(e) for e in encoded], batch_first=True, padding_value=llm.pad_id
+        )
+        mask = torch.arange(ids.shape[1]) < torch.tensor([len(e) for e in encoded])[:, None]
+        ids, mask = ids.to(llm.model.device), mask.to(llm.model.device)
+        hidden = llm.model.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        hidden = hidden.hidden_states[2 * llm.model.config.num_hidden_layers // 3].float()
+        rows.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+    return torch.cat(rows)

@@ -6,23 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from mindllm.conversation import FMRI, TEMPLATES, Conversation, check_conversation
 from mindllm.errors import InputError
 
-FMRI = "<fMRI>"
-QUESTION = "What is this person seeing?"
 IGNORE = -100
-
-Conversation = list[dict[str, str]]
-
-# Vicuna v1.1's format, for tokenizers that carry no template of their own (a base Llama, for one).
-TEMPLATES = {
-    "vicuna": (
-        "{{ bos_token }}{% if messages[0]['role'] != 'system' %}A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions. {% endif %}"
-        "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }} {% elif m['role'] == 'user' %}USER: {{ m['content'] }} "
-        "{% else %}ASSISTANT: {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -32,28 +19,6 @@ class Prompt:
     ids: np.ndarray
     labels: np.ndarray  # the id where the token counts in the loss, IGNORE elsewhere
     places: np.ndarray  # (N,) positions of the fMRI tokens
-
-
-def ask(question: str = QUESTION, answer: str | None = None) -> Conversation:
-    """A conversation of one question about a scan; `<fMRI>` is put before the question where it is not in it."""
-    question = question if FMRI in question else f"{FMRI}\n{question}"
-    turns = [{"role": "user", "content": question}]
-    return turns if answer is None else [*turns, {"role": "assistant", "content": answer}]
-
-
-def check_conversation(turns: Conversation) -> None:
-    """Raise InputError unless roles alternate user, assistant (after an optional system turn) and `<fMRI>` stands once, in a user turn."""
-    roles = [turn.get("role") for turn in turns]
-    spoken = roles[1:] if roles[:1] == ["system"] else roles
-    if not spoken or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(spoken)):
-        raise InputError(
-            f"a conversation alternates user and assistant turns, after at most one system turn; found the roles {roles}."
-        )
-    places = [turn["role"] for turn in turns for _ in range(turn["content"].count(FMRI))]
-    if places != ["user"]:
-        raise InputError(
-            f"{FMRI} must stand exactly once, in a user turn; found it {len(places)} times{f' (in {places})' if places else ''}: {turns!r}"
-        )
 
 
 class Prompter:
@@ -74,6 +39,11 @@ class Prompter:
         self.template = TEMPLATES[template] if template else None
         self.fmri_id = tokenizer.convert_tokens_to_ids(FMRI)
 
+    def spell(self, text: str, length: int) -> list[int]:
+        """The first `length` token ids of a text, filled up with line breaks."""
+        blank = self.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
+        return (self.tokenizer(text, add_special_tokens=False)["input_ids"] + blank * length)[:length]
+
     def render(self, turns: Conversation, generate: bool = False) -> str:
         """The conversation as the text that the language model reads; `generate` opens the next assistant turn."""
         return self.tokenizer.apply_chat_template(
@@ -84,7 +54,7 @@ class Prompter:
         """Tokenize one conversation. With `generate`, it must end on a user turn, and the prompt on the opened answer."""
         check_conversation(turns)
         text = self.render(turns, generate)
-        spoken = []  # character spans of what the assistant says, its closing mark included
+        spoken = []  # character spans of what the assistant says and its closing mark
         for i, turn in enumerate(turns):
             if turn["role"] == "assistant":
                 before, after = self.render(turns[:i], generate=True), self.render(turns[: i + 1])
@@ -92,7 +62,7 @@ class Prompter:
                     raise InputError(
                         f"this chat template rewrites earlier turns, so answers cannot be found in it: {self.render(turns)!r}. Name another template: {sorted(TEMPLATES)}."
                     )
-                spoken.append((len(before), len(after)))
+                spoken.append((len(before), len(after.rstrip())))
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, starts = np.array(encoded["input_ids"]), np.array([start for start, _ in encoded["offset_mapping"]])
         counts = np.zeros(len(ids), bool)

@@ -2,14 +2,23 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Self
 
 import nibabel as nib
 import numpy as np
 
 from mindllm.errors import InputError
-from mindllm.images import Image, describe, open_image, read_array, read_lookup, same_grid
+from mindllm.images import (
+    Image,
+    check_finite,
+    check_values,
+    describe,
+    open_image,
+    read_array,
+    read_labels,
+    read_mask,
+    same_grid,
+)
 
 PIECE_BYTES = 2**26
 
@@ -45,38 +54,10 @@ class VoxelSpace:
         Region names come from `names`, or from the BIDS lookup table (`index`, `name`) beside an atlas file.
         Raises InputError for an empty mask, another grid, labels that are not whole numbers, or a label without a name.
         """
-        image = open_image(mask, "mask", dimensions=3)
-        inside = read_array(image, "mask")
-        if not np.isfinite(inside).all():
-            raise InputError(f"mask {describe(image)} holds NaN or infinite values; expected 0 outside and 1 inside.")
-        ijk = np.argwhere(inside != 0).astype(np.int32)
-        if not len(ijk):
-            raise InputError(
-                f"mask {describe(image)} is empty: no voxel differs from 0. Give the mask of the voxels to read."
-            )
-        if abs(np.linalg.det(image.affine[:3, :3])) < 1e-9 or not np.isfinite(image.affine).all():
-            raise InputError(
-                f"mask {describe(image)} has a singular affine, so its voxels have no position:\n{image.affine}\nExpected an invertible voxel-to-mm matrix."
-            )
+        image, ijk = read_mask(mask)
         regions, region_names = {}, {}
-        for parcellation, atlas in (atlases or {}).items():
-            labels = open_image(atlas, f"atlas {parcellation}", dimensions=3)
-            same_grid(labels, image.shape, image.affine, f"atlas {parcellation}", "the mask")
-            found = read_array(labels, f"atlas {parcellation}")[tuple(ijk.T)]
-            if not np.isfinite(found).all() or (found < 0).any() or (found != np.round(found)).any():
-                raise InputError(
-                    f"atlas {parcellation} {describe(labels)} has values that are not whole numbers >= 0 inside the mask; expected region numbers, 0 = in no region. Resample atlases with nearest-neighbour interpolation."
-                )
-            regions[parcellation] = found.astype(np.int32)
-            table = (names or {}).get(parcellation) or read_lookup(
-                atlas if isinstance(atlas, (str, Path)) else None, parcellation
-            )
-            nameless = sorted(set(np.unique(regions[parcellation]).tolist()) - {0} - set(table))
-            if nameless:
-                raise InputError(
-                    f"atlas {parcellation} uses the region numbers {nameless[:10]} that its lookup table does not name ({len(table)} names known). Complete the table: columns `index` and `name`, one row per region."
-                )
-            region_names[parcellation] = {int(k): str(v) for k, v in table.items() if int(k) != 0}
+        for p, atlas in (atlases or {}).items():
+            regions[p], region_names[p] = read_labels(atlas, p, ijk, image, (names or {}).get(p))
         mm = nib.affines.apply_affine(image.affine, ijk).astype(np.float32)
         return cls(name, tuple(image.shape), np.asarray(image.affine, np.float64), ijk, mm, regions, region_names)
 
@@ -124,27 +105,27 @@ class VoxelSpace:
             if not len(positions):
                 continue
             piece = read_array(image, "scan", (slice(start, stop),) if image.ndim == 4 else ())
-            values = piece.reshape(self.shape + (-1,))[tuple(self.ijk.T)].T.astype(np.float32)[
-                wanted[positions] - start
-            ]
+            inside = piece.reshape((*self.shape, -1))[tuple(self.ijk.T)]
+            values = inside[:, wanted[positions] - start].T.astype(np.float32)
             if finite:
                 check_finite(values, f"scan {describe(image)}")
             yield positions, values
 
+    def numbers(self, parcellation: str, names: Sequence[str]) -> np.ndarray:
+        """(V,) regions of a parcellation as places in `names`, from 1; 0: in no region, or the parcellation is missing.
 
-def check_values(values: np.ndarray, count: int, name: str) -> None:
-    """Raise InputError unless the last dimension of `values` is the `count` voxels of `name`."""
-    if values.ndim not in (1, 2) or values.shape[-1] != count:
-        raise InputError(
-            f"values of {name} have shape {values.shape}; expected ({count},) or (trials, {count}): one number per voxel, in the order of the voxel space."
-        )
-
-
-def check_finite(values: np.ndarray, where: str) -> None:
-    """Raise InputError if values (B, V) hold NaN or infinity, saying how many and in which trials."""
-    bad = ~np.isfinite(values)
-    if bad.any():
-        trials, voxels = np.flatnonzero(bad.any(1)), np.flatnonzero(bad.any(0))
-        raise InputError(
-            f"{where} holds NaN or infinite values in {len(voxels)} of {values.shape[1]} voxels of its mask (first trial concerned: {trials[0]}). Take these voxels out of the mask (`mindllm prepare bids --nan drop` does so), or mend the scan."
-        )
+        Raises InputError for a region that is not among `names`.
+        """
+        if parcellation not in self.regions:
+            return np.zeros(len(self), np.int64)
+        place = {name: i for i, name in enumerate(names, 1)}
+        theirs = {int(n): self.region_names[parcellation][n] for n in np.unique(self.regions[parcellation]) if n}
+        unknown = sorted(set(theirs.values()) - set(place))
+        if unknown:
+            raise InputError(
+                f"{self.name}: the parcellation {parcellation} has {len(unknown)} region names that the model does not know: {unknown[:5]}. "
+                f"Expected names such as {list(names)[:5]}. Rename them in the lookup table, or leave this parcellation out."
+            )
+        table = np.zeros(max([0, *theirs]) + 1, np.int64)
+        table[list(theirs)] = [place[name] for name in theirs.values()]
+        return table[self.regions[parcellation]]

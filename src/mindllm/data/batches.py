@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from mindllm.conversation import Conversation
 from mindllm.data.store import Store
 from mindllm.errors import InputError
-from mindllm.prompt import Conversation
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ The trials table has `volume` and `stimulus` (LAION-fMRI: `beta_index` and `labe
 does not exist; `session`, `run`, `repeat` and `split` are kept.
 """
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from rich.progress import Progress
 
 from mindllm.data.store import Store, StoreWriter, captions, split_stimuli
 from mindllm.errors import InputError
+from mindllm.files import read_json
 from mindllm.images import describe, open_image, read_array
 from mindllm.voxels import VoxelSpace
 
@@ -51,6 +51,9 @@ def prepare(
     trials tables have no column `split`.  nan: what to do about voxels with NaN: refuse, or leave them out.
     """
     root = Path(root)
+    for option, value, known in (("nan", nan, ("error", "drop")), ("dtype", dtype, ("float32", "float16"))):
+        if value not in known:
+            raise InputError(f"{option}={value!r} is unknown; expected {' or '.join(known)}.")
     found = sorted(path.name for path in root.glob("sub-*") if path.is_dir())
     if not found:
         raise InputError(f"{root} holds no folder sub-*: expected BIDS derivatives with sub-XX/func/{BETAS}.")
@@ -59,7 +62,7 @@ def prepare(
         raise InputError(f"{root} has no subject {', '.join(unknown)}; found {', '.join(found)}.")
     names = sorted(set(subjects or found))
     description = root / "dataset_description.json"
-    about = json.loads(description.read_text(encoding="utf-8")) if description.is_file() else {}
+    about = read_json(description, "a BIDS dataset") if description.is_file() else {}
     options = {"subjects": names, "mask": mask, "split": dict(split or {}), "nan": nan, "dtype": dtype, "seed": seed}
     tables = {name: read_trials(root, name) for name in names}
     assigned = {}
@@ -98,6 +101,10 @@ def read_trials(root: Path, name: str) -> pd.DataFrame:
         if not {"volume", "stimulus"} <= set(table.columns):
             raise InputError(
                 f"{trials_file(file)} has the columns {list(table.columns)}; expected `volume` and `stimulus` (or `beta_index` and `label`)."
+            )
+        if table["stimulus"].isna().any():
+            raise InputError(
+                f"{trials_file(file)} has {table['stimulus'].isna().sum()} rows without a stimulus; expected one in each row."
             )
         image = open_image(file, f"betas of {name}")
         count = image.shape[3] if image.ndim == 4 else 1
@@ -171,6 +178,10 @@ def read_space(root: Path, name: str, pattern: str | None, trials: pd.DataFrame,
                 name,
                 (~keep).sum(),
                 len(keep),
+            )
+        if not keep.any():
+            raise InputError(
+                f"{name}: all {len(keep)} voxels of its mask hold NaN or infinity in some trial, so none is left. Mend the scans or give another mask (--mask)."
             )
         space = space.select(keep)
     return space

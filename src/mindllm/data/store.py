@@ -6,7 +6,8 @@ subjects/<name>/  voxels.parquet  mask.nii.gz  betas.npy  trials.parquet  statis
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -16,11 +17,12 @@ import numpy as np
 import pandas as pd
 
 import mindllm
+from mindllm.conversation import Conversation, ask, check_conversation
 from mindllm.errors import InputError
 from mindllm.files import disk_errors, partial, publish, read_json, refuse_existing, write_json
+from mindllm.images import check_finite, check_values
 from mindllm.normalize import MIN_TRIALS, moments, standardize
-from mindllm.prompt import Conversation, ask, check_conversation
-from mindllm.voxels import VoxelSpace, check_finite, check_values
+from mindllm.voxels import VoxelSpace
 
 FORMAT = 1
 SPLITS = ("train", "val", "test")
@@ -46,7 +48,7 @@ class Store:
             p: {int(k): v for k, v in names.items()}
             for p, names in read_json(self.path / "regions.json", "a store").items()
         }
-        self.subjects: list[str] = sorted(folder.name for folder in (self.path / "subjects").iterdir())
+        self.subjects: list[str] = sorted(p.name for p in (self.path / "subjects").glob("*") if p.is_dir())
 
     def choose(self, names: Sequence[str] | None) -> list[str]:
         """The subjects to work with: all, or those named. Raises InputError for one that is not here."""
@@ -58,8 +60,10 @@ class Store:
     @cache  # noqa: B019 - a store lives as long as the command that opened it
     def space(self, subject: str) -> VoxelSpace:
         """The subject's voxels."""
-        table = pd.read_parquet(self.path / "subjects" / subject / "voxels.parquet")
-        mask = nib.load(self.path / "subjects" / subject / "mask.nii.gz")
+        with whole(self.path / "subjects" / subject / "voxels.parquet") as path:
+            table = pd.read_parquet(path)
+        with whole(self.path / "subjects" / subject / "mask.nii.gz") as path:
+            mask = nib.load(path)
         regions = {p: table[p].to_numpy(np.int32) for p in self.regions if p in table}
         ijk, mm = table[["i", "j", "k"]].to_numpy(np.int32), table[["x_mm", "y_mm", "z_mm"]].to_numpy(np.float32)
         return VoxelSpace(subject, mask.shape, mask.affine, ijk, mm, regions, {p: self.regions[p] for p in regions})
@@ -67,17 +71,15 @@ class Store:
     @cache  # noqa: B019
     def trials(self, subject: str) -> pd.DataFrame:
         """One row per trial; row numbers are those of the betas."""
-        return pd.read_parquet(self.path / "subjects" / subject / "trials.parquet")
+        with whole(self.path / "subjects" / subject / "trials.parquet") as path:
+            return pd.read_parquet(path)
 
     @cache  # noqa: B019
     def betas(self, subject: str) -> np.ndarray:
         """(trials, voxels), memory-mapped, as measured."""
-        path = self.path / "subjects" / subject / "betas.npy"
         expected = (len(self.trials(subject)), len(self.space(subject)))
-        try:
+        with whole(self.path / "subjects" / subject / "betas.npy") as path:
             betas = np.load(path, mmap_mode="r")
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path} is damaged or truncated ({error}). Prepare the store anew.") from error
         if betas.shape != expected:
             raise InputError(
                 f"{path} has shape {betas.shape}; trials.parquet and voxels.parquet promise {expected}. Prepare the store anew."
@@ -94,15 +96,28 @@ class Store:
     @cache  # noqa: B019
     def statistics(self, subject: str) -> "Statistics":
         """Mean and standard deviation per session and voxel, from training trials alone."""
-        return Statistics.load(self.path / "subjects" / subject / "statistics.npz")
+        with whole(self.path / "subjects" / subject / "statistics.npz") as path:
+            return Statistics.load(path)
 
     @cached_property
     def conversations(self) -> pd.DataFrame:
         """`stimulus`, `source`, `turns` (a conversation), `answers` (those that count as right), first one first."""
-        table = pd.read_parquet(self.path / "conversations.parquet")
+        with whole(self.path / "conversations.parquet") as path:
+            table = pd.read_parquet(path)
         return table.assign(
             turns=[[dict(t) for t in turns] for turns in table["turns"]], answers=[list(a) for a in table["answers"]]
         )
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Turn what goes wrong in reading a file of a store into a message that names it."""
+    try:
+        yield path
+    except Exception as error:  # pyarrow, zipfile, numpy and nibabel each have their own error for a damaged file
+        raise InputError(
+            f"{path} is missing, damaged or truncated ({type(error).__name__}: {error}). Prepare the store anew."
+        ) from error
 
 
 class Statistics:
@@ -191,22 +206,28 @@ class StoreWriter:
         shutil.rmtree(temporary, ignore_errors=True)
         with disk_errors(self.path):
             temporary.mkdir(parents=True)
-            betas = np.lib.format.open_memmap(temporary / "betas.npy", "w+", np.dtype(dtype), (len(trials), len(space)))
-            written = np.zeros(len(trials), int)
-            for rows, values in pieces:
-                check_values(values, len(space), space.name)
-                check_finite(values, f"{space.name}, trials {rows[0]} to {rows[-1]}")
-                if np.abs(values).max(initial=0) > np.finfo(betas.dtype).max:
-                    raise InputError(
-                        f"{space.name}: betas of up to {np.abs(values).max():.3g} do not fit {dtype}; use --dtype float32."
-                    )
-                betas[rows] = values
-                written[rows] += 1
+            kind, written = np.dtype(dtype), np.zeros(len(trials), int)
+            # Plain writes: on a full disk they raise an error, where writing to a memory map would kill the process.
+            with open(temporary / "betas.npy", "wb") as file:
+                header = {"descr": kind.str, "fortran_order": False, "shape": (len(trials), len(space))}
+                np.lib.format.write_array_header_1_0(file, header)
+                start = file.tell()
+                for rows, values in pieces:
+                    check_values(values, len(space), space.name)
+                    check_finite(values, f"{space.name}, trials {rows[0]} to {rows[-1]}")
+                    if np.abs(values).max(initial=0) > np.finfo(kind).max:
+                        raise InputError(
+                            f"{space.name}: betas of up to {np.abs(values).max():.3g} do not fit {dtype}; use --dtype float32."
+                        )
+                    for row, value in zip(rows, np.asarray(values, kind), strict=True):
+                        file.seek(start + int(row) * value.nbytes)
+                        file.write(value.tobytes())
+                    written[rows] += 1
             if (written != 1).any():
                 raise InputError(
                     f"{space.name}: trial {np.flatnonzero(written != 1)[0]} was given {written[written != 1][0]} times; each trial needs its betas once."
                 )
-            betas.flush()
+            betas = np.load(temporary / "betas.npy", mmap_mode="r")
             Statistics.measure(betas, trials).save(temporary / "statistics.npz")
             table = pd.DataFrame(np.c_[space.ijk], columns=["i", "j", "k"]).assign(
                 **{f"{axis}_mm": space.mm[:, n] for n, axis in enumerate("xyz")}, **space.regions
@@ -258,6 +279,10 @@ def write(
 
     conversations: `stimulus`, `source`, `turns`, `answers`; `captions` makes it from a table of captions.
     """
+    refuse_existing(Path(path))
+    shutil.rmtree(
+        partial(Path(path)), ignore_errors=True
+    )  # the arrays are at hand: begin anew, whatever was interrupted
     writer = StoreWriter(path, name=name, origin=origin, licence=licence, reader="arrays", options={})
     for space, betas, trials in subjects:
         check_values(betas, len(space), space.name)
@@ -290,7 +315,7 @@ def check_trials(trials: pd.DataFrame, subject: str) -> pd.DataFrame:
     trials = trials.reset_index(drop=True).assign(stimulus=trials["stimulus"].astype(str).to_numpy())
     defaults = {"session": "1", "run": "1", "repeat": trials.groupby("stimulus").cumcount(), "split": "train"}
     trials = trials.assign(**{column: value for column, value in defaults.items() if column not in trials})
-    odd = sorted(set(trials["split"]) - set(SPLITS))
+    odd = sorted(set(trials["split"].astype(str)) - set(SPLITS))
     if odd:
         raise InputError(f"{subject}: unknown split {odd}; expected {', '.join(SPLITS)}.")
     others = [column for column in trials if column not in TRIAL_COLUMNS]

