@@ -153,8 +153,7 @@ def make_bids(root: Path, people: int = 2, sessions: int = 2) -> dict[str, np.nd
             shown = rng.permutation(np.tile(np.arange(len(TEXTS)), 2))
             raw = 100 * np.cos(own.mm @ waves[shown].T).T + 20 * rng.normal(size=(len(shown), len(own)))
             planted[name] = np.concatenate([planted[name], raw.round().astype(np.float32) * 0.5 + 40])
-            image = own.unmask((raw.round() * 0.5 + 40).astype(np.float32), fill=40)
-            image.header.set_data_dtype(np.int16)
+            image = own.unmask(raw.round().astype(np.int16))  # what stands in the file, before slope and intercept
             image.header.set_slope_inter(0.5, 40)
             place = folder if sessions == 1 else root / name / f"ses-{session + 1:02d}" / "func"
             place.mkdir(parents=True, exist_ok=True)

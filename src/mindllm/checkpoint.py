@@ -59,6 +59,10 @@ def load(
         config = EncoderConfig(**content["encoder"])
     except (ValidationError, KeyError) as error:
         raise InputError(f"{folder / 'config.json'} does not describe an encoder: {error}") from error
+    if not {"name", "fingerprint", "template"} <= set(content.get("llm") or {}):
+        raise InputError(
+            f"{folder / 'config.json'} does not name a language model; found {content.get('llm')!r}. Train or fetch the model again."
+        )
     language = load_llm(llm or content["llm"]["name"], device or best_device(), dtype)
     if language.fingerprint != content["llm"]["fingerprint"]:
         logger.warning(
@@ -83,7 +87,7 @@ def load(
             f"{folder / 'model.safetensors'} does not fit config.json: {', '.join(f'{n}: expected {expected.get(n)}, found {found.get(n)}' for n in odd[:5])}."
         )
     model.load_state_dict(tensors)
-    model.card = content["card"]
+    model.card = content.get("card", {})
     return model.eval()
 
 

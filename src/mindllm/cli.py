@@ -98,11 +98,11 @@ def prepare_bids(
             subjects=listed(subjects),
             mask=mask,
             split=chosen,
-            nan=nan,
-            dtype=dtype,
+            nan=nan,  # type: ignore[arg-type] # checked there
+            dtype=dtype,  # type: ignore[arg-type] # likewise
             seed=seed,
             progress=progress,
-        )  # type: ignore[arg-type]
+        )
     trials = sum(len(store.trials(s)) for s in store.subjects)
     console.print(
         f"{out}: {len(store.subjects)} subjects, {trials} trials, {store.conversations['stimulus'].nunique()} stimuli with text"
@@ -129,10 +129,11 @@ def train(
 ) -> None:
     """Train on some people: align the encoder with the text, then put it before the language model."""
     from mindllm import train as training
+    from mindllm.config import read_config
     from mindllm.data.store import Store
 
     given = {name: value for name, value in (("llm", llm), ("preset", preset), ("seed", seed)) if value is not None}
-    settings = training.read_config(config, given)
+    settings = read_config(config, given)
     with bars() as progress:
         training.train(Store(store), out, settings, subjects=listed(subjects), resume=resume, progress=progress)
     console.print(f"{out}: trained; curves in {out / 'training.png'}")
@@ -143,7 +144,7 @@ def show_config() -> None:
     """Print every training option with its default, as YAML for `train --config`."""
     import yaml
 
-    from mindllm.train import TrainConfig
+    from mindllm.config import TrainConfig
 
     print(yaml.safe_dump(TrainConfig().model_dump(mode="json"), sort_keys=False), end="")
 
@@ -253,6 +254,19 @@ def evaluate(
         )
     console.print(report.table())
     console.print(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the simulated people, the store, the model and the report.")] = Path("runs/demo"),
+    people: Annotated[int, typer.Option(min=3, help="People to simulate; the last one is left out of training.")] = 8,
+    seed: int = 0,
+    llm: Annotated[str | None, typer.Option(help="Another language model than the small default.")] = None,
+) -> None:
+    """Simulate people, train, and decode one whom the model has never seen: the whole road, on a CPU, in minutes."""
+    from mindllm.demo import demo as run
+
+    run(out, console, bars, people, seed, llm)
 
 
 def numbers(text: str | None) -> list[int] | None:

@@ -63,6 +63,8 @@ class EncoderConfig(BaseModel):
     """Share of the head's numbers dropped in training."""
     code_width: PositiveInt | None = 256
     """Numbers of the code that is aligned with text and that all tokens are made from; None: the head's whole width."""
+    memory: NonNegativeInt = 1024
+    """Entries, at most, of the softmax layer that makes tokens of a code, begun as training answers; 0: a linear layer."""
     n_tokens: PositiveInt = 12
     """T: fMRI tokens per trial."""
     token_width: PositiveInt = 256
@@ -106,6 +108,7 @@ PRESETS: dict[str, EncoderConfig] = {
         residual_layers=4,
         dropout=0.1,
         code_width=None,
+        memory=0,
         n_tokens=128,
         token_width=1024,
     ),

@@ -1,9 +1,13 @@
 """From what the queries see to fMRI tokens: a head that mixes all queries, and one that makes each query a token."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mindllm.config import EncoderConfig
+
+
+SHARPNESS = 60.0  # of a cosine between a code and what it is compared with
 
 
 class MixingHead(nn.Module):
@@ -23,13 +27,8 @@ class MixingHead(nn.Module):
             for _ in range(c.residual_layers)
         )
         wide = c.n_tokens * c.token_width
-        if c.code_width:
-            self.narrow: nn.Module = nn.Linear(c.hidden, c.code_width)
-            self.leave: nn.Module = nn.Sequential(
-                nn.Linear(c.code_width, c.hidden), nn.GELU(), nn.Linear(c.hidden, wide)
-            )
-        else:
-            self.narrow, self.leave = nn.Identity(), nn.Linear(c.hidden, wide)
+        self.narrow = nn.Linear(c.hidden, c.code_width) if c.code_width else nn.Identity()
+        self.leave = Recall(c.memory, self.code_width, wide) if c.memory else nn.Linear(self.code_width, wide)
 
     def code(self, seen: Tensor) -> Tensor:
         """(B, code width) from z (B, N)."""
@@ -39,9 +38,25 @@ class MixingHead(nn.Module):
         return self.narrow(x)
 
     def tokens(self, code: Tensor) -> Tensor:
-        """fMRI tokens (B, T, width) from a code; of a narrow one, its direction alone counts, as in the alignment."""
-        code = F.normalize(code, dim=-1) * self.code_width**0.5 if isinstance(self.narrow, nn.Linear) else code
+        """fMRI tokens (B, T, width) from a code."""
         return self.leave(code).unflatten(-1, self.shape)
+
+
+class Recall(nn.Module):
+    """Two linear layers with a softmax between them: what a code is like, then what goes with that.
+
+    Only the direction of a code counts, as in its alignment with text.
+    """
+
+    def __init__(self, entries: int, code_width: int, width: int) -> None:
+        super().__init__()
+        self.keys = nn.Parameter(F.normalize(torch.randn(entries, code_width), dim=-1))
+        self.values = nn.Parameter(torch.randn(entries, width) * 3**-0.5)
+        self.log_sharpness = nn.Parameter(torch.tensor(SHARPNESS).log())
+
+    def forward(self, code: Tensor) -> Tensor:
+        likeness = F.normalize(code, dim=-1) @ F.normalize(self.keys, dim=-1).T
+        return torch.softmax(likeness * self.log_sharpness.exp(), -1) @ self.values
 
 
 class QueryHead(nn.Module):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mindllm.errors import InputError
@@ -53,7 +54,7 @@ def load_llm(
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
         model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(missing(name, f"{type(error).__name__}: {error}")) from error
     model = model.to(device).eval().requires_grad_(False)
     return LanguageModel(name, model, tokenizer, fingerprint(model))

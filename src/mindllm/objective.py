@@ -26,9 +26,6 @@ class Objective(nn.Module):
         targets = text_targets(embed(model.llm, texts), model.encoder.head.code_width)
         self.register_buffer("targets", targets, persistent=False)
         spelled = [model.prompter.spell(text, model.encoder.config.n_tokens) for text in texts]
-        self.register_buffer("spelled", torch.tensor(spelled, device=targets.device), persistent=False)
-        words = model.llm.model.get_input_embeddings()(self.spelled).float()
-        self.spread = float((words - words.mean(0)).square().mean())
         self.log_temperature = nn.Parameter(torch.tensor(10.0, device=targets.device).log())
 
     def code(self, people: Sequence[Group], mix: Tensor) -> Tensor:
@@ -43,21 +40,27 @@ class Objective(nn.Module):
         return F.normalize(code, dim=-1) @ self.targets[candidates].T * self.log_temperature.exp().clamp(max=100)
 
     def align(self, people: Sequence[Group], mix: Tensor, candidates: Tensor, right: Tensor) -> Tensor:
-        """Finding the texts about the stimulus among candidates, and spelling one of them. right: (B, C), 1 or 0."""
-        code = self.code(people, mix)
-        near = torch.log_softmax(self.similarity(code, candidates), -1)
-        found = -(near * right).sum(-1).div(right.sum(-1)).mean()
-        one = candidates[torch.multinomial(right, 1)[:, 0]] if self.training else candidates[right.argmax(1)]
-        return found + self.misspelling(self.blurred(code.detach()), one)
+        """Cross-entropy of finding the texts about the stimulus (right: (B, C), 1 or 0) among candidate texts."""
+        near = torch.log_softmax(self.similarity(self.code(people, mix), candidates), -1)
+        return -(near * right).sum(-1).div(right.sum(-1)).mean()
 
-    def misspelling(self, code: Tensor, texts: Tensor) -> Tensor:
-        """Squared distance of the tokens to the embeddings of a text's first words, relative to those words' variance.
+    @torch.no_grad()
+    def remember(self, answers: Sequence[int], texts: Sequence[str]) -> None:
+        """Begin the head's memory as answers: a code like a text's recalls the embeddings of that text's first words.
 
-        A language model can read its own words: so the tokens come to it as what it would have read instead of a scan.
+        A language model can read its own words, so it understands the tokens before it is trained with them.
         """
-        words = self.model.llm.model.get_input_embeddings()(self.spelled[texts]).float()
-        tokens = self.model.projector(self.model.encoder.head.tokens(code))
-        return (tokens - words).square().mean() / self.spread
+        model, recall = self.model, self.model.encoder.head.leave
+        length = model.encoder.config.n_tokens
+        spelled = torch.tensor([model.prompter.spell(texts[i], length) for i in answers], device=self.targets.device)
+        words = model.llm.model.get_input_embeddings()(spelled).float()  # (entries, T, width)
+        mean = words.mean((0, 1))
+        _, _, directions = torch.linalg.svd((words - mean).flatten(0, 1), full_matrices=True)
+        directions = directions[: model.encoder.config.token_width]
+        model.projector.weight.zero_()[:, : len(directions)] = directions.T
+        model.projector.bias.copy_(mean)
+        recall.keys.copy_(self.targets[list(answers)])
+        recall.values.zero_().unflatten(1, (length, -1))[..., : len(directions)] = (words - mean) @ directions.T
 
     def language(self, people: Sequence[Group], mix: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Cross-entropy per token of what the assistant says, with the scans' tokens before the language model."""
@@ -69,8 +72,9 @@ class Objective(nn.Module):
         """Codes with noise, in training: those of people never seen point less surely at their text."""
         if not self.training:
             return code
-        noise = self.config.code_noise * torch.rand(len(code), 1, device=code.device) * torch.randn_like(code)
-        return F.normalize(code, dim=-1) + noise / code.shape[1] ** 0.5
+        # Noise among the directions in which texts differ, not in those that no text uses.
+        away = F.normalize(torch.randn(len(code), len(self.targets), device=code.device) @ self.targets, dim=-1)
+        return F.normalize(code, dim=-1) + self.config.code_noise * torch.rand(len(code), 1, device=code.device) * away
 
     def forward(self, stage: Stage, *batch: object) -> Tensor:
         return self.align(*batch) if stage == "align" else self.language(*batch)  # type: ignore[arg-type]

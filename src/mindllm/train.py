@@ -87,9 +87,14 @@ class Experiment:
         self.words = Words(store, [self.trials] + ([self.validation] if self.validation else []))
         torch.manual_seed(config.seed)
         regions = {p: [names[n] for n in sorted(names)] for p, names in store.regions.items()}
-        self.model = MindLLM(config.sizes(), regions, load_llm(config.llm, self.device, config.dtype), config.template)
+        sizes = config.sizes()
+        remembered = self.words.answers(sizes.memory)
+        sizes = sizes.model_copy(update={"memory": len(remembered)})
+        self.model = MindLLM(sizes, regions, load_llm(config.llm, self.device, config.dtype), config.template)
         self.model.encoder.place([store.space(s) for s in self.trials.subjects])
         self.objective = Objective(self.model, self.words.texts, config)
+        if remembered:
+            self.objective.remember(remembered, self.words.texts)
         self.voxels = {s: self.model.encoder.locate(store.space(s)) for s in subjects}
         self.step = 0
         self.history: list[dict[str, Any]] = []
@@ -110,6 +115,8 @@ class Experiment:
                 if progress
                 else None
             )
+            if self.step == start:
+                self.moments = {}  # a stage begins with an optimizer of its own, also after an interruption
             if self.step < start + settings.steps:
                 objective, optimizer = self.prepare(stage, settings)
                 recent: list[float] = []
@@ -251,7 +258,10 @@ class Experiment:
         parts: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
-            parts[part][rest] = tensor if part in parts else self.moments.setdefault(name, tensor)
+            if part in parts:
+                parts[part][rest] = tensor
+            else:
+                self.moments[name] = tensor
         self.objective.load_state_dict(parts["weights"])
         self.kept, self.step, self.history, self.best = (
             parts["best"],

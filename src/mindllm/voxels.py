@@ -94,10 +94,9 @@ class VoxelSpace:
         same_grid(image, self.shape, self.affine, "scan", "the mask")
         count = 1 if image.ndim == 3 else image.shape[3]
         wanted = np.arange(count) if volumes is None else np.asarray(volumes)
-        if len(wanted) == 0 or wanted.min() < 0 or wanted.max() >= count:
-            raise InputError(
-                f"scan {describe(image)} has volumes 0 to {count - 1}; {sorted(set(wanted.tolist()))} were asked for."
-            )
+        odd = sorted({v for v in wanted.tolist() if not 0 <= v < count})
+        if odd or not len(wanted):
+            raise InputError(f"scan {describe(image)} has volumes 0 to {count - 1}; {odd or 'none'} were asked for.")
         step = max(1, PIECE_BYTES // int(np.prod(self.shape) * 4))
         for start in range(0, count, step):
             stop = min(start + step, count)

@@ -113,6 +113,11 @@ class Words:
             self.about[stimulus].append(number[text])
             self.first.setdefault(stimulus, answers[0])
 
+    def answers(self, count: int) -> list[int]:
+        """Numbers of the first texts about the stimuli, each once; `count` of them, evenly spread, where there are more."""
+        first = sorted({about[0] for about in self.about.values()})
+        return [first[i * len(first) // count] for i in range(count)] if len(first) > count else first
+
     def conversations(self, stimuli: Sequence[str], rng: np.random.Generator | None) -> list[Conversation]:
         """One conversation per stimulus: drawn with `rng`, or the first."""
         return [self.turns[s][int(rng.integers(len(self.turns[s]))) if rng else 0] for s in stimuli]

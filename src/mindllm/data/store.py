@@ -141,8 +141,7 @@ class Statistics:
         names = sorted(set(session))
         parts = [np.flatnonzero(train & (session == name)) for name in names]
         found = [rows if len(rows) >= MIN_TRIALS else np.flatnonzero(train) for rows in parts]
-        blocks = [(betas[rows[at : at + 64]] for at in range(0, len(rows), 64)) for rows in found]
-        _, mean, std = zip(*map(moments, blocks), strict=True)
+        _, mean, std = zip(*(moments(blocks(betas, rows)) for rows in found), strict=True)
         return cls(names, np.stack(mean).astype(np.float32), np.stack(std).astype(np.float32), origin)
 
     def apply(self, betas: np.ndarray, sessions: Sequence[str]) -> np.ndarray:
@@ -161,6 +160,12 @@ class Statistics:
     def load(cls, path: Path) -> Self:
         with np.load(path, allow_pickle=False) as file:
             return cls(file["sessions"].tolist(), file["mean"], file["std"], str(file["origin"]))
+
+
+def blocks(betas: np.ndarray, rows: np.ndarray, size: int = 64) -> Iterator[np.ndarray]:
+    """The betas (b, V) of these rows, a few at a time."""
+    for start in range(0, len(rows), size):
+        yield betas[rows[start : start + size]]
 
 
 class StoreWriter:
@@ -208,7 +213,7 @@ class StoreWriter:
             temporary.mkdir(parents=True)
             kind, written = np.dtype(dtype), np.zeros(len(trials), int)
             # Plain writes: on a full disk they raise an error, where writing to a memory map would kill the process.
-            with open(temporary / "betas.npy", "wb") as file:
+            with (temporary / "betas.npy").open("wb") as file:
                 header = {"descr": kind.str, "fortran_order": False, "shape": (len(trials), len(space))}
                 np.lib.format.write_array_header_1_0(file, header)
                 start = file.tell()
@@ -338,7 +343,7 @@ def check_splits(trials: Mapping[str, pd.DataFrame]) -> None:
 
 def split_stimuli(stimuli: Sequence[str], fractions: Mapping[str, float], seed: int = 0) -> dict[str, str]:
     """Stimulus -> split, drawn at random: `fractions` of the stimuli go to each split named, the rest to train."""
-    if sum(fractions.values()) >= 1 or set(fractions) - set(SPLITS):
+    if not sum(fractions.values()) < 1 or min(fractions.values(), default=0) < 0 or set(fractions) - set(SPLITS):
         raise InputError(f"split fractions {dict(fractions)}: expected shares of val and test that sum to less than 1.")
     order = np.random.default_rng(seed).permutation(sorted(set(stimuli)))
     out, start = dict.fromkeys(order.tolist(), "train"), 0
@@ -348,4 +353,8 @@ def split_stimuli(stimuli: Sequence[str], fractions: Mapping[str, float], seed: 
             raise InputError(f"{fraction} of {len(order)} stimuli leaves the split {split} empty; take a larger share.")
         out.update(dict.fromkeys(order[start : start + count].tolist(), split))
         start += count
+    if "train" not in out.values():
+        raise InputError(
+            f"{dict(fractions)} of {len(order)} stimuli leaves the split train empty; take smaller shares."
+        )
     return out

@@ -1,0 +1,239 @@
+"""BIDS derivatives into a store: planted values come back, and every missing or odd file is named."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import REGIONS, TEXTS, make_bids
+from mindllm.data.bids import prepare
+from mindllm.data.store import Store
+from mindllm.errors import InputError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    make_bids(tmp_path / "bids")
+    return tmp_path / "bids"
+
+
+def one(root: Path, pattern: str) -> Path:
+    return sorted(root.rglob(pattern))[0]
+
+
+def test_planted_values_come_back(tmp_path: Path) -> None:
+    """An oblique grid, int16 with slope and intercept, two sessions in folders of their own, a parcellation."""
+    planted = make_bids(tmp_path / "bids")
+    store = prepare(tmp_path / "bids", tmp_path / "store")
+    assert store.subjects == ["sub-01", "sub-02"]
+    labels = nib.load(one(tmp_path / "bids", "*dseg.nii.gz"))
+    for subject, betas in planted.items():
+        np.testing.assert_array_equal(store.betas(subject), betas)
+        space, trials = store.space(subject), store.trials(subject)
+        assert np.abs(labels.affine[:3, :3][~np.eye(3, dtype=bool)]).min() > 0.1  # oblique
+        np.testing.assert_allclose(space.mm, nib.affines.apply_affine(labels.affine, space.ijk), atol=1e-3)
+        np.testing.assert_array_equal(space.regions["visual"], np.asarray(labels.dataobj)[tuple(space.ijk.T)])
+        assert trials["session"].tolist() == ["01"] * 12 + ["02"] * 12
+        tables = [pd.read_csv(f, sep="\t") for f in sorted((tmp_path / "bids" / subject).rglob("*_trials.tsv"))]
+        assert trials["stimulus"].tolist() == pd.concat(tables)["stimulus"].tolist()
+        assert "file" not in trials
+    assert store.regions == {"visual": REGIONS["visual"]}
+    said = store.conversations.set_index("stimulus")["answers"]
+    assert {s: a[0] for s, a in said.items()} == {f"stim{i}": text for i, text in enumerate(TEXTS)}
+
+
+def test_rows_of_a_trials_table_may_stand_in_any_order(tmp_path: Path) -> None:
+    planted = make_bids(tmp_path / "bids", people=1, sessions=1)
+    file = one(tmp_path / "bids", "*_trials.tsv")
+    table = pd.read_csv(file, sep="\t").iloc[::-1]
+    table.to_csv(file, sep="\t", index=False)
+    store = prepare(tmp_path / "bids", tmp_path / "store")
+    np.testing.assert_array_equal(store.betas("sub-01"), planted["sub-01"][::-1])
+    assert store.trials("sub-01")["stimulus"].tolist() == table["stimulus"].tolist()
+
+
+def test_the_naming_of_laion_fmri(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "laion"
+    planted = make_bids(root, people=1)["sub-01"]
+    for file in sorted(root.rglob("*_statmap.nii.gz")):
+        file.rename(file.with_name(file.name.replace("MNI152", "T1w")))
+    for session, file in enumerate(sorted(root.rglob("*_trials.tsv")), 1):
+        table = pd.read_csv(file, sep="\t").rename(columns={"volume": "beta_index", "stimulus": "label"})
+        table.assign(session=session, run=7)[["session", "run", "beta_index", "label"]].to_csv(
+            file, sep="\t", index=False
+        )
+    mask = nib.load(one(root, "*brain_mask.nii.gz"))
+    inside = np.asarray(mask.dataobj) > 0
+    r2 = np.where(inside, 0.25, np.where(np.indices(inside.shape)[0] % 2, 0, np.nan)).astype(np.float32)
+    one(root, "*brain_mask.nii.gz").unlink()
+    nib.save(
+        nib.Nifti1Image(r2, mask.affine),
+        root / "sub-01" / "sub-01_task-images_space-T1w_stat-rsquare_desc-R2mean_statmap.nii.gz",
+    )
+    (root / "stimuli").mkdir()
+    (root / "stimuli" / "captions.tsv").write_text(
+        "stimulus\tcaption\nstim0\ta dog runs\nstim0\ta running dog\nstim9\tnever shown\n"
+    )
+    with caplog.at_level(logging.WARNING):
+        store = prepare(root, tmp_path / "store")
+    np.testing.assert_array_equal(store.betas("sub-01"), planted)
+    assert (store.trials("sub-01")["run"] == "7").all()
+    assert store.trials("sub-01")["session"].tolist() == ["1"] * 12 + ["2"] * 12
+    assert store.conversations["answers"].tolist() == [
+        ["a dog runs", "a running dog"],
+        ["a running dog", "a dog runs"],
+    ]
+    assert "names no MNI space; its millimetres are taken as they are" in caplog.text
+    assert "5 of 6 stimuli have no caption (first: stim1)" in caplog.text
+
+
+def harm_values(root: Path, change: Any) -> None:
+    """Change one betas file of sub-01, an array (x, y, z, trials)."""
+    file = one(root, "sub-01_ses-02*_statmap.nii.gz")
+    image = nib.load(file)
+    data = image.get_fdata(dtype=np.float32)
+    inside = np.asarray(nib.load(one(root, "sub-01*_mask.nii.gz")).dataobj) > 0
+    nib.save(nib.Nifti1Image(change(data, np.argwhere(inside)), image.affine), file)
+
+
+def nan_in_one_voxel(data: np.ndarray, ijk: np.ndarray) -> np.ndarray:
+    data[(*ijk[3], 5)] = np.nan
+    return data
+
+
+def test_nan_is_refused_or_its_voxels_are_left_out(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = prepare(root, root.parent / "whole")
+    harm_values(root, nan_in_one_voxel)
+    with pytest.raises(InputError, match=r"NaN or infinite values in 1 of 60 voxels .*--nan drop"):
+        prepare(root, root.parent / "store")
+    store = prepare(root, root.parent / "store", nan="drop")
+    assert "sub-01: 1 of 60 voxels hold NaN or infinity in some trial and are left out" in caplog.text
+    np.testing.assert_array_equal(store.betas("sub-01"), np.delete(whole.betas("sub-01"), 3, axis=1))
+    np.testing.assert_array_equal(store.space("sub-01").ijk, np.delete(whole.space("sub-01").ijk, 3, axis=0))
+    harm_values(root, lambda data, ijk: data * np.nan)
+    with pytest.raises(InputError, match=r"all 60 voxels of its mask hold NaN .* so none is left"):
+        prepare(root, root.parent / "none", nan="drop")
+
+
+def no_mask(root: Path) -> None:
+    one(root, "sub-01*_mask.nii.gz").unlink()
+
+
+def two_masks(root: Path) -> None:
+    file = one(root, "sub-01*_mask.nii.gz")
+    file.with_name(file.name.replace("images", "rest")).write_bytes(file.read_bytes())
+
+
+def no_trials(root: Path) -> None:
+    one(root, "sub-01_ses-02*_trials.tsv").unlink()
+
+
+def edit(root: Path, change: Any) -> None:
+    file = one(root, "sub-01_ses-02*_trials.tsv")
+    change(pd.read_csv(file, sep="\t")).to_csv(file, sep="\t", index=False)
+
+
+def other_grid(root: Path) -> None:
+    file = one(root, "atlas-visual*.nii.gz")
+    image = nib.load(file)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1, 1, -1, 1])), file)
+
+
+def truncated(root: Path) -> None:
+    file = one(root, "sub-01_ses-02*_statmap.nii.gz")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "no mask": (no_mask, r"sub-01 has no mask: expected \*_desc-brain_mask.nii\* or \*_desc-R2mean_statmap"),
+    "two masks": (two_masks, r"sub-01 has 2 masks that match .*Name one with --mask"),
+    "no trials": (no_trials, r"no file .*sub-01_ses-02_task-images_desc-SingletrialBetas_trials.tsv: expected the table"),
+    "rows": (lambda r: edit(r, lambda t: t.iloc[:-1]), r"lists 11 volumes \(0 to 10\), but .* has 12"),
+    "numbered from 1": (lambda r: edit(r, lambda t: t.assign(volume=t["volume"] + 1)), r"lists 12 volumes \(1 to 12\)"),
+    "columns": (
+        lambda r: edit(r, lambda t: t.rename(columns={"stimulus": "picture"})),
+        r"has the columns \['volume', 'picture', 'caption'\]; expected `volume` and `stimulus`",
+    ),
+    "gap": (lambda r: edit(r, lambda t: t.assign(stimulus=t["stimulus"].where(t.index > 0))), r"trials.tsv has 1 rows without a stimulus"),
+    "empty table": (lambda r: one(r, "sub-01_ses-02*_trials.tsv").write_text(""), "cannot be read as a tab-separated"),
+    "other grid": (other_grid, r"atlas visual .*atlas-visual_space-MNI152_dseg.nii.gz is on another grid than the mask"),
+    "no lookup": (lambda r: one(r, "atlas-visual_dseg.tsv").unlink(), "atlas visual: no lookup table"),
+    "truncated": (truncated, r"sub-01_ses-02.* is damaged or truncated: its header promises shape"),
+    "description": (lambda r: (r / "dataset_description.json").write_text("{"), "dataset_description.json is damaged"),
+    "captions": (
+        lambda r: ((r / "stimuli").mkdir(), (r / "stimuli" / "captions.tsv").write_text("image\ttext\n1\tx\n")),
+        r"captions.tsv has the columns \['image', 'text'\]; expected `stimulus` and `caption`",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_folders(root: Path, kind: str) -> None:
+    harm, message = BAD[kind]
+    harm(root)
+    with pytest.raises(InputError, match=message):
+        prepare(root, root.parent / "store", split={"val": 0.2})
+    assert not (root.parent / "store").exists()
+
+
+def test_bad_options(root: Path, tmp_path: Path) -> None:
+    for options, message in (
+        ({"subjects": ["sub-01", "sub-07"]}, "has no subject sub-07; found sub-01, sub-02"),
+        ({"mask": "*_mask.mgz"}, r"sub-01 has no mask: expected \*_mask.mgz"),
+        ({"nan": "ignore"}, "nan='ignore' is unknown; expected error or drop"),
+        ({"dtype": "int8"}, "dtype='int8' is unknown; expected float32 or float16"),
+        ({"split": {"val": 0.7, "test": 0.5}}, "sum to less than 1"),
+        ({"split": {"val": 0.01}}, "leaves the split val empty"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prepare(root, tmp_path / "store", **options)  # type: ignore[arg-type]
+    for empty in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match=r"holds no folder sub-\*: expected BIDS derivatives"):
+            prepare(empty, tmp_path / "store")
+    (tmp_path / "sub-01").mkdir()
+    with pytest.raises(InputError, match="expected one 4-D file of single-trial betas per session"):
+        prepare(tmp_path, tmp_path / "store")
+
+
+def test_a_named_mask_and_chosen_subjects(root: Path, tmp_path: Path) -> None:
+    two_masks(root)
+    store = prepare(root, tmp_path / "store", mask="*task-images*_mask.nii.gz", subjects=["sub-01"])
+    assert store.subjects == ["sub-01"]
+
+
+def test_shares_are_of_stimuli_and_a_column_split_is_kept(root: Path, tmp_path: Path) -> None:
+    shares = {"val": 1 / 6, "test": 2 / 6}
+    store = prepare(root, tmp_path / "store", split=shares, seed=3)
+    kinds = pd.concat([store.trials(s) for s in store.subjects]).groupby("stimulus")["split"].unique()
+    assert sorted(len(k) for k in kinds) == [1] * 6
+    assert kinds.str[0].value_counts().to_dict() == {"train": 3, "test": 2, "val": 1}
+    for file in root.rglob("*_trials.tsv"):
+        table = pd.read_csv(file, sep="\t")
+        table.assign(split=table["stimulus"].map(lambda s: "test" if s == "stim4" else "train")).to_csv(
+            file, sep="\t", index=False
+        )
+    trials = prepare(root, tmp_path / "own").trials("sub-02")
+    assert set(trials.loc[trials["split"] == "test", "stimulus"]) == {"stim4"}
+
+
+@pytest.mark.real
+def test_the_actions_data_is_what_it_is_known_to_be(shared: Path, tmp_path: Path) -> None:
+    root = shared / "actions"
+    known = pd.read_csv(root / "participants.tsv", sep="\t").set_index("participant_id")["n_voxels"]
+    assert len(known) == 10
+    few = ["sub-01", "sub-08"]
+    store = prepare(root, tmp_path / "store", subjects=few)
+    assert Store(tmp_path / "store").subjects == few
+    for subject in few:
+        assert store.betas(subject).shape == (120, known[subject])
+        assert set(store.space(subject).regions) == {"HCPEx", "Wang2015"}
+        assert np.isfinite(store.values(subject)).all()
+    assert store.conversations["stimulus"].nunique() == 120
+    assert len({answers[0] for answers in store.conversations["answers"]}) == 60
+    for subject in known.index:  # the others: masks alone, so that this stays fast
+        mask = nib.load(one(root / subject, "*_desc-brain_mask.nii.gz"))
+        assert np.count_nonzero(np.asarray(mask.dataobj)) == known[subject]

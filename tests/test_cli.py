@@ -1,0 +1,197 @@
+"""The commands, as a user types them: each ends in its result, or in one clear message and exit status 1."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import make_bids
+from mindllm import cli
+from mindllm.config import TrainConfig
+from mindllm.errors import InputError
+from mindllm.evaluate.controls import CONDITIONS
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Run a command in this process: exit status, stdout, stderr."""
+    from rich.console import Console
+
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+
+    def command(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mindllm", *map(str, words)])
+        monkeypatch.setattr(cli, "console", Console(width=400))
+        monkeypatch.setattr(cli, "errors", Console(stderr=True, width=400))
+        capsys.readouterr()
+        status: Any = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+        return (status, *capsys.readouterr())
+
+    yield command
+    root.handlers[:], root.level = before, level
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_llm_folder: Path) -> Path:
+    """A folder with BIDS derivatives, and options for a training of a second."""
+    place = tmp_path_factory.mktemp("cli")
+    make_bids(place / "bids", people=3)
+    sizes = {"n_queries": 16, "key_width": 24, "n_frequencies": 3, "region_width": 4, "hidden": 32, "n_tokens": 3, "token_width": 8, "code_width": 8}  # fmt: skip
+    stage = {"steps": 4, "batch_size": 12}
+    content = {"encoder": sizes, "dtype": "float32", "llm": str(tiny_llm_folder), "align": stage, "language": stage}
+    (place / "options.yaml").write_text(yaml.safe_dump(content))
+    return place
+
+
+@pytest.fixture(scope="module")
+def model(place: Path) -> Path:
+    """The commands up to a model, in a process of their own."""
+    prepare = ["prepare", "bids", "bids", "--out", "store", "--test", "0.34"]
+    train = ["train", "store", "--out", "model", "--config", "options.yaml", "--subjects", "sub-01,sub-02"]
+    for words, told in ((prepare, "store: 3 subjects, 72 trials, 6 stimuli"), (train, "model: trained")):
+        done = subprocess.run(
+            [sys.executable, "-c", "from mindllm.cli import main; main()", *words],
+            cwd=place, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert told in done.stdout
+        assert "error" not in done.stderr.lower()
+    return place / "model"
+
+
+def scan_of(place: Path, subject: str) -> list[object]:
+    """What `decode` needs of the second session of a subject."""
+    scan = next((place / "bids" / subject / "ses-02").rglob("*_statmap.nii.gz"))
+    mask = next((place / "bids" / subject).rglob("*_mask.nii.gz"))
+    return [scan, "--mask", mask, "--atlas", f"visual={place / 'bids' / 'atlas-visual_space-MNI152_dseg.nii.gz'}"]
+
+
+def test_decode_prints_json_alone_on_stdout(place: Path, model: Path, run: Run) -> None:
+    given = ["decode", model, *scan_of(place, "sub-03"), "--max-new-tokens", 4]
+    status, out, err = run(*given, "--json", "--volumes", "5,0-2")
+    assert status == 0, err
+    found = json.loads(out)
+    assert [d["volume"] for d in found] == [5, 0, 1, 2]
+    assert all(set(d) == {"volume", "text", "evidence"} and isinstance(d["evidence"], float) for d in found)
+    status, out, _ = run(*given, "--volumes", "5,0-2")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["5", "0", "1", "2"]
+    assert all("(evidence " in line for line in out.splitlines())
+
+
+def test_text_that_looks_like_markup_is_printed_as_it_is(
+    place: Path, model: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mindllm.model import MindLLM
+
+    text = "[/red] a [bold]dog[/bold]"
+    monkeypatch.setattr(MindLLM, "generate", lambda self, tokens, *a, **k: [text] * len(tokens))
+    status, out, err = run("decode", model, *scan_of(place, "sub-03"), "--volumes", "0")
+    assert status == 0, err
+    assert text in out
+
+
+def test_stream_prints_words_as_they_come(place: Path, model: Path, run: Run) -> None:
+    given = ["decode", model, *scan_of(place, "sub-03"), "--max-new-tokens", 4, "--volumes", "1,2"]
+    whole = [d["text"] for d in json.loads(run(*given, "--json")[1])]
+    status, out, _ = run(*given, "--stream")
+    assert status == 0
+    assert all(word in out for text in whole for word in text.split())
+
+
+def test_evaluate_writes_its_report(place: Path, model: Path, run: Run, tmp_path: Path) -> None:
+    status, out, err = run("evaluate", model, place / "store", "--subjects", "sub-03,sub-01", "--out", tmp_path / "r")
+    assert status == 0, err
+    assert "report.html" in out
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert {row["condition"] for row in report["rows"]} == set(CONDITIONS)
+    assert {row["subject"] for row in report["rows"]} >= {"sub-01", "sub-03"}
+    lines = (tmp_path / "r" / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 2 * 2 * 2 * 2  # two people, two test stimuli, shown twice in each of two sessions
+
+
+def test_config_is_accepted_back(run: Run, tmp_path: Path, place: Path) -> None:
+    status, out, _ = run("config")
+    assert status == 0
+    assert TrainConfig(**yaml.safe_load(out)) == TrainConfig()
+    (tmp_path / "options.yaml").write_text(out)
+    # Read as options of a training, whose store is then not found.
+    status, _, err = run("train", place / "nowhere", "--out", tmp_path / "model", "--config", tmp_path / "options.yaml")
+    assert (status, "is not a store" in err) == (1, True)
+
+
+ERRORS: dict[str, tuple[list[object], str]] = {
+    "no data": (["prepare", "bids", "nowhere", "--out", "x"], "nowhere holds no folder sub-*"),
+    "nan": (["prepare", "bids", "bids", "--out", "x", "--nan", "keep"], "nan='keep' is unknown; expected error or drop"),
+    "exists": (["prepare", "bids", "bids", "--out", "store"], "store already exists"),
+    "no store": (["train", "bids", "--out", "x"], "bids is not a store (made by `mindllm prepare`)"),
+    "config": (["train", "store", "--out", "x", "--config", "odd.yaml"], "stepz: Extra inputs are not permitted"),
+    "subject": (["train", "store", "--out", "x", "--subjects", "sub-99"], "has no subject sub-99; it holds sub-01, sub-02"),
+    "trained": (["train", "store", "--out", "model", "--config", "options.yaml"], "model already holds a trained model"),
+    "no model": (["decode", "store", "scan.nii", "--mask", "m.nii"], "store is not a model (made by `mindllm train`)"),
+    "atlas": (["decode", "model", "scan.nii", "--mask", "m.nii", "--atlas", "a.nii"], "--atlas a.nii: expected NAME=FILE"),
+    "no mask": (["decode", "model", "scan.nii", "--mask", "m.nii"], "mask: there is no file m.nii"),
+    "no volume": (["decode", "model", "scan.nii", "--mask", "m.nii", "--volumes", "9-2"], "'9-2' is no list of volumes"),
+    "no llm": (["decode", "model", "s.nii", "--mask", "m.nii", "--llm", "./nowhere"], "there is no folder nowhere"),
+    "trained on": (["evaluate", "model", "untested", "--out", "x"], "no trial of the split test to evaluate"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_errors_end_in_one_message_and_status_1(
+    place: Path, model: Path, run: Run, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, message = ERRORS[kind]
+    monkeypatch.chdir(place)
+    Path("odd.yaml").write_text("stepz: 3")
+    if kind == "trained on":
+        assert run("prepare", "bids", "bids", "--out", "untested")[0] == 0
+    status, out, err = run(*words)
+    assert status == 1
+    assert f"error: {message}" in err or (err.count("error: ") == 1 and message in err)
+    assert "Traceback" not in err + out
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(None, None), ("0", [0]), ("0,3,5", [0, 3, 5]), (" 4 , 1-3,", [4, 1, 2, 3]), ("2-2", [2]), ("7,7", [7, 7])],
+)
+def test_lists_of_volumes(text: str | None, expected: list[int] | None) -> None:
+    assert cli.numbers(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", ",", "a", "1-", "-1", "1-b", "5-3", "1.5", "1-2-3", "²"])
+def test_what_is_no_list_of_volumes(text: str) -> None:
+    with pytest.raises(InputError, match="expected whole numbers from 0, such as 0,3,5 or 0-9"):
+        cli.numbers(text)
+
+
+def test_imports_do_nothing(tmp_path: Path) -> None:
+    code = """
+import logging, sys
+import mindllm
+heavy = {"torch", "transformers", "pandas", "nibabel", "numpy"} & set(sys.modules)
+import mindllm.cli
+heavy |= {"torch", "transformers", "matplotlib", "nilearn"} & set(sys.modules)
+assert not heavy, heavy
+import mindllm.train, mindllm.decode, mindllm.evaluate.report, mindllm.data.bids, mindllm.explain.figures
+assert not logging.getLogger().handlers, "an import configured the logger"
+assert mindllm.load is not None and mindllm.InputError is not None
+"""
+    # matplotlib makes its own folder of settings; that is kept out of the way.
+    env = {"HOME": str(tmp_path), "MPLCONFIGDIR": str(tmp_path.parent), "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)
+    assert not list(tmp_path.rglob("*"))

@@ -1,0 +1,42 @@
+"""The house: imports go down only, the corridor is short, and nothing unpickles."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "mindllm"
+CORRIDOR = ("voxels", "encoder", "prompt", "llm", "model", "decode")
+
+
+def test_a_file_imports_only_from_lower_floors() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 kept, 0 broken" in done.stdout
+
+
+def test_every_file_stands_on_a_floor() -> None:
+    named = set(re.findall(r"mindllm\.(\w+)", (ROOT / "pyproject.toml").read_text().split("layers = [")[1]))
+    there = {p.stem for p in SOURCE.iterdir() if not p.name.startswith("_") and (p.is_dir() or p.suffix == ".py")}
+    assert named == there
+
+
+def test_the_corridor_can_be_read_in_one_sitting() -> None:
+    lines = {name: len((SOURCE / f"{name}.py").read_text().splitlines()) for name in CORRIDOR}
+    assert sum(lines.values()) < 700, lines
+
+
+def test_no_file_is_called_utils() -> None:
+    assert not [p for p in SOURCE.rglob("*.py") if "util" in p.stem]
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_nothing_unpickles(path: Path) -> None:
+    text = path.read_text()
+    assert not re.search(r"(import|from) (pickle|joblib|dill)\b|read_pickle|allow_pickle=True", text)
+    assert all("weights_only=True" in call for call in re.findall(r"torch\.load\([^)]*\)", text))
