@@ -42,10 +42,10 @@ def save(model: MindLLM, folder: str | Path) -> None:
 
 
 def load(
-    folder: str | Path, *, llm: str | None = None, device: str | torch.device | None = None, dtype: str | None = None
+    folder: str | Path, *, llm: str | None = None, device: str | torch.device | None = None, dtype: str = "auto"
 ) -> MindLLM:
     """Load a model folder, ready to decode. `llm`: where its language model stands on this machine, if not under its name.
-    dtype: what the language model computes with, see `load_llm`.
+    dtype: what the language model computes in, see `load_llm`.
 
     Raises InputError for a folder that is no model, is damaged or newer, or whose language model is not the one it was trained with.
     """

@@ -258,7 +258,9 @@ def evaluate(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the simulated people, the store, the model and the report.")] = Path("runs/demo"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the simulated people, the store, the model and the report.")
+    ] = Path("runs/demo"),
     people: Annotated[int, typer.Option(min=3, help="People to simulate; the last one is left out of training.")] = 8,
     seed: int = 0,
     llm: Annotated[str | None, typer.Option(help="Another language model than the small default.")] = None,

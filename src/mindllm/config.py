@@ -144,23 +144,25 @@ class TrainConfig(BaseModel):
     template: str | None = None
     """A named chat template, for tokenizers without one of their own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Numbers the language model computes with; auto: bfloat16 where the processor has it."""
+    """What the language model computes in; auto: float32 on a CPU, bfloat16 elsewhere."""
     seed: int = 0
-    align: StageConfig = StageConfig(steps=150, batch_size=480)
+    align: StageConfig = StageConfig(steps=200, batch_size=480)
     """First stage: the encoder's code is drawn to the text of the answer."""
-    language: StageConfig = StageConfig(steps=300, batch_size=24)
+    language: StageConfig = StageConfig(steps=150, batch_size=16, learning_rate=5e-4)
     """Second stage: the tokens stand before the language model."""
     voxel_dropout: tuple[Share, Share] = (0.1, 0.6)
     """Least and greatest share of a person's voxels left out in a step."""
     mix: Share = 0.5
     """Share of samples that mix two responses to one stimulus, of two people or of one."""
+    disagree: float = 2.0
+    """Greatest share of the difference between two responses to another stimulus, added to a sample as noise."""
     jitter_mm: float = 2.0
     """Standard deviation of a shift of a person's brain, drawn each step."""
     stretch: float = 0.02
     """Standard deviation of the entries of a random linear map about identity, likewise."""
     noise: float = 0.3
     """Standard deviation of noise on what the queries see, relative to its own."""
-    code_noise: float = 2.0
+    code_noise: float = 1.0
     """Greatest length of noise on a code of length one, when the language model learns to read it."""
     warmup: Share = 0.1
     """Share of a stage's steps in which the learning rate rises; it then falls as a cosine."""

@@ -3,7 +3,7 @@
 from mindllm.errors import InputError
 
 FMRI = "<fMRI>"
-QUESTION = "What is this person seeing?"
+QUESTION = "What is this person seeing? Say it in these words:"
 Conversation = list[dict[str, str]]
 
 # Vicuna v1.1's format, for tokenizers that carry no template of their own (a base Llama, for one).

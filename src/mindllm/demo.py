@@ -23,12 +23,23 @@ TRAINING = TrainConfig(align=StageConfig(steps=120, batch_size=480), language=St
 logger = logging.getLogger(__name__)
 
 
-def demo(out: str | Path, console: Console, bars: Callable[[], Progress], people: int = 8, seed: int = 0, llm: str | None = None) -> Report:
+def demo(
+    out: str | Path,
+    console: Console,
+    bars: Callable[[], Progress],
+    people: int = 8,
+    seed: int = 0,
+    llm: str | None = None,
+) -> Report:
     """Simulate, prepare, train, decode and evaluate in the folder `out`. A step that is already done is not done again."""
     out = Path(out)
     console.rule("1/4  simulate people with real anatomy and a planted code (about 15 s)")
     if not (out / "bids").exists():
-        simulate(out / "bids", SimulateConfig(people=people, seed=seed), progress=lambda line: console.print(f"[dim]{line}[/dim]"))
+        simulate(
+            out / "bids",
+            SimulateConfig(people=people, seed=seed),
+            progress=lambda line: console.print(f"[dim]{line}[/dim]"),
+        )
     console.print(summary(out / "bids"))
 
     console.rule("2/4  prepare: NIfTI and tables into a store (about 20 s)")
@@ -43,24 +54,34 @@ def demo(out: str | Path, console: Console, bars: Callable[[], Progress], people
     with bars() as progress:
         train(store, out / "model", config, subjects=trained, resume=True, progress=progress)
 
-    console.rule(f"4/4  decode {left_out}, whom the model has never seen, and scenes that nobody was shown in training (about 2 min)")
+    console.rule(
+        f"4/4  decode {left_out}, whom the model has never seen, and scenes that nobody was shown in training (about 2 min)"
+    )
     with bars() as progress:
         model = checkpoint.load(out / "model", dtype=config.dtype)
-        report = evaluate(model, store, [left_out], out / "report", seed=seed, progress=progress, model_name=str(out / "model"))
+        report = evaluate(
+            model, store, [left_out], out / "report", seed=seed, progress=progress, model_name=str(out / "model")
+        )
     console.print(side_by_side(report, seed))
     console.print(report.table())
     truth = json.loads((out / "bids" / "truth.json").read_text(encoding="utf-8"))
     ceiling = truth["people"][left_out]["identification"]["unseen_person_single_trial"]
     found = report.value("identification_top1")
-    console.print(f"Noise ceiling: the best linear observer who has never met {left_out} would name {ceiling:.0%} of these trials; this model names {found:.0%}.")
+    console.print(
+        f"Noise ceiling: the best linear observer who has never met {left_out} would name {ceiling:.0%} of these trials; this model names {found:.0%}."
+    )
     console.print(f"report: {out / 'report' / 'report.html'}")
     return report
 
 
 def side_by_side(report: Report, seed: int, count: int = 12) -> Table:
     """True and decoded captions of some trials, drawn at random: not the best ones."""
-    table = Table("true", "decoded", title=f"{count} of {len(report.predictions)} trials, drawn at random", title_justify="left")
-    drawn = np.random.default_rng(seed).choice(len(report.predictions), min(count, len(report.predictions)), replace=False)
+    table = Table(
+        "true", "decoded", title=f"{count} of {len(report.predictions)} trials, drawn at random", title_justify="left"
+    )
+    drawn = np.random.default_rng(seed).choice(
+        len(report.predictions), min(count, len(report.predictions)), replace=False
+    )
     for i in sorted(drawn):
         table.add_row(report.predictions[i]["truth"], report.predictions[i]["decoded"])
     return table

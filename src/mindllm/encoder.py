@@ -45,6 +45,8 @@ class Voxels:
 class Encoder(nn.Module):
     """Voxels and their values -> fMRI tokens. `regions`: parcellation -> region names, in the model's own order (1, 2, ...)."""
 
+    frequencies: Tensor
+
     def __init__(self, config: EncoderConfig, regions: Mapping[str, Sequence[str]]) -> None:
         super().__init__()
         self.config, self.regions = config, {p: list(names) for p, names in regions.items()}
@@ -68,8 +70,10 @@ class Encoder(nn.Module):
         """
         if self.config.field_mm is None:
             return
-        nn.init.orthogonal_(self.position_key[0].weight)
-        nn.init.zeros_(self.position_key[0].bias)
+        first = self.position_key[0]
+        assert isinstance(first, nn.Linear)
+        nn.init.orthogonal_(first.weight)
+        nn.init.zeros_(first.bias)
         if self.region_key is not None:
             nn.init.zeros_(self.region_key.weight)  # regions come in as they are learned
         voxels = Voxels.join([self.locate(space) for space in spaces])
@@ -133,5 +137,5 @@ def frequencies(config: EncoderConfig) -> Tensor:
     """(F, 3) directions of the Fourier features in cycles per unit of position."""
     if config.fourier == "random":
         return config.sigma * torch.randn(config.n_frequencies, 3)
-    octaves = SCALE_MM / config.longest_mm * 2.0 ** torch.arange(config.n_frequencies)
+    octaves = SCALE_MM / config.longest_mm * torch.exp2(torch.arange(config.n_frequencies))
     return torch.cat([torch.eye(3) * octave for octave in octaves])

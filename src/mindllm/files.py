@@ -53,9 +53,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         with disk_errors(path):
             yield temporary
-            with open(temporary, "rb") as file:
+            with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -84,7 +84,7 @@ def publish(temporary: Path, path: Path) -> None:
     refuse_existing(path)
     if path.exists():
         path.rmdir()
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def refuse_existing(path: Path) -> None:

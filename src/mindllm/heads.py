@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 from mindllm.config import EncoderConfig
 
-
 SHARPNESS = 60.0  # of a cosine between a code and what it is compared with
 
 

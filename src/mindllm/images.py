@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,7 @@ from nibabel.spatialimages import SpatialImage
 from mindllm.errors import InputError
 
 GRID_TOLERANCE_MM = 1e-2
-Image = str | Path | SpatialImage
+Image: TypeAlias = str | Path | SpatialImage
 
 
 def open_image(image: Image, what: str, dimensions: int | None = None) -> SpatialImage:

@@ -38,18 +38,15 @@ class LanguageModel:
         return next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
 
 
-def load_llm(
-    name: str | Path | None = None, device: str | torch.device = "cpu", dtype: str | None = None
-) -> LanguageModel:
+def load_llm(name: str | Path | None = None, device: str | torch.device = "cpu", dtype: str = "auto") -> LanguageModel:
     """Load a frozen causal language model: a hub id, a folder, a .gguf file, or (None) the small default.
 
-    dtype: None: float32 on a CPU, bfloat16 elsewhere; "auto": bfloat16 wherever the processor computes in it; or a name.
+    dtype: "auto" computes in float32 on a CPU and in bfloat16 elsewhere; or the name of a type.
     Raises InputError, saying how to get it, for a model that is not to be had.
     """
     name = str(name or DEFAULT)
-    native = torch.device(device).type != "cpu" or (dtype == "auto" and torch.cpu._is_avx512_bf16_supported())
-    if dtype in (None, "auto"):
-        dtype = "bfloat16" if native else "float32"
+    if dtype == "auto":
+        dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
     place = locate(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)

@@ -30,7 +30,7 @@ def moments(pieces: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
         raise InputError(
             f"{count} trials are too few to normalize voxels with; at least {MIN_TRIALS} are needed. To decode a short scan, give a longer one of the same person and grid as reference (--reference)."
         )
-    mean = total / count
+    mean = np.asarray(total / count)
     return count, mean, np.where(high > low, np.sqrt(np.maximum(square / count - mean**2, 0)), 0)
 
 

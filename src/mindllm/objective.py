@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mindllm.config import TrainConfig
 from mindllm.encoder import Voxels
+from mindllm.heads import Recall
 from mindllm.llm import LanguageModel
 from mindllm.model import MindLLM
 from mindllm.prompt import Prompt
@@ -20,12 +21,13 @@ Group = tuple[Voxels, Tensor]
 class Objective(nn.Module):
     """The loss of either stage, as a module, so that Accelerate can spread it over devices."""
 
+    targets: Tensor
+
     def __init__(self, model: MindLLM, texts: Sequence[str], config: TrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
         targets = text_targets(embed(model.llm, texts), model.encoder.head.code_width)
         self.register_buffer("targets", targets, persistent=False)
-        spelled = [model.prompter.spell(text, model.encoder.config.n_tokens) for text in texts]
         self.log_temperature = nn.Parameter(torch.tensor(10.0, device=targets.device).log())
 
     def code(self, people: Sequence[Group], mix: Tensor) -> Tensor:
@@ -59,6 +61,7 @@ class Objective(nn.Module):
         directions = directions[: model.encoder.config.token_width]
         model.projector.weight.zero_()[:, : len(directions)] = directions.T
         model.projector.bias.copy_(mean)
+        assert isinstance(recall, Recall)
         recall.keys.copy_(self.targets[list(answers)])
         recall.values.zero_().unflatten(1, (length, -1))[..., : len(directions)] = (words - mean) @ directions.T
 

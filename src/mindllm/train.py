@@ -166,7 +166,7 @@ class Experiment:
         c = self.config
         torch.manual_seed(c.seed * 1_000_003 + self.step)
         rng = np.random.default_rng([c.seed, self.step, self.accelerator.process_index])
-        batch = self.trials.batch(rng, settings.batch_size, settings.people, c.voxel_dropout, c.mix)
+        batch = self.trials.batch(rng, settings.batch_size, settings.people, c.voxel_dropout, c.mix, c.disagree)
         return self.inputs(stage, batch, rng)
 
     def inputs(self, stage: Stage, batch: Batch, rng: np.random.Generator | None) -> tuple[Any, ...]:
@@ -287,10 +287,10 @@ class Experiment:
         with torch.no_grad():
             sums = [
                 model.encoder([(self.voxels[p.subject], self.values(p))]).sum(0)
-                for b in self.trials.whole(len(self.trials))
+                for b in self.trials.whole(CHECKED)
                 for p in b.people
             ]
-            model.no_brain.copy_(sum(sums) / len(self.trials))  # type: ignore[arg-type, operator]
+            model.no_brain.copy_(torch.stack(sums).sum(0) / len(self.trials))
         model.card = {
             "subjects": self.trials.subjects,
             "validation_subjects": self.validation.subjects if self.validation else [],

@@ -57,32 +57,38 @@ class Trials:
     def __len__(self) -> int:
         return len(self.table)
 
-    def batch(self, rng: np.random.Generator, size: int, people: int, drop: tuple[float, float], mix: float) -> Batch:
-        """Draw `size` samples of at most `people` persons, each from one trial or, with probability `mix`, from two of one stimulus.
+    def batch(
+        self, rng: np.random.Generator, size: int, people: int, drop: tuple[float, float], mix: float, disagree: float
+    ) -> Batch:
+        """Draw `size` samples of at most `people` persons: each one trial or, with probability `mix`, a blend of two of one
+        stimulus; plus up to `disagree` times the difference between two trials of another stimulus, which is all noise.
 
         drop: lowest and highest share of a person's voxels to leave out this time.
         """
         chosen = rng.choice(self.subjects, min(people, len(self.subjects)), replace=False)
-        pool = self.table[self.table["subject"].isin(chosen)]
-        picks = pool.iloc[rng.choice(len(pool), min(size, len(pool)), replace=False)]
-        partners = defaultdict(list)
-        for index, stimulus in zip(pool.index, pool["stimulus"], strict=True):
-            partners[stimulus].append(index)
-        others = np.array([partners[stimulus][rng.integers(len(partners[stimulus]))] for stimulus in picks["stimulus"]])
-        share = np.where(rng.random(len(picks)) < mix, rng.random(len(picks)), 1.0)
-        used = self.table.loc[sorted({*picks.index, *others[share < 1]})].sort_values(["subject", "row"], kind="stable")
-        place = {index: n for n, index in enumerate(used.index)}
-        weights = torch.zeros(len(picks), len(used))
-        for sample, (one, two, part) in enumerate(zip(picks.index, others, share, strict=True)):
-            weights[sample, place[one]] += part
-            if part < 1:
-                weights[sample, place[two]] += 1 - part
+        pool = self.table[self.table["subject"].isin(chosen)].reset_index(drop=True)
+        same = pool.groupby("stimulus").indices  # stimulus -> places in the pool
+        stimuli = pool["stimulus"].to_numpy()
+
+        def other(places: np.ndarray) -> np.ndarray:
+            """For each trial a random one of the same stimulus, be it itself."""
+            return np.array([rng.choice(same[stimuli[place]]) for place in places])
+
+        one = rng.permutation(len(pool))[:size]
+        share = np.where(rng.random(len(one)) < mix, rng.random(len(one)), 1.0)
+        noise = rng.integers(len(pool), size=len(one))
+        scale = disagree * rng.random(len(one)) / 2**0.5  # a difference has twice the variance of its parts
+        used, columns = np.unique([one, other(one), noise, other(noise)], return_inverse=True)
+        weights = np.zeros((len(one), len(used)))
+        for at, amount in zip(columns.reshape(4, -1), (share, 1 - share, scale, -scale), strict=True):
+            np.add.at(weights, (np.arange(len(one)), at), amount)
+        read = weights.any(0)
         persons = []
-        for subject, group in used.groupby("subject", sort=False):
+        for subject, group in pool.loc[used[read]].groupby("subject", sort=False):
             count = len(self.store.space(str(subject)))
             kept = max(1, round(count * (1 - rng.uniform(*drop))))
             persons.append(Person(str(subject), group["row"].to_numpy(), np.sort(rng.permutation(count)[:kept])))
-        return Batch(persons, weights, picks["stimulus"].tolist())
+        return Batch(persons, torch.from_numpy(weights[:, read]).float(), stimuli[one].tolist())
 
     def whole(self, size: int) -> Iterator[Batch]:
         """All trials in order, every voxel kept and nothing mixed, at most `size` trials of one person at a time."""

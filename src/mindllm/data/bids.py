@@ -19,7 +19,7 @@ from typing import Literal
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from mindllm.data.store import Store, StoreWriter, captions, split_stimuli
 from mindllm.errors import InputError
@@ -160,17 +160,17 @@ def read_space(root: Path, name: str, pattern: str | None, trials: pd.DataFrame,
         if found:
             atlases[found[1]] = file
     space = VoxelSpace.from_mask(mask, atlases, name=name)
-    files = trials["file"].unique()
-    if "MNI" not in Path(files[0]).name:
+    scans = trials["file"].unique()
+    if "MNI" not in Path(scans[0]).name:
         logger.warning(
             "%s: %s names no MNI space; its millimetres are taken as they are, so voxels of different people may not correspond",
             name,
-            Path(files[0]).name,
+            Path(scans[0]).name,
         )
     if nan == "drop":
         keep = np.ones(len(space), bool)
-        for file in files:
-            for _, values in space.read_pieces(file, finite=False):
+        for scan in scans:
+            for _, values in space.read_pieces(scan, finite=False):
                 keep &= np.isfinite(values).all(0)
         if not keep.all():
             logger.warning(
@@ -195,7 +195,7 @@ def read_betas(space: VoxelSpace, trials: pd.DataFrame) -> Iterator[tuple[np.nda
 
 
 def report(
-    pieces: Iterator[tuple[np.ndarray, np.ndarray]], progress: Progress | None, task: int | None, name: str
+    pieces: Iterator[tuple[np.ndarray, np.ndarray]], progress: Progress | None, task: TaskID | None, name: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The pieces, advancing a progress bar."""
     for rows, values in pieces:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 import mindllm
-from mindllm.conversation import Conversation, ask, check_conversation
+from mindllm.conversation import QUESTION, Conversation, ask, check_conversation
 from mindllm.errors import InputError
 from mindllm.files import disk_errors, partial, publish, read_json, refuse_existing, write_json
 from mindllm.images import check_finite, check_values
@@ -104,9 +104,9 @@ class Store:
         """`stimulus`, `source`, `turns` (a conversation), `answers` (those that count as right), first one first."""
         with whole(self.path / "conversations.parquet") as path:
             table = pd.read_parquet(path)
-        return table.assign(
-            turns=[[dict(t) for t in turns] for turns in table["turns"]], answers=[list(a) for a in table["answers"]]
-        )
+        table["turns"] = table["turns"].map(lambda turns: [dict(turn) for turn in turns])
+        table["answers"] = table["answers"].map(list)
+        return table
 
 
 @contextmanager
@@ -144,7 +144,7 @@ class Statistics:
         _, mean, std = zip(*(moments(blocks(betas, rows)) for rows in found), strict=True)
         return cls(names, np.stack(mean).astype(np.float32), np.stack(std).astype(np.float32), origin)
 
-    def apply(self, betas: np.ndarray, sessions: Sequence[str]) -> np.ndarray:
+    def apply(self, betas: np.ndarray, sessions: Iterable[str]) -> np.ndarray:
         """Z-scores (B, V) float32 of betas (B, V) measured in these sessions (B,)."""
         index = {name: i for i, name in enumerate(self.sessions)}
         found = np.array([index[str(s)] for s in sessions])
@@ -297,11 +297,11 @@ def write(
     return writer.finish(conversations)
 
 
-def captions(table: pd.DataFrame, source: str = "caption", question: str | None = None) -> pd.DataFrame:
+def captions(table: pd.DataFrame, source: str = "caption", question: str = QUESTION) -> pd.DataFrame:
     """Conversations from captions, one per row of `stimulus`, `caption`; all captions of a stimulus count as right."""
     table = table[["stimulus", "caption"]].drop_duplicates()
     right = table.groupby("stimulus", sort=False)["caption"].agg(list)
-    turns: list[Conversation] = [ask(*([question] if question else []), answer=text) for text in table["caption"]]
+    turns: list[Conversation] = [ask(question, text) for text in table["caption"]]
     answers = [
         [text, *(other for other in right[stimulus] if other != text)]
         for stimulus, text in table.itertuples(index=False)
@@ -318,8 +318,15 @@ def check_trials(trials: pd.DataFrame, subject: str) -> pd.DataFrame:
             f"{subject}: the trials table needs a column `stimulus` without gaps; found the columns {list(trials.columns)}."
         )
     trials = trials.reset_index(drop=True).assign(stimulus=trials["stimulus"].astype(str).to_numpy())
-    defaults = {"session": "1", "run": "1", "repeat": trials.groupby("stimulus").cumcount(), "split": "train"}
-    trials = trials.assign(**{column: value for column, value in defaults.items() if column not in trials})
+    defaults: dict[str, Any] = {
+        "session": "1",
+        "run": "1",
+        "repeat": trials.groupby("stimulus").cumcount(),
+        "split": "train",
+    }
+    for column, value in defaults.items():
+        if column not in trials:
+            trials[column] = value
     odd = sorted(set(trials["split"].astype(str)) - set(SPLITS))
     if odd:
         raise InputError(f"{subject}: unknown split {odd}; expected {', '.join(SPLITS)}.")
