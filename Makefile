@@ -47,5 +47,8 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+benchmark: $(READY)
+	$(BIN)/python benchmarks/speed.py
+
 clean:
 	rm -rf $(VENV) $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

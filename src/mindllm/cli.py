@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +35,7 @@ def main() -> None:
         format="%(message)s",
         handlers=[RichHandler(console=errors, show_time=False, show_path=False, show_level=True)],
     )
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

@@ -19,7 +19,9 @@ from mindllm.evaluate.report import Report, evaluate
 from mindllm.train import train
 
 # Shorter than the defaults: what two CPU cores do in a few minutes.
-TRAINING = TrainConfig(align=StageConfig(steps=120, batch_size=480), language=StageConfig(steps=60, batch_size=24))
+TRAINING = TrainConfig(
+    align=StageConfig(steps=120, batch_size=480), language=StageConfig(steps=60, batch_size=16, learning_rate=1e-3)
+)
 logger = logging.getLogger(__name__)
 
 

@@ -210,6 +210,8 @@ class Experiment:
                     name: tensor.detach().cpu().clone() for name, tensor in self.objective.state_dict().items()
                 }
         self.history.append(row)
+        told = ", ".join(f"{name} {value:.3f}" for name, value in row.items() if name not in ("step", "stage"))
+        logger.info("%s, step %d: %s", stage, self.step, told)
 
     def named(self) -> float:
         """Share of validation trials whose code is nearest to a text about its stimulus, among all texts about them."""

@@ -55,7 +55,7 @@ class Report:
         return as_table(self.rows, self.meta)
 
     def write(self, out: str | Path) -> None:
-        """Write report.json, report.md, report.html, predictions.jsonl and likelihoods.npz into the folder `out`."""
+        """Write report.json, .md and .html, pictures, predictions.jsonl and likelihoods.npz into the folder `out`."""
         out = Path(out)
         with whole_file(out / "predictions.jsonl") as path:
             path.write_text(
@@ -63,6 +63,11 @@ class Report:
             )
         with whole_file(out / "likelihoods.npz") as path:
             np.savez_compressed(path, candidates=np.array(self.meta["candidates"]), **self.likelihoods)
+        for name, picture in self.pictures.items():
+            kind, whose, theme = name.split("|")
+            if theme == "light":
+                with whole_file(out / "pictures" / f"{kind}-{whose}.png") as path:
+                    path.write_bytes(picture)
         with whole_file(out / "report.md") as path:
             path.write_text(as_markdown(self.rows, self.predictions, self.meta), encoding="utf-8")
         with whole_file(out / "report.html") as path:

@@ -1,0 +1,106 @@
+"""Speed of the encoder and of scoring, as ratios within one run, and the memory of a large scan.
+
+    python benchmarks/speed.py [--llm NAME]
+
+1. attention once per person (the batch as the value dimension) against once per trial (a B x N x V tensor)
+2. candidates read as one tree against one by one
+3. peak memory and time to decode a scan of 200,000 voxels, beyond the model itself
+"""
+
+import argparse
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+from mindllm.config import PRESETS
+from mindllm.conversation import QUESTION, ask
+from mindllm.decode import decode
+from mindllm.encoder import Encoder, Voxels
+from mindllm.llm import load_llm
+from mindllm.model import MindLLM
+
+
+def seconds(function: Callable[[], object], repeats: int = 3) -> float:
+    """Median time of a call, after one to warm up."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+@torch.no_grad()
+def attention(batch: int = 32, voxels: int = 15_724) -> None:
+    encoder = Encoder(PRESETS["default"], {})
+    person = Voxels(torch.rand(voxels, 3) * 1.6 - 0.8, torch.zeros(voxels, 0, dtype=torch.int64))
+    values = torch.randn(batch, voxels)
+
+    def per_trial() -> torch.Tensor:
+        rows = []
+        for row in values:  # keys and weights anew for every trial, as when they are part of the batch
+            rows.append(encoder.attention(person) @ row)
+        return torch.stack(rows)
+
+    torch.testing.assert_close(per_trial(), encoder.look(person, values), rtol=1e-3, atol=1e-4)
+    slow, fast = seconds(per_trial), seconds(lambda: encoder.look(person, values))
+    print(
+        f"attention, {batch} trials x {voxels} voxels: per trial {slow:.2f} s, once per person {fast:.3f} s, ratio {slow / fast:.1f}"
+    )
+
+
+@torch.no_grad()
+def scoring(model: MindLLM, scans: int = 4, candidates: int = 60) -> None:
+    tokens = torch.randn(scans, model.encoder.config.n_tokens, model.encoder.config.token_width) * 0.1
+    verbs, things = (
+        ("holding", "painting", "washing", "watching", "carrying", "dropping"),
+        ("a cup", "a car", "a dog", "the floor", "a book", "dishes", "a bike", "a plant", "food", "a ball"),
+    )
+    answers = [f"a person {verb} {thing}" for verb in verbs for thing in things][:candidates]
+    one_by_one = lambda: [model.log_likelihood(tokens, [model.prompter(ask(QUESTION, a))] * scans)[0] for a in answers]  # noqa: E731
+    slow, fast = seconds(one_by_one, 1), seconds(lambda: model.score(tokens, answers), 1)
+    print(
+        f"scoring {candidates} candidates for {scans} scans: one by one {slow:.1f} s, as a tree {fast:.1f} s, ratio {slow / fast:.1f}"
+    )
+
+
+def large_scan(model: MindLLM, side: int = 59, volumes: int = 12) -> None:
+    rng = np.random.default_rng(0)
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3, 3] = -side
+    with tempfile.TemporaryDirectory() as folder:
+        scan, mask = Path(folder) / "scan.nii", Path(folder) / "mask.nii"
+        nib.save(nib.Nifti1Image(rng.normal(size=(side, side, side, volumes)).astype(np.float32), affine), scan)
+        inside = np.zeros(side**3, np.uint8)
+        inside[:200_000] = 1
+        nib.save(nib.Nifti1Image(inside.reshape(side, side, side), affine), mask)
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        decode(model, scan, mask, volumes=[0, 3, 5], max_new_tokens=8)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+        print(
+            f"a scan of 200,000 voxels x {volumes} volumes, 3 decoded: {time.perf_counter() - start:.1f} s, peak memory {grown:.2f} GiB above the loaded model"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llm", default=None, help="a language model; default: the small one")
+    llm = load_llm(parser.parse_args().llm)
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {llm.name}")
+    torch.manual_seed(0)
+    model = MindLLM(PRESETS["default"], {}, llm).eval()
+    large_scan(model)  # first: the peak of the process so far must be the model's own
+    attention()
+    scoring(model)
+
+
+if __name__ == "__main__":
+    main()
