@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "MindLLM", "Store", "VoxelSpace", "load", "standardize"]
+__all__ = ["InputError", "MindLLM", "Store", "VoxelSpace", "load", "normalize"]
 
 if TYPE_CHECKING:
     from mindllm.checkpoint import load
     from mindllm.data.store import Store
     from mindllm.errors import InputError
     from mindllm.model import MindLLM
-    from mindllm.normalize import standardize
+    from mindllm.normalize import normalize
     from mindllm.voxels import VoxelSpace
 
 HOMES = {
@@ -19,7 +19,7 @@ HOMES = {
     "InputError": "errors",
     "MindLLM": "model",
     "VoxelSpace": "voxels",
-    "standardize": "normalize",
+    "normalize": "normalize",
 }
 
 

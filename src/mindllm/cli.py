@@ -79,7 +79,10 @@ def prepare_bids(
     out: Annotated[Path, typer.Option(help="The store to write.")],
     subjects: Subjects = None,
     mask: Annotated[
-        str | None, typer.Option(help="Glob of the mask files, where they are not *_desc-brain_mask.nii.gz.")
+        str | None,
+        typer.Option(
+            help="Glob of the mask files within a subject's folder. Default: *_desc-brain_mask.nii.gz, else where *_desc-R2mean_statmap.nii.gz is above 0."
+        ),
     ] = None,
     val: Annotated[
         float, typer.Option(help="Share of the stimuli for validation, where the trials tables have no column `split`.")
@@ -87,7 +90,7 @@ def prepare_bids(
     test: Annotated[float, typer.Option(help="Share of the stimuli for testing, likewise.")] = 0.0,
     nan: Annotated[str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")] = "error",
     dtype: Annotated[str, typer.Option(help="How betas are stored: float32 or float16.")] = "float32",
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
 ) -> None:
     """Make a store of BIDS derivatives with single-trial betas. Run it again after an interruption: it goes on."""
     from mindllm.data import bids
@@ -120,7 +123,9 @@ def train(
         str | None,
         typer.Option(help="Hub id, folder or .gguf file of a causal language model. Default: SmolLM2-135M-Instruct."),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Sizes of the encoder: default, walkthrough or paper.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Sizes of the encoder: default, walkthrough (tiny) or paper (139 M weights).")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML or JSON file of training options; see `mindllm config`.")
     ] = None,
@@ -129,7 +134,11 @@ def train(
         bool, typer.Option("--resume", help="Go on with an interrupted training (or begin, where there is none).")
     ] = False,
 ) -> None:
-    """Train on some people: align the encoder with the text, then put it before the language model."""
+    """Train on some people: align the encoder with the text, then put it before the language model.
+
+    Trials of the split `val` choose the checkpoint, or people left out with the option validate_people. What is given here
+    wins over --config.
+    """
     from mindllm import train as training
     from mindllm.config import read_config
     from mindllm.data.store import Store
@@ -164,12 +173,14 @@ def decode(
     question: Annotated[str, typer.Option(help="What to ask about the scan.")] = QUESTION,
     reference: Annotated[
         Path | None,
-        typer.Option(help="Another scan of the same person and grid to normalize with. Default: all volumes of SCAN."),
+        typer.Option(
+            help="Another scan of the same person and grid to normalize with, of at least 8 volumes. Default: all volumes of SCAN."
+        ),
     ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the most likely words.")] = False,
     temperature: Annotated[float, typer.Option(help="With --sample: how freely.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 48,
-    batch_size: int = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Trials read by the language model at once.")] = 16,
     seed: Annotated[int, typer.Option(help="With --sample.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: volume, text, evidence.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print words as they come.")] = False,
@@ -227,15 +238,23 @@ def decode(
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     store: Annotated[Path, typer.Argument(help="A prepared store.")],
-    subjects: Subjects = None,
+    subjects: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated. Default: all; name those left out of training, if the store has no test trials."
+        ),
+    ] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder for report.json, report.md, report.html and predictions.jsonl.")
+        Path,
+        typer.Option(
+            help="Folder for report.json, .md, .html, pictures, predictions and likelihoods; an earlier report there is replaced."
+        ),
     ] = Path("report"),
     llm: Annotated[
         str | None, typer.Option(help="Where the language model stands, if not under the model's name for it.")
     ] = None,
-    batch_size: int = 16,
-    seed: int = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Trials read by the language model at once.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
 ) -> None:
     """Measure what the text owes to the brain: scores beside shuffled, no-brain and constant controls."""
     from mindllm.checkpoint import load
@@ -264,7 +283,7 @@ def demo(
         Path, typer.Option(help="Folder for the simulated people, the store, the model and the report.")
     ] = Path("runs/demo"),
     people: Annotated[int, typer.Option(min=3, help="People to simulate; the last one is left out of training.")] = 8,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
     llm: Annotated[str | None, typer.Option(help="Another language model than the small default.")] = None,
 ) -> None:
     """Simulate people, train, and decode one whom the model has never seen: the whole road, on a CPU, in minutes."""

@@ -16,7 +16,10 @@ from mindllm.voxels import VoxelSpace
 
 @dataclass(frozen=True)
 class Decoded:
-    """The answer about one volume. `evidence`: log p(text | scan) - log p(text | no brain), in nats; above 0 the scan speaks for the text."""
+    """The answer about one volume. `evidence`: log p(text | scan) - log p(text | no brain), in nats.
+
+    The text was chosen because it is likely given the scan, so some evidence is always there: compare answers by it.
+    """
 
     volume: int
     text: str

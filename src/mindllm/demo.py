@@ -39,7 +39,7 @@ def demo(
     if not (out / "bids").exists():
         simulate(
             out / "bids",
-            SimulateConfig(people=people, seed=seed),
+            SimulateConfig(people=people, test_stimuli=40, seed=seed),
             progress=lambda line: console.print(f"[dim]{line}[/dim]"),
         )
     console.print(summary(out / "bids"))

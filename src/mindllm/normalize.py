@@ -34,6 +34,12 @@ def moments(pieces: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
     return count, mean, np.where(high > low, np.sqrt(np.maximum(square / count - mean**2, 0)), 0)
 
 
+def normalize(values: np.ndarray) -> np.ndarray:
+    """Raw values (B, V) of one person, normalized with their own statistics: what `MindLLM.encode` and `decode` expect."""
+    _, mean, std = moments([values])
+    return standardize(values, mean, std)
+
+
 def standardize(values: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     """Raw values (B, V) -> levelled z-scores (B, V), float32. Voxels that never vary (std 0) become 0, not infinity."""
     scale = np.divide(1.0, std, out=np.zeros(len(std)), where=std > 1e-6)

@@ -94,9 +94,10 @@ def text_targets(embedded: Tensor, width: int) -> Tensor:
 
     Embeddings of short answers share most of their variance; whitened, every difference between texts counts alike.
     """
-    left, size, _ = torch.linalg.svd((embedded - embedded.mean(0)).double(), full_matrices=False)
+    # On the CPU, because not every device has double precision.
+    left, size, _ = torch.linalg.svd((embedded - embedded.mean(0)).double().cpu(), full_matrices=False)
     kept = left[:, size > size[0] * 1e-3][:, :width]
-    return F.normalize(F.pad(kept, (0, width - kept.shape[1])), dim=-1).float()
+    return F.normalize(F.pad(kept, (0, width - kept.shape[1])), dim=-1).float().to(embedded.device)
 
 
 @torch.no_grad()

@@ -88,7 +88,7 @@ class Experiment:
         torch.manual_seed(config.seed)
         regions = {p: [names[n] for n in sorted(names)] for p, names in store.regions.items()}
         sizes = config.sizes()
-        remembered = self.words.answers(sizes.memory)
+        remembered = self.words.answers(self.trials, sizes.memory)
         sizes = sizes.model_copy(update={"memory": len(remembered)})
         self.model = MindLLM(sizes, regions, load_llm(config.llm, self.device, config.dtype), config.template)
         self.model.encoder.place([store.space(s) for s in self.trials.subjects])

@@ -119,9 +119,9 @@ class Words:
             self.about[stimulus].append(number[text])
             self.first.setdefault(stimulus, answers[0])
 
-    def answers(self, count: int) -> list[int]:
-        """Numbers of the first texts about the stimuli, each once; `count` of them, evenly spread, where there are more."""
-        first = sorted({about[0] for about in self.about.values()})
+    def answers(self, trials: Trials, count: int) -> list[int]:
+        """Numbers of the first texts about these trials' stimuli, each once; `count` of them, evenly spread, if there are more."""
+        first = sorted({self.about[stimulus][0] for stimulus in set(trials.table["stimulus"])})
         return [first[i * len(first) // count] for i in range(count)] if len(first) > count else first
 
     def conversations(self, stimuli: Sequence[str], rng: np.random.Generator | None) -> list[Conversation]:

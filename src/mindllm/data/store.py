@@ -87,7 +87,7 @@ class Store:
         return betas
 
     def values(self, subject: str, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Normalized values (B, V) float32 of some trials: z-scores with the stored statistics of each trial's session."""
+        """Normalized values (B, V) float32 of some trials: levelled, then z-scored with the statistics of each trial's session."""
         rows = np.arange(len(self.trials(subject))) if rows is None else np.asarray(rows)
         return self.statistics(subject).apply(
             self.betas(subject)[rows], self.trials(subject)["session"].to_numpy()[rows]
