@@ -13,7 +13,7 @@ from conftest import REGIONS, make_space
 from mindllm import voxels as voxels_module
 from mindllm.errors import InputError
 from mindllm.images import check_finite
-from mindllm.normalize import moments, standardize
+from mindllm.normalization import moments, standardize
 from mindllm.voxels import VoxelSpace
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mindllm.data.store import Store
     from mindllm.errors import InputError
     from mindllm.model import MindLLM
-    from mindllm.normalize import normalize
+    from mindllm.normalization import normalize
     from mindllm.voxels import VoxelSpace
 
 HOMES = {
@@ -19,7 +19,7 @@ HOMES = {
     "InputError": "errors",
     "MindLLM": "model",
     "VoxelSpace": "voxels",
-    "normalize": "normalize",
+    "normalize": "normalization",
 }
 
 

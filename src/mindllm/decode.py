@@ -10,7 +10,7 @@ from mindllm.conversation import QUESTION, ask
 from mindllm.errors import InputError
 from mindllm.images import Image
 from mindllm.model import MindLLM
-from mindllm.normalize import moments, standardize
+from mindllm.normalization import moments, standardize
 from mindllm.voxels import VoxelSpace
 
 

@@ -21,7 +21,7 @@ from mindllm.conversation import QUESTION, Conversation, ask, check_conversation
 from mindllm.errors import InputError
 from mindllm.files import disk_errors, partial, publish, read_json, refuse_existing, write_json
 from mindllm.images import check_finite, check_values
-from mindllm.normalize import MIN_TRIALS, moments, standardize
+from mindllm.normalization import MIN_TRIALS, moments, standardize
 from mindllm.voxels import VoxelSpace
 
 FORMAT = 1
