@@ -370,3 +370,23 @@ def test_a_language_model_that_is_not_to_be_had(
     with pytest.raises(InputError, match=r"could not be loaded .* give --llm a folder that holds the model"):
         train(tiny_store, tmp_path / "model", options(tmp_path / "llm"))
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("preset", "sizes"),
+    [("walkthrough", {}), ("paper", {"n_queries": 32, "hidden": 32, "key_width": 16, "n_tokens": 4, "token_width": 8})],
+)
+def test_every_preset_trains(
+    tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path, preset: str, sizes: dict[str, int]
+) -> None:
+    config = options(tiny_llm_folder, align=2, language=2).model_copy(update={"preset": preset, "encoder": sizes})
+    train(tiny_store, tmp_path / "model", config)
+    model = checkpoint.load(tmp_path / "model")
+    space = tiny_store.space("sub-02")
+    texts = model.decode(tiny_store.values("sub-02", [0, 1]), space, max_new_tokens=4)
+    assert model.encode(tiny_store.values("sub-02", [0]), space).shape == (
+        1,
+        config.sizes().n_tokens,
+        config.sizes().token_width,
+    )
+    assert len(texts) == 2

@@ -82,6 +82,10 @@ class EncoderConfig(BaseModel):
             raise ValueError(
                 f"with value_width each query is one token: n_tokens={self.n_tokens} must equal n_queries={self.n_queries}"
             )
+        if self.value_width and self.memory:
+            raise ValueError(
+                f"with value_width tokens are made of values, not of a memory: set memory to 0, found {self.memory}"
+            )
         if not self.value_width and not self.head_entry and self.hidden != self.n_queries:
             raise ValueError(
                 f"without head_entry the head is as wide as the queries: hidden={self.hidden}, n_queries={self.n_queries}"
@@ -93,7 +97,14 @@ PRESETS: dict[str, EncoderConfig] = {
     "default": EncoderConfig(),
     # The method's walk-through: 3 coordinates + 24 Fourier + 8 region numbers = 35 -> keys of 64; 16 tokens of 128.
     "walkthrough": EncoderConfig(
-        n_queries=16, key_width=64, coordinates=True, field_mm=None, value_width=64, n_tokens=16, token_width=128
+        n_queries=16,
+        key_width=64,
+        coordinates=True,
+        field_mm=None,
+        value_width=64,
+        memory=0,
+        n_tokens=16,
+        token_width=128,
     ),
     # The sizes of the paper: 139 M weights, of which the last layer of the head is 134 M.
     "paper": EncoderConfig(
