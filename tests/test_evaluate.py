@@ -227,6 +227,7 @@ def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> N
     assert "not above its controls" in screen.getvalue() or "above shuffled scans" in screen.getvalue()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "likelihoods.npz",
+        "pictures",
         "predictions.jsonl",
         "report.html",
         "report.json",
