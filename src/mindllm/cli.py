@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -179,7 +180,7 @@ def decode(
     ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the most likely words.")] = False,
     temperature: Annotated[float, typer.Option(help="With --sample: how freely.")] = 0.7,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 48,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
     batch_size: Annotated[int, typer.Option(min=1, help="Trials read by the language model at once.")] = 16,
     seed: Annotated[int, typer.Option(help="With --sample.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: volume, text, evidence.")] = False,
@@ -205,17 +206,21 @@ def decode(
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens} | (
         {"do_sample": True, "temperature": temperature} if sample else {}
     )
+    if stream and as_json:
+        raise InputError("--stream prints words as they come, --json one document at the end: choose one of them.")
     wanted = numbers(volumes)
-    with bars() as progress:
-        task = progress.add_task("decoding", total=len(wanted) if wanted else None, visible=not stream)
-        heard = (
-            (lambda text: console.print(text, end="", highlight=False, markup=False))
-            if stream and not as_json
-            else None
-        )
+    with nullcontext() if stream else bars() as progress:  # a bar would be drawn over the words
+        task = progress.add_task("decoding", total=len(wanted) if wanted else None) if progress else None
+
+        def done(count: int) -> None:
+            if progress and task is not None:
+                progress.update(task, completed=count)
+            else:
+                print(flush=True)  # a line per volume
+
         found = run(
             loaded, scan, mask, atlases, volumes=wanted, question=question, reference=reference, batch_size=batch_size,
-            stream=heard, done=lambda n: progress.update(task, completed=n), **options,
+            stream=(lambda text: print(text, end="", flush=True)) if stream else None, done=done, **options,
         )  # fmt: skip
     if as_json:
         print(

@@ -1,5 +1,6 @@
 """Scans in, text out: the whole path in one function."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from mindllm.images import Image
 from mindllm.model import MindLLM
 from mindllm.normalization import moments, standardize
 from mindllm.voxels import VoxelSpace
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ def decode(
     if unknown:
         raise InputError(
             f"the model knows no parcellation {', '.join(unknown)}; it knows {', '.join(model.encoder.regions) or 'none'}. Give these names to your atlases, or leave an atlas out."
+        )
+    if set(model.encoder.regions) - set(space.regions):
+        missing = ", ".join(sorted(set(model.encoder.regions) - set(space.regions)))
+        logger.warning(
+            "the model also knows the parcellation %s; without it voxels are told apart by position alone", missing
         )
     _, mean, std = moments(piece for _, piece in space.read_pieces(scan if reference is None else reference))
     values = torch.from_numpy(standardize(space.read(scan, volumes), mean, std))
