@@ -85,12 +85,13 @@ class Experiment:
         self.device = self.accelerator.device
         self.trials, self.validation = choose_trials(store, subjects, config)
         self.words = Words(store, [self.trials] + ([self.validation] if self.validation else []))
-        torch.manual_seed(config.seed)
+        llm = load_llm(config.llm, self.device, config.dtype)
+        torch.manual_seed(config.seed)  # after loading, which may draw random numbers the first time
         regions = {p: [names[n] for n in sorted(names)] for p, names in store.regions.items()}
         sizes = config.sizes()
         remembered = self.words.answers(self.trials, sizes.memory)
         sizes = sizes.model_copy(update={"memory": len(remembered)})
-        self.model = MindLLM(sizes, regions, load_llm(config.llm, self.device, config.dtype), config.template)
+        self.model = MindLLM(sizes, regions, llm, config.template)
         self.model.encoder.place([store.space(s) for s in self.trials.subjects])
         self.objective = Objective(self.model, self.words.texts, config)
         if remembered:
