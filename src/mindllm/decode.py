@@ -55,10 +55,10 @@ def decode(
         raise InputError(
             f"the model knows no parcellation {', '.join(unknown)}; it knows {', '.join(model.encoder.regions) or 'none'}. Give these names to your atlases, or leave an atlas out."
         )
-    if set(model.encoder.regions) - set(space.regions):
-        missing = ", ".join(sorted(set(model.encoder.regions) - set(space.regions)))
+    if missing := sorted(set(model.encoder.regions) - set(space.regions)):
         logger.warning(
-            "the model also knows the parcellation %s; without it voxels are told apart by position alone", missing
+            "the model also knows the parcellation %s; without it voxels are told apart by position alone",
+            ", ".join(missing),
         )
     _, mean, std = moments(piece for _, piece in space.read_pieces(scan if reference is None else reference))
     values = torch.from_numpy(standardize(space.read(scan, volumes), mean, std))

@@ -39,13 +39,11 @@ class MindLLM(nn.Module):
         self.projector = nn.Linear(config.token_width, llm.width)
         # Tokens start as large as words are, whatever the language model.
         words = llm.model.get_input_embeddings().weight[:: max(1, llm.model.config.vocab_size // 1024)]
-        nn.init.normal_(
-            self.projector.weight, std=float(words.float().square().mean().sqrt()) * (3 / config.token_width) ** 0.5
-        )
+        size = float(words.float().square().mean().sqrt())
+        nn.init.normal_(self.projector.weight, std=size * (3 / config.token_width) ** 0.5)
         self.__dict__["llm"] = llm  # not a submodule: it is named, never saved or trained here
-        self.register_buffer(
-            "no_brain", torch.zeros(config.n_tokens, config.token_width)
-        )  # the mean fMRI tokens of the training trials
+        # The mean fMRI tokens of the training trials.
+        self.register_buffer("no_brain", torch.zeros(config.n_tokens, config.token_width))
         self.prompter = Prompter(llm.tokenizer, config.n_tokens, template, llm.max_length)
         self.template = template
         self.card: dict[str, Any] = {}  # what the model folder says about its training
