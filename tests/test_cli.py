@@ -140,7 +140,7 @@ ERRORS: dict[str, tuple[list[object], str]] = {
     "config": (["train", "store", "--out", "x", "--config", "odd.yaml"], "stepz: Extra inputs are not permitted"),
     "subject": (["train", "store", "--out", "x", "--subjects", "sub-99"], "has no subject sub-99; it holds sub-01, sub-02"),
     "trained": (["train", "store", "--out", "model", "--config", "options.yaml"], "model already holds a trained model"),
-    "no model": (["decode", "store", "scan.nii", "--mask", "m.nii"], "store is not a model (made by `mindllm train`)"),
+    "no model": (["decode", "store", "scan.nii", "--mask", "m.nii"], "store is not a model (made by `mindllm train` or `mindllm convert`)"),
     "atlas": (["decode", "model", "scan.nii", "--mask", "m.nii", "--atlas", "a.nii"], "--atlas a.nii: expected NAME=FILE"),
     "no mask": (["decode", "model", "scan.nii", "--mask", "m.nii"], "mask: there is no file m.nii"),
     "no volume": (["decode", "model", "scan.nii", "--mask", "m.nii", "--volumes", "9-2"], "'9-2' is no list of volumes"),

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from mindllm.conversation import FMRI, ask
 from mindllm.errors import InputError
+from mindllm.formats import Vicuna
 from mindllm.llm import LanguageModel
+from mindllm.model import MindLLM
 from mindllm.prompt import IGNORE, Prompter, collate
 
 
@@ -40,18 +44,63 @@ def test_loss_is_on_assistant_turns_only(tiny_llm: LanguageModel) -> None:
     assert counted == "a dog<|im_end|>it runs<|im_end|>"
 
 
-@pytest.mark.parametrize("template", [None, "vicuna"])
-def test_the_generation_prompt_is_where_the_answer_begins(tiny_llm: LanguageModel, template: str | None) -> None:
-    prompter = Prompter(tiny_llm.tokenizer, 3, template)
+def test_the_generation_prompt_is_where_the_answer_begins(tiny_llm: LanguageModel) -> None:
+    prompter = Prompter(tiny_llm.tokenizer, 3)
     opened, whole = prompter(ask(), generate=True), prompter(ask(answer="a dog"))
     assert (whole.ids[: len(opened.ids)] == opened.ids).all()
     assert (opened.labels == IGNORE).all()
     assert whole.labels[len(opened.ids)] != IGNORE
 
 
-def test_vicuna_reads_as_published(tiny_llm: LanguageModel) -> None:
-    text = Prompter(tiny_llm.tokenizer, 1, "vicuna").render(ask("Hi?", "Yes."))
-    assert "USER: Hi?\n<fMRI> ASSISTANT: Yes.<|im_end|>" in text
+@pytest.fixture
+def llama() -> PreTrainedTokenizerFast:
+    """A tokenizer that puts a space before every text, as Llama's does, so that pieces are not what their sum is."""
+    tokenizer = Tokenizer(
+        models.Unigram([("<unk>", -9.0), ("\u2581", -2.0), *((c, -3.0) for c in map(chr, range(32, 127)))], 0)
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def test_vicuna_is_spelled_piece_by_piece(llama: PreTrainedTokenizerFast) -> None:
+    """A role as after an end of sequence, the opened answer as a text of its own; its end and line break are learned."""
+    prompter = Prompter(llama, 2, "vicuna")
+    assert llama.pad_token == "<pad>"
+    assert llama.convert_tokens_to_ids(FMRI) == llama.pad_token_id + 1
+    turns = [{"role": "user", "content": f"{FMRI}\nHi?"}, {"role": "assistant", "content": "Yes."}]
+    whole, opened = prompter(turns), prompter(turns[:-1], generate=True)
+
+    def pieces(*texts: str) -> list[int]:
+        return [i for text in texts for i in llama(text, add_special_tokens=False)["input_ids"]]
+
+    system = f"<s>{Vicuna.system}\n\n"
+    asked = [*pieces(system), *pieces("</s>USER: ")[1:], *pieces(f"{FMRI}\nHi?\n")]
+    said = pieces("Yes.</s>\n")
+    one = [i for n, i in enumerate(whole.ids) if n != whole.places[1]]
+    assert one == [*asked, *pieces("</s>ASSISTANT: ")[1:], *said]
+    assert whole.labels[whole.labels != IGNORE].tolist() == said
+    assert [i for n, i in enumerate(opened.ids) if n != opened.places[1]] == [*asked, *pieces("ASSISTANT: ")]
+
+
+def test_vicuna_is_cut_as_published(llama: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture) -> None:
+    prompter = Prompter(llama, 3, "vicuna")
+    turns = ask(f"{FMRI} {'x' * 2000}", "yes")
+    assert len(prompter(turns).ids) == 800 + 2
+    assert len(prompter(turns[:-1], generate=True).ids) == 800 + 2 + len(llama.tokenize("ASSISTANT: "))
+    assert "is cut at 800" in caplog.text
+    with pytest.raises(InputError, match="cut before its <fMRI>"):
+        prompter(ask(f"{'x' * 2000}{FMRI}", "yes"))
+
+
+def test_a_question_is_put_as_the_format_puts_it(tiny_model: MindLLM) -> None:
+    assert tiny_model.ask("Why?") == [{"role": "user", "content": f"Why?\n{FMRI}"}]
+    tiny_model.card = {"question": f"Who, {FMRI}?"}  # as trained
+    assert tiny_model.ask(answer="I")[0]["content"] == f"Who, {FMRI}?"
+    tiny_model.prompter = Prompter(tiny_model.llm.tokenizer, 3, "vicuna")
+    assert tiny_model.ask("Why?")[0]["content"] == f"{FMRI}\nWhy?"
+    tiny_model.card = {}
+    assert tiny_model.ask()[0]["content"] == f"{FMRI}\n{Vicuna.question}"
 
 
 def test_padding(tiny_llm: LanguageModel) -> None:

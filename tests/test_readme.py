@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import typer
@@ -16,10 +17,12 @@ from conftest import REGIONS
 from mindllm import checkpoint
 from mindllm.cli import app
 from mindllm.config import PRESETS, EncoderConfig, TrainConfig
-from mindllm.data.store import Store
+from mindllm.data.store import Store, captions, write
 from mindllm.encoder import Encoder
 from mindllm.llm import LanguageModel
 from mindllm.model import MindLLM
+from mindllm.published import convert
+from published import Sizes, make_published
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -221,6 +224,12 @@ def desk(
     for name in ("mask", "betas"):
         (tmp_path / f"sub-03_{name}.nii.gz").symlink_to(tmp_path / f"{name}.nii.gz")
     (tmp_path / "atlas-HCPEx_dseg.tsv").write_text("index\tname\n1\tV1\n2\tV2\n")
+    make_published(tmp_path / "source", [1], {"HCP_MMP1": 3}, Sizes())
+    published = convert(tmp_path / "source/model.ckpt", tmp_path / "source/roi", tiny_llm.name, tmp_path / "published")
+    space = published.spaces["subj01"]
+    trials, said = pd.DataFrame({"stimulus": ["0", "1", "2"]}), pd.DataFrame({"stimulus": ["0"], "caption": ["a dog"]})
+    betas = rng.normal(size=(3, len(space))).astype(np.float32)
+    write(tmp_path / "nsd", [(space, betas, trials)], captions(said), name="nsd", normalized=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

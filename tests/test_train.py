@@ -329,7 +329,7 @@ HARM: dict[str, tuple[Any, str]] = {
     "truncated": (lambda f: os.truncate(f / "model.safetensors", 5000), "model.safetensors is missing or damaged"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing or damaged"),
     "no regions": (lambda f: (f / "regions.json").unlink(), "is not a model .*it has no regions.json"),
-    "no config": (lambda f: (f / "config.json").unlink(), r"is not a model \(made by `mindllm train`\): it has no config"),
+    "no config": (lambda f: (f / "config.json").unlink(), r"is not a model \(made by `mindllm train` or `mindllm convert`\): it has no config"),
     "shapes": (smaller, r"does not fit config.json: no_brain: expected \(3, 8\), found None, projector.weight: expected \(32, 8\), found \(32, 7\)"),
     "llm moved": (lambda f: changed(f, llm={"name": "/nowhere/llm", "fingerprint": "", "template": None}), "there is no folder /nowhere/llm.*Expected a folder"),
 }  # fmt: skip

@@ -89,7 +89,7 @@ def test_bad_masks_and_atlases(tmp_path: Path) -> None:
     affine = np.diag([2.0, 2, 2, 1])
     ones = np.ones((4, 4, 4), np.uint8)
     mask = nib.Nifti1Image(ones, affine)
-    with pytest.raises(InputError, match="is empty: no voxel differs from 0"):
+    with pytest.raises(InputError, match="is empty: no voxel is above 0"):
         VoxelSpace.from_mask(nib.Nifti1Image(ones * 0, affine))
     with pytest.raises(InputError, match="holds NaN"):
         VoxelSpace.from_mask(nib.Nifti1Image(np.full((4, 4, 4), np.nan), affine))

@@ -1,9 +1,15 @@
-"""A model folder: config.json, regions.json, model.safetensors. The language model is named there, not copied."""
+"""A model folder: config.json, regions.json, model.safetensors; voxel spaces and a LoRA adapter where there are any.
+
+The language model is named there, not copied.
+"""
 
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -11,13 +17,14 @@ from safetensors.torch import load_file, save_file
 
 import mindllm
 from mindllm.config import EncoderConfig
+from mindllm.data.spaces import load_space, save_space
 from mindllm.errors import InputError
 from mindllm.files import read_json, whole_file, write_json
 from mindllm.llm import load_llm
 from mindllm.model import MindLLM
 
 FORMAT = 1
-WHAT = "a model (made by `mindllm train`)"
+WHAT = "a model (made by `mindllm train` or `mindllm convert`)"
 logger = logging.getLogger(__name__)
 
 
@@ -28,6 +35,13 @@ def save(model: MindLLM, folder: str | Path) -> None:
     with whole_file(folder / "model.safetensors") as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
     write_json(folder / "regions.json", model.encoder.regions)
+    names = numbered(model.encoder.regions)
+    for space in model.spaces.values():
+        (folder / "spaces" / space.name).mkdir(parents=True, exist_ok=True)
+        own = {p: space.numbers(p, list(names[p].values())).astype(np.int32) for p in names}
+        save_space(replace(space, regions=own, region_names=names), folder / "spaces" / space.name)
+    if getattr(model.llm.model, "peft_config", None):
+        model.llm.model.save_pretrained(folder / "adapter")
     llm = {"name": model.llm.name, "fingerprint": model.llm.fingerprint, "template": model.template}
     write_json(
         folder / "config.json",
@@ -72,6 +86,9 @@ def load(
             language.fingerprint,
             content["llm"]["fingerprint"],
         )
+    if (folder / "adapter").is_dir():
+        language.model.load_adapter(str(folder / "adapter"))
+        language.model.requires_grad_(False)
     model = MindLLM(config, read_json(folder / "regions.json", WHAT), language, content["llm"]["template"])
     try:
         tensors = load_file(folder / "model.safetensors")
@@ -88,7 +105,16 @@ def load(
         )
     model.load_state_dict(tensors)
     model.card = content.get("card", {})
+    names = numbered(model.encoder.regions)
+    model.spaces = {
+        p.name: load_space(p, names, "Fetch or convert the model again.") for p in sorted((folder / "spaces").glob("*"))
+    }
     return model.eval()
+
+
+def numbered(regions: Mapping[str, Sequence[str]]) -> dict[str, dict[int, str]]:
+    """Parcellation -> number -> region name, in the model's own order, from 1."""
+    return {p: dict(enumerate(names, 1)) for p, names in regions.items()}
 
 
 def best_device() -> str:

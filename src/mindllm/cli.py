@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,8 +14,10 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mindllm.conversation import QUESTION
 from mindllm.errors import InputError
+
+if TYPE_CHECKING:
+    from mindllm.data.store import Store
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,6 +71,14 @@ def listed(text: str | None) -> list[str] | None:
 Subjects = Annotated[str | None, typer.Option(help="Comma-separated, e.g. sub-01,sub-02. Default: all.")]
 
 
+def summarize(store: "Store") -> None:
+    """What a store holds, in a line."""
+    trials = sum(len(store.trials(s)) for s in store.subjects)
+    console.print(
+        f"{store.path}: {len(store.subjects)} subjects, {trials} trials, {store.conversations['stimulus'].nunique()} stimuli with text"
+    )
+
+
 @prepare_app.command("bids")
 def prepare_bids(
     folder: Annotated[
@@ -109,9 +119,73 @@ def prepare_bids(
             seed=seed,
             progress=progress,
         )
-    trials = sum(len(store.trials(s)) for s in store.subjects)
+    summarize(store)
+
+
+@prepare_app.command("official")
+def prepare_official(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="The authors' prepared data: the folder that holds nsd0 or webdataset_avg_split, cache, roi."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The store to write.")],
+    subjects: Annotated[str | None, typer.Option(help="Comma-separated, e.g. subj01,subj02. Default: all.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="nsd0 or mindeye (webdataset_avg_split). Default: the one that is there.")
+    ] = None,
+    sources: Annotated[
+        str | None, typer.Option(help="Instruction files to take, comma-separated, e.g. coco-caption. Default: all.")
+    ] = None,
+    val: Annotated[
+        float,
+        typer.Option(help="Share of the training stimuli for validation, where the data has no split of its own."),
+    ] = 0.1,
+    dtype: Annotated[str, typer.Option(help="How values are stored: float32 or float16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Of the validation stimuli.")] = 0,
+) -> None:
+    """Make a store of the published prepared data. Run it again after an interruption: it goes on."""
+    from mindllm.data import official
+
+    with bars() as progress:
+        store = official.prepare(
+            folder, out, subjects=listed(subjects), layout=layout, sources=listed(sources), val=val, dtype=dtype,
+            seed=seed, progress=progress,
+        )  # fmt: skip
+    summarize(store)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of the authors' published format (.ckpt).")],
+    roi: Annotated[Path, typer.Option(help="Their ROI folder: subj01/nsdgeneral.nii.gz and so on.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    llm: Annotated[
+        str, typer.Option(help="The language model it was trained with: hub id, folder or .gguf file.")
+    ] = "lmsys/vicuna-7b-v1.5",
+    trained_on: Annotated[
+        str | None,
+        typer.Option(
+            help="The people its weights were trained on, if you know, e.g. subj01,subj02; reports name them."
+        ),
+    ] = None,
+    lora_alpha: Annotated[
+        float, typer.Option(help="Of its LoRA part, if it has one: the checkpoint does not say; the authors use 16.")
+    ] = 16,
+) -> None:
+    """Turn a published checkpoint into a model folder, ready to decode, evaluate or train further."""
+    from mindllm.published import convert as run
+
+    with console.status(f"reading {checkpoint}"):
+        model = run(checkpoint, roi, llm, out, trained_on=listed(trained_on), lora_alpha=lora_alpha)
+    made = model.card["converted_from"]
+    for name, shape in made["tensors"].items():
+        console.print(f"[dim]used[/dim] {name} {tuple(shape)}", highlight=False)
+    weights = sum(p.numel() for p in [*model.encoder.parameters(), *model.projector.parameters()])
+    lora = f", {len(made['lora'])} LoRA tensors" if made["lora"] else ""
     console.print(
-        f"{out}: {len(store.subjects)} subjects, {trials} trials, {store.conversations['stimulus'].nunique()} stimuli with text"
+        f"{out}: {len(made['tensors'])} tensors used, none left over{lora}; {weights:,} weights; voxels of {', '.join(model.spaces)}"
     )
 
 
@@ -131,6 +205,9 @@ def train(
         Path | None, typer.Option(help="YAML or JSON file of training options; see `mindllm config`.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the experiment repeatable.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="A model folder to train further, with its own encoder, instead of a new one.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted training (or begin, where there is none).")
     ] = False,
@@ -144,7 +221,8 @@ def train(
     from mindllm.config import read_config
     from mindllm.data.store import Store
 
-    given = {name: value for name, value in (("llm", llm), ("preset", preset), ("seed", seed)) if value is not None}
+    options = (("llm", llm), ("preset", preset), ("seed", seed), ("start", start))
+    given = {name: value for name, value in options if value is not None}
     settings = read_config(config, given)
     with bars() as progress:
         training.train(Store(store), out, settings, subjects=listed(subjects), resume=resume, progress=progress)
@@ -165,19 +243,27 @@ def show_config() -> None:
 def decode(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
     scan: Annotated[Path, typer.Argument(help="A 3-D or 4-D NIfTI file, one volume per trial.")],
-    mask: Annotated[Path, typer.Option(help="NIfTI mask of the voxels to read, on the scan's grid.")],
+    mask: Annotated[Path | None, typer.Option(help="NIfTI mask of the voxels to read, on the scan's grid.")] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="Instead of --mask and --atlas: a person whose voxels travel with the model.")
+    ] = None,
     atlas: Annotated[
         list[str] | None,
         typer.Option(help="NAME=FILE, a parcellation on the same grid with its lookup table beside it. Repeatable."),
     ] = None,
     volumes: Annotated[str | None, typer.Option(help="Which volumes, e.g. 0,3,5 or 0-9. Default: all.")] = None,
-    question: Annotated[str, typer.Option(help="What to ask about the scan.")] = QUESTION,
+    question: Annotated[
+        str | None, typer.Option(help="What to ask about the scan. Default: what the model was trained to answer.")
+    ] = None,
     reference: Annotated[
         Path | None,
         typer.Option(
             help="Another scan of the same person and grid to normalize with, of at least 8 volumes. Default: all volumes of SCAN."
         ),
     ] = None,
+    normalized: Annotated[
+        bool, typer.Option("--normalized", help="The values of SCAN are normalized already: take them as they are.")
+    ] = False,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the most likely words.")] = False,
     temperature: Annotated[float, typer.Option(help="With --sample: how freely.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
@@ -201,8 +287,16 @@ def decode(
         if not separator:
             raise InputError(f"--atlas {pair}: expected NAME=FILE, e.g. --atlas HCPEx=atlas-HCPEx_dseg.nii.gz")
         atlases[name] = file
+    if (mask is None) == (subject is None):
+        raise InputError(
+            "give either --mask (and --atlas), or --subject for a person whose voxels travel with the model."
+        )
     torch.manual_seed(seed)
     loaded = load(model, llm=llm)
+    if subject is not None and subject not in loaded.spaces:
+        raise InputError(f"{model} carries no voxels of {subject}; it carries {', '.join(loaded.spaces) or 'nobody'}.")
+    voxels = loaded.spaces[subject] if subject is not None else mask
+    assert voxels is not None
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens} | (
         {"do_sample": True, "temperature": temperature} if sample else {}
     )
@@ -219,8 +313,8 @@ def decode(
                 print(flush=True)  # a line per volume
 
         found = run(
-            loaded, scan, mask, atlases, volumes=wanted, question=question, reference=reference, batch_size=batch_size,
-            stream=(lambda text: print(text, end="", flush=True)) if stream else None, done=done, **options,
+            loaded, scan, voxels, atlases, volumes=wanted, question=question, reference=reference, normalized=normalized,
+            batch_size=batch_size, stream=(lambda text: print(text, end="", flush=True)) if stream else None, done=done, **options,
         )  # fmt: skip
     if as_json:
         print(

@@ -60,7 +60,9 @@ class EncoderConfig(BaseModel):
     residual_layers: NonNegativeInt = 0
     """Residual layers in that head."""
     dropout: Share = 0.5
-    """Share of the head's numbers dropped in training."""
+    """Share of what the queries see that is dropped in training, where the head begins."""
+    layer_dropout: Share = 0.15
+    """Share of the numbers dropped in training in each residual layer."""
     code_width: PositiveInt | None = 256
     """Numbers of the code that is aligned with text and that all tokens are made from; None: the head's whole width."""
     memory: NonNegativeInt = 1024
@@ -117,7 +119,6 @@ PRESETS: dict[str, EncoderConfig] = {
         head_entry=False,
         hidden=1024,
         residual_layers=4,
-        dropout=0.1,
         code_width=None,
         memory=0,
         n_tokens=128,
@@ -152,10 +153,13 @@ class TrainConfig(BaseModel):
     """Encoder options that differ from the preset."""
     llm: str | None = None
     """Hub id, folder or .gguf file; null: the small default."""
-    template: str | None = None
-    """A named chat template, for tokenizers without one of their own."""
+    template: Literal["vicuna"] | None = None
+    """A named conversation format, for tokenizers without a chat template of their own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the language model computes in; auto: float32 on a CPU, bfloat16 elsewhere."""
+    start: str | None = None
+    """A model folder to go on from, which brings its own encoder; null: a new encoder. Without options for `align`, that
+    stage is left out, since what the model's codes mean is settled, and the language stage trains the whole encoder."""
     seed: int = 0
     align: StageConfig = StageConfig(steps=200, batch_size=480)
     """First stage: the encoder's code is drawn to the text of the answer."""
@@ -174,7 +178,7 @@ class TrainConfig(BaseModel):
     noise: float = 0.3
     """Standard deviation of noise on what the queries see, relative to its own."""
     code_noise: float = 1.0
-    """Greatest length of noise on a code of length one, when the language model learns to read it."""
+    """Greatest length of noise on a code, relative to its own, when the language model learns to read it."""
     warmup: Share = 0.1
     """Share of a stage's steps in which the learning rate rises; it then falls as a cosine."""
     clip: PositiveFloat = 1.0
@@ -187,6 +191,15 @@ class TrainConfig(BaseModel):
     """Steps between checkpoints."""
     max_candidates: PositiveInt = 2048
     """Texts that a code is told apart from: all, where there are no more than this, else those of the batch."""
+
+    @model_validator(mode="after")
+    def going_on(self) -> Self:
+        """Leave out the first stage for a model that has been trained before."""
+        if self.start and (self.encoder or self.preset != "default" or self.template):
+            raise ValueError("with `start`, preset, encoder and template are those of that model; leave them out")
+        if self.start and "align" not in self.model_fields_set:
+            self.align = StageConfig(steps=0, batch_size=1)
+        return self
 
     def sizes(self) -> EncoderConfig:
         """The encoder's configuration: the preset with the options that differ."""

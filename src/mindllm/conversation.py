@@ -1,4 +1,4 @@
-"""Conversations about a scan: turns of text, and the formats of language models that bring none of their own."""
+"""Conversations about a scan: turns of text."""
 
 from mindllm.errors import InputError
 
@@ -6,23 +6,14 @@ FMRI = "<fMRI>"
 QUESTION = "What is this person seeing? Say it in these words:"
 Conversation = list[dict[str, str]]
 
-# Vicuna v1.1's format, for tokenizers that carry no template of their own (a base Llama, for one).
-TEMPLATES = {
-    "vicuna": (
-        "{{ bos_token }}{% if messages[0]['role'] != 'system' %}A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions. {% endif %}"
-        "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }} {% elif m['role'] == 'user' %}USER: {{ m['content'] }} "
-        "{% else %}ASSISTANT: {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-    ),
-}
 
-
-def ask(question: str = QUESTION, answer: str | None = None) -> Conversation:
-    """A conversation of one question about a scan; `<fMRI>` is put after the question where it is not in it.
+def ask(question: str = QUESTION, answer: str | None = None, *, scan_first: bool = False) -> Conversation:
+    """A conversation of one question about a scan; `<fMRI>` is put after the question (or first) where it is not in it.
 
     What stands before the scan is the same for every scan, so the language model reads it once.
     """
-    question = question if FMRI in question else f"{question}\n{FMRI}"
+    if FMRI not in question:
+        question = f"{FMRI}\n{question}" if scan_first else f"{question}\n{FMRI}"
     turns = [{"role": "user", "content": question}]
     return turns if answer is None else [*turns, {"role": "assistant", "content": answer}]
 

@@ -22,7 +22,7 @@ class MixingHead(nn.Module):
         )
         self.enter = nn.Sequential(norm, *entry, nn.GELU(), nn.Dropout(c.dropout))
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(c.hidden, c.hidden), nn.LayerNorm(c.hidden), nn.GELU(), nn.Dropout(c.dropout))
+            nn.Sequential(nn.Linear(c.hidden, c.hidden), nn.LayerNorm(c.hidden), nn.GELU(), nn.Dropout(c.layer_dropout))
             for _ in range(c.residual_layers)
         )
         wide = c.n_tokens * c.token_width

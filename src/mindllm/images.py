@@ -36,16 +36,14 @@ def open_image(image: Image, what: str, dimensions: int | None = None) -> Spatia
 
 
 def read_mask(mask: Image) -> tuple[SpatialImage, np.ndarray]:
-    """A mask's image and the voxel indices (V, 3) where it is not zero."""
+    """A mask's image and the voxel indices (V, 3) where it is above 0 (NSD marks what is no cortex with -1)."""
     image = open_image(mask, "mask", dimensions=3)
     inside = read_array(image, "mask")
     if not np.isfinite(inside).all():
         raise InputError(f"mask {describe(image)} holds NaN or infinite values; expected 0 outside and 1 inside.")
-    ijk = np.argwhere(inside != 0).astype(np.int32)
+    ijk = np.argwhere(inside > 0).astype(np.int32)
     if not len(ijk):
-        raise InputError(
-            f"mask {describe(image)} is empty: no voxel differs from 0. Give the mask of the voxels to read."
-        )
+        raise InputError(f"mask {describe(image)} is empty: no voxel is above 0. Give the mask of the voxels to read.")
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
         raise InputError(
             f"mask {describe(image)} has a singular affine, so its voxels have no position:\n{image.affine}\nExpected an invertible voxel-to-mm matrix."
@@ -57,20 +55,26 @@ def read_labels(
     atlas: Image, parcellation: str, ijk: np.ndarray, mask: SpatialImage, names: Mapping[int, str] | None
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Region numbers (V,) at voxels of the mask's grid, and their names: given, or from the lookup table beside the file."""
-    image = open_image(atlas, f"atlas {parcellation}", dimensions=3)
-    same_grid(image, mask.shape, mask.affine, f"atlas {parcellation}", "the mask")
-    labels = read_array(image, f"atlas {parcellation}")[tuple(ijk.T)]
-    if not np.isfinite(labels).all() or (labels < 0).any() or (labels != np.round(labels)).any():
-        raise InputError(
-            f"atlas {parcellation} {describe(image)} has values that are not whole numbers >= 0 inside the mask; expected region numbers, 0 = in no region. Resample atlases with nearest-neighbour interpolation."
-        )
+    labels = read_numbers(atlas, parcellation, ijk, mask)
     table = names or read_lookup(atlas if isinstance(atlas, (str, Path)) else None, parcellation)
     nameless = sorted(set(np.unique(labels).astype(int).tolist()) - {0} - set(table))
     if nameless:
         raise InputError(
             f"atlas {parcellation} uses the region numbers {nameless[:10]} that its lookup table does not name ({len(table)} names known). Complete the table: columns `index` and `name`, one row per region."
         )
-    return labels.astype(np.int32), {int(k): str(v) for k, v in table.items() if int(k) != 0}
+    return labels, {int(k): str(v) for k, v in table.items() if int(k) != 0}
+
+
+def read_numbers(atlas: Image, parcellation: str, ijk: np.ndarray, mask: SpatialImage, lowest: int = 0) -> np.ndarray:
+    """Whole numbers (V,) of a label volume at voxels of the mask's grid, none below `lowest`."""
+    image = open_image(atlas, f"atlas {parcellation}", dimensions=3)
+    same_grid(image, mask.shape, mask.affine, f"atlas {parcellation}", "the mask")
+    labels = read_array(image, f"atlas {parcellation}")[tuple(ijk.T)]
+    if not np.isfinite(labels).all() or (labels < lowest).any() or (labels != np.round(labels)).any():
+        raise InputError(
+            f"atlas {parcellation} {describe(image)} has values that are not whole numbers >= {lowest} inside the mask; expected region numbers, 0 = in no region. Resample atlases with nearest-neighbour interpolation."
+        )
+    return labels.astype(np.int32)
 
 
 def read_array(image: SpatialImage, what: str, part: tuple[slice, ...] = ()) -> np.ndarray:

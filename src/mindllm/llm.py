@@ -34,8 +34,11 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
-        """A token id to pad with; padding is masked, so any will do."""
-        return next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
+        """A token id to pad with; padding is masked, so any that the model has a row for will do."""
+        rows = self.model.get_input_embeddings().num_embeddings
+        return next(
+            i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None and i < rows
+        )
 
 
 def load_llm(name: str | Path | None = None, device: str | torch.device = "cpu", dtype: str = "auto") -> LanguageModel:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from mindllm.config import EncoderConfig
-from mindllm.conversation import QUESTION, Conversation, ask
+from mindllm.conversation import FMRI, Conversation, ask
 from mindllm.encoder import Encoder, Voxels
 from mindllm.errors import InputError
 from mindllm.images import check_finite, check_values
@@ -47,6 +47,7 @@ class MindLLM(nn.Module):
         self.prompter = Prompter(llm.tokenizer, config.n_tokens, template, llm.max_length)
         self.template = template
         self.card: dict[str, Any] = {}  # what the model folder says about its training
+        self.spaces: dict[str, VoxelSpace] = {}  # voxel spaces that travel in the model folder
         self.to(llm.model.device)
 
     # Scans -> fMRI tokens.
@@ -64,20 +65,25 @@ class MindLLM(nn.Module):
         self,
         values: np.ndarray | Tensor,
         space: VoxelSpace | Voxels,
-        question: str = QUESTION,
+        question: str | None = None,
         *,
         batch_size: int = 16,
         **options: Any,
     ) -> list[str]:
-        """What each trial of normalized values (B, V) says: one answer to `question` per trial. See `generate` for the options."""
+        """What each trial of normalized values (B, V) says: one answer to `question` per trial. See `generate`."""
         tokens = self.encode(values, space)
         return [
             text
             for some in tokens.split(batch_size)
-            for text in self.generate(some, [ask(question)] * len(some), **options)
+            for text in self.generate(some, [self.ask(question)] * len(some), **options)
         ]
 
     # fMRI tokens -> the language model.
+
+    def ask(self, question: str | None = None, answer: str | None = None) -> Conversation:
+        """A conversation of one question, or the one the model was trained with, put as its format puts questions."""
+        form = self.prompter.format
+        return ask(question or self.card.get("question") or form.question, answer, scan_first=form.scan_first)
 
     def embeds(self, ids: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
         """The language model's input (B, L, width): word embeddings, with fMRI tokens (B, T, width) at `places` (B, T)."""
@@ -117,13 +123,15 @@ class MindLLM(nn.Module):
         return torch.zeros(len(labels), device=each.device).index_add(0, rows, each), counts.sum(1)
 
     @torch.no_grad()
-    def score(self, tokens: Tensor, candidates: Sequence[str], question: str = QUESTION, batch_size: int = 8) -> Tensor:
+    def score(
+        self, tokens: Tensor, candidates: Sequence[str], question: str | None = None, batch_size: int = 8
+    ) -> Tensor:
         """Log-likelihood (B, C) of each candidate answer given each scan's fMRI tokens (B, T, width).
 
         The prompt is read once per scan. The candidates are read as one tree, where a beginning that several share stands
         once: a node attends to the prompt and its ancestors, and an answer's likelihood is the sum along its path.
         """
-        prompts = [self.prompter(ask(question, answer)) for answer in candidates]
+        prompts = [self.prompter(self.ask(question, answer)) for answer in candidates]
         first = min(int((p.labels != IGNORE).argmax()) for p in prompts)
         tree = Tree([p.labels[first:][p.labels[first:] != IGNORE].tolist() for p in prompts])
         ids, places = (
@@ -148,13 +156,12 @@ class MindLLM(nn.Module):
         return torch.cat(out)
 
     @torch.no_grad()
-    def evidence(self, tokens: Tensor, answers: Sequence[str], question: str = QUESTION) -> Tensor:
+    def evidence(self, tokens: Tensor, answers: Sequence[str], question: str | None = None) -> Tensor:
         """Log p(answer | scan) - log p(answer | no brain) in nats (B,), for one answer per scan of `tokens` (B, T, width)."""
-        prompts = [self.prompter(ask(question, answer)) for answer in answers]
+        prompts = [self.prompter(self.ask(question, answer)) for answer in answers]
         given = self.log_likelihood(tokens, prompts)[0]
         return given - self.log_likelihood(self.no_brain.expand_as(tokens), prompts)[0]
 
-    @torch.no_grad()
     def generate(
         self,
         tokens: Tensor,
@@ -167,6 +174,17 @@ class MindLLM(nn.Module):
         `options` go to transformers' generate; greedy and at most 48 new tokens unless they say otherwise.
         `stream` is called with each piece of text as it comes, for a single scan.
         """
+        ids = self.generate_ids(
+            tokens, conversations, Stream(self.llm.tokenizer, stream) if stream else None, **options
+        )
+        texts = self.llm.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text.replace(FMRI, "").strip() for text in texts]
+
+    @torch.no_grad()
+    def generate_ids(
+        self, tokens: Tensor, conversations: Sequence[Conversation], streamer: Stream | None = None, **options: Any
+    ) -> Tensor:
+        """The token ids (B, L) of such answers, filled up behind the end of the shorter ones."""
         batch = self.tensors([self.prompter(turns, generate=True) for turns in conversations], left=True)
         inputs = self.embeds(batch["ids"], batch["places"], tokens)
         # Sampling settings that come with a language model would warn under greedy decoding.
@@ -174,11 +192,9 @@ class MindLLM(nn.Module):
             {} if options.get("do_sample") else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         )
         settings = {"max_new_tokens": 48, "pad_token_id": self.llm.pad_id} | greedy | options
-        streamer = Stream(self.llm.tokenizer, stream) if stream else None
-        ids = self.llm.model.generate(
+        return self.llm.model.generate(
             inputs_embeds=inputs, attention_mask=batch["attention"], streamer=streamer, **settings
         )
-        return [text.strip() for text in self.llm.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def tensors(self, prompts: Sequence[Prompt], left: bool = False) -> dict[str, Tensor]:
         """Prompts as padded tensors on the language model's device."""

@@ -77,16 +77,21 @@ class Objective(nn.Module):
             return code
         # Noise among the directions in which texts differ, not in those that no text uses.
         away = F.normalize(torch.randn(len(code), len(self.targets), device=code.device) @ self.targets, dim=-1)
-        return F.normalize(code, dim=-1) + self.config.code_noise * torch.rand(len(code), 1, device=code.device) * away
+        length = code.norm(dim=-1, keepdim=True) * torch.rand(len(code), 1, device=code.device)
+        return code + self.config.code_noise * length * away
 
     def forward(self, stage: Stage, *batch: object) -> Tensor:
         return self.align(*batch) if stage == "align" else self.language(*batch)  # type: ignore[arg-type]
 
     def trained(self, stage: Stage) -> dict[str, nn.Parameter]:
-        """The parameters that a stage trains. The second one leaves alone what the first has aligned."""
+        """The parameters that a stage trains. The second one leaves alone what the first, if there was one, has aligned."""
         head = self.model.encoder.head
         second = {id(p) for part in (head.leave, self.model.projector) for p in part.parameters()}
-        return {name: p for name, p in self.named_parameters() if stage == "align" or id(p) in second}
+        return {
+            name: p
+            for name, p in self.named_parameters()
+            if stage == "align" or not self.config.align.steps or id(p) in second
+        }
 
 
 def text_targets(embedded: Tensor, width: int) -> Tensor:

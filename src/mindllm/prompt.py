@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from mindllm.conversation import FMRI, TEMPLATES, Conversation, check_conversation
+from mindllm.conversation import FMRI, Conversation, check_conversation
 from mindllm.errors import InputError
+from mindllm.formats import choose_format
 
 IGNORE = -100
 
@@ -22,21 +23,13 @@ class Prompt:
 
 
 class Prompter:
-    """Turns conversations into prompts with a tokenizer's own chat template, or a named one where it has none."""
+    """Turns conversations into prompts: in a tokenizer's own chat template, or in a named format."""
 
     def __init__(
         self, tokenizer: Any, n_fmri_tokens: int, template: str | None = None, max_length: int | None = None
     ) -> None:
-        if template is not None and template not in TEMPLATES:
-            raise InputError(f"unknown chat template {template!r}; known: {sorted(TEMPLATES)}.")
-        if template is None and not tokenizer.chat_template:
-            raise InputError(
-                f"the tokenizer of {tokenizer.name_or_path} has no chat template; name one: {sorted(TEMPLATES)}."
-            )
-        # The placeholder is a token of the tokenizer alone: its place is taken by fMRI tokens, so the model needs no row for it.
-        tokenizer.add_special_tokens({"additional_special_tokens": [FMRI]}, replace_extra_special_tokens=False)
+        self.format = choose_format(tokenizer, template)
         self.tokenizer, self.n_fmri_tokens, self.max_length = tokenizer, n_fmri_tokens, max_length
-        self.template = TEMPLATES[template] if template else None
         self.fmri_id = tokenizer.convert_tokens_to_ids(FMRI)
 
     def spell(self, text: str, length: int) -> list[int]:
@@ -44,36 +37,18 @@ class Prompter:
         blank = self.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
         return (self.tokenizer(text, add_special_tokens=False)["input_ids"] + blank * length)[:length]
 
-    def render(self, turns: Conversation, generate: bool = False) -> str:
-        """The conversation as the text that the language model reads; `generate` opens the next assistant turn."""
-        return self.tokenizer.apply_chat_template(
-            turns, chat_template=self.template, tokenize=False, add_generation_prompt=generate
-        )
-
     def __call__(self, turns: Conversation, generate: bool = False) -> Prompt:
         """Tokenize one conversation. With `generate`, it must end on a user turn, and the prompt on the opened answer."""
         check_conversation(turns)
-        text = self.render(turns, generate)
-        spoken = []  # character spans of what the assistant says and its closing mark
-        for i, turn in enumerate(turns):
-            if turn["role"] == "assistant":
-                before, after = self.render(turns[:i], generate=True), self.render(turns[: i + 1])
-                if not (after.startswith(before) and text.startswith(after)):
-                    raise InputError(
-                        f"this chat template rewrites earlier turns, so answers cannot be found in it: {self.render(turns)!r}. Name another template: {sorted(TEMPLATES)}."
-                    )
-                spoken.append((len(before), len(after.rstrip())))
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, starts = np.array(encoded["input_ids"]), np.array([start for start, _ in encoded["offset_mapping"]])
-        counts = np.zeros(len(ids), bool)
-        for start, stop in spoken:
-            counts |= (starts >= start) & (starts < stop)
+        ids, counts = self.format.spell(turns, generate)
         repeats = np.where(ids == self.fmri_id, self.n_fmri_tokens, 1)
         labels = np.repeat(np.where(counts, ids, IGNORE), repeats)
         ids = np.repeat(ids, repeats)
+        if not (ids == self.fmri_id).any():
+            raise InputError(f"a conversation was cut before its {FMRI}. Shorten what stands before it: {turns!r}")
         if self.max_length and len(ids) > self.max_length:
             raise InputError(
-                f"a conversation has {len(ids)} tokens, {self.n_fmri_tokens} of them for the scan, and the language model reads at most {self.max_length}. Shorten it: {text[:200]!r}..."
+                f"a conversation has {len(ids)} tokens, {self.n_fmri_tokens} of them for the scan, and the language model reads at most {self.max_length}. Shorten it: {str(turns)[:200]}..."
             )
         return Prompt(ids, labels, np.flatnonzero(ids == self.fmri_id))
 

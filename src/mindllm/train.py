@@ -85,14 +85,7 @@ class Experiment:
         self.device = self.accelerator.device
         self.trials, self.validation = choose_trials(store, subjects, config)
         self.words = Words(store, [self.trials] + ([self.validation] if self.validation else []))
-        llm = load_llm(config.llm, self.device, config.dtype)
-        torch.manual_seed(config.seed)  # after loading, which may draw random numbers the first time
-        regions = {p: [names[n] for n in sorted(names)] for p, names in store.regions.items()}
-        sizes = config.sizes()
-        remembered = self.words.answers(self.trials, sizes.memory)
-        sizes = sizes.model_copy(update={"memory": len(remembered)})
-        self.model = MindLLM(sizes, regions, llm, config.template)
-        self.model.encoder.place([store.space(s) for s in self.trials.subjects])
+        self.model, remembered = self.begin()
         self.objective = Objective(self.model, self.words.texts, config)
         if remembered:
             self.objective.remember(remembered, self.words.texts)
@@ -103,6 +96,20 @@ class Experiment:
         self.moments: dict[str, Tensor] = {}  # of the optimizer, on their way from a checkpoint
         self.kept: dict[str, Tensor] = {}  # the weights with the best validation
         self.optimizer: torch.optim.Optimizer | None = None
+
+    def begin(self) -> tuple[MindLLM, list[int]]:
+        """The model to go on from, or a new one for this store's regions and people, and the texts its memory begins as."""
+        c, store = self.config, self.store
+        if c.start:
+            return checkpoint.load(c.start, llm=c.llm, device=self.device, dtype=c.dtype), []
+        llm = load_llm(c.llm, self.device, c.dtype)
+        torch.manual_seed(c.seed)  # after loading, which may draw random numbers the first time
+        regions = {p: [names[n] for n in sorted(names)] for p, names in store.regions.items()}
+        sizes = c.sizes()
+        remembered = self.words.answers(self.trials, sizes.memory)
+        model = MindLLM(sizes.model_copy(update={"memory": len(remembered)}), regions, llm, c.template)
+        model.encoder.place([store.space(s) for s in self.trials.subjects])
+        return model, remembered
 
     def run(self, state: Path, progress: Progress | None) -> None:
         """The loop: every stage from where it stands to its end."""
@@ -186,7 +193,7 @@ class Experiment:
     def seen_from(self, person: Person, moved: bool) -> Voxels:
         """A person's kept voxels, in training a little shifted and stretched, as other people's brains are."""
         voxels = self.voxels[person.subject][torch.from_numpy(person.keep).to(self.device)]
-        if not moved:
+        if not moved or self.model.encoder.config.positions == "index":  # an index has no neighbours to move to
             return voxels
         stretch = torch.eye(3) + self.config.stretch * torch.randn(3, 3)
         shift = self.config.jitter_mm / SCALE_MM * torch.randn(3)
@@ -294,15 +301,19 @@ class Experiment:
                 for p in b.people
             ]
             model.no_brain.copy_(torch.stack(sums).sum(0) / len(self.trials))
+        before, stimuli = model.card, set(self.trials.table["stimulus"])
+        asked = {turns[0]["content"] for s in stimuli for turns in self.words.turns[s]}
         model.card = {
-            "subjects": self.trials.subjects,
+            "subjects": sorted({*self.trials.subjects, *before.get("subjects", [])}),
             "validation_subjects": self.validation.subjects if self.validation else [],
-            "stimuli": sorted(set(self.trials.table["stimulus"])),
+            "stimuli": sorted(stimuli.union(before.get("stimuli", []))),
             "answers": dict(Counter(self.words.first[s] for s in self.trials.table["stimulus"]).most_common()),
+            "question": asked.pop() if len(asked) == 1 else None,
             "store": self.store.meta["name"],
             "seed": self.config.seed,
             "steps": self.step,
-            "normalization": {s: self.store.statistics(s).origin for s in self.trials.subjects},
+            "normalization": {s: self.store.normalized_with(s) for s in self.trials.subjects},
+            "started_from": before or None,
             "versions": {
                 "mindllm": mindllm.__version__,
                 "torch": torch.__version__,
@@ -310,6 +321,8 @@ class Experiment:
             },
             "config": self.config.model_dump(mode="json"),
         }
+        if before and "stimuli" not in before:
+            del model.card["stimuli"]  # what the earlier training showed is unknown, so is the whole
         if self.accelerator.is_main_process:
             write_json(out / "training.json", {"history": self.history, "best": self.best})
             training_curve(self.history, out / "training.png")

@@ -49,7 +49,7 @@ class VoxelSpace:
         names: Mapping[str, Mapping[int, str]] | None = None,
         name: str = "scan",
     ) -> Self:
-        """The voxels where `mask` is not zero, labelled by `atlases` (parcellation -> label volume on the same grid).
+        """The voxels where `mask` is above 0, labelled by `atlases` (parcellation -> label volume on the same grid).
 
         Region names come from `names`, or from the BIDS lookup table (`index`, `name`) beside an atlas file.
         Raises InputError for an empty mask, another grid, labels that are not whole numbers, or a label without a name.

@@ -7,17 +7,16 @@ subjects/<name>/  voxels.parquet  mask.nii.gz  betas.npy  trials.parquet  statis
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 
 import mindllm
 from mindllm.conversation import QUESTION, Conversation, ask, check_conversation
+from mindllm.data.spaces import load_space, save_space, whole
 from mindllm.errors import InputError
 from mindllm.files import disk_errors, partial, publish, read_json, refuse_existing, write_json
 from mindllm.images import check_finite, check_values
@@ -60,13 +59,7 @@ class Store:
     @cache  # noqa: B019 - a store lives as long as the command that opened it
     def space(self, subject: str) -> VoxelSpace:
         """The subject's voxels."""
-        with whole(self.path / "subjects" / subject / "voxels.parquet") as path:
-            table = pd.read_parquet(path)
-        with whole(self.path / "subjects" / subject / "mask.nii.gz") as path:
-            mask = nib.load(path)
-        regions = {p: table[p].to_numpy(np.int32) for p in self.regions if p in table}
-        ijk, mm = table[["i", "j", "k"]].to_numpy(np.int32), table[["x_mm", "y_mm", "z_mm"]].to_numpy(np.float32)
-        return VoxelSpace(subject, mask.shape, mask.affine, ijk, mm, regions, {p: self.regions[p] for p in regions})
+        return load_space(self.path / "subjects" / subject, self.regions)
 
     @cache  # noqa: B019
     def trials(self, subject: str) -> pd.DataFrame:
@@ -87,8 +80,13 @@ class Store:
         return betas
 
     def values(self, subject: str, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Normalized values (B, V) float32 of some trials: levelled, then z-scored with the statistics of each trial's session."""
+        """Normalized values (B, V) float32 of some trials: levelled, then z-scored with the statistics of each trial's session.
+
+        Betas that came normalized are taken as they are.
+        """
         rows = np.arange(len(self.trials(subject))) if rows is None else np.asarray(rows)
+        if self.meta.get("normalized"):
+            return np.asarray(self.betas(subject)[rows], np.float32)
         return self.statistics(subject).apply(
             self.betas(subject)[rows], self.trials(subject)["session"].to_numpy()[rows]
         )
@@ -99,6 +97,10 @@ class Store:
         with whole(self.path / "subjects" / subject / "statistics.npz") as path:
             return Statistics.load(path)
 
+    def normalized_with(self, subject: str) -> str:
+        """In words, what a subject's values were normalized with."""
+        return "came normalized" if self.meta.get("normalized") else self.statistics(subject).origin
+
     @cached_property
     def conversations(self) -> pd.DataFrame:
         """`stimulus`, `source`, `turns` (a conversation), `answers` (those that count as right), first one first."""
@@ -107,17 +109,6 @@ class Store:
         table["turns"] = table["turns"].map(lambda turns: [dict(turn) for turn in turns])
         table["answers"] = table["answers"].map(list)
         return table
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Turn what goes wrong in reading a file of a store into a message that names it."""
-    try:
-        yield path
-    except Exception as error:  # pyarrow, zipfile, numpy and nibabel each have their own error for a damaged file
-        raise InputError(
-            f"{path} is missing, damaged or truncated ({type(error).__name__}: {error}). Prepare the store anew."
-        ) from error
 
 
 class Statistics:
@@ -172,7 +163,15 @@ class StoreWriter:
     """Writes a store subject by subject into `<path>.partial`; `finish` renames it. A second call skips subjects already whole."""
 
     def __init__(
-        self, path: str | Path, *, name: str, origin: str, licence: str, reader: str, options: Mapping[str, Any]
+        self,
+        path: str | Path,
+        *,
+        name: str,
+        origin: str,
+        licence: str,
+        reader: str,
+        options: Mapping[str, Any],
+        normalized: bool = False,
     ) -> None:
         self.path, self.partial = Path(path), partial(Path(path))
         refuse_existing(self.path)
@@ -184,6 +183,7 @@ class StoreWriter:
             "version": mindllm.__version__,
             "reader": reader,
             "options": dict(options),
+            "normalized": normalized,
         }
         plan = self.partial / "dataset.json"
         with disk_errors(self.path):
@@ -232,13 +232,10 @@ class StoreWriter:
                 raise InputError(
                     f"{space.name}: trial {np.flatnonzero(written != 1)[0]} was given {written[written != 1][0]} times; each trial needs its betas once."
                 )
-            betas = np.load(temporary / "betas.npy", mmap_mode="r")
-            Statistics.measure(betas, trials).save(temporary / "statistics.npz")
-            table = pd.DataFrame(np.c_[space.ijk], columns=["i", "j", "k"]).assign(
-                **{f"{axis}_mm": space.mm[:, n] for n, axis in enumerate("xyz")}, **space.regions
-            )
-            table.to_parquet(temporary / "voxels.parquet")
-            nib.save(space.unmask(np.ones(len(space), np.uint8)), temporary / "mask.nii.gz")
+            if not self.meta["normalized"]:
+                betas = np.load(temporary / "betas.npy", mmap_mode="r")
+                Statistics.measure(betas, trials).save(temporary / "statistics.npz")
+            save_space(space, temporary)
             trials.to_parquet(temporary / "trials.parquet")
             regions = {p: {str(k): v for k, v in names.items()} for p, names in space.region_names.items()}
             path = self.partial / "regions.json"
@@ -279,16 +276,20 @@ def write(
     origin: str = "",
     licence: str = "",
     dtype: str = "float32",
+    normalized: bool = False,
 ) -> Store:
     """Make a store of one's own arrays: per subject a voxel space, betas (trials, voxels), and a trials table with `stimulus`.
 
     conversations: `stimulus`, `source`, `turns`, `answers`; `captions` makes it from a table of captions.
+    normalized: the betas are z-scores already, to be taken as they are.
     """
     refuse_existing(Path(path))
     shutil.rmtree(
         partial(Path(path)), ignore_errors=True
     )  # the arrays are at hand: begin anew, whatever was interrupted
-    writer = StoreWriter(path, name=name, origin=origin, licence=licence, reader="arrays", options={})
+    writer = StoreWriter(
+        path, name=name, origin=origin, licence=licence, reader="arrays", options={}, normalized=normalized
+    )
     for space, betas, trials in subjects:
         check_values(betas, len(space), space.name)
         if len(betas) != len(trials):

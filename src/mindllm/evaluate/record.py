@@ -105,7 +105,7 @@ def chose_checkpoint(card: Mapping[str, Any], subject: str, split: str) -> bool:
 
 def normalization(store: Store, task: Task, subject: str) -> str:
     """What a subject's z-scores were measured on, saying so where the evaluated trials are among them."""
-    origin = store.statistics(subject).origin
+    origin = store.normalized_with(subject)
     among = (store.trials(subject)["split"].to_numpy()[task.rows[subject]] == "train").any()
     return (
         f"{origin} of this person, the evaluated ones among them, without labels"

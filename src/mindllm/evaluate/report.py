@@ -22,7 +22,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mindllm.conversation import ask
 from mindllm.data.store import Store
 from mindllm.errors import InputError
 from mindllm.evaluate.controls import ALL, Blind, Readings, judge, pool, tabulate
@@ -97,7 +96,7 @@ def evaluate(
     Raises InputError where there is nothing fair to evaluate, a stimulus has no answer, or the model says NaN.
     """
     started, begun = datetime.now(UTC), time.monotonic()
-    task = choose_task(store, model.card, subjects, split, question)
+    task = choose_task(store, model.card, subjects, split, question, model.ask()[0]["content"])
     training = model.training
     model.eval()
     try:
@@ -142,7 +141,9 @@ def read_blind(model: MindLLM, task: Task, options: Mapping[str, Any]) -> Blind:
     """What the model says without a brain: read once, for it is the same for every trial."""
     tokens = model.no_brain[None]
     likelihood = finite(model.score(tokens, task.candidates, task.question).double().numpy(), "the mean fMRI token")[0]
-    return Blind(likelihood, model.generate(tokens, [ask(task.question)], **options)[0], model.card.get("answers"))
+    return Blind(
+        likelihood, model.generate(tokens, [model.ask(task.question)], **options)[0], model.card.get("answers")
+    )
 
 
 def read_subject(
@@ -161,7 +162,7 @@ def read_subject(
     for some in np.array_split(rows, range(16 * batch_size, len(rows), 16 * batch_size)):
         for tokens in model.encode(store.values(subject, some), space).split(batch_size):
             likelihood.append(model.score(tokens, task.candidates, task.question).double().numpy())
-            texts += model.generate(tokens, [ask(task.question)] * len(tokens), **options)
+            texts += model.generate(tokens, [model.ask(task.question)] * len(tokens), **options)
             advance(len(tokens))
     stimuli = store.trials(subject)["stimulus"].to_numpy()[rows].tolist()
     assert len(texts) == len(stimuli) == sum(map(len, likelihood)), "a trial was lost"

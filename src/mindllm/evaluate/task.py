@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mindllm.conversation import QUESTION
 from mindllm.data.store import Store
 from mindllm.errors import InputError
 from mindllm.evaluate.scores import normalize_answer
@@ -39,7 +38,12 @@ class Task:
 
 
 def choose_task(
-    store: Store, card: Mapping[str, Any], subjects: Sequence[str] | None, split: str | None, question: str | None
+    store: Store,
+    card: Mapping[str, Any],
+    subjects: Sequence[str] | None,
+    split: str | None,
+    question: str | None,
+    default: str,
 ) -> Task:
     """Choose trials and candidates. Raises InputError where a trained subject has no test trials, or a stimulus no answer."""
     trained = set(card.get("subjects", []))
@@ -61,7 +65,7 @@ def choose_task(
             f"the {len(names)} evaluated stimuli share one answer ({candidates[0]!r}), so nothing can be identified; evaluate stimuli with different answers."
         )
     place = {normalize_answer(text): i for i, text in enumerate(candidates)}
-    asked, origin = choose_question(table["turns"].tolist(), question)
+    asked, origin = choose_question(table["turns"].tolist(), question, default)
     return Task(rows, splits, names, accepted, candidates, np.array([place[key] for key in first]), asked, origin)
 
 
@@ -116,13 +120,15 @@ def answers_of(store: Store, stimuli: Sequence[str], trials: int, shown: np.ndar
     return table.loc[list(stimuli)]
 
 
-def choose_question(conversations: Sequence[Sequence[Mapping[str, str]]], question: str | None) -> tuple[str, str]:
-    """The question, and where it comes from: the caller, the conversations where they share one, or the default."""
+def choose_question(
+    conversations: Sequence[Sequence[Mapping[str, str]]], question: str | None, default: str
+) -> tuple[str, str]:
+    """The question, and where it comes from: the caller, the conversations where they share one, or the model's own."""
     if question is not None:
         return question, "given"
-    asked = {next((turn["content"] for turn in turns if turn["role"] == "user"), QUESTION) for turns in conversations}
+    asked = {next((turn["content"] for turn in turns if turn["role"] == "user"), default) for turns in conversations}
     return (
         (asked.pop(), "of the data set")
         if len(asked) == 1
-        else (QUESTION, f"default (the data set asks {len(asked)} different ones)")
+        else (default, f"the model's own (the data set asks {len(asked)} different ones)")
     )

@@ -1,0 +1,45 @@
+"""Voxel spaces on disk, in stores and in model folders: voxels.parquet and mask.nii.gz."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from mindllm.errors import InputError
+from mindllm.voxels import VoxelSpace
+
+
+@contextmanager
+def whole(path: Path, remedy: str = "Prepare the store anew.") -> Iterator[Path]:
+    """Turn what goes wrong in reading a file into a message that names it and says what to do."""
+    try:
+        yield path
+    except Exception as error:  # pyarrow, zipfile, numpy and nibabel each have their own error for a damaged file
+        raise InputError(
+            f"{path} is missing, damaged or truncated ({type(error).__name__}: {error}). {remedy}"
+        ) from error
+
+
+def save_space(space: VoxelSpace, folder: Path) -> None:
+    """Write voxels.parquet (`i`, `j`, `k`, `x_mm`, `y_mm`, `z_mm`, one column per parcellation) and mask.nii.gz."""
+    table = pd.DataFrame(np.c_[space.ijk], columns=["i", "j", "k"]).assign(
+        **{f"{axis}_mm": space.mm[:, n] for n, axis in enumerate("xyz")}, **space.regions
+    )
+    table.to_parquet(folder / "voxels.parquet")
+    nib.save(space.unmask(np.ones(len(space), np.uint8)), folder / "mask.nii.gz")
+
+
+def load_space(
+    folder: Path, names: Mapping[str, Mapping[int, str]], remedy: str = "Prepare the store anew."
+) -> VoxelSpace:
+    """Read them back; `names`: parcellation -> number -> region name."""
+    with whole(folder / "voxels.parquet", remedy) as path:
+        table = pd.read_parquet(path)
+    with whole(folder / "mask.nii.gz", remedy) as path:
+        mask = nib.load(path)
+    regions = {p: table[p].to_numpy(np.int32) for p in names if p in table}
+    ijk, mm = table[["i", "j", "k"]].to_numpy(np.int32), table[["x_mm", "y_mm", "z_mm"]].to_numpy(np.float32)
+    return VoxelSpace(folder.name, mask.shape, mask.affine, ijk, mm, regions, {p: names[p] for p in regions})
