@@ -377,6 +377,36 @@ def evaluate(
 
 
 @app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help="JSON: stimulus -> text (or COCO's list of results).")],
+    references: Annotated[Path, typer.Argument(help="JSON: stimulus -> what is right; see docs/scores.md.")],
+    task: Annotated[
+        str, typer.Option(help="caption, paragraph, vqa, exact, choice, anls, count, vqa-e, fsvqa, tdiuc or grounding.")
+    ] = "caption",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Official scores of texts, from two files; the keys must be the same."""
+    from rich.table import Table
+
+    from mindllm.score import tasks
+
+    with errors.status(f"scoring {predictions.name}"):
+        found = tasks.score(tasks.read_keyed(predictions), tasks.read_keyed(references), task)
+    if as_json:
+        print(
+            json.dumps(
+                {"task": task, "n": len(found.keys), "source": tasks.TASKS[task].source, "scores": found.values},
+                indent=1,
+            )
+        )
+        return
+    table = Table("score", "value", title=f"{task}, {len(found.keys)} items")
+    for name, value in found.values.items():
+        table.add_row(name, f"{value:.2f}")
+    console.print(table)
+
+
+@app.command()
 def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for the simulated people, the store, the model and the report.")

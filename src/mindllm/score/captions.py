@@ -1,0 +1,109 @@
+"""BLEU, METEOR, ROUGE-L, CIDEr and SPICE as the field computes them: pycocoevalcap, after PTB tokenization.
+
+Source: Chen et al. 2015, arXiv 1504.00325. METEOR, SPICE and the tokenizer are Java programs.
+"""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+from mindllm.errors import InputError
+
+Texts = Mapping[str, Sequence[str]]
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
+SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def java() -> Iterator[None]:
+    """Java reads and writes UTF-8, whatever the machine's locale, and its chatter is kept off the terminal."""
+    before = os.environ.get("LC_ALL")
+    os.environ["LC_ALL"] = "C.UTF-8"
+    quiet, kept = os.open(os.devnull, os.O_WRONLY), os.dup(2)
+    os.dup2(quiet, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(quiet)
+        if before is None:
+            del os.environ["LC_ALL"]
+        else:
+            os.environ["LC_ALL"] = before
+
+
+def need_java() -> None:
+    """Raise InputError where there is no Java, naming what needs it."""
+    if shutil.which("java") is None:
+        raise InputError(
+            f"{', '.join(METRICS)} need Java (for the PTB tokenizer, on whose tokens all are computed, METEOR and SPICE), and there is none on the PATH. Install a Java runtime, e.g. `apt install default-jre-headless` or `conda install openjdk`."
+        )
+
+
+def tokenize(texts: Texts) -> dict[str, list[str]]:
+    """Lower-case PTB tokens without punctuation, each text as one line. A text stays one, whatever line breaks are in it."""
+    need_java()
+    flat = {key: [{"caption": " ".join(text.split())} for text in some] for key, some in texts.items()}
+    try:
+        with java():
+            return PTBTokenizer().tokenize(flat)
+    except PermissionError as error:
+        raise InputError(
+            f"the PTB tokenizer must write beside its own program, and may not: {error}. Install mindllm where you may write, e.g. in a virtual environment."
+        ) from error
+
+
+def caption_scores(predictions: Mapping[str, str], references: Texts) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Corpus scores in per cent (SPICE only where its models are), and what each text earns (in the order of `predictions`).
+
+    predictions and references have the same keys; a stimulus may have several references.
+    """
+    keys = list(predictions)
+    right = tokenize({key: references[key] for key in keys})
+    said = tokenize({key: [predictions[key]] for key in keys})
+    if right.keys() != said.keys() or any(len(right[key]) != len(references[key]) for key in keys):
+        raise AssertionError("a text was lost in tokenization")
+    total: dict[str, float] = {}
+    each: dict[str, np.ndarray] = {}
+    with contextlib.redirect_stdout(io.StringIO()):  # the scorers print
+        bleu, bleus = Bleu(4).compute_score(right, said, verbose=0)
+        for n in range(4):
+            total[f"BLEU-{n + 1}"], each[f"BLEU-{n + 1}"] = bleu[n], np.array(bleus[n])
+        with java():
+            total["METEOR"], each["METEOR"] = Meteor().compute_score(right, said)
+        total["ROUGE-L"], each["ROUGE-L"] = Rouge().compute_score(right, said)
+        total["CIDEr"], each["CIDEr"] = Cider().compute_score(right, said)
+        if spice_is_here():
+            from pycocoevalcap.spice.spice import Spice
+
+            with java():
+                total["SPICE"], found = Spice().compute_score(right, said)
+            order = {key: i for i, key in enumerate(sorted(keys))}  # SPICE answers in sorted order
+            each["SPICE"] = np.array([found[order[key]]["All"]["f"] for key in keys])
+    return {n: 100 * float(v) for n, v in total.items()}, {n: 100 * np.asarray(v, float) for n, v in each.items()}
+
+
+def spice_is_here() -> bool:
+    """Whether SPICE's models are installed (400 MB, which pycocoevalcap would fetch); says so where they are not."""
+    spec = importlib.util.find_spec("pycocoevalcap.spice")
+    folder = (
+        Path(str(spec.submodule_search_locations[0])) / "lib" if spec and spec.submodule_search_locations else Path()
+    )
+    missing = [name for name in SPICE_MODELS if not (folder / name).is_file()]
+    if missing:
+        logger.warning("SPICE is left out: %s not in %s", " and ".join(missing), folder)
+    return not missing

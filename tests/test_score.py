@@ -1,0 +1,246 @@
+"""Official scores: the published ones of BrainHub, and hand-made cases of every protocol, the nasty ones among them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mindllm.cli import app
+from mindllm.errors import InputError
+from mindllm.score import answers, boxes, captions
+from mindllm.score.tasks import TASKS, read_keyed, score
+
+PUBLISHED = {
+    "umbrae": (59.44, 40.48, 27.66, 19.03, 19.45, 43.71, 61.06),
+    "sdrecon": (36.21, 17.11, 7.72, 3.43, 10.03, 25.13, 13.83),
+}
+java = pytest.mark.skipif(captions.shutil.which("java") is None, reason="no Java on the PATH")
+
+
+@java
+@pytest.mark.parametrize("system", PUBLISHED)
+def test_published_scores(shared: Path, system: str) -> None:
+    said = read_keyed(shared / "brainhub" / f"{system}_sub01.json")
+    right = read_keyed(shared / "brainhub" / "references.json")
+    shuffled = dict(sorted(said.items(), key=lambda item: item[1]))  # the order of a file means nothing
+    found = score(shuffled, right, "caption")
+    assert [round(found.values[m], 2) for m in captions.METRICS[:-1]] == list(PUBLISHED[system])
+    assert len(found.keys) == 982
+    for name in ("ROUGE-L", "CIDEr"):
+        assert found.each[name].mean() == pytest.approx(found.values[name])
+
+
+@java
+def test_captions_with_nasty_texts() -> None:
+    """Line separators stay inside their text, empty ones stay in place, and the locale does not matter."""
+    right = {
+        "a": ["a dog runs"],
+        "b": ["a naïve café at night"],
+        "c": ["a cat\u2028sleeps\x0bhere"],
+        "d": ["two birds"],
+    }
+    said = {"a": "", "b": "A naïve café, at night!", "c": "a cat sleeps\r\nhere", "d": "TWO BIRDS"}
+    found = score(said, right, "caption")
+    assert found.each["ROUGE-L"].round(1).tolist() == [0, 100, 100, 100]
+    assert found.each["METEOR"][0] == 0
+    assert found.each["METEOR"][1:].min() > 40
+    assert found.each["BLEU-1"].round(1).tolist() == [0, 100, 100, 100]
+
+
+def normal(text: str) -> str:
+    return answers.vqa_words(answers.vqa_punctuation(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The dog", "dog"),
+        ("a an the", ""),
+        ("Two dogs", "2 dogs"),
+        ("none", "0"),
+        ("dont", "don't"),
+        ("couldnt've", "couldn't've"),
+        ("hed've", "he'd've"),
+        ("somebody'd", "somebodyd"),
+        ("1,000", "1000"),
+        ("1,000 (maybe)", "1000 maybe"),
+        ("red,blue", "red blue"),
+        ("red, blue", "red blue"),
+        ("t-shirt", "t shirt"),
+        ("3.5 inches.", "3.5 inches"),
+        ("yes!", "yes"),
+        ("girl's", "girl's"),
+        ("2:50 pm", "2:50 pm"),
+        ("", ""),
+        ("ÉCLAIR", "éclair"),
+        ("東京", "東京"),
+    ],
+)
+def test_vqa_normalization(text: str, expected: str) -> None:
+    assert normal(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "people", "expected"),
+    [
+        ("yes", ["yes"] * 10, 1.0),
+        ("yes", ["yes"] * 3 + ["no"] * 7, 0.9),  # three of ten: 2/3 for these three, 1 for the others
+        ("yes", ["yes"] * 2 + ["no"] * 8, 0.6),
+        ("yes", ["yes"] + ["no"] * 9, 0.3),
+        ("no", ["yes"] * 10, 0.0),
+        ("The Yes.", ["yes"] * 4 + ["no"] * 6, 1.0),
+        ("two", ["2"] * 10, 1.0),
+        ("two", ["two"] * 10, 0.0),  # the official code makes digits of the prediction alone
+        ("t-shirt", ["t-shirt"] * 9 + ["shirt"], 1.0),  # people differ: their punctuation is treated
+        ("t-shirt", ["t-shirt"] * 10, 0.0),  # they agree: it is not
+        ("", ["yes"] * 10, 0.0),
+        ("", [""] * 10, 1.0),
+        ("a\nred\tcar ", ["red car"] * 10, 1.0),
+    ],
+)
+def test_vqa_accuracy(text: str, people: list[str], expected: float) -> None:
+    assert answers.vqa([text], [people])[0] == pytest.approx(expected)
+
+
+def test_exact() -> None:
+    said, right = (
+        ["Red.", " two people", "", "it's", "Straße"],
+        [["red"], ["two  people"], [""], ["its", "it's"], ["straße"]],
+    )
+    assert answers.exact(said, right).tolist() == [1, 0, 1, 1, 1]
+
+
+def test_choice() -> None:
+    options = [["a dog", "a cat", "bus", "Apple"]] * 9
+    said = ["B", "(b)", "b.", "B. a cat", "a cat", "A cat.", "Apple", "none of them", ""]
+    assert answers.choice(said, ["B"] * 6 + ["D", "A", "A"], options).tolist() == [1, 1, 1, 1, 1, 1, 1, 0, 0]
+    assert answers.choice(["A dog"], ["B"], [["a cat", "a dog"]]).tolist() == [1], "words win over the article"
+
+
+def test_anls() -> None:
+    assert answers.distance("kitten", "sitting") == 3
+    said, right = (
+        ["Coca Cola", "coca", "", "", "stop", "abcd"],
+        [["coca-cola"], ["pepsi", "coca"], [""], ["x"], ["shop"], ["abxy"]],
+    )
+    assert answers.anls(said, right) == pytest.approx([8 / 9, 1, 1, 0, 3 / 4, 0])  # half wrong is wrong
+
+
+def test_counts() -> None:
+    assert [answers.number(t) for t in ("3", "three.", "There are 12 dogs", "none", "many", "", "1,000", "-2.5")] == [3, 3, 12, 0, None, None, 1000, -2.5]  # fmt: skip
+    found = score({"a": "three", "b": "5", "c": "many"}, {"a": "3", "b": "7", "c": 2}, "count")
+    assert found.values["accuracy"] == pytest.approx(100 / 3)
+    assert found.values["RMSE"] == pytest.approx(((0 + 4 + 4) / 3) ** 0.5)
+    assert found.values["without a number"] == pytest.approx(100 / 3)
+
+
+def test_explanations_are_split_off() -> None:
+    split = answers.split_explanation
+    assert split("Two. Here is the explanation: There are two.") == ("Two", "There are two.")
+    assert split("red. It is painted.") == ("red", "It is painted.")
+    assert split("no idea") == ("no idea", "no idea")
+    assert split("") == ("", "")
+
+
+@java
+def test_answer_and_explanation() -> None:
+    right = {"x": {"answers": ["two"] * 5 + ["2"] * 5, "explanation": ["there are two dogs"]}}
+    found = score({"x": "2. Here is the explanation: There are two dogs."}, right, "vqa-e").values
+    assert found["accuracy"] == 100
+    assert found["explanation BLEU-4"] == pytest.approx(100)
+
+
+@java
+def test_full_sentences() -> None:
+    right = {
+        "x": {"answers": ["red"] * 10, "answer": "red", "sentence": "The car is red."},
+        "y": {"answers": ["blue"] * 10, "answer": "blue", "sentence": "The car is blue."},
+    }
+    found = score({"x": "the car is red", "y": "a car in blue"}, right, "fsvqa").values
+    assert (found["VQA accuracy"], found["FSVQA accuracy"]) == (100, 50)
+    assert 50 < found["BLEU-1"] < 100
+
+
+def test_tdiuc() -> None:
+    right = {str(i): {"type": t, "answer": a} for i, (t, a) in enumerate([("color", "red")] * 3 + [("color", "blue"), ("sport", "tennis"), ("sport", "golf")])}  # fmt: skip
+    said = dict(zip(right, ["red", "Red.", "blue", "blue", "tennis", "tennis"], strict=True))
+    found = score(said, right, "tdiuc").values
+    assert found["color"] == pytest.approx(75)
+    assert found["arithmetic MPT"] == pytest.approx(62.5)
+    assert found["harmonic MPT"] == pytest.approx(2 / (1 / 75 + 1 / 50))
+    assert found["N arithmetic MPT"] == pytest.approx(((2 / 3 + 1) / 2 + 1 / 2) / 2 * 100)
+    said |= {"4": "", "5": ""}
+    assert score(said, right, "tdiuc").values["harmonic MPT"] == 0
+
+
+def test_boxes() -> None:
+    assert boxes.first_box("a dog [0.1, 0.2,0.5,.9] and [0,0,1,1]") == (0.1, 0.2, 0.5, 0.9)
+    assert boxes.first_box([[[0, 0, 1, 1]]]) == (0, 0, 1, 1)
+    assert boxes.first_box("nothing") is boxes.first_box([]) is boxes.first_box([0, 1, 2]) is None
+    assert boxes.iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert boxes.iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0
+    right = {"1": {"person": [[0, 0, 1, 1]], "cup": [[0, 0, 0.5, 1]]}, "2": {"bus": [[0, 0, 1, 0.5]]}}
+    said = {"1": {"person": "[0,0,1,1]", "cup": "?"}, "2": {"bus": [[0, 0, 1, 1]]}}  # the bus: exactly 0.5 is not above
+    found = score(said, right, "grounding").values
+    assert found["accuracy@0.5 (all)"] == pytest.approx(100 / 3)
+    assert found["IoU (all)"] == pytest.approx(50)
+    assert found["accuracy@0.5 (salient creatures)"] == 100
+    assert (found["accuracy@0.5 (salient objects)"], found["IoU (salient objects)"]) == (0, 50)
+    assert found["IoU (inconspicuous)"] == 0
+    assert found["accuracy@0.5 (salient)"] == 50
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "task", "message"),
+    [
+        ({"a": "x"}, {"a": "x", "b": "y"}, "exact", "1 of 2 references have no prediction \\(first: 'b'\\)"),
+        ({"a": "x", "c": "z"}, {"a": "x"}, "exact", "1 of 2 predictions no reference \\(first: 'c'\\)"),
+        ({}, {}, "exact", "must have the same keys"),
+        ({"a": "x"}, {"a": "x"}, "bleu", "unknown task 'bleu'; known: caption"),
+        ({"a": ["x", "y"]}, {"a": "x"}, "exact", "the prediction for 'a' is .*expected one text"),
+        ({"a": "x"}, {"a": []}, "caption", "the reference for 'a' is \\[\\]; expected a text"),
+        ({"a": "x"}, {"a": "x"}, "tdiuc", "the reference for 'a' lacks 'type'"),
+    ],
+)
+def test_bad_input(said, right, task: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        score(said, right, task)
+
+
+def test_without_java(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match=r"BLEU-1, .*METEOR, ROUGE-L, CIDEr, SPICE need Java"):
+        score({"a": "x"}, {"a": "x"}, "caption")
+    right = {"x": {"answers": ["2"] * 10, "explanation": "there are two"}}
+    assert score({"x": "two. Because."}, right, "vqa-e").values == {"accuracy": 100}
+    assert "left out: BLEU-1" in caplog.text
+
+
+def test_files(tmp_path: Path) -> None:
+    place: Callable[[str], Path] = lambda text: (tmp_path / "f.json", (tmp_path / "f.json").write_text(text))[0]  # noqa: E731
+    assert read_keyed(place('[{"image_id": 7, "caption": "a dog"}]')) == {"7": "a dog"}
+    for text, message in (('{"a": 1, "a": 2}', "gives the key 'a' twice"), ("[1]", "holds a list; expected items"), ("3", "holds int"), ("{", "cannot be read as JSON")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            read_keyed(place(text))
+    with pytest.raises(InputError, match="there is no file"):
+        read_keyed(tmp_path / "nothing.json")
+
+
+def test_the_command(tmp_path: Path) -> None:
+    (tmp_path / "said.json").write_text(json.dumps({"a": "Red.", "b": "cat"}))
+    (tmp_path / "right.json").write_text(json.dumps({"b": ["dog"], "a": "red"}))
+    words = ["score", str(tmp_path / "said.json"), str(tmp_path / "right.json"), "--task", "exact"]
+    assert "50.00" in CliRunner().invoke(app, words).stdout
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert found["scores"] == {"accuracy": 50.0}
+    assert found["n"] == 2
+    assert all(task.source and task.reference for task in TASKS.values())
+
+
+def test_each_item_is_in_the_order_of_the_references() -> None:
+    found = score({"a": "1", "b": "2"}, {"b": "2", "a": "3"}, "exact")
+    assert found.keys == ["b", "a"]
+    assert np.array_equal(found.each["accuracy"], [100, 0])
