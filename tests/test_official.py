@@ -311,6 +311,35 @@ def test_two_layouts_ask_for_one(root: Path) -> None:
         prepare(root, root / "other", layout="nsd0", subjects=["subj07"])
 
 
+def test_references_take_the_form_of_their_task() -> None:
+    from mindllm.data.official import right
+    from mindllm.evaluate.answer import reference
+
+    def stored(said: str, published) -> list[str]:
+        return right([{"role": "user", "content": "<fMRI>?"}, {"role": "assistant", "content": said}], published)
+
+    ten = ["two"] * 6 + ["2"] * 4
+    assert sorted(reference(stored("two", ten), "vqa")) == sorted(ten)
+    whole = "two. Here is the explanation: There are two."
+    assert reference(stored(whole, [ten, "There are two."]), "vqa-e") == {
+        "answers": ten,
+        "explanation": ["There are two."],
+    }
+    sentence = reference(stored("There are two.", ["two", "There are two.", ten]), "fsvqa")
+    assert sentence == {"sentence": "There are two.", "answer": "two", "answers": ten}
+    assert reference(stored("red", ["color", "red"]), "tdiuc") == {"type": "color", "answer": "red"}
+    assert reference(stored("3", "3"), "count") == "3"
+
+
+def test_shuffled_scans_show_something_else() -> None:
+    from mindllm.evaluate.answer import elsewhere
+
+    shown = np.array(["a", "a", "b", "c", "c", "c"])
+    assert (shown[elsewhere(shown, np.random.default_rng(0))] != shown).all()
+    with pytest.raises(InputError, match="all scans show one stimulus"):
+        elsewhere(np.array(["a", "a"]), np.random.default_rng(0))
+
+
 def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
     root: Path, tiny_llm_folder: Path, monkeypatch
 ) -> None:
@@ -350,6 +379,23 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
     assert report.meta["model"]["trained_on_subjects"] == ["subj01"]
     assert {p["stimulus"] for p in report.predictions} == {str(COCO[n]) for n in TEST}
     run("evaluate", "model", "store", "--out", "report")
+
+    # answer: the questions of a source, scored officially; the repeats of an image averaged
+    run("prepare", "official", ".", "--out", "asked", "--val", "0", "--sources", "coco-qa")
+    run("answer", "model", "asked", "--source", "coco-qa", "--average", "--max-new-tokens", 4, "--out", "answers")
+    told = json.loads(Path("answers/scores.json").read_text())
+    assert (told["items"], told["task"], told["repeats"]) == (2 * len(TEST), "exact", "averaged")
+    assert set(told["scores"]) == {"brain", "shuffled", "no_brain"}
+    said = json.loads(Path("answers/predictions-brain.json").read_text())
+    asked = Store("asked")
+    trials = asked.trials("subj01")
+    shown = str(COCO[TEST[0]])
+    mean = asked.values("subj01", np.flatnonzero(trials["stimulus"] == shown)).mean(0)
+    question = f"<fMRI>\nwhat is in image {TEST[0]} ?\nAnswer the question with a short phrase."
+    alone = published.decode(mean, asked.space("subj01"), question, max_new_tokens=4)[0]
+    assert said[f"subj01/{shown}/0"] == alone
+    again = run("score", "answers/predictions-brain.json", "answers/references.json", "--task", "exact", "--json")
+    assert json.loads(again)["scores"] == told["scores"]["brain"]
 
     # decode: with the voxels that travel along, or with the ROI files
     scan = store.space("subj02").unmask(store.betas("subj02")[:9])

@@ -377,6 +377,48 @@ def evaluate(
 
 
 @app.command()
+def answer(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    store: Annotated[Path, typer.Argument(help="A prepared store.")],
+    source: Annotated[str, typer.Option(help="Whose questions to ask, e.g. coco-caption or vqa-v2.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: predictions, references, scores.json.")],
+    subjects: Subjects = None,
+    split: Annotated[str, typer.Option(help="Which trials.")] = "test",
+    average: Annotated[bool, typer.Option("--average", help="One scan per stimulus: the mean of its repeats.")] = False,
+    task: Annotated[
+        str | None, typer.Option(help="How to score; see `score`. Default: as the source is scored.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions read by the language model at once.")] = 16,
+    seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
+    llm: Annotated[
+        str | None, typer.Option(help="Where the language model stands, if not under the model's name for it.")
+    ] = None,
+) -> None:
+    """Ask a source's questions about scans, and score the answers officially, beside shuffled scans and no brain."""
+    from rich.table import Table
+
+    from mindllm.checkpoint import load
+    from mindllm.data.store import Store
+    from mindllm.evaluate.answer import CONDITIONS, as_frame
+    from mindllm.evaluate.answer import answer as run
+
+    data = Store(store)
+    loaded = load(model, llm=llm)
+    with bars() as progress:
+        bar = progress.add_task("answering", total=None)
+        found = run(
+            loaded, data, source, out, subjects=listed(subjects), split=split, average=average, task=task,
+            batch_size=batch_size, seed=seed, max_new_tokens=max_new_tokens,
+            advance=lambda done, total: progress.update(bar, completed=done, total=total),
+        )  # fmt: skip
+    table = Table("score", *CONDITIONS, title=f"{source}, {len(found['brain'].keys)} items")
+    for name, row in as_frame(found).iterrows():
+        table.add_row(str(name), *(f"{value:.2f}" for value in row))
+    console.print(table)
+
+
+@app.command()
 def score(
     predictions: Annotated[Path, typer.Argument(help="JSON: stimulus -> text (or COCO's list of results).")],
     references: Annotated[Path, typer.Argument(help="JSON: stimulus -> what is right; see docs/scores.md.")],

@@ -1,0 +1,158 @@
+"""A source's questions asked about test scans; the answers scored by its own protocol, beside shuffled scans and no brain."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mindllm.conversation import Conversation
+from mindllm.data.store import Store
+from mindllm.errors import InputError
+from mindllm.files import refuse_existing, whole_folder, write_json
+from mindllm.model import MindLLM
+from mindllm.score.tasks import TASKS, Score, score
+
+CONDITIONS = ("brain", "shuffled", "no_brain")
+# How the sources of brain instruction tuning are scored (MindLLM, tables 1 and 2); captions where nothing else is said.
+SOURCES = {
+    "paragraph-caption": "paragraph", "coco-qa": "exact", "visual-genome": "exact", "vqa-v2": "vqa", "ok-vqa": "vqa",
+    "st-vqa": "anls", "tally-qa": "count", "vqa-e": "vqa-e", "vsr": "exact", "a-okvqa": "choice", "fsvqa": "fsvqa",
+    "tdiuc": "tdiuc",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question about one scan: the trials whose values are averaged, what is asked, and what is right."""
+
+    key: str
+    subject: str
+    trials: tuple[int, ...]
+    turns: Conversation
+    reference: Any
+
+
+def answer(
+    model: MindLLM,
+    store: Store,
+    source: str,
+    out: str | Path,
+    *,
+    subjects: Sequence[str] | None = None,
+    split: str = "test",
+    average: bool = False,
+    task: str | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    advance: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> dict[str, Score]:
+    """Ask every question of `source` about the trials of `split`; write predictions, references and scores into `out`.
+
+    average: one scan per stimulus, the mean of its repeats; else one per trial.  task: how answers are scored, where the
+    source is not known (see SOURCES).  advance: is told how many answers of how many are there.  options: go to `generate`.
+    Shuffled: the same questions, each person's scans of other stimuli.  No brain: the mean fMRI token.
+    """
+    refuse_existing(Path(out))
+    task = task or SOURCES.get(source, "caption")
+    if task not in TASKS:
+        raise InputError(f"unknown task {task!r}; known: {', '.join(TASKS)}.")
+    chosen = store.choose(subjects)
+    trained = sorted(set(chosen) & set(model.card.get("subjects", [])))
+    if split == "train" and trained:
+        raise InputError(f"the model was trained on these trials of {', '.join(trained)}; ask about the split test.")
+    items = collect(store, source, chosen, split, average, task)
+    rng = np.random.default_rng(seed)
+    said: dict[str, dict[str, str]] = {condition: {} for condition in CONDITIONS}
+    done, total = 0, len(items) * len(CONDITIONS)
+    for subject in sorted({item.subject for item in items}):
+        own = [item for item in items if item.subject == subject]
+        scans = sorted({item.trials for item in own})
+        place = {trials: n for n, trials in enumerate(scans)}
+        values = np.stack([store.values(subject, list(trials)).mean(0) for trials in scans])
+        tokens = torch.cat([model.encode(some, store.space(subject)) for some in np.array_split(values, max(1, len(values) // 256))])  # fmt: skip
+        shown = store.trials(subject)["stimulus"].to_numpy()[[trials[0] for trials in scans]]
+        rows = {"brain": np.arange(len(scans)), "shuffled": elsewhere(shown, rng)}
+        for condition in CONDITIONS:
+            for start in range(0, len(own), batch_size):
+                some = own[start : start + batch_size]
+                read = (
+                    model.no_brain.expand(len(some), -1, -1)
+                    if condition == "no_brain"
+                    else tokens[rows[condition][[place[item.trials] for item in some]]]
+                )
+                texts = model.generate(read, [item.turns for item in some], **options)
+                said[condition] |= {item.key: text for item, text in zip(some, texts, strict=True)}
+                done += len(some)
+                if advance:
+                    advance(done, total)
+    references = {item.key: item.reference for item in items}
+    with whole_folder(Path(out)) as folder:
+        write_json(folder / "references.json", references)
+        for condition, given in said.items():
+            write_json(folder / f"predictions-{condition}.json", given)
+        found = {condition: score(given, references, task) for condition, given in said.items()}
+        meta = {"source": source, "task": task, "protocol": TASKS[task].source, "split": split, "subjects": chosen, "repeats": "averaged" if average else "single trials", "items": len(items), "seed": seed, "generate_options": {k: str(v) for k, v in options.items()}}  # fmt: skip
+        write_json(folder / "scores.json", meta | {"scores": {c: s.values for c, s in found.items()}})
+    return found
+
+
+def collect(store: Store, source: str, subjects: Sequence[str], split: str, average: bool, task: str) -> list[Item]:
+    """The questions: each once per scan, whatever many answers it has."""
+    table = store.conversations
+    known = sorted(set(table["source"]))
+    if source not in known:
+        raise InputError(f"{store.path} has no source {source!r}; it holds {', '.join(known) or 'none'}.")
+    table = table[(table["source"] == source) & table["stimulus"].notna()]
+    if table.empty:
+        raise InputError(f"the conversations of {source} are about single trials, which cannot be asked about yet.")
+    asked = table.assign(said=[turns[-2]["content"] for turns in table["turns"]]).drop_duplicates(["stimulus", "said"])
+    questions = {str(stimulus): group for stimulus, group in asked.groupby("stimulus")}
+    items = []
+    for subject in subjects:
+        trials = store.trials(subject)
+        rows = trials.reset_index(drop=True)
+        rows = rows[(rows["split"] == split) & rows["stimulus"].isin(list(questions))]
+        groups: list[tuple[str, tuple[int, ...]]] = [(str(s), (int(i),)) for i, s in rows["stimulus"].items()]  # type: ignore[call-overload]
+        if average:
+            groups = [(str(s), tuple(map(int, g.index))) for s, g in rows.groupby("stimulus")]
+        for stimulus, places in groups:
+            name = stimulus if average else f"{stimulus}#{places[0]}"
+            for number, row in enumerate(questions[stimulus].to_dict("records")):
+                right = reference(row["answers"], task)
+                items.append(Item(f"{subject}/{name}/{number}", subject, places, row["turns"][:-1], right))
+    if not items:
+        raise InputError(
+            f"no trial of the split {split} of {', '.join(subjects)} shows a stimulus that {source} asks about."
+        )
+    return items
+
+
+def reference(answers: Sequence[str], task: str) -> Any:
+    """What is right, in the form that the task takes; a store keeps the conversation's own answer, then the others."""
+    own, others = answers[0], list(answers[1:])
+    if task == "vqa-e":
+        return {"answers": others[:-1], "explanation": others[-1:]}
+    if task == "fsvqa":  # the full sentence, the short answer, ten people's
+        return {"sentence": own, "answer": others[0], "answers": others[1:]}
+    if task == "tdiuc":
+        return {"type": others[0], "answer": own}
+    return own if task in ("choice", "count") else [own, *others]
+
+
+def elsewhere(shown: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """For each scan another one, of another stimulus where there is one: a random order in which nobody keeps a place."""
+    if len(set(shown.tolist())) < 2:
+        raise InputError("all scans show one stimulus, so they cannot be shuffled; ask about several stimuli.")
+    rows = np.array([rng.choice(np.flatnonzero(shown != stimulus)) for stimulus in shown])
+    assert (shown[rows] != shown).all()
+    return rows
+
+
+def as_frame(found: dict[str, Score]) -> pd.DataFrame:
+    """Scores (rows) by condition (columns)."""
+    return pd.DataFrame({condition: s.values for condition, s in found.items()})
