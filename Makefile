@@ -1,6 +1,6 @@
 # make demo   set up, simulate people, train, decode a person never seen, print the controls
 # make test   set up, run the tests        make check   lint, types, import layers
-# make real DATA=<folder>   train on real fMRI with two people left out, and report on them
+# make real DATA=<folder>   train on real fMRI with two people left out, and report on them with all controls
 PYTHON ?= python3
 VENV   ?= .venv
 RUNS   ?= runs
@@ -29,7 +29,7 @@ real: $(READY)
 	@test -n "$(DATA)" || { echo "say where the data is: make real DATA=<folder of BIDS derivatives>"; exit 2; }
 	@test -d $(RUNS)/real/store || $(BIN)/mindllm prepare bids $(DATA) --out $(RUNS)/real/store
 	$(BIN)/mindllm train $(RUNS)/real/store --out $(RUNS)/real/model --subjects $(TRAIN_SUBJECTS) --resume
-	$(BIN)/mindllm evaluate $(RUNS)/real/model $(RUNS)/real/store --subjects $(LEFT_OUT_SUBJECTS) --out $(RUNS)/real/report
+	$(BIN)/mindllm evaluate $(RUNS)/real/model $(RUNS)/real/store --subjects $(LEFT_OUT_SUBJECTS) --out $(RUNS)/real/report --controls full
 
 test: $(READY)
 	$(BIN)/pytest -n 2

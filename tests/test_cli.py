@@ -13,9 +13,10 @@ import yaml
 
 from conftest import make_bids
 from mindllm import cli
+from mindllm.cli import common
 from mindllm.config import TrainConfig
 from mindllm.errors import InputError
-from mindllm.evaluate.controls import CONDITIONS
+from mindllm.evaluate.conditions import CONDITIONS
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -23,15 +24,13 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Run a command in this process: exit status, stdout, stderr."""
-    from rich.console import Console
-
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
 
     def command(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["mindllm", *map(str, words)])
-        monkeypatch.setattr(cli, "console", Console(width=400))
-        monkeypatch.setattr(cli, "errors", Console(stderr=True, width=400))
+        monkeypatch.setattr(common.console, "width", 400)
+        monkeypatch.setattr(common.errors, "width", 400)
         capsys.readouterr()
         status: Any = 0
         try:
@@ -116,7 +115,10 @@ def test_evaluate_writes_its_report(place: Path, model: Path, run: Run, tmp_path
     assert status == 0, err
     assert "report.html" in out
     report = json.loads((tmp_path / "r" / "report.json").read_text())
-    assert {row["condition"] for row in report["rows"]} == set(CONDITIONS)
+    assert {row["condition"] for row in report["rows"]} == set(CONDITIONS) - set(report["meta"]["missing"]) - {
+        "human",
+        "other_model",
+    }
     assert {row["subject"] for row in report["rows"]} >= {"sub-01", "sub-03"}
     lines = (tmp_path / "r" / "predictions.jsonl").read_text().splitlines()
     assert len(lines) == 2 * 2 * 2 * 2  # two people, two test stimuli, shown twice in each of two sessions
@@ -170,13 +172,13 @@ def test_errors_end_in_one_message_and_status_1(
     [(None, None), ("0", [0]), ("0,3,5", [0, 3, 5]), (" 4 , 1-3,", [4, 1, 2, 3]), ("2-2", [2]), ("7,7", [7, 7])],
 )
 def test_lists_of_volumes(text: str | None, expected: list[int] | None) -> None:
-    assert cli.numbers(text) == expected
+    assert common.numbers(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", ",", "a", "1-", "-1", "1-b", "5-3", "1.5", "1-2-3", "²"])
 def test_what_is_no_list_of_volumes(text: str) -> None:
     with pytest.raises(InputError, match="expected whole numbers from 0, such as 0,3,5 or 0-9"):
-        cli.numbers(text)
+        common.numbers(text)
 
 
 def test_imports_do_nothing(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_the_same_text_as_through_the_store(model: MindLLM, tiny_store: Store, f
     texts = model.decode(values, space, **SHORT)
     assert [d.text for d in found] == texts
     assert len(set(texts)) > 3, "these scans all say the same, so this test shows nothing"
-    evidence = model.evidence(model.encode(values, space), texts)
+    evidence = model.evidence(model.encode(values, space), [model.ask(None, text) for text in texts])
     np.testing.assert_allclose([d.evidence for d in found], evidence, rtol=1e-3, atol=1e-3)
 
 

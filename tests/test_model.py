@@ -54,7 +54,7 @@ def test_decode_streams_and_samples(tiny_model: MindLLM) -> None:
 
 
 def test_evidence_is_the_gain_over_no_brain(tiny_model: MindLLM, tokens: torch.Tensor) -> None:
-    evidence = tiny_model.evidence(tokens, TEXTS[:5])
+    evidence = tiny_model.evidence(tokens, [tiny_model.ask(None, text) for text in TEXTS[:5]])
     gain = tiny_model.score(tokens, TEXTS[:5]).diag() - tiny_model.score(tiny_model.no_brain[None], TEXTS[:5])[0]
     torch.testing.assert_close(evidence.cpu(), gain, rtol=1e-4, atol=1e-4)
 

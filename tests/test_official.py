@@ -378,7 +378,7 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
     assert report.meta["question"] == "<fMRI>\nPlease describe the fMRI as simply as possible."
     assert report.meta["model"]["trained_on_subjects"] == ["subj01"]
     assert {p["stimulus"] for p in report.predictions} == {str(COCO[n]) for n in TEST}
-    run("evaluate", "model", "store", "--out", "report")
+    run("evaluate", "model", "store", "--out", "report", "--max-new-tokens", 4)
 
     # answer: the questions of a source, scored officially; the repeats of an image averaged
     run("prepare", "official", ".", "--out", "asked", "--val", "0", "--sources", "coco-qa")
@@ -435,7 +435,7 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
     before = dict(published.named_parameters())
     moved = {name for name, p in further.named_parameters() if not torch.equal(p, before[name])}
     assert {"encoder.queries", "encoder.head.leave.weight", "projector.weight", "encoder.region_key.weight"} <= moved
-    run("evaluate", "further", "store", "--out", "report-further")
+    run("evaluate", "further", "store", "--out", "report-further", "--max-new-tokens", 4)
     run("decode", "further", "scan.nii.gz", "--subject", "subj02", "--normalized", "--max-new-tokens", 8)
     rows = json.loads(Path("report-further/report.json").read_text())["rows"]
     assert rows

@@ -83,7 +83,7 @@ def test_whole_commands_of_the_readme_are_understood() -> None:
                 command, rest = command_of(words[1:])
                 command.make_context(str(command.name), rest)
                 seen.add(command.name)
-    assert seen == {"bids", "train", "decode", "evaluate", "answer", "convert", "demo", "config"}
+    assert seen == {"bids", "train", "decode", "evaluate", "compare", "answer", "convert", "demo", "config"}
 
 
 @ids
@@ -125,7 +125,7 @@ def test_the_tree_is_the_repository() -> None:
         for path in (ROOT / "src" / "mindllm").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    docs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").iterdir()}
+    docs = {path.relative_to(ROOT).as_posix() + "/" * path.is_dir() for path in (ROOT / "docs").iterdir()}
     assert not sorted((source | docs) - named), "files that the README's tree lacks"
 
 

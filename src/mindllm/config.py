@@ -183,6 +183,8 @@ class TrainConfig(BaseModel):
     """Share of a stage's steps in which the learning rate rises; it then falls as a cosine."""
     clip: PositiveFloat = 1.0
     """Greatest norm of the gradient."""
+    shuffle_pairs: bool = False
+    """Whether each person's trials are paired with other trials' stimuli, at random: the control of a whole training."""
     validate_people: NonNegativeInt = 0
     """People left out of training to choose the checkpoint with, where the store has no trials of the split `val`."""
     check_every: PositiveInt = 50

@@ -60,7 +60,7 @@ def decode(
     for some in torch.from_numpy(values).split(1 if stream else batch_size):
         tokens = model.encode(some, voxels)
         texts = model.generate(tokens, [model.ask(question)] * len(some), stream, **options)
-        evidence = model.evidence(tokens, texts, question)
+        evidence = model.evidence(tokens, [model.ask(question, text) for text in texts])
         which = range(len(out), len(out) + len(some)) if volumes is None else volumes[len(out) :]
         out += [Decoded(int(v), t, float(e)) for v, t, e in zip(which, texts, evidence, strict=False)]
         if done:

@@ -156,9 +156,9 @@ class MindLLM(nn.Module):
         return torch.cat(out)
 
     @torch.no_grad()
-    def evidence(self, tokens: Tensor, answers: Sequence[str], question: str | None = None) -> Tensor:
-        """Log p(answer | scan) - log p(answer | no brain) in nats (B,), for one answer per scan of `tokens` (B, T, width)."""
-        prompts = [self.prompter(self.ask(question, answer)) for answer in answers]
+    def evidence(self, tokens: Tensor, answered: Sequence[Conversation]) -> Tensor:
+        """Log p(what the assistant says | scan) - log p(it | no brain) in nats (B,): a conversation per scan of `tokens` (B, T, width)."""
+        prompts = [self.prompter(turns) for turns in answered]
         given = self.log_likelihood(tokens, prompts)[0]
         return given - self.log_likelihood(self.no_brain.expand_as(tokens), prompts)[0]
 

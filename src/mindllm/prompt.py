@@ -23,7 +23,7 @@ class Prompt:
 
 
 class Prompter:
-    """Turns conversations into prompts: in a tokenizer's own chat template, or in a named format."""
+    """Turns conversations into prompts, in a tokenizer's own chat template or a named format; with 0 fMRI tokens, without a scan."""
 
     def __init__(
         self, tokenizer: Any, n_fmri_tokens: int, template: str | None = None, max_length: int | None = None
@@ -41,11 +41,11 @@ class Prompter:
         """Tokenize one conversation. With `generate`, it must end on a user turn, and the prompt on the opened answer."""
         check_conversation(turns)
         ids, counts = self.format.spell(turns, generate)
+        if not (ids == self.fmri_id).any():
+            raise InputError(f"a conversation was cut before its {FMRI}. Shorten what stands before it: {turns!r}")
         repeats = np.where(ids == self.fmri_id, self.n_fmri_tokens, 1)
         labels = np.repeat(np.where(counts, ids, IGNORE), repeats)
         ids = np.repeat(ids, repeats)
-        if not (ids == self.fmri_id).any():
-            raise InputError(f"a conversation was cut before its {FMRI}. Shorten what stands before it: {turns!r}")
         if self.max_length and len(ids) > self.max_length:
             raise InputError(
                 f"a conversation has {len(ids)} tokens, {self.n_fmri_tokens} of them for the scan, and the language model reads at most {self.max_length}. Shorten it: {str(turns)[:200]}..."

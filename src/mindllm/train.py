@@ -84,6 +84,9 @@ class Experiment:
         self.accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
         self.device = self.accelerator.device
         self.trials, self.validation = choose_trials(store, subjects, config)
+        if config.shuffle_pairs:  # also what chooses the checkpoint, or the truth would come in again
+            for number, some in enumerate(filter(None, (self.trials, self.validation))):
+                some.shuffle_pairs(config.seed + number)
         self.words = Words(store, [self.trials] + ([self.validation] if self.validation else []))
         self.model, remembered = self.begin()
         self.objective = Objective(self.model, self.words.texts, config)
@@ -309,6 +312,7 @@ class Experiment:
             "stimuli": sorted(stimuli.union(before.get("stimuli", []))),
             "answers": dict(Counter(self.words.first[s] for s in self.trials.table["stimulus"]).most_common()),
             "question": asked.pop() if len(asked) == 1 else None,
+            "sources": sorted({*self.words.sources, *before.get("sources", [])}),
             "store": self.store.meta["name"],
             "seed": self.config.seed,
             "steps": self.step,

@@ -57,6 +57,13 @@ class Trials:
     def __len__(self) -> int:
         return len(self.table)
 
+    def shuffle_pairs(self, seed: int) -> None:
+        """Pair each person's trials with the stimuli of that person's other trials, at random."""
+        rng = np.random.default_rng(seed)
+        self.table["stimulus"] = self.table.groupby("subject")["stimulus"].transform(
+            lambda s: rng.permutation(s.to_numpy())
+        )
+
     def batch(
         self, rng: np.random.Generator, size: int, people: int, drop: tuple[float, float], mix: float, disagree: float
     ) -> Batch:
@@ -108,6 +115,7 @@ class Words:
         table = store.conversations[store.conversations["stimulus"].isin(shown)]
         said = [" ".join(t["content"] for t in turns if t["role"] == "assistant") for turns in table["turns"]]
         self.texts = sorted(set(said))
+        self.sources = sorted(set(table["source"]))
         number = {text: i for i, text in enumerate(self.texts)}
         self.turns: dict[str, list[Conversation]] = defaultdict(list)
         self.about: dict[str, list[int]] = defaultdict(list)

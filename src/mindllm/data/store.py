@@ -101,6 +101,11 @@ class Store:
         """In words, what a subject's values were normalized with."""
         return "came normalized" if self.meta.get("normalized") else self.statistics(subject).origin
 
+    @property
+    def sets(self) -> dict[str, list[str]]:
+        """Named sets of stimuli, that reports give rows of their own."""
+        return dict(self.meta.get("sets", {}))
+
     @cached_property
     def conversations(self) -> pd.DataFrame:
         """`stimulus`, `source`, `turns` (a conversation), `answers` (those that count as right), first one first."""
@@ -172,6 +177,7 @@ class StoreWriter:
         reader: str,
         options: Mapping[str, Any],
         normalized: bool = False,
+        sets: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.path, self.partial = Path(path), partial(Path(path))
         refuse_existing(self.path)
@@ -184,6 +190,7 @@ class StoreWriter:
             "reader": reader,
             "options": dict(options),
             "normalized": normalized,
+            "sets": {label: sorted(map(str, members)) for label, members in (sets or {}).items()},
         }
         plan = self.partial / "dataset.json"
         with disk_errors(self.path):
@@ -277,18 +284,20 @@ def write(
     licence: str = "",
     dtype: str = "float32",
     normalized: bool = False,
+    sets: Mapping[str, Sequence[str]] | None = None,
 ) -> Store:
     """Make a store of one's own arrays: per subject a voxel space, betas (trials, voxels), and a trials table with `stimulus`.
 
     conversations: `stimulus`, `source`, `turns`, `answers`; `captions` makes it from a table of captions.
-    normalized: the betas are z-scores already, to be taken as they are.
+    normalized: the betas are z-scores already, to be taken as they are.  sets: name -> stimuli, such as "982", that reports
+    give rows of their own.
     """
     refuse_existing(Path(path))
     shutil.rmtree(
         partial(Path(path)), ignore_errors=True
     )  # the arrays are at hand: begin anew, whatever was interrupted
     writer = StoreWriter(
-        path, name=name, origin=origin, licence=licence, reader="arrays", options={}, normalized=normalized
+        path, name=name, origin=origin, licence=licence, reader="arrays", options={}, normalized=normalized, sets=sets
     )
     for space, betas, trials in subjects:
         check_values(betas, len(space), space.name)

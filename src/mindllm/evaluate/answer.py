@@ -68,6 +68,7 @@ def answer(
     items = collect(store, source, chosen, split, average, task)
     rng = np.random.default_rng(seed)
     said: dict[str, dict[str, str]] = {condition: {} for condition in CONDITIONS}
+    evidence: dict[str, float] = {}
     done, total = 0, len(items) * len(CONDITIONS)
     for subject in sorted({item.subject for item in items}):
         own = [item for item in items if item.subject == subject]
@@ -87,16 +88,24 @@ def answer(
                 )
                 texts = model.generate(read, [item.turns for item in some], **options)
                 said[condition] |= {item.key: text for item, text in zip(some, texts, strict=True)}
+                if condition == "brain":
+                    answered = [
+                        [*item.turns, {"role": "assistant", "content": text}]
+                        for item, text in zip(some, texts, strict=True)
+                    ]
+                    nats = model.evidence(read, answered).double().tolist()
+                    evidence |= {item.key: value for item, value in zip(some, nats, strict=True)}
                 done += len(some)
                 if advance:
                     advance(done, total)
     references = {item.key: item.reference for item in items}
     with whole_folder(Path(out)) as folder:
         write_json(folder / "references.json", references)
+        write_json(folder / "evidence.json", evidence)  # log p(answer | scan) - log p(answer | no brain), in nats
         for condition, given in said.items():
             write_json(folder / f"predictions-{condition}.json", given)
         found = {condition: score(given, references, task) for condition, given in said.items()}
-        meta = {"source": source, "task": task, "protocol": TASKS[task].source, "split": split, "subjects": chosen, "repeats": "averaged" if average else "single trials", "items": len(items), "seed": seed, "generate_options": {k: str(v) for k, v in options.items()}}  # fmt: skip
+        meta = {"source": source, "task": task, "protocol": TASKS[task].source, "split": split, "subjects": chosen, "source_in_training": source in model.card["sources"] if "sources" in model.card else "unknown", "subjects_in_training": trained, "repeats": "averaged" if average else "single trials", "items": len(items), "seed": seed, "generate_options": {k: str(v) for k, v in options.items()}}  # fmt: skip
         write_json(folder / "scores.json", meta | {"scores": {c: s.values for c, s in found.items()}})
     return found
 

@@ -1,192 +1,228 @@
-"""What a score stands beside: the same model with shuffled scans, with no brain, and a constant answer."""
+"""Credit per trial of every condition, and how sure it is that the brain is above it.
 
-from collections import Counter
+A condition is what some reader said: likelihoods and texts, one row per trial; or rows that stand in for trials, of which
+each trial earns the mean. So shuffled scans cost no further call of the model, and have no luck of the draw.
+"""
+
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from mindllm.evaluate.conditions import ALL, CONDITIONS, METRICS
 from mindllm.evaluate.scores import (
+    Groups,
     bootstrap_interval,
     match_credit,
     mean_ranks,
-    normalize_answer,
     p_value,
+    people_p,
     permutation_means,
-    top_k_credit,
+    rank_credit,
+    sign_flips,
 )
 from mindllm.evaluate.task import Task
 
-CONDITIONS = ("brain", "shuffled", "no_brain", "constant")
-METRICS = (
-    "exact_match",
-    "identification_top1",
-    "identification_top5",
-    "identification_gain_top1",
-    "identification_gain_top5",
-)
-ALL = "all"
-Credit = dict[str, np.ndarray]
+RESAMPLES = PERMUTATIONS = 2000
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a reader said: log-likelihoods or other scores of the candidates (R, C), None where it has none, and texts (R,).
+
+    blind: (C,) what it says of the candidates without a scan, for the gain.  groups: of the rows (R,) and of the trials
+    (B,), where rows stand in for trials; None: row b is trial b's own.
+    """
+
+    likelihood: np.ndarray | None
+    texts: Sequence[str]
+    blind: np.ndarray | None = None
+    groups: Groups | None = None
+
+    @property
+    def gain(self) -> np.ndarray | None:
+        """(R, C): how much likelier the scan makes each candidate."""
+        return None if self.likelihood is None or self.blind is None else self.likelihood - self.blind
+
+    def standing_in(self, of_rows: np.ndarray, of_trials: np.ndarray) -> "Said":
+        """The same rows, standing in for trials of the same group."""
+        return replace(self, groups=(of_rows, of_trials))
+
+    def for_all(self, trials: int) -> "Said":
+        """The same rows, standing in for every trial alike."""
+        return self.standing_in(np.zeros(len(self.texts), int), np.zeros(trials, int))
 
 
 @dataclass(frozen=True)
 class Readings:
-    """What the model said about B trials of one subject: `likelihood` (B, C) in nats and free-running `texts` (B,)."""
+    """What every condition said about B trials of one person."""
 
     subject: str
-    likelihood: np.ndarray
-    texts: Sequence[str]
-    stimuli: Sequence[str]  # (B,) what was shown
-
-
-@dataclass(frozen=True)
-class Blind:
-    """What is said without a scan: the no-brain likelihoods (C,) and text; how often training had each answer (None: unknown)."""
-
-    likelihood: np.ndarray
-    text: str
-    training_answers: Mapping[str, int] | None
+    stimuli: np.ndarray  # (B,) what was shown
+    said: Mapping[str, Said]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One subject's credit per trial, condition -> (B, metrics), the ranks of the truth, and the shuffled means (permutations, metrics)."""
+    """Credit per trial, condition -> (B, M), NaN where a metric does not apply; and what the tests of a condition need.
+
+    luck: (B, M) per condition that reads trials, the mean credit of its other readings.  nulls: (P, M) means under
+    permutations.  ranks: (B,) rank of the truth.  people: (B,) whose trial it is.
+    """
 
     subject: str
     credit: Mapping[str, np.ndarray]
+    luck: Mapping[str, np.ndarray]
+    nulls: Mapping[str, np.ndarray]
     ranks: Mapping[str, np.ndarray]
-    shuffled: np.ndarray
     stimuli: np.ndarray
+    people: np.ndarray
 
-
-def credits(
-    likelihood: np.ndarray, blind: np.ndarray, texts: Sequence[str], accepted: Sequence[Sequence[str]]
-) -> Credit:
-    """Per metric what each reading (row) earns for each possible truth (column): stimuli for exact match, else candidates."""
-    gain = likelihood - blind
-    tables = [
-        match_credit(texts, accepted),
-        *(top_k_credit(scores, k) for scores in (likelihood, gain) for k in (1, 5)),
-    ]
-    return dict(zip(METRICS, tables, strict=True))
-
-
-def constant_credits(task: Task, answers: Mapping[str, int]) -> tuple[Credit, np.ndarray]:
-    """Credit (1, K) of always giving the most frequent training answer, and the frequencies (1, C) of the candidates.
-
-    Several answers may be equally frequent: credit is what a random one of them earns. A constant does not depend on the
-    scan, so its gain is 0 for every candidate and earns chance.
-    """
-    counts: Counter[str] = Counter()
-    for text, count in answers.items():
-        counts[normalize_answer(text)] += count
-    frequency = np.array([[counts[normalize_answer(text)] for text in task.candidates]], float)
-    table = credits(frequency, frequency, [""], task.accepted)
-    table["exact_match"] = match_credit(most_frequent(answers), task.accepted).mean(0, keepdims=True)
-    return table, frequency
-
-
-def most_frequent(answers: Mapping[str, int]) -> list[str]:
-    """The answers given to the most training trials, sorted."""
-    return sorted(text for text, count in answers.items() if count == max(answers.values()))
+    def mean(self, table: np.ndarray) -> np.ndarray:
+        """(M,): the mean of people's means of (B, M)."""
+        return np.mean([table[self.people == person].mean(0) for person in np.unique(self.people)], axis=0)
 
 
 def judge(
-    readings: Readings, task: Task, blind: Blind, *, permutations: int = 2000, seed: int | Sequence[int] = 0
+    readings: Readings, task: Task, *, permutations: int = PERMUTATIONS, seed: int | Sequence[int] = 0
 ) -> Outcome:
-    """Score one subject's readings and their controls, trial by trial."""
+    """Score one person's readings under every condition, trial by trial."""
     shown, true = task.columns(readings.stimuli)
-    columns = [shown if metric == "exact_match" else true for metric in METRICS]
-    trials = np.arange(len(true))
-    own = credits(readings.likelihood, blind.likelihood, readings.texts, task.accepted)
-    none = credits(blind.likelihood[None], blind.likelihood, [blind.text], task.accepted)
-    tables = [own[metric] for metric in METRICS]
-    places = mean_ranks(readings.likelihood)
-    credit = {
-        "brain": np.stack([table[trials, column] for table, column in zip(tables, columns, strict=True)], 1),
-        # The mean over all trials is the exact expectation over uniform permutations.
-        "shuffled": np.stack([table.mean(0)[column] for table, column in zip(tables, columns, strict=True)], 1),
-        "no_brain": np.stack([none[metric][0, column] for metric, column in zip(METRICS, columns, strict=True)], 1),
-    }
-    ranks = {
-        "brain": places[trials, true],
-        "shuffled": places.mean(0)[true],
-        "no_brain": mean_ranks(blind.likelihood[None])[0, true],
-    }
-    if blind.training_answers:
-        table, frequency = constant_credits(task, blind.training_answers)
-        credit["constant"] = np.stack(
-            [table[metric][0, column] for metric, column in zip(METRICS, columns, strict=True)], 1
-        )
-        ranks["constant"] = mean_ranks(frequency)[0, true]
-    null = permutation_means(list(zip(tables, columns, strict=True)), permutations=permutations, seed=seed)
-    return Outcome(readings.subject, credit, ranks, null, np.asarray(readings.stimuli))
+    credit, luck, ranks, nulls = {}, {}, {}, {}
+    for condition, said in readings.said.items():
+        tables = credit_tables(said, task, shown, true)
+        rows, of_rows = mean_rows([table for table, _ in tables], said.groups)
+        credit[condition] = np.stack([t[rows, column] for t, (_, column) in zip(of_rows, tables, strict=True)], 1)
+        if said.likelihood is not None:
+            places, (place,) = mean_rows([mean_ranks(said.likelihood)], said.groups)
+            ranks[condition] = place[places, true]
+        if CONDITIONS[condition].kind in ("brain", "trained", "baseline"):
+            luck[condition] = np.stack([table.mean(0)[column] for table, column in tables], 1)
+        if CONDITIONS[condition].kind == "shuffled":
+            nulls[condition] = permutation_means(tables, said.groups, permutations=permutations, seed=seed)
+    return Outcome(
+        readings.subject, credit, luck, nulls, ranks, np.asarray(readings.stimuli),
+        np.full(len(shown), readings.subject),
+    )  # fmt: skip
+
+
+def credit_tables(said: Said, task: Task, shown: np.ndarray, true: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Per metric what each reading (row) earns for each possible truth (column), and every trial's own column."""
+    out = []
+    for metric in METRICS.values():
+        scores = said.gain if metric.gain else said.likelihood
+        if metric.ranks is None:
+            out.append((match_credit(said.texts, task.accepted), shown))
+        elif scores is None:
+            out.append((np.full((len(said.texts), len(task.candidates)), np.nan), true))
+        else:
+            out.append((rank_credit(scores, metric.weights(len(task.candidates))), true))
+    return out
+
+
+def mean_rows(tables: Sequence[np.ndarray], groups: Groups | None) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The row of each trial (B,) in tables (R, K), or in their means over the rows of a group."""
+    if groups is None:
+        return np.arange(len(tables[0])), list(tables)
+    names, place = np.unique(groups[1], return_inverse=True)
+    return place, [np.stack([table[groups[0] == name].mean(0) for name in names]) for table in tables]
 
 
 def pool(outcomes: Sequence[Outcome]) -> Outcome:
-    """All subjects together: trials side by side; scans were shuffled within each person."""
-    sizes = np.array([len(outcome.stimuli) for outcome in outcomes], float)
-    null = np.tensordot(sizes / sizes.sum(), np.stack([outcome.shuffled for outcome in outcomes]), 1)
-    credit = {c: np.concatenate([o.credit[c] for o in outcomes]) for c in outcomes[0].credit}
-    ranks = {c: np.concatenate([o.ranks[c] for o in outcomes]) for c in outcomes[0].ranks}
-    return Outcome(ALL, credit, ranks, null, np.concatenate([o.stimuli for o in outcomes]))
+    """Everybody together, as far as a condition was measured in everybody; each person counts alike."""
+
+    def everywhere(parts: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
+        return [name for name in parts[0] if all(name in part for part in parts)]
+
+    joined = {
+        kind: {c: np.concatenate([part[c] for part in parts]) for c in everywhere(parts)}
+        for kind, parts in (
+            ("credit", [o.credit for o in outcomes]),
+            ("luck", [o.luck for o in outcomes]),
+            ("ranks", [o.ranks for o in outcomes]),
+        )
+    }
+    parts = [o.nulls for o in outcomes]
+    nulls = {c: np.mean([part[c] for part in parts], axis=0) for c in everywhere(parts)}
+    stimuli, people = (np.concatenate([getattr(o, name) for o in outcomes]) for name in ("stimuli", "people"))
+    return Outcome(ALL, stimuli=stimuli, people=people, nulls=nulls, **joined)
 
 
-def tabulate(outcome: Outcome, candidates: int, *, resamples: int = 2000, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of the report: one per condition and metric, with value, interval, n, chance; `difference` is brain minus the control."""
-    brain = outcome.credit["brain"]
+def tabulate(outcome: Outcome, candidates: int, *, resamples: int = RESAMPLES, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of the report, one per condition and metric: value, interval, n, chance; `difference` is brain minus the condition.
+
+    p_value: one-sided, that the brain is above the condition. people_p: likewise, in people at large.
+    """
+    brain, names = outcome.credit["brain"], list(outcome.credit)
+    values = np.stack([outcome.credit[c] for c in names], 1)  # (B, conditions, M)
+    both = np.concatenate([values, brain[:, None] - values], 1).reshape(len(brain), -1)
+    low, high = (
+        side.reshape(2, len(names), len(METRICS))
+        for side in bootstrap_interval(both, outcome.stimuli, outcome.people, resamples=resamples, seed=seed)
+    )
+    persons = np.unique(outcome.people)
     rows = []
-    for condition in CONDITIONS:
-        own = outcome.credit.get(condition)
-        low, high, p = intervals(outcome, condition, resamples, seed) if own is not None else (None, None, None)
-        gap = (
-            bootstrap_interval(brain - own, outcome.stimuli, resamples=resamples, seed=seed)
-            if own is not None and condition != "brain"
+    for n, condition in enumerate(names):
+        own = outcome.credit[condition]
+        p = tested(outcome, condition, seed)
+        wide = (
+            people_p(np.stack([(brain - own)[outcome.people == s].mean(0) for s in persons]))
+            if len(persons) > 1
             else None
         )
-        for i, metric in enumerate(METRICS):
-            row: dict[str, Any] = {"subject": outcome.subject, "condition": condition, "metric": metric}
-            row |= {"value": None if own is None else float(own[:, i].mean())}
-            row |= {
-                "ci_low": None if low is None else float(low[i]),
-                "ci_high": None if high is None else float(high[i]),
-            }
-            row |= {
-                "n": len(brain),
-                "n_stimuli": len(set(outcome.stimuli.tolist())),
-                "chance": chance(metric, candidates),
-            }
-            row |= {
-                "interval": "2.5 to 97.5 % of the permutations" if condition == "shuffled" else "bootstrap over stimuli"
-            }
-            if p is not None:
-                row["p_value"] = float(p[i])
-            if gap is not None and own is not None:
+        mean, apart = outcome.mean(own), outcome.mean(brain - own)
+        for m, (name, metric) in enumerate(METRICS.items()):
+            row: dict[str, Any] = {"subject": outcome.subject, "condition": condition, "metric": name}
+            row |= {"value": number(mean[m]), "ci_low": number(low[0, n, m]), "ci_high": number(high[0, n, m])}
+            row |= {"n": len(brain), "n_stimuli": len(np.unique(outcome.stimuli)), "n_people": len(persons)}
+            row["chance"] = metric.chance(candidates)
+            if condition != "brain" and row["value"] is not None and np.isfinite(apart[m]):
                 row |= {
-                    "difference": float((brain - own)[:, i].mean()),
-                    "difference_low": float(gap[0][i]),
-                    "difference_high": float(gap[1][i]),
+                    "difference": apart[m].item(),
+                    "difference_low": low[1, n, m].item(),
+                    "difference_high": high[1, n, m].item(),
                 }
-            if metric == "identification_top1" and condition in outcome.ranks:
-                row |= {"mean_rank": float(outcome.ranks[condition].mean()), "mean_rank_chance": (candidates + 1) / 2}
+            if p is not None and np.isfinite(p[m]) and row["value"] is not None:
+                row["p_value"] = float(p[m])
+            if wide is not None and condition != "brain" and np.isfinite(wide[m]) and row["value"] is not None:
+                row["people_p"] = float(wide[m])
+            if name == "identification_top1" and condition in outcome.ranks:
+                places = outcome.ranks[condition][:, None]
+                row |= {"mean_rank": outcome.mean(places)[0].item(), "mean_rank_chance": (candidates + 1) / 2}
             rows.append(row)
     return rows
 
 
-def intervals(
-    outcome: Outcome, condition: str, resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """(low, high, p-value or None) per metric: a bootstrap over stimuli; for shuffled scans the spread of single shuffles."""
-    own = outcome.credit[condition]
-    if condition == "shuffled":
-        low, high = np.quantile(outcome.shuffled, [0.025, 0.975], axis=0)
-        # A rare hit can leave both quantiles at 0 below a mean just above it.
-        return np.minimum(low, own.mean(0)), np.maximum(high, own.mean(0)), None
-    low, high = bootstrap_interval(own, outcome.stimuli, resamples=resamples, seed=seed)
-    return low, high, p_value(own.mean(0), outcome.shuffled) if condition == "brain" else None
+def number(value: float) -> float | None:
+    """A number for JSON: None where there is none."""
+    return float(value) if np.isfinite(value) else None
 
 
-def chance(metric: str, candidates: int) -> float | None:
-    """What guessing earns; free-running text has no chance level of its own."""
-    return None if metric == "exact_match" else min(1.0, int(metric[-1]) / candidates)
+def tested(outcome: Outcome, condition: str, seed: int) -> np.ndarray | None:
+    """One-sided p-values (M,) that the brain is above a condition; of the brain itself, that it is above shuffled scans.
+
+    Shuffled: where the brain's mean stands among means under permutations of the scans. Blind: the same, but that the null
+    is moved up to the condition where this is better than shuffled scans. What reads the trials itself: random signs of
+    the stimuli's differences, each reader counted above what its own other readings earn, which removes its preferences.
+    References are no controls: they know a part of the truth.
+    """
+    brain, kind = outcome.mean(outcome.credit["brain"]), CONDITIONS[condition].kind
+    if kind == "brain":
+        return p_value(brain, outcome.nulls["shuffled"])
+    if kind == "shuffled":
+        return p_value(brain, outcome.nulls[condition])
+    if kind == "reference":
+        return None
+    if kind == "blind":
+        short = outcome.mean(outcome.credit[condition]) - outcome.mean(outcome.credit["shuffled"])
+        return np.where(
+            np.isfinite(short), p_value(brain, outcome.nulls["shuffled"] + np.maximum(np.nan_to_num(short), 0)), np.nan
+        )
+    excess = [outcome.credit[c] - outcome.luck[c] for c in ("brain", condition)]
+    persons, sizes = np.unique(outcome.people, return_counts=True)
+    weight = 1 / sizes[np.searchsorted(persons, outcome.people)]  # each person counts alike
+    apart = (excess[0] - excess[1]) * weight[:, None]
+    usable = np.isfinite(apart).all(0)
+    p = p_value(apart.sum(0), sign_flips(np.nan_to_num(apart), outcome.stimuli, permutations=PERMUTATIONS, seed=seed))
+    return np.where(usable, p, np.nan)

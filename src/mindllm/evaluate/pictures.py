@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mindllm.evaluate.figures import calibration_figure, confusion_figure, interval_figure
 from mindllm.explain.attention import NOWHERE, attention_by_region, attention_mass
-from mindllm.explain.figures import attention_picture, interval_figure, voxel_picture
+from mindllm.explain.figures import attention_picture, voxel_picture
 from mindllm.model import MindLLM
 from mindllm.voxels import VoxelSpace
 
@@ -16,7 +17,7 @@ REGIONS = 10
 
 
 def draw(
-    model: MindLLM, spaces: Sequence[VoxelSpace], rows: Sequence[Mapping[str, Any]]
+    model: MindLLM, spaces: Sequence[VoxelSpace], content: Mapping[str, Any]
 ) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
     """PNG bytes under `<kind>|<whose>|<light or dark>`, and the regions looked at most per parcellation."""
     looked = [attention_mass(model, space) * len(space) for space in spaces]
@@ -25,7 +26,10 @@ def draw(
         groups += [(space.name, [i]) for i, space in enumerate(spaces)]
     pictures: dict[str, bytes] = {}
     for dark, theme in ((False, "light"), (True, "dark")):
-        pictures[f"intervals|all|{theme}"] = interval_figure(rows, dark=dark)
+        pictures[f"intervals|all|{theme}"] = interval_figure(content["rows"], dark=dark)
+        pictures[f"calibration|all|{theme}"] = calibration_figure(content["meta"]["calibration"], dark)
+        if content["meta"]["confusion"]:
+            pictures[f"confusion|all|{theme}"] = confusion_figure(content["meta"]["confusion"], dark)
         for name, members in groups:
             some = [spaces[i] for i in members]
             pictures[f"voxels|{name}|{theme}"] = voxel_picture(some, dark)

@@ -1,7 +1,7 @@
 """What is kept of an evaluation: one record per trial, and how it was measured."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -9,48 +9,50 @@ import numpy as np
 
 import mindllm
 from mindllm.data.store import Store
-from mindllm.evaluate.controls import Blind, Readings, most_frequent
+from mindllm.evaluate.baselines import most_frequent
+from mindllm.evaluate.controls import PERMUTATIONS, RESAMPLES, Readings
+from mindllm.evaluate.evidence import probabilities
+from mindllm.evaluate.readers import Reader
 from mindllm.evaluate.scores import match_credit, rank
 from mindllm.evaluate.task import Task
 from mindllm.model import MindLLM
 
-RESAMPLES = PERMUTATIONS = 2000
-PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "nibabel", "nilearn")
+PACKAGES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "pandas", "nibabel", "nilearn", "pycocoevalcap")
+PAIRED = ("shuffled_pairs", "ridge", "nearest_pattern")
 UNKNOWN = "unknown"
 
 
-def predict(store: Store, task: Task, readings: Readings, blind: Blind) -> list[dict[str, Any]]:
-    """One record per trial: what was shown, what was said, and how likely the truth was with and without the scan."""
-    rows = task.rows[readings.subject]
+def predict(store: Store, task: Task, reader: Reader, readings: Readings) -> list[dict[str, Any]]:
+    """One record per trial: what was shown, what was said, and how likely the truth was with and without the scan.
+
+    evidence: log p(decoded | scan) - log p(decoded | no brain) in nats. `others`: what other readers of the trial said.
+    """
+    rows, said = task.rows[readings.subject], readings.said["brain"]
     trials = store.trials(readings.subject).iloc[rows]
     shown, true = task.columns(readings.stimuli)
-    given, each = readings.likelihood, np.arange(len(rows))
-    right = match_credit(readings.texts, task.accepted)[each, shown]
-    ranks = {"rank": rank(given, true), "gain_rank": rank(given - blind.likelihood, true)}
-    repeats = trials["repeat"].to_numpy(int).tolist()
+    given, gain, each = said.likelihood, said.gain, np.arange(len(rows))
+    assert given is not None
+    assert gain is not None
+    evidence = reader.evidence(store, readings.subject, [np.array([row]) for row in rows], said.texts)
+    right = match_credit(said.texts, task.accepted)[each, shown]
+    ranks = {"rank": rank(given, true), "gain_rank": rank(gain, true)}
+    best, sure = given.argmax(1), probabilities(given)
     first = np.argsort(-given, axis=1, kind="stable")[:, :5]
     records = []
-    for i, (row, trial) in enumerate(zip(rows, trials.itertuples(), strict=True)):
+    for i, (row, trial) in enumerate(zip(rows, trials.to_dict("records"), strict=True)):
         record = {
-            "subject": readings.subject,
-            "trial": int(row),
-            "stimulus": trial.stimulus,
-            "session": str(trial.session),
-            "repeat": repeats[i],
-        }
+            "subject": readings.subject, "trial": int(row), "stimulus": trial["stimulus"],
+            "session": str(trial["session"]), "repeat": int(trial["repeat"]), "truth": task.candidates[true[i]],
+            "accepted": list(task.accepted[shown[i]]), "decoded": said.texts[i], "evidence": float(evidence[i]),
+            "exact_match": bool(right[i]), "log_likelihood": float(given[i, true[i]]), "gain": float(gain[i, true[i]]),
+        }  # fmt: skip
+        record |= {name: float(value[i]) for name, value in ranks.items()}
         record |= {
-            "truth": task.candidates[true[i]],
-            "accepted": list(task.accepted[shown[i]]),
-            "decoded": readings.texts[i],
-            "exact_match": bool(right[i]),
+            "likeliest": [task.candidates[c] for c in first[i]],
+            "likeliest_gain": float(gain[i, best[i]]),
+            "likeliest_probability": float(sure[i, best[i]]),
         }
-        record |= {
-            "log_likelihood": float(given[i, true[i]]),
-            "gain": float(given[i, true[i]] - blind.likelihood[true[i]]),
-        }
-        record |= {name: float(value[i]) for name, value in ranks.items()} | {
-            "likeliest": [task.candidates[c] for c in first[i]]
-        }
+        record["others"] = {c: readings.said[c].texts[i] for c in PAIRED if c in readings.said}
         records.append(record)
     return records
 
@@ -59,7 +61,7 @@ def describe(
     model: MindLLM,
     store: Store,
     task: Task,
-    blind: Blind,
+    people: Sequence[Readings],
     name: str | None,
     seed: int,
     batch_size: int,
@@ -68,27 +70,29 @@ def describe(
     """How it was measured; what the model's card does not tell is 'unknown'."""
     card = model.card
     known = set(card["stimuli"]) if "stimuli" in card else None
-    people = {}
+    persons = {}
     for subject, rows in task.rows.items():
         shown = set(store.trials(subject)["stimulus"].to_numpy()[rows].tolist())
-        people[subject] = {
+        persons[subject] = {
             "trials": len(rows), "stimuli": len(shown), "split": task.splits[subject], "voxels": len(store.space(subject)),
             "in_training": subject in card["subjects"] if "subjects" in card else UNKNOWN,
             "chose_checkpoint": chose_checkpoint(card, subject, task.splits[subject]),
             "stimuli_seen_in_training": len(shown & known) if known is not None else UNKNOWN,
             "normalized_with": normalization(store, task, subject),
         }  # fmt: skip
-    constant = most_frequent(blind.training_answers) if blind.training_answers else []
+    said = people[0].said
+    ties = len(most_frequent(card["answers"])) if card.get("answers") else 0
     return {
         "model": {"name": name or card.get("name", UNKNOWN), "llm": model.llm.name, "llm_fingerprint": model.llm.fingerprint, "trained_on_subjects": card.get("subjects", UNKNOWN), "trained_on_store": card.get("store", UNKNOWN), "training_seed": card.get("seed", UNKNOWN), "training_versions": card.get("versions", UNKNOWN), "encoder": model.encoder.config.model_dump()},
         "data": {"store": store.meta.get("name", UNKNOWN), "origin": store.meta.get("origin", UNKNOWN), "licence": store.meta.get("licence", UNKNOWN), "prepared_with": store.meta.get("version", UNKNOWN)},
-        "subjects": people,
+        "subjects": persons,
         "stimuli": len(task.stimuli),
         "stimuli_seen_in_training": len(known & set(task.stimuli)) if known is not None else UNKNOWN,
         "question": task.question, "question_origin": task.question_origin,
         "candidates": list(task.candidates),
-        "no_brain_text": blind.text,
-        "constant_text": constant[0] if constant else UNKNOWN, "constant_ties": len(constant),
+        "no_brain_text": said["no_brain"].texts[0], "question_only_text": said["question_only"].texts[0],
+        "zero_text": said["zero"].texts[0], "noise_text": said["noise"].texts[0],
+        "constant_text": said["constant"].texts[0] if "constant" in said else UNKNOWN, "constant_ties": ties,
         "seed": seed, "bootstrap_resamples": RESAMPLES, "permutations": PERMUTATIONS, "batch_size": batch_size, "generate_options": {k: str(v) for k, v in options.items()},
         "versions": {"mindllm": mindllm.__version__, "python": platform.python_version(), **{p: package_version(p) for p in PACKAGES}},
     }  # fmt: skip

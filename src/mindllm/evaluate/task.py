@@ -30,7 +30,7 @@ class Task:
     question: str
     question_origin: str
 
-    def columns(self, stimuli: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def columns(self, stimuli: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Trials' stimuli (B,) as numbers in `stimuli` (B,) and true candidates (B,)."""
         number = {name: i for i, name in enumerate(self.stimuli)}
         found = np.array([number[name] for name in stimuli])

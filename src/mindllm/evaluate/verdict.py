@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mindllm.evaluate.controls import ALL
+from mindllm.evaluate.conditions import ALL, CONDITIONS, Kind
 
 ALPHA = 0.05
 MAIN = "identification_top1"
-NAMES = {"shuffled": "shuffled scans", "no_brain": "no brain", "constant": "the constant answer"}
+CONTROLS: tuple[Kind, ...] = ("shuffled", "blind", "trained")
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -21,27 +21,29 @@ def p_text(p: float, permutations: int) -> str:
     return f"p < {1.001 / permutations:.1g}" if p <= 1.5 / (permutations + 1) else f"p = {p:.2g}"
 
 
-def find(rows: Rows, metric: str, condition: str = "brain", subject: str = ALL) -> Mapping[str, Any]:
-    """The row of a metric, condition and subject."""
-    return next(
-        row for row in rows if (row["metric"], row["condition"], row["subject"]) == (metric, condition, subject)
-    )
+def find(rows: Rows, metric: str, condition: str = "brain", subject: str | None = None) -> Mapping[str, Any]:
+    """The row of a metric and condition; of one person, or of everybody."""
+    return found(rows, metric, condition, subject)[0]
 
 
-def beaten(rows: Rows, metric: str, subject: str = ALL) -> tuple[list[str], list[str]]:
-    """The controls that the brain is above, and those it is not: by permutation for shuffled scans, else by the interval of the difference."""
+def found(rows: Rows, metric: str, condition: str, subject: str | None = None) -> list[Mapping[str, Any]]:
+    """That row, if there is one."""
+    return [
+        row for row in rows if (row["metric"], row["condition"], row["subject"]) == (metric, condition, subject or ALL)
+    ]
+
+
+def beaten(
+    rows: Rows, metric: str, kinds: Sequence[Kind] = CONTROLS, subject: str | None = None
+) -> tuple[list[str], list[str]]:
+    """The conditions of these kinds that the brain is above (p < 0.05 against each, so all at once), and those it is not."""
     above: list[str] = []
     not_above: list[str] = []
-    for condition, name in NAMES.items():
-        row = find(rows, metric, condition, subject)
-        if row["value"] is None:
-            continue
-        sure = (
-            find(rows, metric, subject=subject)["p_value"] < ALPHA
-            if condition == "shuffled"
-            else row["difference_low"] > 0
-        )
-        (above if sure else not_above).append(f"{name} ({percent(row['value'])})")
+    for name, condition in CONDITIONS.items():
+        for row in found(rows, metric, name, subject):
+            if condition.kind in kinds and row["value"] is not None and "p_value" in row:
+                text = f"{condition.words} ({percent(row['value'])})"
+                (above if row["p_value"] < ALPHA else not_above).append(text)
     return above, not_above
 
 
@@ -50,18 +52,108 @@ def joined(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def verdict(rows: Rows, meta: Mapping[str, Any]) -> list[str]:
-    """Sentences: identification against all controls, how many people it holds for, and free-running text."""
+def verdict(rows: Rows, texts: Rows, meta: Mapping[str, Any]) -> list[str]:
+    """Sentences: identification against its controls and simpler methods, people, free-running text, and how clean the test is."""
     main, count = find(rows, MAIN), len(meta["candidates"])
     p = p_text(main["p_value"], meta["permutations"])
     measured = f"Identification from the scan: the true answer came first among {count} in {percent(main['value'])} of {main['n']} trials (95 % interval {percent(main['ci_low'])} to {percent(main['ci_high'])}; chance {percent(main['chance'])})"
     above, not_above = beaten(rows, MAIN)
     if not not_above:
-        first = f"{measured}, above {joined(above)}; {p} by permutation of the scans."
+        first = f"{measured}, above its controls: {joined(above)}; {p} by permutation of the scans."
     else:
         though = f", though above {joined(above)}" if above else ""
         first = f"{measured}: not above its controls. It cannot be called better than {joined(not_above)}{though}; {p} by permutation of the scans."
-    return [first, *people_sentence(rows, meta), text_sentence(rows, meta), *validation_sentence(meta)]
+    return [
+        first, *simpler_sentence(rows), *people_sentence(rows, meta), text_sentence(rows, texts, meta),
+        *worth_sentence(rows, meta), *evidence_sentence(meta), *ceiling_sentence(meta), *validation_sentence(meta), seen_sentence(meta),
+    ]  # fmt: skip
+
+
+def simpler_sentence(rows: Rows) -> list[str]:
+    """Whether simpler methods do as well."""
+    parts = []
+    for metric, name in ((MAIN, "by top 1"), ("identification_pairwise", "by pairwise identification")):
+        above, not_above = beaten(rows, metric, ("baseline",))
+        own = percent(find(rows, metric)["value"])
+        said = [f"above {joined(above)}"] * bool(above) + [f"not above {joined(not_above)}"] * bool(not_above)
+        parts += [f"{name} ({own}) it is {', '.join(said)}"] * bool(said)
+    return [f"Beside simpler methods, trained on the same trials: {'; '.join(parts)}."] if parts else []
+
+
+def people_sentence(rows: Rows, meta: Mapping[str, Any]) -> list[str]:
+    """In how many people identification is above shuffled scans, and whether in people at large; nothing for one person."""
+    people = list(meta["subjects"])
+    if len(people) == 1:
+        return []
+    held = [subject for subject in people if find(rows, MAIN, subject=subject)["p_value"] < ALPHA]
+    values = ", ".join(f"{subject} {percent(find(rows, MAIN, subject=subject)['value'])}" for subject in people[:12])
+    more = f", and {len(people) - 12} more in the table" if len(people) > 12 else ""
+    p = find(rows, MAIN, "shuffled").get("people_p")
+    at_large = (
+        f"; with people as a random effect, p = {p:.2g} (t test over {len(people)} people)" if p is not None else ""
+    )
+    return [
+        f"Taken one by one, {len(held)} of {len(people)} people are above their shuffled scans (p < {ALPHA}, each tested alone): {values}{more}{at_large}."
+    ]
+
+
+def text_sentence(rows: Rows, texts: Rows, meta: Mapping[str, Any]) -> str:
+    """How often the free-running text was right, and where BLEU and CIDEr stand."""
+    row = find(rows, "exact_match")
+    above, not_above = beaten(rows, "exact_match")
+    p = p_text(row["p_value"], meta["permutations"])
+    text = f"Free-running text equalled an accepted answer in {percent(row['value'])} of trials"
+    said = (
+        f"{text}, above {joined(above)} ({p})"
+        if not not_above
+        else f"{text}: not above {joined(not_above)} ({p} against shuffled scans)"
+    )
+    scores = [
+        f"{metric} {find(texts, metric)['value']:.1f} beside {find(texts, metric, 'shuffled')['value']:.1f} with shuffled scans"
+        for metric in ("BLEU-1", "CIDEr")
+        if texts
+    ]
+    return f"{said}; {joined(scores)}." if scores else f"{said}."
+
+
+def worth_sentence(rows: Rows, meta: Mapping[str, Any]) -> list[str]:
+    """What the identification amounts to, beside an oracle of clusters."""
+    value = find(rows, MAIN)["value"]
+    better = [point for point in meta.get("oracle_curve", []) if point["top1"] >= value]
+    worse = [point for point in meta.get("oracle_curve", []) if point["top1"] < value]
+    if worse:
+        point = worse[-1]
+        return [
+            f"It reads more than somebody who is told which of {point['clusters']} clusters of answers is the true one ({percent(point['top1'])})."
+        ]
+    if better:
+        point = better[0]
+        return [
+            f"Somebody who is told no more than which of {point['clusters']} clusters of answers is the true one does as well ({percent(point['top1'])})."
+        ]
+    return []
+
+
+def evidence_sentence(meta: Mapping[str, Any]) -> list[str]:
+    """Whether the evidence tells right from wrong."""
+    found = meta["calibration"]["decoded"]["auroc"]
+    if found is None:
+        return []
+    text = f"AUROC {found['value']:.2f}, 95 % interval {found['ci_low']:.2f} to {found['ci_high']:.2f}"
+    if found["ci_low"] > 0.5:
+        return [f"The evidence of a decoded text tells right from wrong ({text}; 0.5: not at all)."]
+    return [f"The evidence of a decoded text does not tell whether it is right ({text}; 0.5: not at all)."]
+
+
+def ceiling_sentence(meta: Mapping[str, Any]) -> list[str]:
+    """How far the data would allow one to go."""
+    people = meta.get("noise_ceiling", {})
+    values = [f"{subject} {percent(found['own_repeats_top1'])}" for subject, found in people.items()][:12]
+    return (
+        [f"For scale, a person's own other repeats of the stimulus name it by nearest pattern in: {', '.join(values)}."]
+        if values
+        else []
+    )
 
 
 def validation_sentence(meta: Mapping[str, Any]) -> list[str]:
@@ -73,32 +165,6 @@ def validation_sentence(meta: Mapping[str, Any]) -> list[str]:
         ]
         if people
         else []
-    )
-
-
-def people_sentence(rows: Rows, meta: Mapping[str, Any]) -> list[str]:
-    """In how many people identification is above shuffled scans; nothing for one person."""
-    people = list(meta["subjects"])
-    if len(people) == 1:
-        return []
-    held = [subject for subject in people if find(rows, MAIN, subject=subject)["p_value"] < ALPHA]
-    values = ", ".join(f"{subject} {percent(find(rows, MAIN, subject=subject)['value'])}" for subject in people[:12])
-    more = f", and {len(people) - 12} more in the table" if len(people) > 12 else ""
-    return [
-        f"Taken one by one, {len(held)} of {len(people)} people are above their shuffled scans (p < {ALPHA}, each tested alone): {values}{more}."
-    ]
-
-
-def text_sentence(rows: Rows, meta: Mapping[str, Any]) -> str:
-    """How often the free-running text was right."""
-    row = find(rows, "exact_match")
-    above, not_above = beaten(rows, "exact_match")
-    p = p_text(row["p_value"], meta["permutations"])
-    text = f"Free-running text equalled an accepted answer in {percent(row['value'])} of trials"
-    return (
-        f"{text}, above {joined(above)} ({p})."
-        if not not_above
-        else f"{text}: not above {joined(not_above)} ({p} against shuffled scans)."
     )
 
 

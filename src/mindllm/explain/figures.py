@@ -12,13 +12,6 @@ from mindllm.files import whole_file
 from mindllm.voxels import VoxelSpace
 
 CELL_MM = 4.0
-COLOURS = {"brain": "#e4572e", "shuffled": "#7b8794", "no_brain": "#4a90c4", "constant": "#9a7fc7"}
-LABELS = {"brain": "brain", "shuffled": "shuffled scans", "no_brain": "no brain", "constant": "constant answer"}
-TITLES = {
-    "exact_match": "exact match",
-    "identification_top1": "identification, top 1",
-    "identification_top5": "identification, top 5",
-}
 INK = {False: "#1d2530", True: "#e6e9ee"}
 PAPER = {False: "#ffffff", True: "#000000"}
 
@@ -128,50 +121,6 @@ def attention_picture(
         **options,
     )
     return to_png(figure)
-
-
-def interval_figure(
-    rows: Sequence[Mapping[str, Any]], metric: str = "identification_top1", dark: bool = False
-) -> bytes:
-    """One line per subject: the value and 95 % interval of each condition, and chance; `rows` as in report.json."""
-    rows = [row for row in rows if row["metric"] == metric and row["value"] is not None]
-    subjects = list(dict.fromkeys(row["subject"] for row in rows))
-    figure = new_figure(8, 1.15 + 0.62 * len(subjects), dark)
-    axes = figure.add_subplot(facecolor="none")
-    for row in rows:
-        condition = row["condition"]
-        y = subjects.index(row["subject"]) + 0.17 * (list(COLOURS).index(condition) - 1.5)
-        colour, main = COLOURS[condition], condition == "brain"
-        axes.plot(
-            [100 * row["ci_low"], 100 * row["ci_high"]],
-            [y, y],
-            color=colour,
-            lw=4 if main else 2.5,
-            alpha=0.55,
-            solid_capstyle="round",
-        )
-        axes.plot(
-            100 * row["value"],
-            y,
-            "o",
-            color=colour,
-            ms=8 if main else 5,
-            label=LABELS[condition] if row["subject"] == subjects[0] else None,
-        )
-    chance = next((row["chance"] for row in rows if row["chance"]), None)
-    if chance:
-        axes.axvline(
-            100 * chance, color=INK[dark], ls=(0, (2, 3)), lw=1, alpha=0.7, label=f"chance {100 * chance:.3g} %"
-        )
-    axes.set(yticks=range(len(subjects)), yticklabels=subjects, xlim=(-1, None), ylim=(len(subjects) - 0.45, -0.55))
-    axes.set_xlabel(f"{TITLES.get(metric, metric)} (% of trials)")
-    dress(axes, dark)
-    axes.grid(axis="x", color=INK[dark], alpha=0.12)
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="upper center", ncols=5, frameon=False, labelcolor=INK[dark], fontsize=9
-    )
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
-    return to_png(figure, transparent=True)
 
 
 def dress(axes: Any, dark: bool = False) -> None:

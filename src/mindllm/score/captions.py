@@ -9,7 +9,9 @@ import io
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -77,24 +79,73 @@ def caption_scores(predictions: Mapping[str, str], references: Texts) -> tuple[d
     said = tokenize({key: [predictions[key]] for key in keys})
     if right.keys() != said.keys() or any(len(right[key]) != len(references[key]) for key in keys):
         raise AssertionError("a text was lost in tokenization")
-    total: dict[str, float] = {}
-    each: dict[str, np.ndarray] = {}
-    with contextlib.redirect_stdout(io.StringIO()):  # the scorers print
-        bleu, bleus = Bleu(4).compute_score(right, said, verbose=0)
-        for n in range(4):
-            total[f"BLEU-{n + 1}"], each[f"BLEU-{n + 1}"] = bleu[n], np.array(bleus[n])
-        with java():
-            total["METEOR"], each["METEOR"] = Meteor().compute_score(right, said)
-        total["ROUGE-L"], each["ROUGE-L"] = Rouge().compute_score(right, said)
-        total["CIDEr"], each["CIDEr"] = Cider().compute_score(right, said)
-        if spice_is_here():
-            from pycocoevalcap.spice.spice import Spice
+    total, each = scorers().score(said, right)
+    if spice_is_here():
+        from pycocoevalcap.spice.spice import Spice
 
-            with java():
-                total["SPICE"], found = Spice().compute_score(right, said)
-            order = {key: i for i, key in enumerate(sorted(keys))}  # SPICE answers in sorted order
-            each["SPICE"] = np.array([found[order[key]]["All"]["f"] for key in keys])
+        with java(), contextlib.redirect_stdout(io.StringIO()):  # the scorers print
+            total["SPICE"], found = Spice().compute_score(right, said)
+        order = {key: i for i, key in enumerate(sorted(keys))}  # SPICE answers in sorted order
+        each["SPICE"] = np.array([found[order[key]]["All"]["f"] for key in keys])
     return {n: 100 * float(v) for n, v in total.items()}, {n: 100 * np.asarray(v, float) for n, v in each.items()}
+
+
+class QuickMeteor(Meteor):
+    """METEOR that aligns each pair of texts once, and sends all pairs on before it waits for the first answer."""
+
+    def __init__(self) -> None:
+        with java():
+            super().__init__()
+        self.known: dict[tuple[str, ...], str] = {}
+
+    def compute_score(self, right: Texts, said: Texts) -> tuple[float, list[float]]:
+        pairs = {(said[key][0], *right[key]) for key in said} - self.known.keys()
+        writer = threading.Thread(target=self.send, args=(sorted(pairs),))
+        writer.start()
+        self.known |= {pair: self.meteor_p.stdout.readline().decode().strip() for pair in sorted(pairs)}
+        writer.join()
+        return super().compute_score(right, said)
+
+    def send(self, pairs: Sequence[tuple[str, ...]]) -> None:
+        """Ask for the alignment statistics of pairs of a text and its references."""
+        for text, *right in pairs:
+            self.meteor_p.stdin.write(f"SCORE ||| {' ||| '.join(right)} ||| {self.plain(text)}\n".encode())
+        self.meteor_p.stdin.flush()
+
+    def _stat(self, hypothesis_str: str, reference_list: Sequence[str]) -> str:
+        return self.known[(hypothesis_str, *reference_list)]
+
+    @staticmethod
+    def plain(text: str) -> str:
+        """A text as pycocoevalcap hands it on."""
+        return text.replace("|||", "").replace("  ", " ")
+
+
+class Scorers:
+    """The scorers, but SPICE."""
+
+    def __init__(self) -> None:
+        self.meteor = QuickMeteor()
+
+    def score(self, said: Texts, right: Texts) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Scores from 0 to 1 of tokenized texts (one per key), of the whole and of each."""
+        total: dict[str, float] = {}
+        each: dict[str, np.ndarray] = {}
+        with contextlib.redirect_stdout(io.StringIO()):  # the scorers print
+            bleu, bleus = Bleu(4).compute_score(right, said, verbose=0)
+            for n in range(4):
+                total[f"BLEU-{n + 1}"], each[f"BLEU-{n + 1}"] = bleu[n], np.array(bleus[n])
+            total["METEOR"], meteors = self.meteor.compute_score(right, said)
+            each["METEOR"] = np.array(meteors)
+            total["ROUGE-L"], each["ROUGE-L"] = Rouge().compute_score(right, said)
+            total["CIDEr"], each["CIDEr"] = Cider().compute_score(right, said)
+        return total, each
+
+
+@cache
+def scorers() -> Scorers:
+    """The scorers of this process: METEOR's program takes seconds to begin, and serves until the end."""
+    return Scorers()
 
 
 def spice_is_here() -> bool:

@@ -1,0 +1,134 @@
+"""Do the tests of a report keep their word? Whole experiments in which scans hold nothing about what was seen.
+
+Each experiment simulates people with no signal (`signal=0`: everything else of the simulator, such as smooth noise, run
+offsets and dead voxels, is there), prepares a store, trains on two of them, trains again on shuffled pairs, and evaluates
+the third with all controls. Under this null, every p-value should be uniform, and at most the nominal share below 0.05.
+
+    python benchmarks/null.py --experiments 200 --out runs/null      (half an hour on two cores; two processes with --first: 16 minutes)
+
+Experiments that are already in the output are not done again. The language model is a tiny random one: what is tested is
+the statistics, with everything that feeds them, and not how well a language model writes.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from scipy.stats import kstest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mindllm.config import StageConfig, TrainConfig
+from mindllm.data import bids
+from mindllm.data.simulate import SimulateConfig, simulate
+from mindllm.evaluate.report import evaluate
+from mindllm.train import train
+
+LEVELS = (0.01, 0.05, 0.1, 0.2)
+CONTINUOUS = "identification_pairwise"  # hits are few and whole numbers; this score has hardly any ties
+
+
+def main() -> None:
+    """Run the experiments that are missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiments", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="the first seed: two processes may share the work")
+    parser.add_argument("--signal", type=float, default=0.0, help="0: the null; 1: as the simulator's people have it")
+    parser.add_argument("--out", type=Path, default=Path("runs/null"))
+    given = parser.parse_args()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    given.out.mkdir(parents=True, exist_ok=True)
+    llm, lines = given.out / "llm", given.out / f"signal-{given.signal:g}.jsonl"
+    if not llm.exists():
+        tiny_llm(llm)
+    done = {json.loads(line)["seed"] for line in lines.read_text().splitlines()} if lines.exists() else set()
+    for seed in track([s for s in range(given.first, given.experiments) if s not in done], description="experiments"):
+        found = experiment(seed, given.signal, llm)
+        with lines.open("a") as file:
+            file.write(json.dumps({"seed": seed, "p": found}) + "\n")
+    records = [json.loads(line)["p"] for line in lines.read_text().splitlines()][: given.experiments]
+    print(summary(records, given.signal))
+
+
+def experiment(seed: int, signal: float, llm: Path) -> dict[str, float]:
+    """One experiment: `condition|metric` -> p-value of the person left out."""
+    people = SimulateConfig(
+        people=3, resolution_mm=10, train_stimuli=30, val_stimuli=1, test_stimuli=24, repeats=1, runs_per_session=2,
+        signal=signal, seed=seed,
+    )  # fmt: skip
+    config = TrainConfig(
+        llm=str(llm), seed=seed, save_every=1000, check_every=1000,
+        encoder={"n_queries": 32, "hidden": 64, "n_tokens": 4, "token_width": 32, "code_width": 32},
+        align=StageConfig(steps=30, batch_size=60, people=2), language=StageConfig(steps=10, batch_size=8, people=2),
+    )  # fmt: skip
+    folder = Path(tempfile.mkdtemp(prefix="null-"))
+    try:
+        simulate(folder / "bids", people)
+        store = bids.prepare(folder / "bids", folder / "store")
+        *trained, left_out = store.subjects
+        model = train(store, folder / "model", config, subjects=trained).eval()
+        report = evaluate(
+            model, store, [left_out], folder / "report", controls="full", seed=seed, progress=False, pictures=False,
+            max_new_tokens=8,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(folder)
+    return {
+        f"{row['condition']}|{row['metric']}": row["p_value"]
+        for row in report.rows
+        if row["subject"] == left_out and "p_value" in row
+    }
+
+
+def summary(records: list[dict[str, float]], signal: float) -> str:
+    """Per condition: shares of p-values below each level (all scores in brackets), and whether they are uniform."""
+    lines = [f"{len(records)} experiments, signal {signal:g}", "", "| the brain above | " + " | ".join(f"p < {level}" for level in LEVELS) + " | uniform (KS) | largest share p < 0.05 of any score |"]  # fmt: skip
+    lines.append("|---" * (len(LEVELS) + 3) + "|")
+    names = [name for name in dict.fromkeys(key.split("|")[0] for key in records[0]) if name != "brain"]
+    for name in names:
+        p = np.array([record[f"{name}|{CONTINUOUS}"] for record in records])
+        shares = " | ".join(f"{100 * (p < level).mean():.1f} %" for level in LEVELS)
+        metrics = [key for key in records[0] if key.split("|")[0] == name]
+        worst = max(np.mean([record[key] < 0.05 for record in records]) for key in metrics)
+        uniform = kstest(p + np.random.default_rng(0).uniform(-0.5, 0.5, len(p)) / 2001, "uniform").pvalue
+        lines.append(f"| {name} | {shares} | p = {uniform:.2f} | {100 * worst:.1f} % |")
+    error = 100 * (0.05 * 0.95 / len(records)) ** 0.5
+    return "\n".join([*lines, "", f"Standard error of a 5 % share: {error:.1f} points."])
+
+
+def tiny_llm(folder: Path) -> None:
+    """A random two-layer Llama with a byte-level tokenizer, saved as a folder."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|im_start|>", "<|im_end|>"]
+    texts = ["two women jumping on a beach with an umbrella", "a dog running in a park", "What is this person seeing?"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1], pad_token=special[1]
+    )
+    wrapped.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    wrapped.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(wrapped), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        tie_word_embeddings=True, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()

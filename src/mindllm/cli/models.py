@@ -1,0 +1,204 @@
+"""Commands about models: convert, train, decode, and the demo."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from mindllm.cli.common import Subjects, app, bars, console, listed, numbers
+from mindllm.errors import InputError
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of the authors' published format (.ckpt).")],
+    roi: Annotated[Path, typer.Option(help="Their ROI folder: subj01/nsdgeneral.nii.gz and so on.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    llm: Annotated[
+        str, typer.Option(help="The language model it was trained with: hub id, folder or .gguf file.")
+    ] = "lmsys/vicuna-7b-v1.5",
+    trained_on: Annotated[
+        str | None,
+        typer.Option(
+            help="The people its weights were trained on, if you know, e.g. subj01,subj02; reports name them."
+        ),
+    ] = None,
+    lora_alpha: Annotated[
+        float, typer.Option(help="Of its LoRA part, if it has one: the checkpoint does not say; the authors use 16.")
+    ] = 16,
+) -> None:
+    """Turn a published checkpoint into a model folder, ready to decode, evaluate or train further."""
+    from mindllm.published import convert as run
+
+    with console.status(f"reading {checkpoint}"):
+        model = run(checkpoint, roi, llm, out, trained_on=listed(trained_on), lora_alpha=lora_alpha)
+    made = model.card["converted_from"]
+    for name, shape in made["tensors"].items():
+        console.print(f"[dim]used[/dim] {name} {tuple(shape)}", highlight=False)
+    weights = sum(p.numel() for p in [*model.encoder.parameters(), *model.projector.parameters()])
+    lora = f", {len(made['lora'])} LoRA tensors" if made["lora"] else ""
+    console.print(
+        f"{out}: {len(made['tensors'])} tensors used, none left over{lora}; {weights:,} weights; voxels of {', '.join(model.spaces)}"
+    )
+
+
+@app.command()
+def train(
+    store: Annotated[Path, typer.Argument(help="A prepared store.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    subjects: Subjects = None,
+    llm: Annotated[
+        str | None,
+        typer.Option(help="Hub id, folder or .gguf file of a causal language model. Default: SmolLM2-135M-Instruct."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Sizes of the encoder: default, walkthrough (tiny) or paper (139 M weights).")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML or JSON file of training options; see `mindllm config`.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes the experiment repeatable.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="A model folder to train further, with its own encoder, instead of a new one.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted training (or begin, where there is none).")
+    ] = False,
+) -> None:
+    """Train on some people: align the encoder with the text, then put it before the language model.
+
+    Trials of the split `val` choose the checkpoint, or people left out with the option validate_people. What is given here
+    wins over --config.
+    """
+    from mindllm import train as training
+    from mindllm.config import read_config
+    from mindllm.data.store import Store
+
+    options = (("llm", llm), ("preset", preset), ("seed", seed), ("start", start))
+    given = {name: value for name, value in options if value is not None}
+    settings = read_config(config, given)
+    with bars() as progress:
+        training.train(Store(store), out, settings, subjects=listed(subjects), resume=resume, progress=progress)
+    console.print(f"{out}: trained; curves in {out / 'training.png'}")
+
+
+@app.command("config")
+def show_config() -> None:
+    """Print every training option with its default, as YAML for `train --config`."""
+    import yaml
+
+    from mindllm.config import TrainConfig
+
+    print(yaml.safe_dump(TrainConfig().model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command()
+def decode(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    scan: Annotated[Path, typer.Argument(help="A 3-D or 4-D NIfTI file, one volume per trial.")],
+    mask: Annotated[Path | None, typer.Option(help="NIfTI mask of the voxels to read, on the scan's grid.")] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="Instead of --mask and --atlas: a person whose voxels travel with the model.")
+    ] = None,
+    atlas: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE, a parcellation on the same grid with its lookup table beside it. Repeatable."),
+    ] = None,
+    volumes: Annotated[str | None, typer.Option(help="Which volumes, e.g. 0,3,5 or 0-9. Default: all.")] = None,
+    question: Annotated[
+        str | None, typer.Option(help="What to ask about the scan. Default: what the model was trained to answer.")
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another scan of the same person and grid to normalize with, of at least 8 volumes. Default: all volumes of SCAN."
+        ),
+    ] = None,
+    normalized: Annotated[
+        bool, typer.Option("--normalized", help="The values of SCAN are normalized already: take them as they are.")
+    ] = False,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the most likely words.")] = False,
+    temperature: Annotated[float, typer.Option(help="With --sample: how freely.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
+    batch_size: Annotated[int, typer.Option(min=1, help="Trials read by the language model at once.")] = 16,
+    seed: Annotated[int, typer.Option(help="With --sample.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: volume, text, evidence.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print words as they come.")] = False,
+    llm: Annotated[
+        str | None, typer.Option(help="Where the language model stands, if not under the model's name for it.")
+    ] = None,
+) -> None:
+    """Say in words what a person was seeing, one answer per volume of a scan."""
+    import torch
+
+    from mindllm.checkpoint import load
+    from mindllm.decode import decode as run
+
+    atlases = {}
+    for pair in atlas or []:
+        name, separator, file = pair.partition("=")
+        if not separator:
+            raise InputError(f"--atlas {pair}: expected NAME=FILE, e.g. --atlas HCPEx=atlas-HCPEx_dseg.nii.gz")
+        atlases[name] = file
+    if (mask is None) == (subject is None):
+        raise InputError(
+            "give either --mask (and --atlas), or --subject for a person whose voxels travel with the model."
+        )
+    torch.manual_seed(seed)
+    loaded = load(model, llm=llm)
+    if subject is not None and subject not in loaded.spaces:
+        raise InputError(f"{model} carries no voxels of {subject}; it carries {', '.join(loaded.spaces) or 'nobody'}.")
+    voxels = loaded.spaces[subject] if subject is not None else mask
+    assert voxels is not None
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens} | (
+        {"do_sample": True, "temperature": temperature} if sample else {}
+    )
+    if stream and as_json:
+        raise InputError("--stream prints words as they come, --json one document at the end: choose one of them.")
+    wanted = numbers(volumes)
+    with nullcontext() if stream else bars() as progress:  # a bar would be drawn over the words
+        task = progress.add_task("decoding", total=len(wanted) if wanted else None) if progress else None
+
+        def done(count: int) -> None:
+            if progress and task is not None:
+                progress.update(task, completed=count)
+            else:
+                print(flush=True)  # a line per volume
+
+        found = run(
+            loaded, scan, voxels, atlases, volumes=wanted, question=question, reference=reference, normalized=normalized,
+            batch_size=batch_size, stream=(lambda text: print(text, end="", flush=True)) if stream else None, done=done, **options,
+        )  # fmt: skip
+    if as_json:
+        print(
+            json.dumps(
+                [{"volume": d.volume, "text": d.text, "evidence": round(d.evidence, 4)} for d in found],
+                ensure_ascii=False,
+                indent=1,
+            )
+        )
+    elif not stream:
+        for d in found:
+            console.print(
+                f"{d.volume:5d}  {escape(d.text)}  [dim](evidence {d.evidence:+.1f})[/dim]",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the simulated people, the store, the model and the report.")
+    ] = Path("runs/demo"),
+    people: Annotated[int, typer.Option(min=3, help="People to simulate; the last one is left out of training.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
+    llm: Annotated[str | None, typer.Option(help="Another language model than the small default.")] = None,
+) -> None:
+    """Simulate people, train, and decode one whom the model has never seen: the whole road, on a CPU, in minutes."""
+    from mindllm.demo import demo as run
+
+    run(out, console, bars, people, seed, llm)

@@ -1,0 +1,98 @@
+"""Commands that make a store of a data set."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mindllm.cli.common import Subjects, bars, console, listed
+
+if TYPE_CHECKING:
+    from mindllm.data.store import Store
+
+app = typer.Typer(no_args_is_help=True, help="Make a store (plain files, ready for training) of a data set.")
+
+
+def summarize(store: "Store") -> None:
+    """What a store holds, in a line."""
+    trials = sum(len(store.trials(s)) for s in store.subjects)
+    console.print(
+        f"{store.path}: {len(store.subjects)} subjects, {trials} trials, {store.conversations['stimulus'].nunique()} stimuli with text"
+    )
+
+
+@app.command("bids")
+def prepare_bids(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="BIDS derivatives: statmaps of single-trial betas, masks, trials tables, dseg parcellations."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The store to write.")],
+    subjects: Subjects = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            help="Glob of the mask files within a subject's folder. Default: *_desc-brain_mask.nii.gz, else where *_desc-R2mean_statmap.nii.gz is above 0."
+        ),
+    ] = None,
+    val: Annotated[
+        float, typer.Option(help="Share of the stimuli for validation, where the trials tables have no column `split`.")
+    ] = 0.0,
+    test: Annotated[float, typer.Option(help="Share of the stimuli for testing, likewise.")] = 0.0,
+    nan: Annotated[str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")] = "error",
+    dtype: Annotated[str, typer.Option(help="How betas are stored: float32 or float16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
+) -> None:
+    """Make a store of BIDS derivatives with single-trial betas. Run it again after an interruption: it goes on."""
+    from mindllm.data import bids
+
+    chosen = {name: share for name, share in (("val", val), ("test", test)) if share}
+    with bars() as progress:
+        store = bids.prepare(
+            folder,
+            out,
+            subjects=listed(subjects),
+            mask=mask,
+            split=chosen,
+            nan=nan,  # type: ignore[arg-type] # checked there
+            dtype=dtype,  # type: ignore[arg-type] # likewise
+            seed=seed,
+            progress=progress,
+        )
+    summarize(store)
+
+
+@app.command("official")
+def prepare_official(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="The authors' prepared data: the folder that holds nsd0 or webdataset_avg_split, cache, roi."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The store to write.")],
+    subjects: Annotated[str | None, typer.Option(help="Comma-separated, e.g. subj01,subj02. Default: all.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="nsd0 or mindeye (webdataset_avg_split). Default: the one that is there.")
+    ] = None,
+    sources: Annotated[
+        str | None, typer.Option(help="Instruction files to take, comma-separated, e.g. coco-caption. Default: all.")
+    ] = None,
+    val: Annotated[
+        float,
+        typer.Option(help="Share of the training stimuli for validation, where the data has no split of its own."),
+    ] = 0.1,
+    dtype: Annotated[str, typer.Option(help="How values are stored: float32 or float16.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Of the validation stimuli.")] = 0,
+) -> None:
+    """Make a store of the published prepared data. Run it again after an interruption: it goes on."""
+    from mindllm.data import official
+
+    with bars() as progress:
+        store = official.prepare(
+            folder, out, subjects=listed(subjects), layout=layout, sources=listed(sources), val=val, dtype=dtype,
+            seed=seed, progress=progress,
+        )  # fmt: skip
+    summarize(store)

@@ -1,0 +1,87 @@
+"""What the reading loses without a region: its voxels are left out, as if they had not been measured."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.progress import Progress
+
+from mindllm.data.store import Store
+from mindllm.evaluate.controls import Readings, Said
+from mindllm.evaluate.gather import counting, own_seed
+from mindllm.evaluate.readers import Reader
+from mindllm.evaluate.scores import bootstrap_interval, n_way, rank_credit, top_k
+from mindllm.evaluate.task import Task
+from mindllm.explain.attention import NOWHERE, attention_by_region
+
+REGIONS = 6
+MIN_SHARE = 0.005  # of the voxels
+TRIALS = 40  # per person, drawn at random
+
+
+def ablation(
+    reader: Reader, store: Store, task: Task, people: Sequence[Readings], seed: int, progress: Progress | None
+) -> list[dict[str, Any]]:
+    """The regions that the model looks at most, and how much worse the truth is identified without each.
+
+    Intervals over people and stimuli. Regions overlap where parcellations do. Sorted by the loss, the largest first.
+    """
+    chosen, out = regions(reader, store, list(task.rows)), []
+    drawn = {
+        r.subject: np.sort(np.random.default_rng(own_seed(seed, r.subject)).permutation(len(r.stimuli))[:TRIALS])
+        for r in people
+    }
+    reads = sum(map(len, drawn.values()))
+    with counting(progress, "leaving out regions", len(chosen) * reads) as advance:
+        for parcellation, region, share in chosen:
+            apart, shown, whose = [], [], []
+            for readings in people:
+                some = drawn[readings.subject]
+                inside = members(store, readings.subject, parcellation, region)
+                if not inside.any() or inside.all():
+                    advance(len(some))
+                    continue
+                rows = [np.array([row]) for row in task.rows[readings.subject][some]]
+                left = reader.scans(store, readings.subject, rows, advance, voxels=~inside)
+                stimuli = readings.stimuli[some]
+                apart.append(
+                    credit(readings.said["brain"], some, task, stimuli) - credit(left, slice(None), task, stimuli)
+                )
+                shown.append(stimuli)
+                whose.append(np.full(len(some), readings.subject))
+            lost, persons = np.concatenate(apart), np.concatenate(whose)
+            low, high = bootstrap_interval(lost, np.concatenate(shown), persons, seed=seed)
+            mean = np.mean([lost[persons == s].mean(0) for s in np.unique(persons)], axis=0)
+            out.append({"parcellation": parcellation, "region": region, "voxel_share": share, "people": len(apart), "trials": len(lost)} | {
+                f"{name}_{part}": float(value[i]) for i, name in enumerate(("top1", "pairwise")) for part, value in (("loss", mean), ("low", low), ("high", high))
+            })  # fmt: skip
+    return sorted(out, key=lambda row: -row["pairwise_loss"])
+
+
+def regions(reader: Reader, store: Store, subjects: list[str]) -> list[tuple[str, str, float]]:
+    """The regions with the most attention, summed over people: parcellation, region, share of the voxels."""
+    table = pd.concat([attention_by_region(reader.model, store.space(s)) for s in subjects])
+    table = table[table["region"] != NOWHERE].groupby(["parcellation", "region"])[
+        ["attention", "voxel_share"]
+    ].sum() / len(subjects)
+    table = table[table["voxel_share"] > MIN_SHARE].sort_values("attention", ascending=False).head(REGIONS)
+    table = table.reset_index()
+    return list(zip(table["parcellation"], table["region"], table["voxel_share"].astype(float), strict=True))
+
+
+def members(store: Store, subject: str, parcellation: str, region: str) -> np.ndarray:
+    """(V,): which of a person's voxels belong to a region."""
+    space = store.space(subject)
+    if parcellation not in space.regions:
+        return np.zeros(len(space), bool)
+    numbers = [n for n, name in space.region_names[parcellation].items() if name == region]
+    return np.isin(space.regions[parcellation], numbers)
+
+
+def credit(said: Said, rows: np.ndarray | slice, task: Task, stimuli: np.ndarray) -> np.ndarray:
+    """(B, 2): top-1 and pairwise credit of the truth in some rows of what was said."""
+    assert said.likelihood is not None
+    _, true = task.columns(stimuli)
+    count, each = len(task.candidates), np.arange(len(true))
+    return np.stack([rank_credit(said.likelihood[rows], w)[each, true] for w in (top_k(count, 1), n_way(count, 2))], 1)

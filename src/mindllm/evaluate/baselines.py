@@ -1,0 +1,192 @@
+"""What simpler readers say of the same trials: a constant answer, the field's linear baseline, the nearest training pattern;
+and what knowing only a part of the truth would give.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV, GroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mindllm.config import EncoderConfig
+from mindllm.data.batches import Trials, Words
+from mindllm.data.store import Store
+from mindllm.encoder import Encoder
+from mindllm.evaluate.controls import Said
+from mindllm.evaluate.readers import mean_values
+from mindllm.evaluate.scores import normalize_answer
+from mindllm.evaluate.task import Task
+from mindllm.llm import LanguageModel
+from mindllm.objective import embed, text_targets
+
+FIELDS = 512  # smoothed places of the brain that ridge reads
+ALPHAS = np.logspace(0, 6, 7)
+CLUSTERS = (2, 4, 8, 16, 32, 64, 128)
+MIN_SHARED = 20  # voxels
+TIES = 1000  # equally frequent training answers that stand for the constant one
+WIDTH = 256
+Groups = Sequence[np.ndarray]
+
+
+class Unavailable(Exception):
+    """Why a baseline cannot be measured here; the report says it."""
+
+
+class Meanings:
+    """Texts as unit vectors: whitened embeddings by the language model. Answers of training and candidates share one space."""
+
+    def __init__(self, llm: LanguageModel, answers: Mapping[str, int], candidates: Sequence[str]) -> None:
+        self.answers = sorted(answers)
+        texts = sorted({*self.answers, *candidates})
+        vectors = text_targets(embed(llm, texts), WIDTH).cpu().numpy()
+        place = {text: i for i, text in enumerate(texts)}
+        self.of_answers = vectors[[place[text] for text in self.answers]] if answers else vectors[:0]
+        self.of_candidates = vectors[[place[text] for text in candidates]]
+        self.number = {text: i for i, text in enumerate(self.answers)}
+
+
+def constant(task: Task, answers: Mapping[str, int], meanings: Meanings) -> Said:
+    """The most frequent training answer, whatever the scan. Of equally frequent ones each stands in, the most central first."""
+    counts: Counter[str] = Counter()
+    for text, count in answers.items():
+        counts[normalize_answer(text)] += count
+    frequency = np.array([[counts[normalize_answer(text)] for text in task.candidates]], float)
+    weights = np.array([answers[text] for text in meanings.answers], float)
+    centrality = meanings.of_answers @ (weights @ meanings.of_answers)
+    first = sorted(most_frequent(answers), key=lambda text: -centrality[meanings.number[text]])[:TIES]
+    return Said(np.repeat(frequency, len(first), 0), first, frequency[0])
+
+
+def most_frequent(answers: Mapping[str, int]) -> list[str]:
+    """The answers given to the most training trials, sorted."""
+    return sorted(text for text, count in answers.items() if count == max(answers.values()))
+
+
+class TrainingTrials:
+    """The trials that the model was trained on, where they are in this store: what the baselines learn from."""
+
+    def __init__(self, store: Store, card: Mapping[str, Any]) -> None:
+        people = card.get("subjects")
+        if not people:
+            raise Unavailable("the model's card does not say whom it was trained on")
+        if card.get("store") != store.meta.get("name") or set(people) - set(store.subjects):
+            raise Unavailable(f"the trials that the model was trained on ({card.get('store')}) are not in this store")
+        self.store, self.people = store, list(people)
+        trials = Trials(store, self.people, "train")
+        known = set(card["stimuli"]) if "stimuli" in card else set(trials.table["stimulus"])
+        self.table = trials.table[trials.table["stimulus"].isin(known)].reset_index(drop=True)
+        if self.table.empty:
+            raise Unavailable("no trial that the model was trained on is in this store")
+        first = Words(store, [trials]).first
+        self.table["answer"] = self.table["stimulus"].map(first)
+        if set(self.table["answer"]) - set(card.get("answers", {})):
+            raise Unavailable("the answers in this store are not those that the model was trained on")
+
+    def features(self, encoder: Encoder, subject: str, groups: Groups, block: int = 256) -> np.ndarray:
+        """(B, FIELDS): the activity under fixed Gaussian fields of 4 mm standard deviation, the same places in everybody."""
+        voxels = encoder.locate(self.store.space(subject))
+        parts = [
+            torch.from_numpy(mean_values(self.store, subject, groups[i : i + block]))
+            for i in range(0, len(groups), block)
+        ]
+        with torch.no_grad():
+            return torch.cat([encoder.look(voxels, part) for part in parts]).numpy()
+
+    @cached_property
+    def fields(self) -> Encoder:
+        """An untrained encoder, placed over the training people's voxels: what everybody's voxels are resampled with."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            encoder = Encoder(EncoderConfig(n_queries=FIELDS, memory=0), {})
+            encoder.place([self.store.space(s) for s in self.people])
+        return encoder
+
+    def ridge(self, meanings: Meanings) -> Any:
+        """Ridge regression from features to text vectors; its strength is chosen with people left out (stimuli, for one person)."""
+        x = np.concatenate(
+            [
+                self.features(self.fields, str(s), list(g["row"].to_numpy()[:, None]))
+                for s, g in self.table.groupby("subject", sort=False)
+            ]
+        )
+        table = self.table.loc[np.concatenate([g.index for _, g in self.table.groupby("subject", sort=False)])]
+        y = meanings.of_answers[[meanings.number[text] for text in table["answer"]]]
+        groups = table["subject" if len(self.people) > 1 else "stimulus"].to_numpy()
+        folds = GroupKFold(min(5, len(set(groups))))
+        search = GridSearchCV(make_pipeline(StandardScaler(), Ridge()), {"ridge__alpha": ALPHAS}, cv=folds)
+        return search.fit(x, y, groups=groups)
+
+    def read_ridge(self, fitted: Any, meanings: Meanings, subject: str, groups: Groups) -> Said:
+        """Candidates by their likeness to the predicted vector; the text is the training answer that is most like it."""
+        predicted = fitted.predict(self.features(self.fields, subject, groups))
+        best = (predicted @ meanings.of_answers.T).argmax(1)
+        return Said(predicted @ meanings.of_candidates.T, [meanings.answers[i] for i in best])
+
+    def read_nearest(self, task: Task, subject: str, groups: Groups) -> Said:
+        """Candidates by the correlation of their training stimuli's mean pattern with the trial, on the voxels all share."""
+        kept = {name: self.shared(name, subject) for name in {*self.people, subject}}
+        stimuli, place = np.unique(self.table["stimulus"].to_numpy(str), return_inverse=True)
+        sums = np.zeros((len(stimuli), len(kept[subject])), np.float32)
+        for name, part in self.table.groupby("subject"):
+            rows, where = part["row"].to_numpy(), place[part.index]
+            for start in range(0, len(rows), 256):
+                values = self.store.values(str(name), rows[start : start + 256])[:, kept[str(name)]]
+                np.add.at(sums, where[start : start + 256], values)
+        own = mean_values(self.store, subject, groups)[:, kept[subject]]
+        near = standard(own) @ standard(sums).T  # correlations; a sum is as good as a mean
+        answer = self.table.drop_duplicates("stimulus").set_index("stimulus")["answer"].loc[stimuli].tolist()
+        keys = np.array([normalize_answer(text) for text in answer])
+        score = np.full((len(own), len(task.candidates)), -2.0)  # below every correlation: no such training stimulus
+        for i, text in enumerate(task.candidates):
+            about = np.flatnonzero(keys == normalize_answer(text))
+            if len(about):
+                score[:, i] = near[:, about].max(1)
+        return Said(score, [answer[i] for i in near.argmax(1)])
+
+    def shared(self, name: str, subject: str) -> np.ndarray:
+        """Which of a person's voxels the training people and `subject` all have, in one order."""
+        spaces = [self.store.space(s) for s in sorted({*self.people, subject})]
+        first = spaces[0]
+        if any(s.shape != first.shape or not np.allclose(s.affine, first.affine, atol=1e-3) for s in spaces):
+            raise Unavailable("the people's voxels are not on one grid")
+        flat = [np.ravel_multi_index(tuple(s.ijk.T), s.shape) for s in spaces]
+        common = flat[0]
+        for other in flat[1:]:
+            common = np.intersect1d(common, other)
+        if len(common) < MIN_SHARED:
+            raise Unavailable(f"the people share {len(common)} voxels, fewer than {MIN_SHARED}")
+        mine = np.ravel_multi_index(tuple(self.store.space(name).ijk.T), first.shape)
+        order = np.argsort(mine)
+        return order[np.searchsorted(mine[order], common)]
+
+
+def standard(values: np.ndarray) -> np.ndarray:
+    """Rows (B, V) with mean 0 and length 1; a row that never varies is 0."""
+    centred = values - values.mean(1, keepdims=True)
+    size = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.divide(centred, size, out=np.zeros_like(centred), where=size > 0)
+
+
+def oracle(task: Task, stimuli: Sequence[str] | np.ndarray, meanings: Meanings, k: int, seed: int = 0) -> Said:
+    """A reader that is told which of k clusters of answers is the true one, and says the training answer nearest to its centre."""
+    found = KMeans(k, n_init=10, random_state=seed).fit(meanings.of_candidates)
+    inside = (found.labels_[:, None] == found.labels_).astype(float)  # (C, C)
+    if len(meanings.answers):
+        nearest = (found.cluster_centers_ @ meanings.of_answers.T).argmax(1)
+        texts = [meanings.answers[i] for i in nearest]
+    else:
+        texts = [task.candidates[i] for i in (found.cluster_centers_ @ meanings.of_candidates.T).argmax(1)]
+    _, true = task.columns(stimuli)
+    return Said(inside[true], [texts[found.labels_[t]] for t in true])
+
+
+def oracle_sizes(candidates: int) -> list[int]:
+    """Numbers of clusters that leave something to know beyond the cluster."""
+    return [k for k in CLUSTERS if k <= candidates // 2]
