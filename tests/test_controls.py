@@ -423,13 +423,20 @@ def test_a_report_compared_with_itself_and_with_others(tiny_model: MindLLM, tmp_
     quick(good, store, ["sub-01"], out=tmp_path / "less", pictures=False)
     same = compare(tmp_path / "good", tmp_path / "good")
     assert all(row["difference"] == row["difference_low"] == row["difference_high"] == 0 for row in same["rows"])
+    assert all(row["p_value"] == 1 for row in same["rows"] if "p_value" in row)
     rows = {row["metric"]: row for row in compare(tmp_path / "good", tmp_path / "bad")["rows"]}
     assert set(rows) == {*METRICS, *TEXT_METRICS}
     assert rows["identification_pairwise"]["difference_low"] > 0.2
     assert rows["identification_pairwise"]["p_value"] < 0.01
     back = {row["metric"]: row for row in compare(tmp_path / "bad", tmp_path / "good")["rows"]}
     assert back["identification_pairwise"]["difference"] == -rows["identification_pairwise"]["difference"]
-    assert back["identification_pairwise"]["p_value"] < 0.01
+    assert {m: row["p_value"] for m, row in back.items() if "p_value" in row} == {
+        m: row["p_value"] for m, row in rows.items() if "p_value" in row
+    }
+    records = (tmp_path / "bad" / "predictions.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "bad" / "predictions.jsonl").write_text("".join(records[:-1]))
+    with pytest.raises(InputError, match=r"predictions\.jsonl has 23 trials of sub-02, likelihoods\.npz 24"):
+        compare(tmp_path / "good", tmp_path / "bad")
     with pytest.raises(InputError, match="not about the same trials: 24 of 48"):
         compare(tmp_path / "good", tmp_path / "less")
     with pytest.raises(InputError, match="a report"):

@@ -198,10 +198,14 @@ def test_boxes() -> None:
     [
         ({"a": "x"}, {"a": "x", "b": "y"}, "exact", "1 of 2 references have no prediction \\(first: 'b'\\)"),
         ({"a": "x", "c": "z"}, {"a": "x"}, "exact", "1 of 2 predictions no reference \\(first: 'c'\\)"),
-        ({}, {}, "exact", "must have the same keys"),
+        ({}, {}, "exact", "the file is empty"),
         ({"a": "x"}, {"a": "x"}, "bleu", "unknown task 'bleu'; known: caption"),
         ({"a": ["x", "y"]}, {"a": "x"}, "exact", "the prediction for 'a' is .*expected one text"),
         ({"a": "x"}, {"a": []}, "caption", "the reference for 'a' is \\[\\]; expected a text"),
+        ({"a": "2"}, {"a": "2"}, "vqa", "reference for 'a' is '2'; expected the list of ten people's answers"),
+        ({"a": "2"}, {"a": "many"}, "count", "reference for 'a' is 'many'; expected a number"),
+        ({"a": "2"}, {"a": True}, "count", "expected a number"),
+        ({"a": "2"}, {"a": ["2", "3"]}, "count", "expected a number"),
         ({"a": "x"}, {"a": "x"}, "tdiuc", "the reference for 'a' lacks 'type'"),
     ],
 )
@@ -222,6 +226,9 @@ def test_without_java(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapture
 def test_files(tmp_path: Path) -> None:
     place: Callable[[str], Path] = lambda text: (tmp_path / "f.json", (tmp_path / "f.json").write_text(text))[0]  # noqa: E731
     assert read_keyed(place('[{"image_id": 7, "caption": "a dog"}]')) == {"7": "a dog"}
+    assert read_keyed(place('[{"question_id": 7, "answer": "two"}]')) == {"7": "two"}
+    annotations = [{"image_id": 7, "id": n, "caption": text} for n, text in enumerate(("a dog", "the dog"))]
+    assert read_keyed(place(json.dumps({"info": {}, "annotations": annotations}))) == {"7": ["a dog", "the dog"]}
     for text, message in (('{"a": 1, "a": 2}', "gives the key 'a' twice"), ("[1]", "holds a list; expected items"), ("3", "holds int"), ("{", "cannot be read as JSON")):  # fmt: skip
         with pytest.raises(InputError, match=message):
             read_keyed(place(text))

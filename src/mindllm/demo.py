@@ -57,7 +57,7 @@ def demo(
     with bars() as progress:
         train(store, out / "model", config, subjects=trained, resume=True, progress=progress)
 
-    console.rule(f"4/4  decode {left_out}, whom the model has never met, seeing what the others saw (about 2 min)")
+    console.rule(f"4/4  decode {left_out}, whom the model has never met, seeing what the others saw (about 4 min)")
     with bars() as progress:
         model = checkpoint.load(out / "model", dtype=config.dtype)
         report = evaluate(
@@ -76,7 +76,7 @@ def demo(
     ceiling = truth["people"][left_out]["identification"]["unseen_person_single_trial"]
     found = report.value("identification_top1")
     console.print(
-        f"Noise ceiling: the best linear observer who has never met {left_out} would name {ceiling:.0%} of single trials "
+        f"Known from what was planted: the best linear observer who has never met {left_out} would name {ceiling:.0%} of single trials "
         f"among {len(report.meta['candidates'])} such scenes; this model names {found:.0%}. For scenes that nobody was shown "
         f"in training: mindllm evaluate {out / 'model'} {out / 'store'} --subjects {left_out} --out {out / 'new-scenes'}"
     )

@@ -106,7 +106,7 @@ def read_people(rois: Path, state: State, s: Sizes, file: Path) -> dict[str, Vox
         raise InputError(
             f"{file} has left over visual_mask_subject_{inside[bare[0]]}: {rois} has no folder {', '.join(bare)}. Fetch the ROI files of every person in the checkpoint."
         )
-    spaces = read_spaces(rois, there, s.rows)
+    spaces = read_spaces({name: rois / name for name in there}, s.rows)
     for name, space in spaces.items():
         if name not in inside:
             logger.info("%s is not in the checkpoint; its ROI files alone describe it", name)

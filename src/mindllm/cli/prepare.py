@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mindllm.cli.common import Subjects, bars, console, listed
+from mindllm.cli.common import Subjects, bars, console, listed, numbers
 
 if TYPE_CHECKING:
     from mindllm.data.store import Store
@@ -61,6 +61,40 @@ def prepare_bids(
             seed=seed,
             progress=progress,
         )
+    summarize(store)
+
+
+@app.command("nsd")
+def prepare_nsd(
+    root: Annotated[Path, typer.Argument(help="The folder that holds nsddata and nsddata_betas.")],
+    out: Annotated[Path, typer.Option(help="The store to write.")],
+    subjects: Annotated[
+        str | None, typer.Option(help="Comma-separated numbers, e.g. 1,2,5,7. Default: all there.")
+    ] = None,
+    betas: Annotated[
+        str, typer.Option(help="Version of the betas: a folder in func1pt8mm.")
+    ] = "betas_fithrf_GLMdenoise_RR",
+    mask: Annotated[str, typer.Option(help="A ROI's name, or brain for the whole brain.")] = "nsdgeneral",
+    sessions: Annotated[
+        str | None,
+        typer.Option(help="Which sessions, e.g. 1-20. Default: all; a missing one is an error that names it."),
+    ] = None,
+    val: Annotated[float, typer.Option(help="Share of the training stimuli for validation.")] = 0.0,
+    dtype: Annotated[str, typer.Option(help="How betas are stored: float32 or float16.")] = "float16",
+    seed: Annotated[int, typer.Option(help="Of the validation stimuli.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Sessions read at once, each by a process of its own.")] = 1,
+    dask: Annotated[
+        str | None, typer.Option(help="Address of a dask scheduler, whose workers see the same files, to read on.")
+    ] = None,
+) -> None:
+    """Make a store of the Natural Scenes Dataset in its official layout. Run it again after an interruption: it goes on."""
+    from mindllm.data import nsd
+
+    with bars() as progress:
+        store = nsd.prepare(
+            root, out, subjects=numbers(subjects), betas=betas, mask=mask, sessions=numbers(sessions), val=val, dtype=dtype,
+            seed=seed, workers=workers, dask=dask, progress=progress,
+        )  # fmt: skip
     summarize(store)
 
 

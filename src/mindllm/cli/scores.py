@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mindllm.cli.common import Subjects, app, bars, console, errors, listed
+from mindllm.errors import InputError
 
 
 @app.command()
@@ -46,7 +47,11 @@ def evaluate(
     from mindllm.data.store import Store
     from mindllm.evaluate.report import evaluate as run
 
-    loaded, data = load(model, llm=llm), Store(store)
+    data = Store(store)  # before the language model is loaded, which takes a while
+    data.choose(listed(subjects))
+    if controls not in ("standard", "full"):
+        raise InputError(f"--controls {controls}: expected standard or full.")
+    loaded = load(model, llm=llm)
     with bars() as progress:
         report = run(
             loaded,
@@ -76,6 +81,7 @@ def compare(
     from rich.table import Table
 
     from mindllm.evaluate.compare import compare as run
+    from mindllm.evaluate.conditions import METRICS
 
     with errors.status("comparing"):
         found = run(first, second, seed)
@@ -91,7 +97,7 @@ def compare(
         low, high = scale * row["difference_low"], scale * row["difference_high"]
         p = f"{row['p_value']:.3f}" if "p_value" in row else ""
         table.add_row(
-            row["metric"],
+            METRICS[row["metric"]].label if row["metric"] in METRICS else row["metric"],
             f"{scale * row['first']:.2f}",
             f"{scale * row['second']:.2f}",
             f"{scale * row['difference']:+.2f}",

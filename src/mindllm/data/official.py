@@ -60,7 +60,7 @@ def prepare(
         raise InputError(f"{root} has no data of {', '.join(unknown)}; it holds {', '.join(reader.people)}.")
     if bare := sorted(set(chosen) - set(people(root / "roi"))):
         raise InputError(f"{root / 'roi'} has no folder {', '.join(bare)}; the mask of every subject is needed.")
-    spaces = read_spaces(root / "roi", chosen)
+    spaces = read_spaces({name: root / "roi" / name for name in chosen})
     tables = {}
     listing = Bar(progress, "listing trials", len(chosen))
     for subject in chosen:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import SpatialImage
 
 from mindllm.errors import InputError
 from mindllm.images import read_lookup, read_mask, read_numbers
@@ -25,42 +26,50 @@ def people(root: Path) -> list[str]:
 
 
 def read_spaces(
-    root: Path, subjects: Sequence[str], parcellations: Mapping[str, int] | None = None
+    folders: Mapping[str, Path],
+    parcellations: Mapping[str, int] | None = None,
+    *,
+    masks: Mapping[str, Path] | None = None,
+    lookups: Mapping[str, Sequence[Path]] | None = None,
 ) -> dict[str, VoxelSpace]:
-    """The voxel spaces of some people, their region numbers meaning the same in all.
+    """The voxel spaces of some people (subject -> folder of ROI volumes), their region numbers meaning the same in all.
 
-    parcellations: those to read, with the number of regions each may have (0 counts as one); None: all that are there.
-    Names come from lookup tables beside the volumes or in `root` (NAME.tsv or FreeSurfer's NAME.ctab), else numbers serve.
-    Raises InputError for a missing file, another grid than the mask's, or a region number out of range.
+    parcellations: those to read, with the number of regions each may have (0 counts as one); None: all that are there, but
+    those of one hemisphere alone (lh.NAME, rh.NAME).  masks: the mask files, else nsdgeneral.nii.gz in the folders.
+    Names come from lookup tables (NAME.tsv, or FreeSurfer's NAME.ctab) beside the volumes, above them, or in `lookups`;
+    else numbers serve. Raises InputError for a missing file, another grid than the mask's, or a region number out of range.
     """
+    subjects = list(folders)
     raw: dict[str, dict[str, np.ndarray]] = {}
-    masks = {}
-    for subject in subjects:
-        image, ijk = read_mask(root / subject / f"{MASK}.nii.gz")
-        files = {file.name.removesuffix(".nii.gz"): file for file in sorted((root / subject).glob("*.nii.gz"))}
-        wanted = sorted(set(files) - {MASK}) if parcellations is None else list(parcellations)
-        masks[subject] = image, ijk
+    places: dict[str, tuple[SpatialImage, np.ndarray]] = {}
+    for subject, folder in folders.items():
+        file = (masks or {}).get(subject, folder / f"{MASK}.nii.gz")
+        image, ijk = places[subject] = read_mask(file)
+        there = sorted(f.name.removesuffix(".nii.gz") for f in folder.glob("*.nii.gz") if f != file)
+        wanted = (
+            [p for p in there if not p.startswith(("lh.", "rh."))] if parcellations is None else list(parcellations)
+        )
         raw[subject] = {
-            p: read_numbers(root / subject / f"{p}.nii.gz", f"{p} of {subject}", ijk, image, lowest=-1) for p in wanted
+            p: read_numbers(folder / f"{p}.nii.gz", f"{p} of {subject}", ijk, image, lowest=-1) for p in wanted
         }
-    known = list(dict.fromkeys(p for numbers in raw.values() for p in numbers))
-    names, places = {}, {}
-    for p in known:
-        highest = max(int(raw[s][p].max()) for s in subjects if p in raw[s])
+    names, beyond = {}, {}
+    for p in dict.fromkeys(p for numbers in raw.values() for p in numbers):
+        having = [s for s in subjects if p in raw[s]]
+        highest = max(int(raw[s][p].max()) for s in having)
         rows = (parcellations or {}).get(p, highest + 1)
         if highest >= rows:
-            who = next(s for s in subjects if p in raw[s] and raw[s][p].max() == highest)
+            who = next(s for s in having if raw[s][p].max() == highest)
             raise InputError(
-                f"{root / who / p}.nii.gz has the region number {highest}, but {p} has {rows - 1} regions."
+                f"{folders[who] / p}.nii.gz has the region number {highest}, but {p} has {rows - 1} regions."
             )
-        names[p] = name_regions(root, subjects[0], p, rows)
-        places[p] = rows  # of voxels outside the cortex
-        if any((raw[s][p] < 0).any() for s in subjects if p in raw[s]):
+        first = having[0]
+        names[p] = name_regions([folders[first], folders[first].parent, *(lookups or {}).get(first, [])], p, rows)
+        beyond[p] = rows  # the number of what is no cortex
+        if any((raw[s][p] < 0).any() for s in having):
             names[p][rows] = OUTSIDE
     spaces = {}
-    for subject in subjects:
-        image, ijk = masks[subject]
-        regions = {p: np.where(n < 0, places[p], n).astype(np.int32) for p, n in raw[subject].items()}
+    for subject, (image, ijk) in places.items():
+        regions = {p: np.where(n < 0, beyond[p], n).astype(np.int32) for p, n in raw[subject].items()}
         mm = nib.affines.apply_affine(image.affine, ijk).astype(np.float32)
         spaces[subject] = VoxelSpace(
             subject, tuple(image.shape), np.asarray(image.affine, np.float64), ijk, mm, regions,
@@ -69,13 +78,9 @@ def read_spaces(
     return spaces
 
 
-def name_regions(root: Path, subject: str, parcellation: str, rows: int) -> dict[int, str]:
-    """Number -> name of the regions 1 to rows - 1: from a lookup table, else the numbers themselves."""
-    places = [
-        folder / f"{parcellation}{suffix}"
-        for folder in (root / subject, root)
-        for suffix in (".tsv", ".ctab", ".mgz.ctab")
-    ]
+def name_regions(folders: Sequence[Path], parcellation: str, rows: int) -> dict[int, str]:
+    """Number -> name of the regions 1 to rows - 1: from a lookup table in one of these folders, else the numbers themselves."""
+    places = [folder / f"{parcellation}{suffix}" for folder in folders for suffix in (".tsv", ".ctab", ".mgz.ctab")]
     table = next((place for place in places if place.is_file()), None)
     if table is None:
         logger.info("%s: no %s there, so regions are named by their numbers", parcellation, places[0].name)

@@ -25,7 +25,7 @@ def ablation(
 ) -> list[dict[str, Any]]:
     """The regions that the model looks at most, and how much worse the truth is identified without each.
 
-    Intervals over people and stimuli. Regions overlap where parcellations do. Sorted by the loss, the largest first.
+    Intervals over people and answers. Regions overlap where parcellations do. Sorted by the loss, the largest first.
     """
     chosen, out = regions(reader, store, list(task.rows)), []
     drawn = {
@@ -48,7 +48,7 @@ def ablation(
                 apart.append(
                     credit(readings.said["brain"], some, task, stimuli) - credit(left, slice(None), task, stimuli)
                 )
-                shown.append(stimuli)
+                shown.append(task.columns(stimuli)[1])
                 whose.append(np.full(len(some), readings.subject))
             lost, persons = np.concatenate(apart), np.concatenate(whose)
             low, high = bootstrap_interval(lost, np.concatenate(shown), persons, seed=seed)

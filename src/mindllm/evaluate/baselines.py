@@ -28,7 +28,6 @@ from mindllm.objective import embed, text_targets
 
 FIELDS = 512  # smoothed places of the brain that ridge reads
 ALPHAS = np.logspace(0, 6, 7)
-CLUSTERS = (2, 4, 8, 16, 32, 64, 128)
 MIN_SHARED = 20  # voxels
 TIES = 1000  # equally frequent training answers that stand for the constant one
 WIDTH = 256
@@ -185,8 +184,3 @@ def oracle(task: Task, stimuli: Sequence[str] | np.ndarray, meanings: Meanings, 
         texts = [task.candidates[i] for i in (found.cluster_centers_ @ meanings.of_candidates.T).argmax(1)]
     _, true = task.columns(stimuli)
     return Said(inside[true], [texts[found.labels_[t]] for t in true])
-
-
-def oracle_sizes(candidates: int) -> list[int]:
-    """Numbers of clusters that leave something to know beyond the cluster."""
-    return [k for k in CLUSTERS if k <= candidates // 2]

@@ -59,7 +59,7 @@ def told(store: Store, task: Task) -> tuple[list[str], np.ndarray, str] | None:
     names = sorted(set(chosen))
     if len(names) > 3 * MOST:
         return None
-    return names, np.array([names.index(name) for name in chosen]), f"the column `{COLUMN}` of the trials"
+    return names, np.array([names.index(name) for name in chosen]), f"the column “{COLUMN}” of the trials"
 
 
 def clustered(task: Task, meanings: Meanings, seed: int) -> tuple[list[str], np.ndarray, str]:

@@ -45,7 +45,7 @@ def noise_ceiling(store: Store, task: Task, subject: str) -> dict[str, Any] | No
         near = standard(value[None].astype(float)) @ others.T
         credit = rank_credit(near, top_k(len(stimuli), 1))[0]
         hits.append(credit[task.truth[stimuli] == answer].sum())
-    low, high = bootstrap_interval(np.array(hits), shown)
+    low, high = bootstrap_interval(np.array(hits), true)
     return {
         "repeats": float(counts[stimuli].mean()),
         "explainable_median": float(np.median(explainable)),

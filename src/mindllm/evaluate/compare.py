@@ -10,9 +10,10 @@ import numpy as np
 
 from mindllm.errors import InputError
 from mindllm.evaluate.conditions import METRICS
-from mindllm.evaluate.controls import Readings, Said, judge, pool, tabulate
+from mindllm.evaluate.controls import Readings, Said, excess, judge, pool, tabulate
 from mindllm.evaluate.gather import own_seed
 from mindllm.evaluate.report import FORMAT, java_or_reason
+from mindllm.evaluate.scores import p_value, sign_flips
 from mindllm.evaluate.task import Task
 from mindllm.evaluate.texts import TEXT_METRICS, text_scores
 from mindllm.files import read_json
@@ -35,7 +36,7 @@ class Kept:
 def compare(first: str | Path, second: str | Path, seed: int = 0) -> dict[str, Any]:
     """Rows per metric: value of each, the paired difference (first minus second) with its 95 % interval, and a two-sided p.
 
-    The interval is a bootstrap over people and stimuli; p draws the signs of the stimuli's differences at random, each
+    The interval is a bootstrap over people and answers; p draws the signs of the answers' differences at random, each
     model counted above the mean of its own other readings. Raises InputError where the reports are not of the same trials
     and candidates.
     """
@@ -50,7 +51,12 @@ def compare(first: str | Path, second: str | Path, seed: int = 0) -> dict[str, A
     task = task_of(a, people)
     pooled = pool([judge(r, task, seed=own_seed(seed, r.subject)) for r in people])
     rows = {(r["condition"], r["metric"]): r for r in tabulate(pooled, len(task.candidates), seed=seed)}
-    out = [row(metric, rows["brain", metric], rows["other_model", metric]) for metric in METRICS]
+    apart = excess(pooled, "other_model")[0]
+    p = p_value(np.abs(apart.sum(0)), np.abs(sign_flips(apart, pooled.answers, seed=seed)))
+    out = [
+        row(metric, rows["brain", metric], rows["other_model", metric]) | {"p_value": float(p[i])}
+        for i, metric in enumerate(METRICS)
+    ]
     if java_or_reason() is None:
         texts = {(r["condition"], r["metric"]): r for r in text_scores(people, task, seed)}  # everybody's come last
         out += [row(metric, texts["brain", metric], texts["other_model", metric]) for metric in TEXT_METRICS]
@@ -60,10 +66,7 @@ def compare(first: str | Path, second: str | Path, seed: int = 0) -> dict[str, A
 def row(metric: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """One metric of both."""
     found = {"metric": metric, "first": own["value"], "second": other["value"]}
-    found |= {name: other[name] for name in ("difference", "difference_low", "difference_high")}
-    return found | (
-        {"p_value": min(1.0, 2 * min(other["p_value"], 1 - other["p_value"] + 1e-3))} if "p_value" in other else {}
-    )
+    return found | {name: other[name] for name in ("difference", "difference_low", "difference_high")}
 
 
 def load(folder: Path) -> Kept:
@@ -82,11 +85,20 @@ def load(folder: Path) -> Kept:
     records = [json.loads(line) for line in lines]
     keys = [(r["subject"], r["trial"], r["stimulus"]) for r in records]
     likelihood: dict[Key, np.ndarray] = {}
+    counts = {
+        subject: sum(key[0] == subject for key in keys)
+        for subject in arrays
+        if subject not in ("candidates", "no_brain")
+    }
+    if odd := [subject for subject, count in counts.items() if count != len(arrays[subject])]:
+        raise InputError(
+            f"{folder}: predictions.jsonl has {counts[odd[0]]} trials of {odd[0]}, likelihoods.npz {len(arrays[odd[0]])}. One of them was changed; evaluate the model anew."
+        )
     for subject in {key[0] for key in keys}:
         likelihood |= dict(zip([key for key in keys if key[0] == subject], arrays[subject].astype(float), strict=True))
     names = arrays["candidates"].tolist()
     return Kept(
-        content["meta"]["model"]["name"],
+        str(folder),
         dict(zip(keys, records, strict=True)),
         likelihood,
         arrays["no_brain"].astype(float),

@@ -27,11 +27,11 @@ class Condition:
 
 CONDITIONS = {
     "brain": Condition("brain", "brain", "the scan", "the scan itself"),
-    "shuffled": Condition("shuffled", "shuffled", "shuffled scans", "another trial of the same person"),
+    "shuffled": Condition("shuffled", "shuffled", "shuffled scans", "any trial of the same person, at random"),
     "shuffled_session": Condition(
-        "shuffled", "shuffled in session", "scans shuffled within the session", "another trial of the same session"
+        "shuffled", "shuffled in session", "scans shuffled within the session", "any trial of the same session, at random"
     ),
-    "other_person": Condition("shuffled", "other person", "another person's scans", "a trial of another person"),
+    "other_person": Condition("shuffled", "other person", "another person's scans", "any trial of another person"),
     "no_brain": Condition("blind", "no brain", "no brain", "the mean fMRI token of training"),
     "question_only": Condition("blind", "question only", "the question alone", "the prompt without fMRI tokens"),
     "zero": Condition("blind", "zero input", "a scan of zeros", "a scan in which every voxel is at its mean"),

@@ -68,7 +68,8 @@ class Outcome:
     """Credit per trial, condition -> (B, M), NaN where a metric does not apply; and what the tests of a condition need.
 
     luck: (B, M) per condition that reads trials, the mean credit of its other readings.  nulls: (P, M) means under
-    permutations.  ranks: (B,) rank of the truth.  people: (B,) whose trial it is.
+    permutations.  ranks: (B,) rank of the truth.  people: (B,) whose trial it is.  answers: (B,) the true answer's number,
+    by which trials are resampled: stimuli of one answer are no independent evidence.
     """
 
     subject: str
@@ -77,6 +78,7 @@ class Outcome:
     nulls: Mapping[str, np.ndarray]
     ranks: Mapping[str, np.ndarray]
     stimuli: np.ndarray
+    answers: np.ndarray
     people: np.ndarray
 
     def mean(self, table: np.ndarray) -> np.ndarray:
@@ -102,7 +104,7 @@ def judge(
         if CONDITIONS[condition].kind == "shuffled":
             nulls[condition] = permutation_means(tables, said.groups, permutations=permutations, seed=seed)
     return Outcome(
-        readings.subject, credit, luck, nulls, ranks, np.asarray(readings.stimuli),
+        readings.subject, credit, luck, nulls, ranks, np.asarray(readings.stimuli), true,
         np.full(len(shown), readings.subject),
     )  # fmt: skip
 
@@ -145,8 +147,10 @@ def pool(outcomes: Sequence[Outcome]) -> Outcome:
     }
     parts = [o.nulls for o in outcomes]
     nulls = {c: np.mean([part[c] for part in parts], axis=0) for c in everywhere(parts)}
-    stimuli, people = (np.concatenate([getattr(o, name) for o in outcomes]) for name in ("stimuli", "people"))
-    return Outcome(ALL, stimuli=stimuli, people=people, nulls=nulls, **joined)
+    stimuli, answers, people = (
+        np.concatenate([getattr(o, name) for o in outcomes]) for name in ("stimuli", "answers", "people")
+    )
+    return Outcome(ALL, stimuli=stimuli, answers=answers, people=people, nulls=nulls, **joined)
 
 
 def tabulate(outcome: Outcome, candidates: int, *, resamples: int = RESAMPLES, seed: int = 0) -> list[dict[str, Any]]:
@@ -159,7 +163,7 @@ def tabulate(outcome: Outcome, candidates: int, *, resamples: int = RESAMPLES, s
     both = np.concatenate([values, brain[:, None] - values], 1).reshape(len(brain), -1)
     low, high = (
         side.reshape(2, len(names), len(METRICS))
-        for side in bootstrap_interval(both, outcome.stimuli, outcome.people, resamples=resamples, seed=seed)
+        for side in bootstrap_interval(both, outcome.answers, outcome.people, resamples=resamples, seed=seed)
     )
     persons = np.unique(outcome.people)
     rows = []
@@ -204,7 +208,7 @@ def tested(outcome: Outcome, condition: str, seed: int) -> np.ndarray | None:
 
     Shuffled: where the brain's mean stands among means under permutations of the scans. Blind: the same, but that the null
     is moved up to the condition where this is better than shuffled scans. What reads the trials itself: random signs of
-    the stimuli's differences, each reader counted above what its own other readings earn, which removes its preferences.
+    the answers' differences, each reader counted above what its own other readings earn, which removes its preferences.
     References are no controls: they know a part of the truth.
     """
     brain, kind = outcome.mean(outcome.credit["brain"]), CONDITIONS[condition].kind
@@ -219,10 +223,16 @@ def tested(outcome: Outcome, condition: str, seed: int) -> np.ndarray | None:
         return np.where(
             np.isfinite(short), p_value(brain, outcome.nulls["shuffled"] + np.maximum(np.nan_to_num(short), 0)), np.nan
         )
-    excess = [outcome.credit[c] - outcome.luck[c] for c in ("brain", condition)]
+    apart, usable = excess(outcome, condition)
+    return np.where(
+        usable, p_value(apart.sum(0), sign_flips(apart, outcome.answers, permutations=PERMUTATIONS, seed=seed)), np.nan
+    )
+
+
+def excess(outcome: Outcome, condition: str) -> tuple[np.ndarray, np.ndarray]:
+    """(B, M): the brain's credit above its own luck, minus the condition's above its own, each person weighing alike; and
+    (M,) where this can be told."""
+    brain, own = (outcome.credit[c] - outcome.luck[c] for c in ("brain", condition))
     persons, sizes = np.unique(outcome.people, return_counts=True)
-    weight = 1 / sizes[np.searchsorted(persons, outcome.people)]  # each person counts alike
-    apart = (excess[0] - excess[1]) * weight[:, None]
-    usable = np.isfinite(apart).all(0)
-    p = p_value(apart.sum(0), sign_flips(np.nan_to_num(apart), outcome.stimuli, permutations=PERMUTATIONS, seed=seed))
-    return np.where(usable, p, np.nan)
+    apart = (brain - own) / sizes[np.searchsorted(persons, outcome.people)][:, None]
+    return np.nan_to_num(apart), np.isfinite(apart).all(0)

@@ -92,7 +92,7 @@ def confusion_figure(confusion: Mapping[str, Any], dark: bool = False) -> bytes:
     names = [name if len(name) <= 34 else f"{name[:32]}…" for name in confusion["categories"]]
     counts = np.array(confusion["counts"], float)
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = 0.34 * len(names)
+    size = 0.4 * len(names)
     figure = new_figure(3.4 + size, 1.9 + size, dark)
     axes = figure.add_subplot(facecolor="none")
     axes.imshow(np.ma.masked_less(share, 0.5), cmap="magma" if dark else "YlOrRd", vmin=0, vmax=100)
@@ -105,7 +105,7 @@ def confusion_figure(confusion: Mapping[str, Any], dark: bool = False) -> bytes:
                 f"{value:.0f}",
                 ha="center",
                 va="center",
-                fontsize=7,
+                fontsize=8,
                 color=PAPER[dark] if strong != dark else INK[dark],
             )
     ticks = range(len(names))
@@ -117,6 +117,6 @@ def confusion_figure(confusion: Mapping[str, Any], dark: bool = False) -> bytes:
     axes.set_xticklabels(names, rotation=45, ha="right")
     dress(axes, dark)
     axes.spines["bottom"].set_visible(False)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(labelsize=9)
     figure.tight_layout()
     return to_png(figure, transparent=True)

@@ -14,10 +14,9 @@ from rich.progress import Progress
 from mindllm.config import TrainConfig
 from mindllm.data.store import Store
 from mindllm.errors import InputError
-from mindllm.evaluate.baselines import Meanings, TrainingTrials, Unavailable, constant, oracle, oracle_sizes
+from mindllm.evaluate.baselines import Meanings, TrainingTrials, Unavailable, constant, oracle
 from mindllm.evaluate.controls import Readings, Said
 from mindllm.evaluate.readers import Advance, Reader, standing_in
-from mindllm.evaluate.scores import identification
 from mindllm.evaluate.task import Task
 from mindllm.model import MindLLM
 from mindllm.train import train
@@ -89,7 +88,7 @@ def gather(
     with waiting(progress, "baselines: ridge, nearest pattern"):
         missing |= add_baselines(said, store, task, card, meanings)
     people = [Readings(s, store.trials(s)["stimulus"].to_numpy()[rows], said[s]) for s, rows in task.rows.items()]
-    facts = {"oracle_clusters": ORACLE, "oracle_curve": oracle_curve(task, people, meanings, seed)}
+    facts = {"oracle_clusters": ORACLE}
     return Gathered(people, reader, meanings, missing, facts)
 
 
@@ -146,17 +145,6 @@ def trained_on_shuffled_pairs(model: MindLLM, store: Store, folder: Path, progre
     config = TrainConfig(**card["config"] | {"shuffle_pairs": True, "llm": model.llm.name})
     logger.info("training on shuffled pairs, as long as the model itself was trained, in %s", folder)
     return train(store, folder, config, subjects=people, resume=True, progress=progress).eval()
-
-
-def oracle_curve(task: Task, people: list[Readings], meanings: Meanings, seed: int) -> list[dict[str, float]]:
-    """How often an oracle of k clusters would name the answer, for several k."""
-    shown = np.concatenate([readings.stimuli for readings in people])
-    out = []
-    for k in oracle_sizes(len(task.candidates)):
-        likelihood = oracle(task, shown, meanings, k, seed).likelihood
-        assert likelihood is not None
-        out.append({"clusters": k, "top1": float(identification(likelihood, task.columns(shown)[1]).mean())})
-    return out
 
 
 def own_seed(seed: int, subject: str) -> list[int]:

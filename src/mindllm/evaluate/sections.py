@@ -96,7 +96,13 @@ class Builder(Numbers):
         return Section(
             "Noise ceiling",
             (),
-            [Table("From the repeats of the evaluated stimuli; 95 % interval over stimuli.", head, [lines])],
+            [
+                Table(
+                    "From the repeats of the evaluated stimuli; 95 % interval over answers. A reference, no bound: all voxels count alike here, and a decoder that weighs them may do better.",
+                    head,
+                    [lines],
+                )
+            ],
         )
 
     def ablation(self) -> Section | None:
@@ -117,7 +123,7 @@ class Builder(Numbers):
         return Section(
             "Without a region",
             [words],
-            [Table("Points of identification lost; 95 % interval over people and stimuli.", head, [lines])],
+            [Table("Points of identification lost; 95 % interval over people and answers.", head, [lines])],
         )
 
     def examples(self) -> Section:

@@ -76,7 +76,7 @@ class Numbers:
     def table_of(self, conditions: Sequence[str], subject: str | None, caption: str) -> Table:
         """Conditions by metrics, of one person or everybody."""
         head = [Cell("Condition"), *(Cell(METRICS[m].label, METRICS[m].meaning) for m in MAIN_METRICS)]
-        head.append(Cell("Brain above it", "one-sided p, top 1"))
+        head.append(Cell("Brain above it, top 1", "one-sided p, in these people"))
         rows = [
             (c, [Cell(CONDITIONS[c].label, CONDITIONS[c].meaning), *(self.score_cell(m, c, subject) for m in MAIN_METRICS), self.p_cell(c, subject=subject)])
             for c in conditions
@@ -92,7 +92,7 @@ class Numbers:
         many = len(self.people) > 1
         chance = find(self.rows, "identification_top1")["chance"], find(self.rows, "identification_top5")["chance"]
         who = f"the mean of {len(self.people)} people's means" if many else self.people[0]
-        interval = "bootstrap over people and stimuli" if many else "bootstrap over stimuli"
+        interval = "bootstrap over people and answers; too narrow with few people" if many else "bootstrap over answers"
         caption = f"Per cent of trials, {who}; 95 % interval ({interval}). Chance among {len(self.meta['candidates'])} answers: {percent(chance[0])} (top 1), {percent(chance[1])} (top 5), 50 % (pairwise)."
         words = "The intervals along the line: top 1, value and 95 % interval of the scan and of each control."
         return Section(
@@ -133,11 +133,12 @@ class Numbers:
         """Protocols as rows of their own."""
         groups = []
         for part in self.content["protocols"]:
-            count = f"{part['people']} people, {part['trials']} scans, {part['stimuli']} stimuli, {part['candidates']} candidates"
+            people = "1 person" if part["people"] == 1 else f"{part['people']} people"
+            count = f"{people}, {part['trials']} scans, {part['stimuli']} stimuli, {part['candidates']} candidates"
             lines = []
             for c in ("brain", "shuffled", "no_brain"):
                 cells = [
-                    Cell(part["name"] if c == "brain" else "", count if c == "brain" else ""),
+                    Cell(part["name"], count if c == "brain" else ""),
                     Cell(CONDITIONS[c].label),
                 ]
                 for metric in MAIN_METRICS:

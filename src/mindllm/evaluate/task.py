@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mindllm.data.store import Store
+from mindllm.data.store import SPLITS, Store
 from mindllm.errors import InputError
 from mindllm.evaluate.scores import normalize_answer
 
@@ -75,6 +75,8 @@ def choose_rows(trials: pd.DataFrame, subject: str, trained: bool, split: str | 
     if split is None and not trained and "test" not in kinds:
         return np.arange(len(trials)), "all (never trained on, no test split)"
     wanted = split or "test"
+    if wanted not in SPLITS:
+        raise InputError(f"there is no split {wanted!r}; choose one of {', '.join(SPLITS)}.")
     if trained and wanted == "train":
         raise InputError(
             f"{subject}: the model was trained on these training trials, so a score on them says nothing. Evaluate the split test."

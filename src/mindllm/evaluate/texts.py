@@ -41,9 +41,9 @@ def text_scores(people: Sequence[Readings], task: Task, seed: int = 0) -> list[d
     texts = {t for own in pairs.values() for said, right in own.values() for some in (*said, *right) for t in some}
     lines = {text: found[0] for text, found in tokenize({text: [text] for text in sorted(texts)}).items()}
     found = {p: {c: measure(*said, lines) for c, said in own.items()} for p, own in pairs.items()}
-    stimuli = {readings.subject: np.asarray(readings.stimuli) for readings in people}
-    rows = [row for person in found for row in tabulate({person: found[person]}, stimuli, seed)]
-    return rows if len(found) == 1 else [*rows, *tabulate(found, stimuli, seed)]
+    answers = {readings.subject: task.columns(readings.stimuli)[1] for readings in people}
+    rows = [row for person in found for row in tabulate({person: found[person]}, answers, seed)]
+    return rows if len(found) == 1 else [*rows, *tabulate(found, answers, seed)]
 
 
 def drawn(said: Said, rng: np.random.Generator, blind: bool) -> list[list[str]]:
@@ -86,18 +86,18 @@ def corpus(sums: np.ndarray, trials: np.ndarray) -> np.ndarray:
 
 
 def tabulate(
-    found: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], stimuli: Mapping[str, np.ndarray], seed: int
+    found: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], answers: Mapping[str, np.ndarray], seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of one person, or of all: then each score is the mean of people's, and the interval is over people and stimuli."""
+    """Rows of one person, or of all: then each score is the mean of people's, and the interval is over people and answers."""
     people = list(found)
     names = [c for c in found[people[0]] if all(c in found[p] for p in people)]
     table = np.concatenate([np.concatenate([found[p][c][1] for c in names], 1) for p in people])
-    shown = np.concatenate([stimuli[p] for p in people])
-    whose = np.concatenate([np.full(len(stimuli[p]), p) for p in people])
+    shown = np.concatenate([answers[p] for p in people])
+    whose = np.concatenate([np.full(len(answers[p]), p) for p in people])
     value = np.stack([np.mean([found[p][c][0] for p in people], 0) for c in names])  # (conditions, 7)
     plain = np.stack(
         [
-            np.mean([corpus(found[p][c][1].sum(0)[None], np.array([len(stimuli[p])]))[0] for p in people], 0)
+            np.mean([corpus(found[p][c][1].sum(0)[None], np.array([len(answers[p])]))[0] for p in people], 0)
             for c in names
         ]
     )

@@ -1,6 +1,7 @@
 """The verdict in plain sentences, computed from the numbers and from nothing else."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mindllm.evaluate.conditions import ALL, CONDITIONS, Kind
@@ -12,8 +13,8 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def percent(value: float | None) -> str:
-    """A share as a percentage, with a digit more where it is small."""
-    return "unknown" if value is None else f"{100 * value:.1f} %" if value < 0.0995 else f"{100 * value:.0f} %"
+    """A share as a percentage."""
+    return "unknown" if value is None else f"{100 * value:.1f} %"
 
 
 def p_text(p: float, permutations: int) -> str:
@@ -55,18 +56,28 @@ def joined(words: Sequence[str]) -> str:
 def verdict(rows: Rows, texts: Rows, meta: Mapping[str, Any]) -> list[str]:
     """Sentences: identification against its controls and simpler methods, people, free-running text, and how clean the test is."""
     main, count = find(rows, MAIN), len(meta["candidates"])
-    p = p_text(main["p_value"], meta["permutations"])
     measured = f"Identification from the scan: the true answer came first among {count} in {percent(main['value'])} of {main['n']} trials (95 % interval {percent(main['ci_low'])} to {percent(main['ci_high'])}; chance {percent(main['chance'])})"
     above, not_above = beaten(rows, MAIN)
+    p = p_text(largest_p(rows, MAIN), meta["permutations"])
     if not not_above:
-        first = f"{measured}, above its controls: {joined(above)}; {p} by permutation of the scans."
+        first = f"{measured}, above its controls: {joined(above)}; {p} against each, in these people."
     else:
         though = f", though above {joined(above)}" if above else ""
-        first = f"{measured}: not above its controls. It cannot be called better than {joined(not_above)}{though}; {p} by permutation of the scans."
+        first = f"{measured}: not above its controls. It cannot be called better than {joined(not_above)}{though} (largest {p})."
     return [
         first, *simpler_sentence(rows), *people_sentence(rows, meta), text_sentence(rows, texts, meta),
-        *worth_sentence(rows, meta), *evidence_sentence(meta), *ceiling_sentence(meta), *validation_sentence(meta), seen_sentence(meta),
+        *evidence_sentence(meta), *ceiling_sentence(meta), *validation_sentence(meta), seen_sentence(meta),
     ]  # fmt: skip
+
+
+def largest_p(rows: Rows, metric: str) -> float:
+    """The largest p against a control."""
+    return max(
+        row["p_value"]
+        for name, condition in CONDITIONS.items()
+        for row in found(rows, metric, name)
+        if condition.kind in CONTROLS and "p_value" in row
+    )
 
 
 def simpler_sentence(rows: Rows) -> list[str]:
@@ -90,7 +101,9 @@ def people_sentence(rows: Rows, meta: Mapping[str, Any]) -> list[str]:
     more = f", and {len(people) - 12} more in the table" if len(people) > 12 else ""
     p = find(rows, MAIN, "shuffled").get("people_p")
     at_large = (
-        f"; with people as a random effect, p = {p:.2g} (t test over {len(people)} people)" if p is not None else ""
+        f"; in people at large, brain above shuffled scans: p = {p:.2g} (one-sided t test over {len(people)} people)"
+        if p is not None
+        else ""
     )
     return [
         f"Taken one by one, {len(held)} of {len(people)} people are above their shuffled scans (p < {ALPHA}, each tested alone): {values}{more}{at_large}."
@@ -98,40 +111,30 @@ def people_sentence(rows: Rows, meta: Mapping[str, Any]) -> list[str]:
 
 
 def text_sentence(rows: Rows, texts: Rows, meta: Mapping[str, Any]) -> str:
-    """How often the free-running text was right, and where BLEU and CIDEr stand."""
-    row = find(rows, "exact_match")
+    """How often the free-running text was right, and where BLEU and CIDEr stand beside their strongest control."""
+    value = find(rows, "exact_match")["value"]
     above, not_above = beaten(rows, "exact_match")
-    p = p_text(row["p_value"], meta["permutations"])
-    text = f"Free-running text equalled an accepted answer in {percent(row['value'])} of trials"
+    p = p_text(largest_p(rows, "exact_match"), meta["permutations"])
+    text = f"Free-running text equalled an accepted answer in {percent(value)} of trials"
     said = (
-        f"{text}, above {joined(above)} ({p})"
+        f"{text}, above {joined(above)} ({p} against each)"
         if not not_above
-        else f"{text}: not above {joined(not_above)} ({p} against shuffled scans)"
+        else f"{text}: not above {joined(not_above)} (largest {p})"
     )
-    scores = [
-        f"{metric} {find(texts, metric)['value']:.1f} beside {find(texts, metric, 'shuffled')['value']:.1f} with shuffled scans"
-        for metric in ("BLEU-1", "CIDEr")
-        if texts
-    ]
-    return f"{said}; {joined(scores)}." if scores else f"{said}."
+    return f"{said}; {joined([*map(partial(strongest, texts), ('BLEU-1', 'CIDEr'))])}." if texts else f"{said}."
 
 
-def worth_sentence(rows: Rows, meta: Mapping[str, Any]) -> list[str]:
-    """What the identification amounts to, beside an oracle of clusters."""
-    value = find(rows, MAIN)["value"]
-    better = [point for point in meta.get("oracle_curve", []) if point["top1"] >= value]
-    worse = [point for point in meta.get("oracle_curve", []) if point["top1"] < value]
-    if worse:
-        point = worse[-1]
-        return [
-            f"It reads more than somebody who is told which of {point['clusters']} clusters of answers is the true one ({percent(point['top1'])})."
-        ]
-    if better:
-        point = better[0]
-        return [
-            f"Somebody who is told no more than which of {point['clusters']} clusters of answers is the true one does as well ({percent(point['top1'])})."
-        ]
-    return []
+def strongest(texts: Rows, metric: str) -> str:
+    """A text score beside the control that earns most."""
+    own = find(texts, metric)["value"]
+    controls = {
+        c: find(texts, metric, c) for c in CONDITIONS if CONDITIONS[c].kind in CONTROLS and found(texts, metric, c)
+    }
+    best = max(controls, key=lambda c: controls[c]["value"])
+    ties = [CONDITIONS[c].words for c in controls if controls[c]["difference_low"] <= 0]
+    if ties:
+        return f"{metric} is {own:.1f}, not above {joined(ties)} (up to {controls[best]['value']:.1f})"
+    return f"{metric} is {own:.1f}, above every control (the strongest is {CONDITIONS[best].words}, {controls[best]['value']:.1f})"
 
 
 def evidence_sentence(meta: Mapping[str, Any]) -> list[str]:
@@ -150,7 +153,9 @@ def ceiling_sentence(meta: Mapping[str, Any]) -> list[str]:
     people = meta.get("noise_ceiling", {})
     values = [f"{subject} {percent(found['own_repeats_top1'])}" for subject, found in people.items()][:12]
     return (
-        [f"For scale, a person's own other repeats of the stimulus name it by nearest pattern in: {', '.join(values)}."]
+        [
+            f"For scale, and no upper bound: a person's own other repeats name the answer by nearest pattern in {', '.join(values)}."
+        ]
         if values
         else []
     )

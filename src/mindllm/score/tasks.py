@@ -35,7 +35,7 @@ def captions(said: dict[str, str], right: dict[str, Any]) -> tuple[dict[str, flo
 
 def vqa(said: dict[str, str], right: dict[str, Any]) -> tuple[dict[str, float], Each]:
     """VQA accuracy."""
-    return mean("accuracy", answers.vqa(list(said.values()), [texts(right[k], k) for k in said]))
+    return mean("accuracy", answers.vqa(list(said.values()), [ten(right[k], k) for k in said]))
 
 
 def exact(said: dict[str, str], right: dict[str, Any]) -> tuple[dict[str, float], Each]:
@@ -57,7 +57,7 @@ def anls(said: dict[str, str], right: dict[str, Any]) -> tuple[dict[str, float],
 
 def count(said: dict[str, str], right: dict[str, Any]) -> tuple[dict[str, float], Each]:
     """Share of right numbers, RMSE, and the share of answers that name no number (they count as 0)."""
-    given = [texts(right[k], k)[0] for k in said]
+    given = [one_number(right[k], k) for k in said]
     errors = answers.squared_errors(list(said.values()), given)
     hits = np.array([float(answers.number(p) == answers.number(r)) for p, r in zip(said.values(), given, strict=True)])
     silent = sum(answers.number(p) is None for p in said.values())
@@ -68,7 +68,7 @@ def count(said: dict[str, str], right: dict[str, Any]) -> tuple[dict[str, float]
 def explained(said: dict[str, str], right: dict[str, Any]) -> tuple[dict[str, float], Each]:
     """VQA accuracy of the answer, and caption scores of the explanation."""
     parts = {key: answers.split_explanation(text) for key, text in said.items()}
-    people = [texts(field(right[k], "answers", k), k) for k in said]
+    people = [ten(field(right[k], "answers", k), k) for k in said]
     values, each = mean("accuracy", answers.vqa([parts[k][0] for k in said], people))
     reasons = {key: texts(field(right[key], "explanation", key), key) for key in said}
     total, more = where_java({key: parts[key][1] for key in said}, reasons)
@@ -78,7 +78,7 @@ def explained(said: dict[str, str], right: dict[str, Any]) -> tuple[dict[str, fl
 def sentences(said: dict[str, str], right: dict[str, Any]) -> tuple[dict[str, float], Each]:
     """VQA accuracy of the short answer contained in the sentence, exact match of the sentence, and its caption scores."""
     shorts = [str(field(right[k], "answer", k)) for k in said]
-    people = [texts(field(right[k], "answers", k), k) for k in said]
+    people = [ten(field(right[k], "answers", k), k) for k in said]
     wholes = {k: texts(field(right[k], "sentence", k), k) for k in said}
     values, each = mean("VQA accuracy", answers.vqa(answers.contained(list(said.values()), shorts), people))
     more, also = mean("FSVQA accuracy", answers.exact(list(said.values()), list(wholes.values())))
@@ -140,8 +140,10 @@ def score(predictions: Mapping[str, Any], references: Mapping[str, Any], task: s
     """
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}; known: {', '.join(TASKS)}.")
+    if not references:
+        raise InputError("there is no reference: the file is empty.")
     missing, spare = sorted(references.keys() - predictions.keys()), sorted(predictions.keys() - references.keys())
-    if missing or spare or not references:
+    if missing or spare:
         raise InputError(
             f"predictions and references must have the same keys: {len(missing)} of {len(references)} references have no prediction{f' (first: {missing[0]!r})' if missing else ''}, {len(spare)} of {len(predictions)} predictions no reference{f' (first: {spare[0]!r})' if spare else ''}. Nothing is left out silently."
         )
@@ -168,6 +170,23 @@ def texts(value: Any, key: str) -> list[str]:
     return found
 
 
+def ten(value: Any, key: str) -> list[str]:
+    """What people answered: ten in the official data; fewer than two say nothing about agreement."""
+    if not isinstance(value, list) or len(value) < 2:
+        raise InputError(f"the reference for {key!r} is {value!r}; expected the list of ten people's answers.")
+    if len(value) != 10:
+        logger.warning("%r has %d people's answers; the official protocol has ten", key, len(value))
+    return texts(value, key)
+
+
+def one_number(value: Any, key: str) -> str:
+    """A count, as text."""
+    found = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(found, (bool, list, dict)) or answers.number(str(found)) is None:
+        raise InputError(f"the reference for {key!r} is {value!r}; expected a number.")
+    return str(found)
+
+
 def field(value: Any, name: str, key: str) -> Any:
     """A part of a reference that has several."""
     if not isinstance(value, dict) or name not in value:
@@ -181,7 +200,7 @@ def mean(name: str, each: np.ndarray) -> tuple[dict[str, float], Each]:
 
 
 def read_keyed(path: Path) -> dict[str, Any]:
-    """A JSON object keyed by stimulus, or COCO's list of {"image_id": ..., "caption": ...}; a key given twice is refused."""
+    """A JSON object keyed by stimulus; or COCO's list of results, VQA's, or COCO's caption annotations. No key may come twice."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [key for n, (key, _) in enumerate(pairs) if key in {k for k, _ in pairs[:n]}] if len({k for k, _ in pairs}) < len(pairs) else []  # fmt: skip
@@ -197,9 +216,17 @@ def read_keyed(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read as JSON ({error}).") from error
     if isinstance(content, list):
         try:
-            return unique([(str(item["image_id"]), item["caption"]) for item in content])
-        except (KeyError, TypeError) as error:
-            raise InputError(f'{path} holds a list; expected items {{"image_id": ..., "caption": ...}}.') from error
+            pair = ("question_id", "answer") if "question_id" in content[0] else ("image_id", "caption")
+            return unique([(str(item[pair[0]]), item[pair[1]]) for item in content])
+        except (KeyError, TypeError, IndexError) as error:
+            raise InputError(
+                f'{path} holds a list; expected items {{"image_id": ..., "caption": ...}} or {{"question_id": ..., "answer": ...}}.'
+            ) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds {type(content).__name__}; expected an object keyed by stimulus.")
+    if isinstance(content.get("annotations"), list) and all("caption" in item for item in content["annotations"]):
+        grouped: dict[str, list[str]] = {}
+        for item in content["annotations"]:
+            grouped.setdefault(str(item["image_id"]), []).append(item["caption"])
+        return grouped
     return content
