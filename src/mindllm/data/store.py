@@ -2,37 +2,49 @@
 
 dataset.json  regions.json  conversations.parquet
 subjects/<name>/  voxels.parquet  mask.nii.gz  betas.npy  trials.parquet  statistics.npz
+splits/<name>/    split.json  trials.parquet  <subject>.npz            other splits than that of the trials tables
 """
 
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 import mindllm
 from mindllm.conversation import QUESTION, Conversation, ask, check_conversation
-from mindllm.data.spaces import load_space, save_space, whole
+from mindllm.data.spaces import load_measure, load_space, save_space, whole
+from mindllm.data.splits import AS_PREPARED, SPLITS, check_splits
+from mindllm.data.statistics import Statistics
 from mindllm.errors import InputError
-from mindllm.files import disk_errors, partial, publish, read_json, refuse_existing, write_json
+from mindllm.files import disk_errors, partial, publish, read_json, refuse_existing, whole_file, write_json
 from mindllm.images import check_finite, check_values
-from mindllm.normalization import MIN_TRIALS, moments, standardize
 from mindllm.voxels import VoxelSpace
 
 FORMAT = 1
-SPLITS = ("train", "val", "test")
+TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+CONVERSATIONS = pa.schema([
+    ("stimulus", pa.string()), ("subject", pa.string()), ("trial", pa.int64()), ("source", pa.string()),
+    ("turns", TURNS), ("answers", pa.list_(pa.string())),
+])  # fmt: skip
 TRIAL_COLUMNS = ("stimulus", "session", "run", "repeat", "split")
 logger = logging.getLogger(__name__)
 
 
 class Store:
-    """A prepared data set. Opening reads names and sizes only; betas stay on disk until rows are asked for."""
+    """A prepared data set. Opening reads names and sizes only; betas stay on disk until rows are asked for.
 
-    def __init__(self, path: str | Path) -> None:
+    split: the name of a split made by `mindllm split`, which then says what trains and what tests; None: as prepared.
+    """
+
+    def __init__(self, path: str | Path, split: str | None = None) -> None:
         self.path = Path(path)
         if partial(self.path).is_dir() and not self.path.exists():
             raise InputError(
@@ -48,6 +60,23 @@ class Store:
             for p, names in read_json(self.path / "regions.json", "a store").items()
         }
         self.subjects: list[str] = sorted(p.name for p in (self.path / "subjects").glob("*") if p.is_dir())
+        if split not in (None, AS_PREPARED, *self.splits):
+            raise InputError(
+                f"{self.path} has no split {split!r}; it holds {', '.join([AS_PREPARED, *self.splits])}. `mindllm split` makes others."
+            )
+        self.other_split = self.path / "splits" / split if split not in (None, AS_PREPARED) else None
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits beside that of the trials tables."""
+        return sorted(file.parent.name for file in self.path.glob("splits/*/split.json"))
+
+    @cached_property
+    def split(self) -> dict[str, Any]:
+        """What the split is called and how it was made."""
+        if self.other_split is None:
+            return {"name": AS_PREPARED}
+        return dict(read_json(self.other_split / "split.json", "a split (made by `mindllm split`)"))
 
     def choose(self, names: Sequence[str] | None) -> list[str]:
         """The subjects to work with: all, or those named. Raises InputError for one that is not here."""
@@ -65,7 +94,12 @@ class Store:
     def trials(self, subject: str) -> pd.DataFrame:
         """One row per trial; row numbers are those of the betas."""
         with whole(self.path / "subjects" / subject / "trials.parquet") as path:
-            return pd.read_parquet(path)
+            table = pd.read_parquet(path)
+        if self.other_split is None:
+            return table
+        with whole(self.other_split / "trials.parquet", "Make the split anew.") as path:
+            part = pd.read_parquet(path, filters=[("subject", "==", subject)])
+        return table.assign(split=part.set_index("trial")["split"].reindex(range(len(table))).to_numpy(str))
 
     @cache  # noqa: B019
     def betas(self, subject: str) -> np.ndarray:
@@ -94,7 +128,12 @@ class Store:
     @cache  # noqa: B019
     def statistics(self, subject: str) -> "Statistics":
         """Mean and standard deviation per session and voxel, from training trials alone."""
-        with whole(self.path / "subjects" / subject / "statistics.npz") as path:
+        file = (
+            self.other_split / f"{subject}.npz"
+            if self.other_split
+            else self.path / "subjects" / subject / "statistics.npz"
+        )
+        with whole(file) as path:
             return Statistics.load(path)
 
     def normalized_with(self, subject: str) -> str:
@@ -106,62 +145,50 @@ class Store:
         """Named sets of stimuli, that reports give rows of their own."""
         return dict(self.meta.get("sets", {}))
 
+    def ncsnr(self, subject: str) -> np.ndarray | None:
+        """(V,) noise ceiling signal-to-noise ratio as published with the data, NaN where unknown; None: not published."""
+        return load_measure(self.path / "subjects" / subject, "ncsnr")
+
     @cached_property
     def conversations(self) -> pd.DataFrame:
-        """`stimulus`, `source`, `turns` (a conversation), `answers` (those that count as right), first one first."""
-        with whole(self.path / "conversations.parquet") as path:
-            table = pd.read_parquet(path)
-        table["turns"] = table["turns"].map(lambda turns: [dict(turn) for turn in turns])
-        table["answers"] = table["answers"].map(list)
-        return table
+        """`stimulus`, or `subject` and `trial`; `source`, `turns` (a conversation), `answers` (those that count as right), first one first.
 
-
-class Statistics:
-    """Normalization of one subject: `mean` and `std` (S, V) of S sessions."""
-
-    def __init__(self, sessions: Sequence[str], mean: np.ndarray, std: np.ndarray, origin: str) -> None:
-        self.sessions, self.mean, self.std, self.origin = list(map(str, sessions)), mean, std, origin
-
-    @classmethod
-    def measure(cls, betas: np.ndarray, trials: pd.DataFrame) -> Self:
-        """From the training trials of each session, read session by session.
-
-        A session with fewer than MIN_TRIALS of them takes the subject's statistics over all sessions. A subject without
-        training trials is normalized with all of its own trials, which needs no label; `origin` says so.
+        `turns` and `answers` stay in Arrow's memory and become Python lists one by one, as they are taken.
         """
-        train = (trials["split"] == "train").to_numpy()
-        origin = "training trials"
-        if train.sum() < MIN_TRIALS:
-            train, origin = np.ones(len(trials), bool), "all own trials, without labels (no training trials)"
-        session = trials["session"].astype(str).to_numpy()
-        names = sorted(set(session))
-        parts = [np.flatnonzero(train & (session == name)) for name in names]
-        found = [rows if len(rows) >= MIN_TRIALS else np.flatnonzero(train) for rows in parts]
-        _, mean, std = zip(*(moments(blocks(betas, rows)) for rows in found), strict=True)
-        return cls(names, np.stack(mean).astype(np.float32), np.stack(std).astype(np.float32), origin)
+        with whole(self.path / "conversations.parquet") as path:
+            return frame(pq.read_table(path))
 
-    def apply(self, betas: np.ndarray, sessions: Iterable[str]) -> np.ndarray:
-        """Z-scores (B, V) float32 of betas (B, V) measured in these sessions (B,)."""
-        index = {name: i for i, name in enumerate(self.sessions)}
-        found = np.array([index[str(s)] for s in sessions])
-        out = np.empty(betas.shape, np.float32)
-        for i in np.unique(found):
-            out[found == i] = standardize(betas[found == i], self.mean[i], self.std[i])
-        return out
-
-    def save(self, path: Path) -> None:
-        np.savez(path, sessions=np.array(self.sessions), mean=self.mean, std=self.std, origin=np.array(self.origin))
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        with np.load(path, allow_pickle=False) as file:
-            return cls(file["sessions"].tolist(), file["mean"], file["std"], str(file["origin"]))
+    def add(self, conversations: pd.DataFrame) -> None:
+        """Put these conversations in the place of all of the same sources, or beside the others; whole or not at all."""
+        for turns in conversations["turns"]:
+            check_conversation(turns)
+        with whole(self.path / "conversations.parquet") as path:
+            table = pq.read_table(path)
+        told = pc.is_in(table["source"], pa.array(sorted(set(conversations["source"])), pa.string()))
+        both = [table.filter(pc.invert(told)), arrow(conversations)]
+        with whole_file(self.path / "conversations.parquet") as path:
+            pq.write_table(pa.concat_tables(both, promote_options="permissive"), path)
+        self.__dict__.pop("conversations", None)
 
 
-def blocks(betas: np.ndarray, rows: np.ndarray, size: int = 64) -> Iterator[np.ndarray]:
-    """The betas (b, V) of these rows, a few at a time."""
-    for start in range(0, len(rows), size):
-        yield betas[rows[start : start + size]]
+def arrow(conversations: pd.DataFrame) -> pa.Table:
+    """A table of conversations as it is written: every column of CONVERSATIONS, then any others."""
+    bare = conversations.reset_index(drop=True)
+    for name in CONVERSATIONS.names:
+        if name not in bare:
+            bare[name] = None
+    others = [name for name in bare if name not in CONVERSATIONS.names]
+    known = [pa.array(bare[field.name].tolist(), field.type, from_pandas=True) for field in CONVERSATIONS]
+    return pa.table(
+        known + [pa.array(bare[name].astype(str)) for name in others], names=[*CONVERSATIONS.names, *map(str, others)]
+    )
+
+
+def frame(table: pa.Table) -> pd.DataFrame:
+    """A table of conversations as it is used."""
+    return table.to_pandas(types_mapper=lambda kind: pd.ArrowDtype(kind) if pa.types.is_list(kind) else None).astype(
+        {"trial": "Int64"} if "trial" in table.column_names else {}
+    )
 
 
 class StoreWriter:
@@ -210,8 +237,9 @@ class StoreWriter:
         trials: pd.DataFrame,
         pieces: Iterable[tuple[np.ndarray, np.ndarray]],
         dtype: str = "float32",
+        ncsnr: np.ndarray | None = None,
     ) -> None:
-        """Write one subject. `pieces` yields (trial rows, betas (b, V)) until every trial was given once."""
+        """Write one subject. `pieces` yields (trial rows, betas (b, V)) until every trial was given once; ncsnr: (V,), as published."""
         trials = check_trials(trials, space.name)
         folder = self.partial / "subjects" / space.name
         temporary = self.partial / f".{space.name}"
@@ -225,13 +253,8 @@ class StoreWriter:
                 np.lib.format.write_array_header_1_0(file, header)
                 start = file.tell()
                 for rows, values in pieces:
-                    check_values(values, len(space), space.name)
-                    check_finite(values, f"{space.name}, trials {rows[0]} to {rows[-1]}")
-                    if np.abs(values).max(initial=0) > np.finfo(kind).max:
-                        raise InputError(
-                            f"{space.name}: betas of up to {np.abs(values).max():.3g} do not fit {dtype}; use --dtype float32."
-                        )
-                    for row, value in zip(rows, np.asarray(values, kind), strict=True):
+                    kept = fit(values, len(space), dtype, f"{space.name}, trials {rows[0]} to {rows[-1]}")
+                    for row, value in zip(rows, kept, strict=True):
                         file.seek(start + int(row) * value.nbytes)
                         file.write(value.tobytes())
                     written[rows] += 1
@@ -242,7 +265,7 @@ class StoreWriter:
             if not self.meta["normalized"]:
                 betas = np.load(temporary / "betas.npy", mmap_mode="r")
                 Statistics.measure(betas, trials).save(temporary / "statistics.npz")
-            save_space(space, temporary)
+            save_space(space, temporary, {} if ncsnr is None else {"ncsnr": ncsnr})
             trials.to_parquet(temporary / "trials.parquet")
             regions = {p: {str(k): v for k, v in names.items()} for p, names in space.region_names.items()}
             path = self.partial / "regions.json"
@@ -267,7 +290,7 @@ class StoreWriter:
         for turns in conversations["turns"]:
             check_conversation(turns)
         with disk_errors(self.path):
-            conversations.to_parquet(self.partial / "conversations.parquet")
+            pq.write_table(arrow(conversations), self.partial / "conversations.parquet")
             if not (self.partial / "regions.json").exists():
                 write_json(self.partial / "regions.json", {})
             publish(self.partial, self.path)
@@ -307,6 +330,16 @@ def write(
     return writer.finish(conversations)
 
 
+def fit(betas: np.ndarray, voxels: int, dtype: str, where: str) -> np.ndarray:
+    """Betas (b, V) as `dtype`. Raises InputError for another number of voxels, NaN or infinity, or numbers too large for it."""
+    check_values(betas, voxels, where)
+    check_finite(betas, where)
+    highest = max(betas.max(initial=0), -betas.min(initial=0))
+    if highest > np.finfo(dtype).max:
+        raise InputError(f"{where}: betas of up to {highest:.3g} do not fit {dtype}; use --dtype float32.")
+    return np.asarray(betas, dtype)
+
+
 def captions(table: pd.DataFrame, source: str = "caption", question: str = QUESTION) -> pd.DataFrame:
     """Conversations from captions, one per row of `stimulus`, `caption`; all captions of a stimulus count as right."""
     table = table[["stimulus", "caption"]].drop_duplicates()
@@ -344,34 +377,3 @@ def check_trials(trials: pd.DataFrame, subject: str) -> pd.DataFrame:
     return trials.assign(session=trials["session"].astype(str), run=trials["run"].astype(str))[
         [*TRIAL_COLUMNS, *others]
     ]
-
-
-def check_splits(trials: Mapping[str, pd.DataFrame]) -> None:
-    """Raise InputError if any stimulus stands in two splits, for one subject or across subjects."""
-    table = pd.concat([t[["stimulus", "split"]].assign(subject=s) for s, t in trials.items()])
-    kinds = table.groupby("stimulus")["split"].nunique()
-    leaked = kinds[kinds > 1].index
-    if len(leaked):
-        where = table[table["stimulus"] == leaked[0]].drop_duplicates()
-        raise InputError(
-            f"{len(leaked)} stimuli stand in two splits, first {leaked[0]!r}: {', '.join(f'{r.split} ({r.subject})' for r in where.head(4).itertuples())}. Give every stimulus one split for all subjects."
-        )
-
-
-def split_stimuli(stimuli: Sequence[str], fractions: Mapping[str, float], seed: int = 0) -> dict[str, str]:
-    """Stimulus -> split, drawn at random: `fractions` of the stimuli go to each split named, the rest to train."""
-    if not sum(fractions.values()) < 1 or min(fractions.values(), default=0) < 0 or set(fractions) - set(SPLITS):
-        raise InputError(f"split fractions {dict(fractions)}: expected shares of val and test that sum to less than 1.")
-    order = np.random.default_rng(seed).permutation(sorted(set(stimuli)))
-    out, start = dict.fromkeys(order.tolist(), "train"), 0
-    for split, fraction in fractions.items():
-        count = round(fraction * len(order))
-        if fraction and not count:
-            raise InputError(f"{fraction} of {len(order)} stimuli leaves the split {split} empty; take a larger share.")
-        out.update(dict.fromkeys(order[start : start + count].tolist(), split))
-        start += count
-    if "train" not in out.values():
-        raise InputError(
-            f"{dict(fractions)} of {len(order)} stimuli leaves the split train empty; take smaller shares."
-        )
-    return out

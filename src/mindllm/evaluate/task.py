@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mindllm.data.store import SPLITS, Store
+from mindllm.data.splits import SPLITS
+from mindllm.data.store import Store
 from mindllm.errors import InputError
 from mindllm.evaluate.scores import normalize_answer
 
