@@ -247,7 +247,7 @@ def test_an_empty_split(tmp_path: Path, tiny_llm_folder: Path) -> None:
         train(tested, tmp_path / "model", config)
     silent = captions(pd.DataFrame({"stimulus": ["other"], "caption": ["a dog"]}))
     with pytest.raises(
-        InputError, match=r"no trial is left: .* Choose other subjects, or prepare the store with captions"
+        InputError, match=r"no trial is left: .* Choose other subjects or sources, or prepare the store with captions"
     ):
         train(small_store(tmp_path / "silent", {"a": ["train"] * 6}, silent), tmp_path / "model", config)
     assert not (tmp_path / "model").exists()

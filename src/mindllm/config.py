@@ -165,6 +165,9 @@ class TrainConfig(BaseModel):
     """First stage: the encoder's code is drawn to the text of the answer."""
     language: StageConfig = StageConfig(steps=150, batch_size=16, learning_rate=5e-4)
     """Second stage: the tokens stand before the language model."""
+    sources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Sources of conversations to train on, with weights: for each sample a source is drawn by weight among those that tell
+    of it, then one of its conversations. Empty: all sources alike."""
     voxel_dropout: tuple[Share, Share] = (0.1, 0.6)
     """Least and greatest share of a person's voxels left out in a step."""
     mix: Share = 0.5

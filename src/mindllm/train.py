@@ -87,12 +87,17 @@ class Experiment:
         if config.shuffle_pairs:  # also what chooses the checkpoint, or the truth would come in again
             for number, some in enumerate(filter(None, (self.trials, self.validation))):
                 some.shuffle_pairs(config.seed + number)
-        self.words = Words(store, [self.trials] + ([self.validation] if self.validation else []))
+        self.words = Words(store, [self.trials] + ([self.validation] if self.validation else []), config.sources)
+        if not self.words.texts:
+            raise InputError(
+                f"{store.path} has conversations about single trials only; a training needs text about stimuli. Add captions: mindllm prepare instructions."
+            )
         self.model, remembered = self.begin()
         self.objective = Objective(self.model, self.words.texts, config)
         if remembered:
             self.objective.remember(remembered, self.words.texts)
         self.voxels = {s: self.model.encoder.locate(store.space(s)) for s in subjects}
+        self.pools: dict[tuple[Stage, int], Trials] = {}
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, float] = {}  # stage -> lowest validation loss
@@ -177,15 +182,22 @@ class Experiment:
         c = self.config
         torch.manual_seed(c.seed * 1_000_003 + self.step)
         rng = np.random.default_rng([c.seed, self.step, self.accelerator.process_index])
-        batch = self.trials.batch(rng, settings.batch_size, settings.people, c.voxel_dropout, c.mix, c.disagree)
+        pool = self.able(stage, self.trials)
+        batch = pool.batch(rng, settings.batch_size, settings.people, c.voxel_dropout, c.mix, c.disagree)
         return self.inputs(stage, batch, rng)
+
+    def able(self, stage: Stage, trials: Trials) -> Trials:
+        """The trials that a stage can learn from: to align a code, there must be a text about what was shown."""
+        if (stage, id(trials)) not in self.pools:
+            self.pools[stage, id(trials)] = trials.of(self.words.about) if stage == "align" else trials
+        return self.pools[stage, id(trials)]
 
     def inputs(self, stage: Stage, batch: Batch, rng: np.random.Generator | None) -> tuple[Any, ...]:
         """What the stage's loss takes. Without `rng`, nothing is random: each stimulus speaks through its first text."""
         people = [(self.seen_from(person, moved=rng is not None), self.values(person)) for person in batch.people]
         mix = batch.mix.to(self.device)
         if stage == "language":
-            return people, mix, [self.model.prompter(turns) for turns in self.words.conversations(batch.stimuli, rng)]
+            return people, mix, [self.model.prompter(turns) for turns in self.words.conversations(batch, rng)]
         candidates, right = self.words.candidates(batch.stimuli, self.config.max_candidates)
         return people, mix, candidates.to(self.device), right.to(self.device)
 
@@ -210,7 +222,7 @@ class Experiment:
             self.objective.eval()
             found = [
                 (len(b.stimuli), self.objective(stage, *self.inputs(stage, b, None)).item())
-                for b in self.validation.whole(CHECKED)
+                for b in self.able(stage, self.validation).whole(CHECKED)
             ]
             row["val_loss"] = sum(n * value for n, value in found) / sum(n for n, _ in found)
             if stage == "align":
@@ -228,7 +240,7 @@ class Experiment:
         """Share of validation trials whose code is nearest to a text about its stimulus, among all texts about them."""
         hits, count = 0.0, 0
         assert self.validation is not None
-        for batch in self.validation.whole(CHECKED):
+        for batch in self.able("align", self.validation).whole(CHECKED):
             people, mix, _, _ = self.inputs("align", batch, None)
             candidates, right = self.words.candidates(batch.stimuli, limit=0)
             best = (
@@ -288,6 +300,7 @@ class Experiment:
         sizes = {s: self.store.betas(s).shape for s in self.trials.subjects}
         return self.config.model_dump(mode="json") | {
             "store": self.store.meta["name"],
+            "split": self.store.split["name"],
             "subjects": {s: list(shape) for s, shape in sizes.items()},
             "llm": self.model.llm.fingerprint,
         }
@@ -305,15 +318,16 @@ class Experiment:
             ]
             model.no_brain.copy_(torch.stack(sums).sum(0) / len(self.trials))
         before, stimuli = model.card, set(self.trials.table["stimulus"])
-        asked = {turns[0]["content"] for s in stimuli for turns in self.words.turns[s]}
+        asked, first = self.words.questions(stimuli), self.words.first
         model.card = {
             "subjects": sorted({*self.trials.subjects, *before.get("subjects", [])}),
             "validation_subjects": self.validation.subjects if self.validation else [],
             "stimuli": sorted(stimuli.union(before.get("stimuli", []))),
-            "answers": dict(Counter(self.words.first[s] for s in self.trials.table["stimulus"]).most_common()),
+            "answers": dict(Counter(first[s] for s in self.trials.table["stimulus"] if s in first).most_common()),
             "question": asked.pop() if len(asked) == 1 else None,
             "sources": sorted({*self.words.sources, *before.get("sources", [])}),
             "store": self.store.meta["name"],
+            "split": self.store.split,
             "seed": self.config.seed,
             "steps": self.step,
             "normalization": {s: self.store.normalized_with(s) for s in self.trials.subjects},
@@ -337,16 +351,18 @@ class Experiment:
 
 def choose_trials(store: Store, subjects: Sequence[str], config: TrainConfig) -> tuple[Trials, Trials | None]:
     """Trials to train on, and to choose the checkpoint with: the split `val`, or all training trials of some people."""
-    if any((store.trials(s)["split"] == "val").any() for s in subjects):
-        return Trials(store, subjects, "train"), Trials(store, subjects, "val")
-    if not config.validate_people:
-        return Trials(store, subjects, "train"), None
-    if config.validate_people >= len(subjects):
-        raise InputError(
-            f"validate_people={config.validate_people} leaves none of {len(subjects)} subjects to train on."
-        )
-    held = np.random.default_rng(config.seed).choice(subjects, config.validate_people, replace=False).tolist()
-    return Trials(store, [s for s in subjects if s not in held], "train"), Trials(store, held, "train")
+    sources = list(config.sources)
+    learners, choosers, split = list(subjects), list(subjects), "val"
+    if not any((store.trials(s)["split"] == "val").any() for s in subjects):
+        if not config.validate_people:
+            return Trials(store, subjects, "train", sources), None
+        if config.validate_people >= len(subjects):
+            raise InputError(
+                f"validate_people={config.validate_people} leaves none of {len(subjects)} subjects to train on."
+            )
+        choosers = np.random.default_rng(config.seed).choice(subjects, config.validate_people, replace=False).tolist()
+        learners, split = [s for s in subjects if s not in choosers], "train"
+    return Trials(store, learners, "train", sources), Trials(store, choosers, split, sources)
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:

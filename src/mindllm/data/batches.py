@@ -1,8 +1,11 @@
-"""Training batches: which people and trials a step sees, what is dropped, and whose responses are mixed."""
+"""Training batches: which people and trials a step sees, what is dropped, whose responses are mixed, and what is said of them."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -12,6 +15,8 @@ from torch import Tensor
 from mindllm.conversation import Conversation
 from mindllm.data.store import Store
 from mindllm.errors import InputError
+
+Trial = tuple[str, int]  # a subject, and a row of the store
 
 
 @dataclass(frozen=True)
@@ -25,44 +30,80 @@ class Person:
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples. `people` hold R trials in all; `mix` (B, R) says how much of each trial a sample is, each row summing to one."""
+    """B samples. `people` hold R trials in all; `mix` (B, R) says how much of each trial a sample is, each row summing to one.
+
+    stimuli: what each sample shows.  alone: the trial that a sample is about, None where it is mixed of two.
+    """
 
     people: list[Person]
     mix: Tensor
     stimuli: list[str]
+    alone: list[Trial | None]
 
 
 class Trials:
-    """The trials that training may use: those of `split` of these subjects, about stimuli with a conversation."""
+    """The trials that training may use: those of `split` of these subjects, of which some conversation tells.
+
+    sources: whose conversations count; None: all.
+    """
 
     def __init__(
-        self, store: Store, subjects: Sequence[str], split: str = "train", stimuli: set[str] | None = None
+        self,
+        store: Store,
+        subjects: Sequence[str],
+        split: str = "train",
+        sources: Sequence[str] | None = None,
     ) -> None:
-        told = set(store.conversations["stimulus"])
+        table = store.conversations
+        table = table[table["source"].isin(list(sources))] if sources else table
+        told = table["stimulus"].dropna().unique()
+        single = table[table["stimulus"].isna()].groupby("subject")["trial"].agg(set).to_dict()
         parts = []
         for subject in subjects:
-            table = store.trials(subject)
-            table = table.assign(subject=subject, row=np.arange(len(table)))
-            parts.append(
-                table[(table["split"] == split) & table["stimulus"].isin(told if stimuli is None else told & stimuli)]
-            )
+            trials = store.trials(subject)
+            trials = trials.assign(subject=subject, row=np.arange(len(trials)))
+            known = trials["stimulus"].isin(told)
+            if subject in single:
+                known |= trials["row"].isin(single[subject])
+            parts.append(trials[(trials["split"] == split) & known])
         self.table = pd.concat(parts, ignore_index=True)[["subject", "row", "stimulus"]]
+        self.table["about"] = self.table["row"]  # the trial whose conversations are its own: another one, when shuffled
         self.store, self.subjects = store, sorted(set(self.table["subject"]))
         if self.table.empty:
+            whose = f" of {', '.join(sources)}" if sources else ""
             raise InputError(
-                f"no trial is left: {store.path} has no trial of the split {split!r} with a conversation for {', '.join(subjects)}. "
-                "Choose other subjects, or prepare the store with captions and another split."
+                f"no trial is left: {store.path} has no trial of the split {split!r} with a conversation{whose} for {', '.join(subjects)}. "
+                "Choose other subjects or sources, or prepare the store with captions and another split."
             )
 
     def __len__(self) -> int:
         return len(self.table)
 
+    def of(self, stimuli: Mapping[str, object]) -> Self:
+        """Those of these trials that show one of these stimuli."""
+        known = self.table["stimulus"].isin(list(stimuli))
+        if known.all():
+            return self
+        some = copy(self)
+        some.table = self.table[known].reset_index(drop=True)
+        some.subjects = sorted(set(some.table["subject"]))
+        some.__dict__.pop("showing", None)
+        return some
+
     def shuffle_pairs(self, seed: int) -> None:
-        """Pair each person's trials with the stimuli of that person's other trials, at random."""
+        """Pair each person's trials with what is told of that person's other trials, at random."""
         rng = np.random.default_rng(seed)
-        self.table["stimulus"] = self.table.groupby("subject")["stimulus"].transform(
-            lambda s: rng.permutation(s.to_numpy())
-        )
+        places = self.table.groupby("subject").indices
+        for subject in places:
+            mine, others = places[subject], rng.permutation(places[subject])
+            self.table.loc[mine, ["stimulus", "about"]] = self.table.loc[others, ["stimulus", "about"]].to_numpy()
+
+    @cached_property
+    def showing(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The table's places (n,) sorted by stimulus; each place's stimulus as a number (n,); where each number begins."""
+        numbers, _ = pd.factorize(self.table["stimulus"])
+        order = np.argsort(numbers, kind="stable")
+        return order, numbers, np.searchsorted(numbers[order], np.arange(numbers.max() + 2))
 
     def batch(
         self, rng: np.random.Generator, size: int, people: int, drop: tuple[float, float], mix: float, disagree: float
@@ -73,17 +114,18 @@ class Trials:
         drop: lowest and highest share of a person's voxels to leave out this time.
         """
         chosen = rng.choice(self.subjects, min(people, len(self.subjects)), replace=False)
-        pool = self.table[self.table["subject"].isin(chosen)].reset_index(drop=True)
-        same = pool.groupby("stimulus").indices  # stimulus -> places in the pool
-        stimuli = pool["stimulus"].to_numpy()
+        taken = self.table["subject"].isin(chosen).to_numpy()
+        pool = np.flatnonzero(taken)
+        order, numbers, begins = self.showing
 
         def other(places: np.ndarray) -> np.ndarray:
             """For each trial a random one of the same stimulus, be it itself."""
-            return np.array([rng.choice(same[stimuli[place]]) for place in places])
+            same = [order[begins[n] : begins[n + 1]] for n in numbers[places]]
+            return np.array([rng.choice(some[taken[some]]) for some in same])
 
-        one = rng.permutation(len(pool))[:size]
+        one = pool[rng.permutation(len(pool))[:size]]
         share = np.where(rng.random(len(one)) < mix, rng.random(len(one)), 1.0)
-        noise = rng.integers(len(pool), size=len(one))
+        noise = pool[rng.integers(len(pool), size=len(one))]
         scale = disagree * rng.random(len(one)) / 2**0.5  # a difference has twice the variance of its parts
         used, columns = np.unique([one, other(one), noise, other(noise)], return_inverse=True)
         weights = np.zeros((len(one), len(used)))
@@ -91,11 +133,13 @@ class Trials:
             np.add.at(weights, (np.arange(len(one)), at), amount)
         read = weights.any(0)
         persons = []
-        for subject, group in pool.loc[used[read]].groupby("subject", sort=False):
+        for subject, group in self.table.loc[used[read]].groupby("subject", sort=False):
             count = len(self.store.space(str(subject)))
             kept = max(1, round(count * (1 - rng.uniform(*drop))))
             persons.append(Person(str(subject), group["row"].to_numpy(), np.sort(rng.permutation(count)[:kept])))
-        return Batch(persons, torch.from_numpy(weights[:, read]).float(), stimuli[one].tolist())
+        samples = self.table.loc[one]
+        alone = [trial if whole else None for trial, whole in zip(trials_of(samples), share == 1, strict=True)]
+        return Batch(persons, torch.from_numpy(weights[:, read]).float(), samples["stimulus"].tolist(), alone)
 
     def whole(self, size: int) -> Iterator[Batch]:
         """All trials in order, every voxel kept and nothing mixed, at most `size` trials of one person at a time."""
@@ -104,37 +148,79 @@ class Trials:
             for start in range(0, len(group), size):
                 part = group.iloc[start : start + size]
                 people = [Person(str(subject), part["row"].to_numpy(), keep)]
-                yield Batch(people, torch.eye(len(part)), part["stimulus"].tolist())
+                yield Batch(people, torch.eye(len(part)), part["stimulus"].tolist(), list(trials_of(part)))
+
+
+def trials_of(table: pd.DataFrame) -> list[Trial]:
+    """Whose conversations about single trials belong to these rows."""
+    return [(str(subject), int(row)) for subject, row in zip(table["subject"], table["about"], strict=True)]
 
 
 class Words:
-    """What is said about the stimuli: conversations, and the texts (all answers of a conversation) that codes are aligned with."""
+    """What is said about the trials: conversations of every source; and the texts that codes are aligned with.
 
-    def __init__(self, store: Store, trials: Sequence[Trials]) -> None:
+    Texts: what the assistant says in the conversations of the store's first source about stimuli.  weights: source -> how
+    often it is drawn, relative to the others that tell of a sample; None: all alike.
+    """
+
+    def __init__(self, store: Store, trials: Sequence[Trials], weights: Mapping[str, float] | None = None) -> None:
+        table = store.conversations
+        known = sorted(set(table["source"]))
+        if unknown := sorted(set(weights or {}) - set(known)):
+            raise InputError(f"{store.path} has no source {', '.join(unknown)}; it holds {', '.join(known) or 'none'}.")
         shown = {stimulus for some in trials for stimulus in some.table["stimulus"]}
-        table = store.conversations[store.conversations["stimulus"].isin(shown)]
-        said = [" ".join(t["content"] for t in turns if t["role"] == "assistant") for turns in table["turns"]]
+        single = {trial for some in trials for trial in trials_of(some.table)}
+        mine = table["stimulus"].isin(list(shown)).to_numpy(copy=True)
+        bare = np.flatnonzero(table["stimulus"].isna())
+        whose = list(zip(table["subject"].iloc[bare], table["trial"].iloc[bare], strict=True))
+        mine[bare] = [trial in single for trial in whose]
+        if weights:
+            mine &= table["source"].isin(list(weights)).to_numpy()
+        self.table = table[mine].reset_index(drop=True)
+        self.sources = sorted(set(self.table["source"]))
+        self.weights = {source: (weights or {}).get(source, 1.0) for source in self.sources}
+        self.rows: dict[str | Trial, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        of_trial = zip(self.table["subject"], self.table["trial"], strict=True)
+        for row, (stimulus, trial, source) in enumerate(
+            zip(self.table["stimulus"], of_trial, self.table["source"], strict=True)
+        ):
+            self.rows[stimulus if isinstance(stimulus, str) else trial][source].append(row)
+        told = self.table[self.table["stimulus"].notna()]
+        told = told[told["source"] == told["source"].iloc[0]] if len(told) else told
+        said = [" ".join(t["content"] for t in turns if t["role"] == "assistant") for turns in told["turns"]]
         self.texts = sorted(set(said))
-        self.sources = sorted(set(table["source"]))
         number = {text: i for i, text in enumerate(self.texts)}
-        self.turns: dict[str, list[Conversation]] = defaultdict(list)
         self.about: dict[str, list[int]] = defaultdict(list)
         self.first: dict[str, str] = {}
-        for stimulus, turns, text, answers in zip(
-            table["stimulus"], table["turns"], said, table["answers"], strict=True
-        ):
-            self.turns[stimulus].append(turns)
+        for stimulus, text, answers in zip(told["stimulus"], said, told["answers"], strict=True):
             self.about[stimulus].append(number[text])
             self.first.setdefault(stimulus, answers[0])
 
     def answers(self, trials: Trials, count: int) -> list[int]:
         """Numbers of the first texts about these trials' stimuli, each once; `count` of them, evenly spread, if there are more."""
-        first = sorted({self.about[stimulus][0] for stimulus in set(trials.table["stimulus"])})
+        first = sorted(
+            {self.about[stimulus][0] for stimulus in set(trials.table["stimulus"]) if stimulus in self.about}
+        )
         return [first[i * len(first) // count] for i in range(count)] if len(first) > count else first
 
-    def conversations(self, stimuli: Sequence[str], rng: np.random.Generator | None) -> list[Conversation]:
-        """One conversation per stimulus: drawn with `rng`, or the first."""
-        return [self.turns[s][int(rng.integers(len(self.turns[s]))) if rng else 0] for s in stimuli]
+    def conversations(self, batch: Batch, rng: np.random.Generator | None) -> list[Conversation]:
+        """One conversation per sample: a source is drawn with `rng`, then a conversation of it; without, the first ones."""
+        out = []
+        for stimulus, trial in zip(batch.stimuli, batch.alone, strict=True):
+            told = {**self.rows.get(stimulus, {}), **(self.rows.get(trial, {}) if trial else {})}
+            sources = list(told)
+            drawn = 0
+            if rng and len(sources) > 1:
+                weights = np.array([self.weights[source] for source in sources])
+                drawn = int(rng.choice(len(sources), p=weights / weights.sum()))
+            rows = told[sources[drawn]]
+            out.append(self.table["turns"].iloc[rows[int(rng.integers(len(rows))) if rng else 0]])
+        return out
+
+    def questions(self, stimuli: Iterable[str]) -> set[str]:
+        """What is asked first in the conversations about these stimuli."""
+        rows = [row for stimulus in stimuli for some in self.rows.get(stimulus, {}).values() for row in some]
+        return {self.table["turns"].iloc[row][0]["content"] for row in rows}
 
     def candidates(self, stimuli: Sequence[str], limit: int) -> tuple[Tensor, Tensor]:
         """Numbers (C,) of candidate texts, and (B, C) which of them are about each stimulus.

@@ -185,10 +185,12 @@ def arrow(conversations: pd.DataFrame) -> pa.Table:
 
 
 def frame(table: pa.Table) -> pd.DataFrame:
-    """A table of conversations as it is used."""
-    return table.to_pandas(types_mapper=lambda kind: pd.ArrowDtype(kind) if pa.types.is_list(kind) else None).astype(
-        {"trial": "Int64"} if "trial" in table.column_names else {}
-    )
+    """A table of conversations as it is used, with the columns that an older one lacks."""
+    for field in CONVERSATIONS:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    kept = table.to_pandas(types_mapper=lambda kind: pd.ArrowDtype(kind) if pa.types.is_list(kind) else None)
+    return kept.astype({"trial": "Int64"})
 
 
 class StoreWriter:
