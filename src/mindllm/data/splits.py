@@ -16,7 +16,7 @@ Tables = Mapping[str, pd.DataFrame]  # subject -> trials
 def check_splits(trials: Mapping[str, pd.DataFrame]) -> None:
     """Raise InputError if any stimulus stands in two splits, for one subject or across subjects."""
     table = pd.concat([t[["stimulus", "split"]].assign(subject=s) for s, t in trials.items()])
-    kinds = table.groupby("stimulus")["split"].nunique()
+    kinds = table[table["split"] != "unused"].groupby("stimulus")["split"].nunique()
     leaked = kinds[kinds > 1].index
     if len(leaked):
         where = table[table["stimulus"] == leaked[0]].drop_duplicates()
@@ -27,7 +27,7 @@ def check_splits(trials: Mapping[str, pd.DataFrame]) -> None:
 
 def split_stimuli(stimuli: Sequence[str], fractions: Mapping[str, float], seed: int = 0) -> dict[str, str]:
     """Stimulus -> split, drawn at random: `fractions` of the stimuli go to each split named, the rest to train."""
-    if not sum(fractions.values()) < 1 or min(fractions.values(), default=0) < 0 or set(fractions) - set(SPLITS):
+    if not sum(fractions.values()) < 1 or min(fractions.values(), default=0) < 0 or set(fractions) - {"val", "test"}:
         raise InputError(f"split fractions {dict(fractions)}: expected shares of val and test that sum to less than 1.")
     order = np.random.default_rng(seed).permutation(sorted(set(stimuli)))
     out, start = dict.fromkeys(order.tolist(), "train"), 0

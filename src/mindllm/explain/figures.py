@@ -7,6 +7,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 
 from mindllm.files import whole_file
 from mindllm.voxels import VoxelSpace
@@ -89,15 +90,20 @@ def voxel_picture(spaces: Sequence[VoxelSpace], dark: bool = False) -> bytes:
     return to_png(figure)
 
 
-def attention_picture(
-    spaces: Sequence[VoxelSpace], times_uniform: Sequence[np.ndarray], dark: bool = False, slices: int = 7
+def attention_picture(spaces: Sequence[VoxelSpace], times_uniform: Sequence[np.ndarray], dark: bool = False) -> bytes:
+    """Where the tokens look, times_uniform (V,) per person: 1 = as much as everywhere."""
+    looked = np.concatenate([np.asarray(values) for values in times_uniform])
+    return brain_slices(spaces, times_uniform, max(float(np.quantile(looked, 0.97)), 2.0), dark)
+
+
+def brain_slices(
+    spaces: Sequence[VoxelSpace], values: Sequence[np.ndarray], top: float, dark: bool = False, slices: int = 7
 ) -> bytes:
-    """Axial slices of the MNI template with where the tokens look, times_uniform (V,) per person: 1 = as much as everywhere."""
+    """Axial slices of the MNI template with values (V,) per person, the mean over people; colours go from 0 to `top`."""
     from nilearn.datasets import load_mni152_template
     from nilearn.plotting import plot_stat_map
 
-    image = on_common_grid(spaces, times_uniform)
-    looked = np.concatenate([np.asarray(values) for values in times_uniform])
+    image = on_common_grid(spaces, values)
     z = np.concatenate([space.mm[:, 2] for space in spaces])
     # Equal parts of the voxels between slices, whatever piece of the brain was measured.
     cuts = np.unique(np.round(np.quantile(z, np.linspace(0.06, 0.94, slices)))).tolist()
@@ -105,7 +111,7 @@ def attention_picture(
     options = {
         "cmap": "plasma",
         "vmin": 0.0,
-        "vmax": max(float(np.quantile(looked, 0.97)), 2.0),
+        "vmax": top,
         "symmetric_cbar": False,
         "threshold": 1e-6,
     }
@@ -120,6 +126,22 @@ def attention_picture(
         cbar_tick_format="%.1f",
         **options,
     )
+    return to_png(figure)
+
+
+def count_bars(table: pd.DataFrame) -> bytes:
+    """One bar per row of counts, its parts the columns, side by side."""
+    figure = new_figure(8, 0.7 + 0.32 * len(table))
+    axes, start = figure.subplots(), np.zeros(len(table))
+    names = [str(name) for name in table.index[::-1]]
+    for name, colour in zip(table, ("#4a90c4", "#9a7fc7", "#e4572e", "#c9d1d9"), strict=False):
+        counts = table[name].to_numpy(float)[::-1]
+        if counts.any():
+            axes.barh(names, counts, left=start, color=colour, label=name, height=0.7)
+        start += counts
+    dress(axes)
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncol=4)
+    figure.tight_layout()
     return to_png(figure)
 
 

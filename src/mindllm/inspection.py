@@ -1,0 +1,247 @@
+"""What is inside a store, whether it looks right, and pictures of it: for whoever prepared it, and whoever must trust it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader
+from rich.progress import Progress
+
+from mindllm.data.anatomy import grey_matter
+from mindllm.data.splits import check_splits
+from mindllm.data.store import Store
+from mindllm.errors import InputError
+from mindllm.explain.figures import brain_slices, count_bars, voxel_picture
+from mindllm.files import whole_folder
+from mindllm.instructions import summary
+from mindllm.normalization import MIN_TRIALS
+
+SAMPLE = 256  # trials read per person
+PAIRS = 400  # pairs of trials compared per person
+MNI_MM = np.array([[-90, 91], [-126, 91], [-72, 109]])  # the template's box
+SIDES = {-1: re.compile(r"(^|[_\W])(l|lh|left)([_\W]|$)", re.I), 1: re.compile(r"(^|[_\W])(r|rh|right)([_\W]|$)", re.I)}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: what, whether it is as it should be, and what was found, with what to do."""
+
+    name: str
+    fine: bool
+    found: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Tables of what a store holds, the checks, and sample conversations (stimulus or trial, source, turns)."""
+
+    about: dict[str, str]
+    subjects: pd.DataFrame
+    regions: pd.DataFrame
+    sources: pd.DataFrame
+    checks: list[Check]
+    samples: list[tuple[str, str, list[dict[str, str]]]]
+
+
+def inspect(store: Store, seed: int = 0, progress: Progress | None = None) -> Inspection:
+    """Look through a store: all tables, a sample of the betas, some conversations of each source."""
+    rng = np.random.default_rng(seed)
+    task = progress.add_task("looking through", total=len(store.subjects)) if progress else None
+    rows, parts, checks = [], [], []
+    for subject in store.subjects:
+        if progress and task is not None:
+            progress.update(task, description=f"looking through {subject}")
+        rows.append(count(store, subject))
+        space = store.space(subject)
+        parts += [
+            {"subject": subject, "parcellation": p, "regions": len(np.setdiff1d(r, 0)), "voxels in a region": f"{(r > 0).mean():.0%}"}
+            for p, r in space.regions.items()
+        ]  # fmt: skip
+        checks += [
+            *check_places(store, subject),
+            *check_betas(store, subject, rng),
+            *check_repeats(store, subject, rng),
+        ]
+        if progress and task is not None:
+            progress.advance(task)
+    checks += [check_leak(store), check_text(store)]
+    meta = store.meta
+    about = {
+        "store": str(store.path), "name": meta["name"], "origin": meta["origin"], "licence": meta["licence"],
+        "made by": f"mindllm {meta['version']}, reader {meta['reader']}, {', '.join(f'{k}={v}' for k, v in meta['options'].items())}",
+        "values": "normalized already" if meta.get("normalized") else "betas as measured, normalized when read",
+        "split": f"{store.split['name']} (others: {', '.join(store.splits) or 'none'})",
+        "named sets": ", ".join(f"{name} ({len(members)} stimuli)" for name, members in store.sets.items()) or "none",
+    }  # fmt: skip
+    return Inspection(
+        about, pd.DataFrame(rows), pd.DataFrame(parts), summary(store), checks, sample_conversations(store, rng)
+    )
+
+
+def count(store: Store, subject: str) -> dict[str, object]:
+    """One person's numbers."""
+    trials, space = store.trials(subject), store.space(subject)
+    shown, ncsnr = trials["stimulus"].value_counts(), store.ncsnr(subject)
+    kinds = trials["split"].value_counts()
+    return {
+        "subject": subject, "voxels": len(space), "trials": len(trials), "sessions": trials["session"].nunique(),
+        "stimuli": len(shown), "showings": f"{shown.mean():.1f} (1 to {shown.max()})" if shown.max() > 1 else "1",
+        **{split: int(kinds.get(split, 0)) for split in ("train", "val", "test", "unused")},
+        "betas": f"{store.betas(subject).nbytes / 2**30:.2f} GiB {store.betas(subject).dtype}",
+        "noise ceiling": "not published" if ncsnr is None else f"{np.nanmedian(noise_ceiling(ncsnr)):.0f} % (median voxel, one trial)",
+    }  # fmt: skip
+
+
+def noise_ceiling(ncsnr: np.ndarray, trials: int = 1) -> np.ndarray:
+    """Per cent of the variance that a perfect model could explain, for the mean of so many trials (Allen et al. 2022)."""
+    return 100 * ncsnr**2 / (ncsnr**2 + 1 / trials)
+
+
+def check_places(store: Store, subject: str) -> list[Check]:
+    """Whether voxels lie in the template's brain, and regions named left or right on their side."""
+    space = store.space(subject)
+    inside = ((space.mm > MNI_MM[:, 0]) & (space.mm < MNI_MM[:, 1])).all(1)
+    grey = (grey_matter(space.mm) > 0.1).mean()
+    out = [
+        Check(
+            f"{subject}: voxels lie in the MNI brain", bool(inside.all() and grey > 0.3),
+            f"{grey:.0%} of the voxels are where the template has grey matter, {(~inside).sum()} outside its box"
+            + ("" if inside.all() and grey > 0.3 else "; are the positions MNI millimetres? A wrong affine or native space looks like this"),
+        )
+    ]  # fmt: skip
+    for p, numbers in space.regions.items():
+        wrong = []
+        for number in np.setdiff1d(numbers, 0).tolist():
+            name = space.region_names[p][number]
+            x = float(np.median(space.mm[numbers == number, 0]))
+            wrong += [name for side, words in SIDES.items() if words.search(name) and x * side < -2]
+        if wrong or any(words.search(name) for name in space.region_names[p].values() for words in SIDES.values()):
+            found = (
+                f"{len(wrong)} regions lie on the other side, first {wrong[0]}; is a file mirrored?"
+                if wrong
+                else "left is left"
+            )
+            out.append(Check(f"{subject}: sides of {p}", not wrong, found))
+    return out
+
+
+def check_betas(store: Store, subject: str, rng: np.random.Generator) -> list[Check]:
+    """Whether a sample of trials is finite and not far out, sessions are different ones, and voxels vary."""
+    trials, betas = store.trials(subject), store.betas(subject)
+    values = np.asarray(betas[np.sort(rng.permutation(len(trials))[:SAMPLE])], np.float32)
+    bad = int((~np.isfinite(values)).any(1).sum())
+    spread = np.median(np.abs(values)) or 1.0
+    highest = float(np.abs(values).max() / spread)
+    fine = not bad and highest < 1000
+    out = [Check(f"{subject}: betas", fine, f"{len(values)} trials looked at, {bad} with NaN or infinity; the largest beta is {highest:.0f} times the median")]  # fmt: skip
+    if not store.meta.get("normalized"):
+        statistics = store.statistics(subject)
+        dead = int((statistics.std == 0).all(0).sum())
+        out.append(Check(f"{subject}: voxels vary", dead < 0.05 * len(store.space(subject)), f"{dead} voxels never vary and count as 0"))  # fmt: skip
+        small = (
+            trials[trials["split"] == "train"]
+            .groupby("session")
+            .size()
+            .reindex(trials["session"].unique(), fill_value=0)
+        )
+        few = small[small < MIN_TRIALS].index.tolist()
+        words = f"normalized with {statistics.origin}" + (
+            f"; the sessions {', '.join(few[:5])}{'...' if len(few) > 5 else ''} have fewer than {MIN_TRIALS} training trials and take those of all sessions" if few else ", session by session"
+        )  # fmt: skip
+        out.append(Check(f"{subject}: normalization", statistics.origin == "training trials", words))
+    first = trials.reset_index(drop=True).groupby("session", sort=False).head(1).index
+    same = [int(row) for n, row in enumerate(first) for other in first[:n] if (betas[row] == betas[other]).all()]
+    found = (
+        f"the session that begins with trial {same[0]} is a copy of another; fetch it again"
+        if same
+        else f"{len(first)} different ones"
+    )
+    return [*out, Check(f"{subject}: sessions", not same, found)]
+
+
+def check_repeats(store: Store, subject: str, rng: np.random.Generator) -> list[Check]:
+    """Whether two trials of one stimulus resemble each other more than two of different ones: the design fits the scans."""
+    shown = store.trials(subject)["stimulus"].to_numpy()
+    groups = [
+        rows
+        for rows in store.trials(subject).reset_index(drop=True).groupby("stimulus").indices.values()
+        if len(rows) > 1
+    ]
+    if len(groups) < 8:
+        return []
+    pairs = np.array([rng.choice(groups[i], 2, replace=False) for i in rng.permutation(len(groups))[:PAIRS]])
+    others = np.stack([pairs[:, 0], np.roll(pairs[:, 1], 1)], 1)
+    others = others[shown[others[:, 0]] != shown[others[:, 1]]]
+
+    def resemblance(rows: np.ndarray) -> np.ndarray:
+        """Correlation over voxels of each pair of trials."""
+        out = []
+        for some in np.array_split(rows, max(1, len(rows) // 64)):
+            a, b = (store.values(subject, some[:, side]).astype(np.float64) for side in (0, 1))
+            a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+            out.append((a * b).sum(1) / np.maximum(np.sqrt((a**2).sum(1) * (b**2).sum(1)), 1e-12))
+        return np.concatenate(out)
+
+    same, other = resemblance(pairs), resemblance(others)
+    error = float(np.sqrt(same.var() / len(same) + other.var() / len(other)))
+    gap = float(same.mean() - other.mean())
+    words = f"two trials of a stimulus correlate {same.mean():.3f}, of different ones {other.mean():.3f} ({gap / max(error, 1e-12):.1f} standard errors apart)"
+    fine = gap > 2 * error
+    return [Check(f"{subject}: trials belong to their stimuli", fine, words + ("" if fine else "; is the table of trials shifted, or another person's?"))]  # fmt: skip
+
+
+def check_leak(store: Store) -> Check:
+    """Whether no stimulus is both trained on and tested."""
+    trials = {subject: store.trials(subject) for subject in store.subjects}
+    try:
+        check_splits(trials)
+    except InputError as error:
+        return Check("no stimulus on both sides of the split", store.split.get("by") == "subject", f"{error} (a split by people, so stimuli are shared)" if store.split.get("by") == "subject" else str(error))  # fmt: skip
+    counts = pd.concat(trials.values()).drop_duplicates("stimulus")["split"].value_counts().to_dict()
+    return Check("no stimulus on both sides of the split", True, ", ".join(f"{n} stimuli in {k}" for k, n in counts.items()))  # fmt: skip
+
+
+def check_text(store: Store) -> Check:
+    """Whether every stimulus that was shown has text."""
+    shown = set(pd.concat([store.trials(subject) for subject in store.subjects])["stimulus"])
+    silent = shown - set(store.conversations["stimulus"].dropna())
+    words = f"{len(silent)} of {len(shown)} stimuli have no text; add some: mindllm prepare instructions" if silent else f"all {len(shown)} stimuli have text"  # fmt: skip
+    return Check("text about the stimuli", not silent, words)
+
+
+def sample_conversations(store: Store, rng: np.random.Generator) -> list[tuple[str, str, list[dict[str, str]]]]:
+    """Two conversations of each source, drawn at random."""
+    table, out = store.conversations, []
+    for source, rows in table.groupby("source", sort=False).indices.items():
+        for row in rng.permutation(rows)[:2]:
+            about = table.iloc[row]
+            whose = about["stimulus"] if isinstance(about["stimulus"], str) else f"trial {about['trial']} of {about['subject']}"  # fmt: skip
+            out.append((str(whose), str(source), list(about["turns"])))
+    return out
+
+
+def write_page(found: Inspection, store: Store, out: str | Path) -> Path:
+    """The inspection as a page with pictures, in the folder `out`: index.html and PNG files."""
+    spaces = [store.space(subject) for subject in store.subjects]
+    pictures = {"coverage": ("Where the voxels are; colour is how many mm of voxels one looks through, mean over people", voxel_picture(spaces))}  # fmt: skip
+    known = [(space, store.ncsnr(space.name)) for space in spaces]
+    having = [(space, np.nan_to_num(noise_ceiling(ncsnr))) for space, ncsnr in known if ncsnr is not None]
+    if having:
+        ceilings = [values for _, values in having]
+        pictures["noise-ceiling"] = (
+            "Noise ceiling of one trial as published with the data: per cent of the variance that a perfect model could explain",
+            brain_slices([space for space, _ in having], ceilings, top=max(5.0, float(np.quantile(np.concatenate(ceilings), 0.97)))),
+        )  # fmt: skip
+    pictures["trials"] = ("Trials per person and split", count_bars(found.subjects.set_index("subject")[["train", "val", "test", "unused"]]))  # fmt: skip
+    template = Environment(loader=PackageLoader("mindllm", ""), autoescape=True).get_template("inspection.html.jinja")
+    with whole_folder(Path(out)) as folder:
+        for name, (_, png) in pictures.items():
+            (folder / f"{name}.png").write_bytes(png)
+        tables = {"People": found.subjects, "Parcellations": found.regions, "Text": found.sources}
+        html = template.render(
+            found=found, tables=tables, pictures={name: words for name, (words, _) in pictures.items()}
+        )
+        (folder / "index.html").write_text(html, encoding="utf-8")
+    return Path(out) / "index.html"
