@@ -4,9 +4,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 import mindllm
+from mindllm import progress
 from mindllm.errors import InputError
 
 app = typer.Typer(
@@ -37,16 +38,8 @@ errors = Console(stderr=True)
 
 
 def bars() -> Progress:
-    """Progress bars with counts, time gone and time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=errors)
+    """Progress bars on the terminal's error stream, so that results alone are on the other."""
+    return progress.bars(errors)
 
 
 def listed(text: str | None) -> list[str] | None:

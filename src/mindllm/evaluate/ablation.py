@@ -9,11 +9,12 @@ from rich.progress import Progress
 
 from mindllm.data.store import Store
 from mindllm.evaluate.controls import Readings, Said
-from mindllm.evaluate.gather import counting, own_seed
+from mindllm.evaluate.gather import own_seed
 from mindllm.evaluate.readers import Reader
 from mindllm.evaluate.scores import bootstrap_interval, n_way, rank_credit, top_k
 from mindllm.evaluate.task import Task
 from mindllm.explain.attention import NOWHERE, attention_by_region
+from mindllm.progress import counting
 
 REGIONS = 6
 MIN_SHARE = 0.005  # of the voxels

@@ -2,8 +2,7 @@
 
 import logging
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from mindllm.data.store import Store
 from mindllm.errors import InputError
 from mindllm.evaluate.baselines import Meanings, TrainingTrials, Unavailable, constant, oracle
 from mindllm.evaluate.controls import Readings, Said
-from mindllm.evaluate.readers import Advance, Reader, standing_in
+from mindllm.evaluate.readers import Reader, standing_in
 from mindllm.evaluate.task import Task
 from mindllm.model import MindLLM
+from mindllm.progress import counting, waiting
 from mindllm.train import train
 
 ORACLE = 8  # clusters of the oracle in the tables
@@ -150,24 +150,3 @@ def trained_on_shuffled_pairs(model: MindLLM, store: Store, folder: Path, progre
 def own_seed(seed: int, subject: str) -> list[int]:
     """A subject's own random numbers: the same whoever is evaluated beside them."""
     return [seed, zlib.crc32(subject.encode())]
-
-
-@contextmanager
-def counting(progress: Progress | None, words: str, total: int) -> Iterator[Advance]:
-    """Yield a function that is told how many more trials were read, and moves a bar with the time left."""
-    task = progress.add_task(words, total=total) if progress else None
-
-    def advance(count: int) -> None:
-        if progress and task is not None:
-            progress.advance(task, count)
-
-    yield advance
-
-
-@contextmanager
-def waiting(progress: Progress | None, words: str) -> Iterator[None]:
-    """A bar without an end for what cannot be counted."""
-    task = progress.add_task(words, total=None) if progress else None
-    yield
-    if progress and task is not None:
-        progress.update(task, total=1, completed=1)

@@ -9,10 +9,11 @@ from rich.progress import Progress
 
 from mindllm.data.store import Store
 from mindllm.evaluate.controls import Readings, Said, judge, pool, tabulate
-from mindllm.evaluate.gather import Gathered, counting, own_seed
+from mindllm.evaluate.gather import Gathered, own_seed
 from mindllm.evaluate.readers import standing_in
 from mindllm.evaluate.task import Task
 from mindllm.evaluate.texts import text_scores
+from mindllm.progress import counting
 
 SHOWN = ("brain", "shuffled", "no_brain")
 

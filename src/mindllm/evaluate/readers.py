@@ -1,7 +1,7 @@
 """Letting a model read: real scans one by one or averaged over repeats, no scan, no tokens, zeros and noise."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ from mindllm.errors import InputError
 from mindllm.evaluate.controls import Said
 from mindllm.evaluate.task import Task
 from mindllm.model import MindLLM
+from mindllm.progress import Advance
 from mindllm.prompt import Prompter
 
 NOISES = 4  # scans of noise per person
-Advance = Callable[[int], None]
 
 
 class Reader:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console, Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from mindllm.data.store import Store
 from mindllm.errors import InputError
@@ -21,7 +21,7 @@ from mindllm.evaluate.ceiling import noise_ceiling
 from mindllm.evaluate.conditions import ALL
 from mindllm.evaluate.controls import Readings, judge, pool, tabulate
 from mindllm.evaluate.evidence import calibration
-from mindllm.evaluate.gather import Gathered, gather, own_seed, waiting
+from mindllm.evaluate.gather import Gathered, gather, own_seed
 from mindllm.evaluate.page import as_html, as_markdown, as_table
 from mindllm.evaluate.protocols import protocols
 from mindllm.evaluate.record import describe, predict
@@ -30,6 +30,7 @@ from mindllm.evaluate.texts import text_scores
 from mindllm.evaluate.verdict import verdict
 from mindllm.files import whole_file, write_json
 from mindllm.model import MindLLM
+from mindllm.progress import bars, waiting
 from mindllm.score.captions import need_java
 
 FORMAT = 2
@@ -118,7 +119,7 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        with bars(progress) as shown:
+        with choose_bars(progress) as shown:
             folder = Path(str(out)) / PAIRS if controls == "full" else None
             found = gather(
                 model,
@@ -190,16 +191,12 @@ def java_or_reason() -> str | None:
 
 
 @contextmanager
-def bars(progress: Progress | bool | None) -> Iterator[Progress | None]:
+def choose_bars(progress: Progress | bool | None) -> Iterator[Progress | None]:
     """The bars to draw on: those given, own ones, or none."""
     if isinstance(progress, Progress):
         yield progress
     elif progress is False:
         yield None
     else:
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=Console(stderr=True), transient=True) as own:
+        with bars(Console(stderr=True), transient=True) as own:
             yield own
