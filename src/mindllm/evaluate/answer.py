@@ -12,6 +12,7 @@ import torch
 from mindllm.conversation import Conversation
 from mindllm.data.store import Store
 from mindllm.errors import InputError
+from mindllm.evaluate.readers import mean_values
 from mindllm.files import refuse_existing, whole_folder, write_json
 from mindllm.model import MindLLM
 from mindllm.score.tasks import TASKS, Score, score
@@ -74,8 +75,9 @@ def answer(
         own = [item for item in items if item.subject == subject]
         scans = sorted({item.trials for item in own})
         place = {trials: n for n, trials in enumerate(scans)}
-        values = np.stack([store.values(subject, list(trials)).mean(0) for trials in scans])
-        tokens = torch.cat([model.encode(some, store.space(subject)) for some in np.array_split(values, max(1, len(values) // 256))])  # fmt: skip
+        parts = np.array_split(np.arange(len(scans)), max(1, len(scans) // 256))
+        values = (mean_values(store, subject, [np.array(scans[n]) for n in part]) for part in parts)
+        tokens = torch.cat([model.encode(some, store.space(subject)) for some in values])
         shown = store.trials(subject)["stimulus"].to_numpy()[[trials[0] for trials in scans]]
         rows = {"brain": np.arange(len(scans)), "shuffled": elsewhere(shown, rng)}
         for condition in CONDITIONS:

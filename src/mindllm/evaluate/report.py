@@ -19,9 +19,9 @@ from mindllm.evaluate.ablation import ablation
 from mindllm.evaluate.categories import confusion
 from mindllm.evaluate.ceiling import noise_ceiling
 from mindllm.evaluate.conditions import ALL
-from mindllm.evaluate.controls import Readings, judge, pool, tabulate
+from mindllm.evaluate.controls import Said, judge, pool, tabulate
 from mindllm.evaluate.evidence import calibration
-from mindllm.evaluate.gather import Gathered, gather, own_seed
+from mindllm.evaluate.gather import ORACLE, Gathered, gather, own_seed
 from mindllm.evaluate.page import as_html, as_markdown, as_table
 from mindllm.evaluate.protocols import protocols
 from mindllm.evaluate.record import describe, predict
@@ -136,14 +136,15 @@ def evaluate(
             without_java = java_or_reason()
             with waiting(shown, "text scores"):
                 texts = for_all(text_scores(found.people, task, seed)) if without_java is None else []
-            parts = protocols(model.card, store, task, found, seed, shown, without_java is None)
+            parts = protocols(model.card, store, task, found, rows, texts, seed, shown)
             predictions = [p for r in found.people for p in predict(store, task, found.reader, r)]
             without = ablation(found.reader, store, task, found.people, seed, shown) if controls == "full" else None
     finally:
         model.train(training)
     meta = describe(model, store, task, found.people, model_name, seed, batch_size, options)
     ceilings = {s: ceiling for s in task.rows if (ceiling := noise_ceiling(store, task, s))}
-    meta |= found.facts | {
+    meta |= {
+        "oracle_clusters": ORACLE,
         "missing": found.missing,
         "no_text_scores": without_java,
         "controls": controls,
@@ -168,12 +169,11 @@ def evaluate(
 def matrices(found: Gathered, task: Task) -> dict[str, np.ndarray]:
     """The likelihoods that are kept: of each person's trials, and without a brain."""
 
-    def kept(readings: Readings) -> np.ndarray:
-        likelihood = readings.said["brain"].likelihood
-        assert likelihood is not None
-        return likelihood.astype(np.float32)
+    def kept(said: Said) -> np.ndarray:
+        assert said.likelihood is not None
+        return said.likelihood.astype(np.float32)
 
-    return {r.subject: kept(r) for r in found.people} | {"no_brain": found.reader.blind.astype(np.float32)}
+    return {r.subject: kept(r.said["brain"]) for r in found.people} | {"no_brain": kept(found.reader.no_brain)[0]}
 
 
 def for_all(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
