@@ -25,7 +25,7 @@ class Reader:
         self, model: MindLLM, task: Task, batch_size: int = 16, options: Mapping[str, Any] | None = None
     ) -> None:
         self.model, self.task, self.batch_size, self.options = model, task, batch_size, dict(options or {})
-        self.blind: np.ndarray | None = None  # (C,) what it says without a scan; what it says first
+        self.blind: np.ndarray | None = None  # (C,) what it says of the candidates without a scan: read first
         self.no_brain = self.read(model.no_brain[None], "the mean fMRI token")
         self.blind = self.no_brain.blind
 
