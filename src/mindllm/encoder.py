@@ -115,10 +115,8 @@ class Encoder(nn.Module):
 
     def look(self, voxels: Voxels, values: Tensor) -> Tensor:
         """Z = v A^T: (B, N) from values (B, V), without storing A where the backend can avoid it."""
-        out = F.scaled_dot_product_attention(
-            self.queries[None], self.keys(voxels)[None], values.T[None], scale=self.scale
-        )
-        return out[0].T
+        queries, keys = self.queries[None], self.keys(voxels)[None]
+        return F.scaled_dot_product_attention(queries, keys, values.T[None], scale=self.scale)[0].T
 
     @property
     def scale(self) -> float:

@@ -36,9 +36,8 @@ class LanguageModel:
     def pad_id(self) -> int:
         """A token id to pad with; padding is masked, so any that the model has a row for will do."""
         rows = self.model.get_input_embeddings().num_embeddings
-        return next(
-            i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None and i < rows
-        )
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(i for i in ids if i is not None and i < rows)
 
 
 def load_llm(name: str | Path | None = None, device: str | torch.device = "cpu", dtype: str = "auto") -> LanguageModel:
@@ -64,6 +63,5 @@ def fingerprint(model: Any) -> str:
     """Twelve hexadecimal digits that differ between models: from the shapes, and a sample of the input embeddings."""
     weights = model.get_input_embeddings().weight
     sample = weights[:: max(1, len(weights) // 64), :16].float().half().cpu().numpy()
-    return hashlib.sha256(repr([tuple(p.shape) for p in model.parameters()]).encode() + sample.tobytes()).hexdigest()[
-        :12
-    ]
+    shapes = repr([tuple(p.shape) for p in model.parameters()])
+    return hashlib.sha256(shapes.encode() + sample.tobytes()).hexdigest()[:12]

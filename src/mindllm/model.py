@@ -71,12 +71,9 @@ class MindLLM(nn.Module):
         **options: Any,
     ) -> list[str]:
         """What each trial of normalized values (B, V) says: one answer to `question` per trial. See `generate`."""
-        tokens = self.encode(values, space)
-        return [
-            text
-            for some in tokens.split(batch_size)
-            for text in self.generate(some, [self.ask(question)] * len(some), **options)
-        ]
+        parts = self.encode(values, space).split(batch_size)
+        answers = [self.generate(some, [self.ask(question)] * len(some), **options) for some in parts]
+        return [text for some in answers for text in some]
 
     # fMRI tokens -> the language model.
 
@@ -174,9 +171,8 @@ class MindLLM(nn.Module):
         `options` go to transformers' generate; greedy and at most 48 new tokens unless they say otherwise.
         `stream` is called with each piece of text as it comes, for a single scan.
         """
-        ids = self.generate_ids(
-            tokens, conversations, Stream(self.llm.tokenizer, stream) if stream else None, **options
-        )
+        streamer = Stream(self.llm.tokenizer, stream) if stream else None
+        ids = self.generate_ids(tokens, conversations, streamer, **options)
         texts = self.llm.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.replace(FMRI, "").strip() for text in texts]
 
@@ -188,10 +184,9 @@ class MindLLM(nn.Module):
         batch = self.tensors([self.prompter(turns, generate=True) for turns in conversations], left=True)
         inputs = self.embeds(batch["ids"], batch["places"], tokens)
         # Sampling settings that come with a language model would warn under greedy decoding.
-        greedy = (
-            {} if options.get("do_sample") else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        )
-        settings = {"max_new_tokens": 48, "pad_token_id": self.llm.pad_id} | greedy | options
+        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        settings = {"max_new_tokens": 48, "pad_token_id": self.llm.pad_id}
+        settings |= ({} if options.get("do_sample") else greedy) | options
         return self.llm.model.generate(
             inputs_embeds=inputs, attention_mask=batch["attention"], streamer=streamer, **settings
         )

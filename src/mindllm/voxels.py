@@ -66,9 +66,8 @@ class VoxelSpace:
 
     def select(self, keep: np.ndarray) -> Self:
         """The space of some of these voxels: `keep` is a (V,) boolean array or an array of voxel numbers."""
-        return replace(
-            self, ijk=self.ijk[keep], mm=self.mm[keep], regions={p: r[keep] for p, r in self.regions.items()}
-        )
+        regions = {p: numbers[keep] for p, numbers in self.regions.items()}
+        return replace(self, ijk=self.ijk[keep], mm=self.mm[keep], regions=regions)
 
     def unmask(self, values: np.ndarray, fill: float = 0.0) -> nib.Nifti1Image:
         """Values (V,) or (B, V) as a 3-D or 4-D NIfTI image on this subject's grid, `fill` outside the voxels."""

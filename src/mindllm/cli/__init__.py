@@ -3,15 +3,36 @@
 import logging
 import os
 import sys
+from typing import Annotated
 
+import typer
 from rich.logging import RichHandler
 
+import mindllm
 from mindllm.cli import models, prepare, scores
-from mindllm.cli.common import app, errors
+from mindllm.cli.common import errors
 from mindllm.errors import InputError
 
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(models.app)
+app.add_typer(scores.app)
 app.add_typer(prepare.app, name="prepare")
-__all__ = ["app", "main", "models", "prepare", "scores"]
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and stop, where that is wanted."""
+    if wanted:
+        print(mindllm.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def every_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Decode fMRI into text, and say honestly how much of the text came from the brain."""
 
 
 def main() -> None:

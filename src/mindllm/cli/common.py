@@ -1,60 +1,39 @@
-"""What every command shares: the application, the consoles, progress bars, and options that several commands have."""
+"""What every command shares: the consoles, progress bars, and the options that several commands have."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
-import mindllm
+from mindllm import progress
 from mindllm.errors import InputError
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
-def show_version(wanted: bool) -> None:
-    """Print the version and stop, where that is wanted."""
-    if wanted:
-        print(mindllm.__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def every_command(
-    version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and stop.")
-    ] = False,
-) -> None:
-    """Decode fMRI into text, and say honestly how much of the text came from the brain."""
-
+ModelFolder = Annotated[Path, typer.Argument(help="A model folder.")]
+StoreFolder = Annotated[Path, typer.Argument(help="A prepared store.")]
+NewModel = Annotated[Path, typer.Option(help="The model folder to write.")]
+Subjects = Annotated[str | None, typer.Option(help="Comma-separated, e.g. sub-01,sub-02. Default: all.")]
+LlmPlace = Annotated[
+    str | None, typer.Option(help="Where the language model stands, if not under the model's name for it.")
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Trials read by the language model at once.")]
+Seed = Annotated[int, typer.Option(help="Of everything drawn at random.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 console = Console()
 errors = Console(stderr=True)
 
 
 def bars() -> Progress:
-    """Progress bars with counts, time gone and time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=errors)
+    """Progress bars on the terminal's error stream, so that results alone are on the other."""
+    return progress.bars(errors)
 
 
 def listed(text: str | None) -> list[str] | None:
     """A comma-separated option as a list."""
     return [part.strip() for part in text.split(",") if part.strip()] if text else None
-
-
-Subjects = Annotated[str | None, typer.Option(help="Comma-separated, e.g. sub-01,sub-02. Default: all.")]
 
 
 def numbers(text: str | None) -> list[int] | None:

@@ -1,22 +1,41 @@
 """Commands about models: convert, train, decode, and the demo."""
 
 import json
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from mindllm.cli.common import Subjects, app, bars, console, listed, numbers
+from mindllm.cli.common import (
+    BatchSize,
+    LlmPlace,
+    MaxNewTokens,
+    ModelFolder,
+    NewModel,
+    Seed,
+    StoreFolder,
+    Subjects,
+    bars,
+    console,
+    listed,
+    numbers,
+)
 from mindllm.errors import InputError
+
+if TYPE_CHECKING:
+    from mindllm.decode import Decoded
+
+app = typer.Typer()
 
 
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of the authors' published format (.ckpt).")],
     roi: Annotated[Path, typer.Option(help="Their ROI folder: subj01/nsdgeneral.nii.gz and so on.")],
-    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    out: NewModel,
     llm: Annotated[
         str, typer.Option(help="The language model it was trained with: hub id, folder or .gguf file.")
     ] = "lmsys/vicuna-7b-v1.5",
@@ -47,8 +66,8 @@ def convert(
 
 @app.command()
 def train(
-    store: Annotated[Path, typer.Argument(help="A prepared store.")],
-    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    store: StoreFolder,
+    out: NewModel,
     subjects: Subjects = None,
     llm: Annotated[
         str | None,
@@ -97,7 +116,7 @@ def show_config() -> None:
 
 @app.command()
 def decode(
-    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    model: ModelFolder,
     scan: Annotated[Path, typer.Argument(help="A 3-D or 4-D NIfTI file, one volume per trial.")],
     mask: Annotated[Path | None, typer.Option(help="NIfTI mask of the voxels to read, on the scan's grid.")] = None,
     subject: Annotated[
@@ -122,14 +141,12 @@ def decode(
     ] = False,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the most likely words.")] = False,
     temperature: Annotated[float, typer.Option(help="With --sample: how freely.")] = 0.7,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
-    batch_size: Annotated[int, typer.Option(min=1, help="Trials read by the language model at once.")] = 16,
+    max_new_tokens: MaxNewTokens = 48,
+    batch_size: BatchSize = 16,
     seed: Annotated[int, typer.Option(help="With --sample.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: volume, text, evidence.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print words as they come.")] = False,
-    llm: Annotated[
-        str | None, typer.Option(help="Where the language model stands, if not under the model's name for it.")
-    ] = None,
+    llm: LlmPlace = None,
 ) -> None:
     """Say in words what a person was seeing, one answer per volume of a scan."""
     import torch
@@ -137,12 +154,7 @@ def decode(
     from mindllm.checkpoint import load
     from mindllm.decode import decode as run
 
-    atlases = {}
-    for pair in atlas or []:
-        name, separator, file = pair.partition("=")
-        if not separator:
-            raise InputError(f"--atlas {pair}: expected NAME=FILE, e.g. --atlas HCPEx=atlas-HCPEx_dseg.nii.gz")
-        atlases[name] = file
+    atlases = named_files(atlas or [])
     if (mask is None) == (subject is None):
         raise InputError(
             "give either --mask (and --atlas), or --subject for a person whose voxels travel with the model."
@@ -159,34 +171,46 @@ def decode(
     if stream and as_json:
         raise InputError("--stream prints words as they come, --json one document at the end: choose one of them.")
     wanted = numbers(volumes)
-    with nullcontext() if stream else bars() as progress:  # a bar would be drawn over the words
-        task = progress.add_task("decoding", total=len(wanted) if wanted else None) if progress else None
-
-        def done(count: int) -> None:
-            if progress and task is not None:
-                progress.update(task, completed=count)
-            else:
-                print(flush=True)  # a line per volume
-
+    with telling(stream, len(wanted) if wanted else None) as done:
         found = run(
             loaded, scan, voxels, atlases, volumes=wanted, question=question, reference=reference, normalized=normalized,
             batch_size=batch_size, stream=(lambda text: print(text, end="", flush=True)) if stream else None, done=done, **options,
         )  # fmt: skip
+    if not stream:
+        show(found, as_json)
+
+
+def named_files(pairs: Sequence[str]) -> dict[str, str]:
+    """NAME=FILE, each, as name -> file."""
+    files = {}
+    for pair in pairs:
+        name, separator, file = pair.partition("=")
+        if not separator:
+            raise InputError(f"--atlas {pair}: expected NAME=FILE, e.g. --atlas HCPEx=atlas-HCPEx_dseg.nii.gz")
+        files[name] = file
+    return files
+
+
+@contextmanager
+def telling(stream: bool, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Yield what is told how many volumes are decoded: it moves a bar, or ends the line of words that were streamed."""
+    if stream:  # a bar would be drawn over the words
+        yield lambda count: print(flush=True)
+        return
+    with bars() as progress:
+        task = progress.add_task("decoding", total=total)
+        yield lambda count: progress.update(task, completed=count)
+
+
+def show(found: Sequence["Decoded"], as_json: bool) -> None:
+    """Print what was decoded: as one JSON document, or a line per volume."""
     if as_json:
-        print(
-            json.dumps(
-                [{"volume": d.volume, "text": d.text, "evidence": round(d.evidence, 4)} for d in found],
-                ensure_ascii=False,
-                indent=1,
-            )
-        )
-    elif not stream:
-        for d in found:
-            console.print(
-                f"{d.volume:5d}  {escape(d.text)}  [dim](evidence {d.evidence:+.1f})[/dim]",
-                highlight=False,
-                soft_wrap=True,
-            )
+        rows = [{"volume": d.volume, "text": d.text, "evidence": round(d.evidence, 4)} for d in found]
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        return
+    for d in found:
+        line = f"{d.volume:5d}  {escape(d.text)}  [dim](evidence {d.evidence:+.1f})[/dim]"
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -195,7 +219,7 @@ def demo(
         Path, typer.Option(help="Folder for the simulated people, the store, the model and the report.")
     ] = Path("runs/demo"),
     people: Annotated[int, typer.Option(min=3, help="People to simulate; the last one is left out of training.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
+    seed: Seed = 0,
     llm: Annotated[str | None, typer.Option(help="Another language model than the small default.")] = None,
 ) -> None:
     """Simulate people, train, and decode one whom the model has never seen: the whole road, on a CPU, in minutes."""

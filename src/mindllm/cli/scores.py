@@ -6,14 +6,28 @@ from typing import Annotated
 
 import typer
 
-from mindllm.cli.common import Subjects, app, bars, console, errors, listed
-from mindllm.errors import InputError
+from mindllm.cli.common import (
+    AsJson,
+    BatchSize,
+    LlmPlace,
+    MaxNewTokens,
+    ModelFolder,
+    Seed,
+    StoreFolder,
+    Subjects,
+    bars,
+    console,
+    errors,
+    listed,
+)
+
+app = typer.Typer()
 
 
 @app.command()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A model folder.")],
-    store: Annotated[Path, typer.Argument(help="A prepared store.")],
+    model: ModelFolder,
+    store: StoreFolder,
     subjects: Annotated[
         str | None,
         typer.Option(
@@ -26,9 +40,7 @@ def evaluate(
             help="Folder for report.json, .md, .html, pictures, predictions and likelihoods; an earlier report there is replaced."
         ),
     ] = Path("report"),
-    llm: Annotated[
-        str | None, typer.Option(help="Where the language model stands, if not under the model's name for it.")
-    ] = None,
+    llm: LlmPlace = None,
     split: Annotated[
         str | None, typer.Option(help="Which trials. Default: test; of people never trained on that have none, all.")
     ] = None,
@@ -39,18 +51,18 @@ def evaluate(
         ),
     ] = "standard",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest decoded text, in tokens.")] = 48,
-    batch_size: Annotated[int, typer.Option(min=1, help="Trials read by the language model at once.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
 ) -> None:
     """Measure what the text owes to the brain: scores beside their controls, baselines and published results."""
     from mindllm.checkpoint import load
     from mindllm.data.store import Store
+    from mindllm.evaluate.report import check_controls
     from mindllm.evaluate.report import evaluate as run
 
     data = Store(store)  # before the language model is loaded, which takes a while
     data.choose(listed(subjects))
-    if controls not in ("standard", "full"):
-        raise InputError(f"--controls {controls}: expected standard or full.")
+    check_controls(controls)
     loaded = load(model, llm=llm)
     with bars() as progress:
         report = run(
@@ -75,7 +87,7 @@ def compare(
     first: Annotated[Path, typer.Argument(help="A report folder, made by `mindllm evaluate`.")],
     second: Annotated[Path, typer.Argument(help="Another model's report on the same trials.")],
     seed: Annotated[int, typer.Option(help="Of the bootstrap and the random signs.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Two models on the same trials, paired: the difference of every score, with its interval."""
     from rich.table import Table
@@ -109,8 +121,8 @@ def compare(
 
 @app.command()
 def answer(
-    model: Annotated[Path, typer.Argument(help="A model folder.")],
-    store: Annotated[Path, typer.Argument(help="A prepared store.")],
+    model: ModelFolder,
+    store: StoreFolder,
     source: Annotated[str, typer.Option(help="Whose questions to ask, e.g. coco-caption or vqa-v2.")],
     out: Annotated[Path, typer.Option(help="Folder to write: predictions, references, scores.json.")],
     subjects: Subjects = None,
@@ -119,12 +131,10 @@ def answer(
     task: Annotated[
         str | None, typer.Option(help="How to score; see `score`. Default: as the source is scored.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
+    max_new_tokens: MaxNewTokens = 48,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions read by the language model at once.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
-    llm: Annotated[
-        str | None, typer.Option(help="Where the language model stands, if not under the model's name for it.")
-    ] = None,
+    llm: LlmPlace = None,
 ) -> None:
     """Ask a source's questions about scans, and score the answers officially, beside shuffled scans and no brain."""
     from rich.table import Table
@@ -156,7 +166,7 @@ def score(
     task: Annotated[
         str, typer.Option(help="caption, paragraph, vqa, exact, choice, anls, count, vqa-e, fsvqa, tdiuc or grounding.")
     ] = "caption",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Official scores of texts, from two files; the keys must be the same."""
     from rich.table import Table

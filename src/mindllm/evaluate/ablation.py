@@ -8,14 +8,17 @@ import pandas as pd
 from rich.progress import Progress
 
 from mindllm.data.store import Store
+from mindllm.evaluate.conditions import METRICS
 from mindllm.evaluate.controls import Readings, Said
-from mindllm.evaluate.gather import counting, own_seed
+from mindllm.evaluate.gather import own_seed
 from mindllm.evaluate.readers import Reader
-from mindllm.evaluate.scores import bootstrap_interval, n_way, rank_credit, top_k
+from mindllm.evaluate.scores import bootstrap_interval, people_means, rank_credit
 from mindllm.evaluate.task import Task
 from mindllm.explain.attention import NOWHERE, attention_by_region
+from mindllm.progress import counting
 
 REGIONS = 6
+SCORES = ("top1", "pairwise")  # of identification
 MIN_SHARE = 0.005  # of the voxels
 TRIALS = 40  # per person, drawn at random
 
@@ -52,9 +55,9 @@ def ablation(
                 whose.append(np.full(len(some), readings.subject))
             lost, persons = np.concatenate(apart), np.concatenate(whose)
             low, high = bootstrap_interval(lost, np.concatenate(shown), persons, seed=seed)
-            mean = np.mean([lost[persons == s].mean(0) for s in np.unique(persons)], axis=0)
+            mean = people_means(lost, persons).mean(0)
             out.append({"parcellation": parcellation, "region": region, "voxel_share": share, "people": len(apart), "trials": len(lost)} | {
-                f"{name}_{part}": float(value[i]) for i, name in enumerate(("top1", "pairwise")) for part, value in (("loss", mean), ("low", low), ("high", high))
+                f"{name}_{part}": float(value[i]) for i, name in enumerate(SCORES) for part, value in (("loss", mean), ("low", low), ("high", high))
             })  # fmt: skip
     return sorted(out, key=lambda row: -row["pairwise_loss"])
 
@@ -80,8 +83,8 @@ def members(store: Store, subject: str, parcellation: str, region: str) -> np.nd
 
 
 def credit(said: Said, rows: np.ndarray | slice, task: Task, stimuli: np.ndarray) -> np.ndarray:
-    """(B, 2): top-1 and pairwise credit of the truth in some rows of what was said."""
+    """(B, len(SCORES)): the credit of the truth in some rows of what was said."""
     assert said.likelihood is not None
     _, true = task.columns(stimuli)
-    count, each = len(task.candidates), np.arange(len(true))
-    return np.stack([rank_credit(said.likelihood[rows], w)[each, true] for w in (top_k(count, 1), n_way(count, 2))], 1)
+    weights = [METRICS[f"identification_{name}"].weights(len(task.candidates)) for name in SCORES]
+    return np.stack([rank_credit(said.likelihood[rows], w)[np.arange(len(true)), true] for w in weights], 1)

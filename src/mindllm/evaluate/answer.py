@@ -1,6 +1,6 @@
 """A source's questions asked about test scans; the answers scored by its own protocol, beside shuffled scans and no brain."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from mindllm.conversation import Conversation
 from mindllm.data.store import Store
 from mindllm.errors import InputError
+from mindllm.evaluate.readers import mean_values
 from mindllm.files import refuse_existing, whole_folder, write_json
 from mindllm.model import MindLLM
 from mindllm.score.tasks import TASKS, Score, score
@@ -72,32 +74,17 @@ def answer(
     done, total = 0, len(items) * len(CONDITIONS)
     for subject in sorted({item.subject for item in items}):
         own = [item for item in items if item.subject == subject]
-        scans = sorted({item.trials for item in own})
-        place = {trials: n for n, trials in enumerate(scans)}
-        values = np.stack([store.values(subject, list(trials)).mean(0) for trials in scans])
-        tokens = torch.cat([model.encode(some, store.space(subject)) for some in np.array_split(values, max(1, len(values) // 256))])  # fmt: skip
-        shown = store.trials(subject)["stimulus"].to_numpy()[[trials[0] for trials in scans]]
-        rows = {"brain": np.arange(len(scans)), "shuffled": elsewhere(shown, rng)}
-        for condition in CONDITIONS:
-            for start in range(0, len(own), batch_size):
-                some = own[start : start + batch_size]
-                read = (
-                    model.no_brain.expand(len(some), -1, -1)
-                    if condition == "no_brain"
-                    else tokens[rows[condition][[place[item.trials] for item in some]]]
-                )
-                texts = model.generate(read, [item.turns for item in some], **options)
-                said[condition] |= {item.key: text for item, text in zip(some, texts, strict=True)}
-                if condition == "brain":
-                    answered = [
-                        [*item.turns, {"role": "assistant", "content": text}]
-                        for item, text in zip(some, texts, strict=True)
-                    ]
-                    nats = model.evidence(read, answered).double().tolist()
-                    evidence |= {item.key: value for item, value in zip(some, nats, strict=True)}
-                done += len(some)
-                if advance:
-                    advance(done, total)
+        for condition, some, tokens in ready(model, store, own, batch_size, rng):
+            texts = model.generate(tokens, [item.turns for item in some], **options)
+            said[condition] |= {item.key: text for item, text in zip(some, texts, strict=True)}
+            if condition == "brain":
+                told = [[*item.turns, {"role": "assistant", "content": said["brain"][item.key]}] for item in some]
+                nats = model.evidence(tokens, told).double().tolist()
+                evidence |= {item.key: value for item, value in zip(some, nats, strict=True)}
+            done += len(some)
+            if advance:
+                advance(done, total)
+    meta = {"source": source, "task": task, "protocol": TASKS[task].source, "split": split, "subjects": chosen, "source_in_training": source in model.card["sources"] if "sources" in model.card else "unknown", "subjects_in_training": trained, "repeats": "averaged" if average else "single trials", "items": len(items), "seed": seed, "generate_options": {k: str(v) for k, v in options.items()}}  # fmt: skip
     references = {item.key: item.reference for item in items}
     with whole_folder(Path(out)) as folder:
         write_json(folder / "references.json", references)
@@ -105,9 +92,29 @@ def answer(
         for condition, given in said.items():
             write_json(folder / f"predictions-{condition}.json", given)
         found = {condition: score(given, references, task) for condition, given in said.items()}
-        meta = {"source": source, "task": task, "protocol": TASKS[task].source, "split": split, "subjects": chosen, "source_in_training": source in model.card["sources"] if "sources" in model.card else "unknown", "subjects_in_training": trained, "repeats": "averaged" if average else "single trials", "items": len(items), "seed": seed, "generate_options": {k: str(v) for k, v in options.items()}}  # fmt: skip
         write_json(folder / "scores.json", meta | {"scores": {c: s.values for c, s in found.items()}})
     return found
+
+
+def ready(
+    model: MindLLM, store: Store, items: Sequence[Item], batch_size: int, rng: np.random.Generator
+) -> Iterator[tuple[str, Sequence[Item], Tensor]]:
+    """One person's questions under every condition, a batch at a time, with the fMRI tokens (B, T, width) to ask about."""
+    subject = items[0].subject
+    scans = sorted({item.trials for item in items})
+    place = {trials: n for n, trials in enumerate(scans)}
+    parts = np.array_split(np.arange(len(scans)), max(1, len(scans) // 256))
+    values = (mean_values(store, subject, [np.array(scans[n]) for n in part]) for part in parts)
+    tokens = torch.cat([model.encode(some, store.space(subject)) for some in values])
+    shown = store.trials(subject)["stimulus"].to_numpy()[[trials[0] for trials in scans]]
+    rows = {"brain": np.arange(len(scans)), "shuffled": elsewhere(shown, rng)}
+    for condition in CONDITIONS:
+        for start in range(0, len(items), batch_size):
+            some = items[start : start + batch_size]
+            if condition == "no_brain":
+                yield condition, some, model.no_brain.expand(len(some), -1, -1)
+            else:
+                yield condition, some, tokens[rows[condition][[place[item.trials] for item in some]]]
 
 
 def collect(store: Store, source: str, subjects: Sequence[str], split: str, average: bool, task: str) -> list[Item]:

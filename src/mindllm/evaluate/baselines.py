@@ -3,8 +3,8 @@ and what knowing only a part of the truth would give.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,11 @@ class Meanings:
         self.of_candidates = vectors[[place[text] for text in candidates]]
         self.number = {text: i for i, text in enumerate(self.answers)}
 
+    @cache  # noqa: B019 - they live as long as an evaluation
+    def clusters(self, k: int, seed: int = 0) -> KMeans:
+        """The candidates in k clusters."""
+        return KMeans(k, n_init=10, random_state=seed).fit(self.of_candidates)
+
 
 def constant(task: Task, answers: Mapping[str, int], meanings: Meanings) -> Said:
     """The most frequent training answer, whatever the scan. Of equally frequent ones each stands in, the most central first."""
@@ -68,6 +73,12 @@ def most_frequent(answers: Mapping[str, int]) -> list[str]:
     return sorted(text for text, count in answers.items() if count == max(answers.values()))
 
 
+def need_people(store: Store, card: Mapping[str, Any], people: Iterable[str]) -> None:
+    """Raise Unavailable unless this is the store that the model of a card was trained on, with all these people in it."""
+    if card.get("store") != store.meta.get("name") or set(people) - set(store.subjects):
+        raise Unavailable(f"the trials that the model was trained on ({card.get('store')}) are not in this store")
+
+
 class TrainingTrials:
     """The trials that the model was trained on, where they are in this store: what the baselines learn from."""
 
@@ -75,8 +86,7 @@ class TrainingTrials:
         people = card.get("subjects")
         if not people:
             raise Unavailable("the model's card does not say whom it was trained on")
-        if card.get("store") != store.meta.get("name") or set(people) - set(store.subjects):
-            raise Unavailable(f"the trials that the model was trained on ({card.get('store')}) are not in this store")
+        need_people(store, card, people)
         self.store, self.people = store, list(people)
         trials = Trials(store, self.people, "train")
         known = set(card["stimuli"]) if "stimuli" in card else set(trials.table["stimulus"])
@@ -88,15 +98,15 @@ class TrainingTrials:
         if set(self.table["answer"]) - set(card.get("answers", {})):
             raise Unavailable("the answers in this store are not those that the model was trained on")
 
-    def features(self, encoder: Encoder, subject: str, groups: Groups, block: int = 256) -> np.ndarray:
+    def features(self, subject: str, groups: Groups, block: int = 256) -> np.ndarray:
         """(B, FIELDS): the activity under fixed Gaussian fields of 4 mm standard deviation, the same places in everybody."""
-        voxels = encoder.locate(self.store.space(subject))
+        voxels = self.fields.locate(self.store.space(subject))
         parts = [
             torch.from_numpy(mean_values(self.store, subject, groups[i : i + block]))
             for i in range(0, len(groups), block)
         ]
         with torch.no_grad():
-            return torch.cat([encoder.look(voxels, part) for part in parts]).numpy()
+            return torch.cat([self.fields.look(voxels, part) for part in parts]).numpy()
 
     @cached_property
     def fields(self) -> Encoder:
@@ -109,28 +119,23 @@ class TrainingTrials:
 
     def ridge(self, meanings: Meanings) -> Any:
         """Ridge regression from features to text vectors; its strength is chosen with people left out (stimuli, for one person)."""
-        x = np.concatenate(
-            [
-                self.features(self.fields, str(s), list(g["row"].to_numpy()[:, None]))
-                for s, g in self.table.groupby("subject", sort=False)
-            ]
-        )
-        table = self.table.loc[np.concatenate([g.index for _, g in self.table.groupby("subject", sort=False)])]
-        y = meanings.of_answers[[meanings.number[text] for text in table["answer"]]]
-        groups = table["subject" if len(self.people) > 1 else "stimulus"].to_numpy()
+        people = self.table.groupby("subject", sort=False)["row"]  # one person after the other, as in the table
+        x = np.concatenate([self.features(str(s), list(rows.to_numpy()[:, None])) for s, rows in people])
+        y = meanings.of_answers[[meanings.number[text] for text in self.table["answer"]]]
+        groups = self.table["subject" if len(self.people) > 1 else "stimulus"].to_numpy()
         folds = GroupKFold(min(5, len(set(groups))))
         search = GridSearchCV(make_pipeline(StandardScaler(), Ridge()), {"ridge__alpha": ALPHAS}, cv=folds)
         return search.fit(x, y, groups=groups)
 
     def read_ridge(self, fitted: Any, meanings: Meanings, subject: str, groups: Groups) -> Said:
         """Candidates by their likeness to the predicted vector; the text is the training answer that is most like it."""
-        predicted = fitted.predict(self.features(self.fields, subject, groups))
+        predicted = fitted.predict(self.features(subject, groups))
         best = (predicted @ meanings.of_answers.T).argmax(1)
         return Said(predicted @ meanings.of_candidates.T, [meanings.answers[i] for i in best])
 
     def read_nearest(self, task: Task, subject: str, groups: Groups) -> Said:
         """Candidates by the correlation of their training stimuli's mean pattern with the trial, on the voxels all share."""
-        kept = {name: self.shared(name, subject) for name in {*self.people, subject}}
+        kept = self.shared(subject)
         stimuli, place = np.unique(self.table["stimulus"].to_numpy(str), return_inverse=True)
         sums = np.zeros((len(stimuli), len(kept[subject])), np.float32)
         for name, part in self.table.groupby("subject"):
@@ -149,21 +154,20 @@ class TrainingTrials:
                 score[:, i] = near[:, about].max(1)
         return Said(score, [answer[i] for i in near.argmax(1)])
 
-    def shared(self, name: str, subject: str) -> np.ndarray:
-        """Which of a person's voxels the training people and `subject` all have, in one order."""
-        spaces = [self.store.space(s) for s in sorted({*self.people, subject})]
+    def shared(self, subject: str) -> dict[str, np.ndarray]:
+        """Person -> numbers of the voxels that the training people and `subject` all have, in one order."""
+        names = sorted({*self.people, subject})
+        spaces = [self.store.space(name) for name in names]
         first = spaces[0]
         if any(s.shape != first.shape or not np.allclose(s.affine, first.affine, atol=1e-3) for s in spaces):
             raise Unavailable("the people's voxels are not on one grid")
         flat = [np.ravel_multi_index(tuple(s.ijk.T), s.shape) for s in spaces]
-        common = flat[0]
-        for other in flat[1:]:
-            common = np.intersect1d(common, other)
+        common = reduce(np.intersect1d, flat)
         if len(common) < MIN_SHARED:
             raise Unavailable(f"the people share {len(common)} voxels, fewer than {MIN_SHARED}")
-        mine = np.ravel_multi_index(tuple(self.store.space(name).ijk.T), first.shape)
-        order = np.argsort(mine)
-        return order[np.searchsorted(mine[order], common)]
+        orders = [np.argsort(own) for own in flat]
+        places = [order[np.searchsorted(own[order], common)] for own, order in zip(flat, orders, strict=True)]
+        return dict(zip(names, places, strict=True))
 
 
 def standard(values: np.ndarray) -> np.ndarray:
@@ -175,7 +179,7 @@ def standard(values: np.ndarray) -> np.ndarray:
 
 def oracle(task: Task, stimuli: Sequence[str] | np.ndarray, meanings: Meanings, k: int, seed: int = 0) -> Said:
     """A reader that is told which of k clusters of answers is the true one, and says the training answer nearest to its centre."""
-    found = KMeans(k, n_init=10, random_state=seed).fit(meanings.of_candidates)
+    found = meanings.clusters(k, seed)
     inside = (found.labels_[:, None] == found.labels_).astype(float)  # (C, C)
     if len(meanings.answers):
         nearest = (found.cluster_centers_ @ meanings.of_answers.T).argmax(1)

@@ -4,7 +4,6 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from sklearn.cluster import KMeans
 
 from mindllm.data.store import Store
 from mindllm.evaluate.baselines import Meanings
@@ -67,7 +66,7 @@ def clustered(task: Task, meanings: Meanings, seed: int) -> tuple[list[str], np.
     k = min(MOST, len(task.candidates) // 3)
     if k < 2:
         return [], np.zeros(len(task.candidates), int), ""
-    found = KMeans(k, n_init=10, random_state=seed).fit(meanings.of_candidates)
+    found = meanings.clusters(k, seed)
     central = [task.candidates[i] for i in found.transform(meanings.of_candidates).argmin(0)]
     return (
         [f"like “{text}”" for text in central],

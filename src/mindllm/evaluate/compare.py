@@ -12,11 +12,12 @@ from mindllm.errors import InputError
 from mindllm.evaluate.conditions import METRICS
 from mindllm.evaluate.controls import Readings, Said, excess, judge, pool, tabulate
 from mindllm.evaluate.gather import own_seed
-from mindllm.evaluate.report import FORMAT, java_or_reason
+from mindllm.evaluate.report import FORMAT
 from mindllm.evaluate.scores import p_value, sign_flips
 from mindllm.evaluate.task import Task
 from mindllm.evaluate.texts import TEXT_METRICS, text_scores
 from mindllm.files import read_json
+from mindllm.score.captions import no_java
 
 WHAT = "a report (made by `mindllm evaluate`)"
 Key = tuple[str, int, str]
@@ -57,7 +58,7 @@ def compare(first: str | Path, second: str | Path, seed: int = 0) -> dict[str, A
         row(metric, rows["brain", metric], rows["other_model", metric]) | {"p_value": float(p[i])}
         for i, metric in enumerate(METRICS)
     ]
-    if java_or_reason() is None:
+    if no_java() is None:
         texts = {(r["condition"], r["metric"]): r for r in text_scores(people, task, seed)}  # everybody's come last
         out += [row(metric, texts["brain", metric], texts["other_model", metric]) for metric in TEXT_METRICS]
     return {"first": a.name, "second": b.name, "people": len(people), "trials": len(a.predictions), "candidates": len(a.candidates), "seed": seed, "rows": out}  # fmt: skip

@@ -17,6 +17,7 @@ from mindllm.evaluate.scores import (
     match_credit,
     mean_ranks,
     p_value,
+    people_means,
     people_p,
     permutation_means,
     rank_credit,
@@ -83,7 +84,7 @@ class Outcome:
 
     def mean(self, table: np.ndarray) -> np.ndarray:
         """(M,): the mean of people's means of (B, M)."""
-        return np.mean([table[self.people == person].mean(0) for person in np.unique(self.people)], axis=0)
+        return people_means(table, self.people).mean(0)
 
 
 def judge(
@@ -165,21 +166,17 @@ def tabulate(outcome: Outcome, candidates: int, *, resamples: int = RESAMPLES, s
         side.reshape(2, len(names), len(METRICS))
         for side in bootstrap_interval(both, outcome.answers, outcome.people, resamples=resamples, seed=seed)
     )
-    persons = np.unique(outcome.people)
+    persons = len(np.unique(outcome.people))
     rows = []
     for n, condition in enumerate(names):
         own = outcome.credit[condition]
         p = tested(outcome, condition, seed)
-        wide = (
-            people_p(np.stack([(brain - own)[outcome.people == s].mean(0) for s in persons]))
-            if len(persons) > 1
-            else None
-        )
+        wide = people_p(people_means(brain - own, outcome.people)) if persons > 1 else None
         mean, apart = outcome.mean(own), outcome.mean(brain - own)
         for m, (name, metric) in enumerate(METRICS.items()):
             row: dict[str, Any] = {"subject": outcome.subject, "condition": condition, "metric": name}
             row |= {"value": number(mean[m]), "ci_low": number(low[0, n, m]), "ci_high": number(high[0, n, m])}
-            row |= {"n": len(brain), "n_stimuli": len(np.unique(outcome.stimuli)), "n_people": len(persons)}
+            row |= {"n": len(brain), "n_stimuli": len(np.unique(outcome.stimuli)), "n_people": persons}
             row["chance"] = metric.chance(candidates)
             if condition != "brain" and row["value"] is not None and np.isfinite(apart[m]):
                 row |= {

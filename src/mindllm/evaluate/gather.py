@@ -2,9 +2,8 @@
 
 import logging
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ from rich.progress import Progress
 from mindllm.config import TrainConfig
 from mindllm.data.store import Store
 from mindllm.errors import InputError
-from mindllm.evaluate.baselines import Meanings, TrainingTrials, Unavailable, constant, oracle
+from mindllm.evaluate.baselines import Meanings, TrainingTrials, Unavailable, constant, need_people, oracle
 from mindllm.evaluate.controls import Readings, Said
-from mindllm.evaluate.readers import Advance, Reader, standing_in
+from mindllm.evaluate.readers import Reader, standing_in
 from mindllm.evaluate.task import Task
 from mindllm.model import MindLLM
+from mindllm.progress import counting, waiting
 from mindllm.train import train
 
 ORACLE = 8  # clusters of the oracle in the tables
@@ -27,13 +27,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Gathered:
-    """The readings of each person under each condition, why a condition is `missing`, and what else was needed on the way."""
+    """The readings of each person under each condition, and why a condition is `missing`."""
 
     people: list[Readings]
     reader: Reader
     meanings: Meanings
-    missing: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    missing: dict[str, str]
 
 
 def gather(
@@ -88,8 +87,7 @@ def gather(
     with waiting(progress, "baselines: ridge, nearest pattern"):
         missing |= add_baselines(said, store, task, card, meanings)
     people = [Readings(s, store.trials(s)["stimulus"].to_numpy()[rows], said[s]) for s, rows in task.rows.items()]
-    facts = {"oracle_clusters": ORACLE}
-    return Gathered(people, reader, meanings, missing, facts)
+    return Gathered(people, reader, meanings, missing)
 
 
 def read_everybody(reader: Reader, store: Store, task: Task, progress: Progress | None, words: str) -> dict[str, Said]:
@@ -140,8 +138,7 @@ def trained_on_shuffled_pairs(model: MindLLM, store: Store, folder: Path, progre
     if card.get("started_from"):
         raise Unavailable("the model's training began from another model, which has seen true pairs")
     people = sorted({*card["subjects"], *card.get("validation_subjects", [])})
-    if card.get("store") != store.meta.get("name") or set(people) - set(store.subjects):
-        raise Unavailable(f"the trials that the model was trained on ({card.get('store')}) are not in this store")
+    need_people(store, card, people)
     config = TrainConfig(**card["config"] | {"shuffle_pairs": True, "llm": model.llm.name})
     logger.info("training on shuffled pairs, as long as the model itself was trained, in %s", folder)
     return train(store, folder, config, subjects=people, resume=True, progress=progress).eval()
@@ -150,24 +147,3 @@ def trained_on_shuffled_pairs(model: MindLLM, store: Store, folder: Path, progre
 def own_seed(seed: int, subject: str) -> list[int]:
     """A subject's own random numbers: the same whoever is evaluated beside them."""
     return [seed, zlib.crc32(subject.encode())]
-
-
-@contextmanager
-def counting(progress: Progress | None, words: str, total: int) -> Iterator[Advance]:
-    """Yield a function that is told how many more trials were read, and moves a bar with the time left."""
-    task = progress.add_task(words, total=total) if progress else None
-
-    def advance(count: int) -> None:
-        if progress and task is not None:
-            progress.advance(task, count)
-
-    yield advance
-
-
-@contextmanager
-def waiting(progress: Progress | None, words: str) -> Iterator[None]:
-    """A bar without an end for what cannot be counted."""
-    task = progress.add_task(words, total=None) if progress else None
-    yield
-    if progress and task is not None:
-        progress.update(task, total=1, completed=1)

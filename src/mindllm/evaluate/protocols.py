@@ -8,13 +8,15 @@ import numpy as np
 from rich.progress import Progress
 
 from mindllm.data.store import Store
+from mindllm.evaluate.conditions import ALL
 from mindllm.evaluate.controls import Readings, Said, judge, pool, tabulate
-from mindllm.evaluate.gather import Gathered, counting, own_seed
-from mindllm.evaluate.readers import standing_in
+from mindllm.evaluate.gather import Gathered, own_seed
 from mindllm.evaluate.task import Task
 from mindllm.evaluate.texts import text_scores
+from mindllm.progress import counting
 
 SHOWN = ("brain", "shuffled", "no_brain")
+Rows = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -32,31 +34,38 @@ def protocols(
     store: Store,
     task: Task,
     gathered: Gathered,
+    rows: Rows,
+    texts: Rows,
     seed: int,
     progress: Progress | None,
-    java: bool,
 ) -> list[dict[str, Any]]:
-    """Each protocol with its rows of scores, everybody together; those that the data does not allow are not there."""
-    single = Part("single trials", "one scan of one trial", task, [slim(readings) for readings in gathered.people])
-    parts = [single, *sub_parts(model_card, store, single)]
+    """Each protocol with its rows of scores, everybody together; those that the data does not allow are not there.
+
+    rows, texts: the scores of all trials one by one, which are the first protocol; without `texts` no protocol has any.
+    """
+    single = Part("single trials", "one scan of one trial", task, gathered.people)
+    parts = [*sub_parts(model_card, store, single)]
     if averaged := average(store, task, gathered, progress):
         parts += [averaged, *sub_parts(model_card, store, averaged)]
-    out = []
-    for part in parts:
-        outcomes = [judge(r, part.task, seed=own_seed(seed, r.subject)) for r in part.people]
-        rows = tabulate(outcomes[0] if len(outcomes) == 1 else pool(outcomes), len(part.task.candidates), seed=seed)
-        texts = text_scores(part.people, part.task, seed) if java else []
-        out.append({
-            "name": part.name, "meaning": part.meaning, "people": len(part.people), "stimuli": len(part.task.stimuli),
-            "trials": sum(len(r.stimuli) for r in part.people), "candidates": len(part.task.candidates),
-            "rows": rows, "texts": [row for row in texts if row["subject"] == texts[-1]["subject"] and row["condition"] in SHOWN],
-        })  # fmt: skip
-    return out
+    return [described(single, rows, texts), *(scored(part, seed, bool(texts)) for part in parts)]
 
 
-def slim(readings: Readings) -> Readings:
-    """The brain and its main controls."""
-    return replace(readings, said={c: said for c, said in readings.said.items() if c in SHOWN})
+def scored(part: Part, seed: int, java: bool) -> dict[str, Any]:
+    """A protocol that is scored here."""
+    outcomes = [judge(r, part.task, seed=own_seed(seed, r.subject)) for r in part.people]
+    rows = tabulate(outcomes[0] if len(outcomes) == 1 else pool(outcomes), len(part.task.candidates), seed=seed)
+    return described(part, rows, text_scores(part.people, part.task, seed) if java else [])
+
+
+def described(part: Part, rows: Rows, texts: Rows) -> dict[str, Any]:
+    """A protocol as report.json keeps it: of its scores those of the brain and its main controls, everybody together."""
+    whose = ALL if len(part.people) > 1 else part.people[0].subject
+    kept = [[r for r in some if r["subject"] == whose and r["condition"] in SHOWN] for some in (rows, texts)]
+    return {
+        "name": part.name, "meaning": part.meaning, "people": len(part.people), "stimuli": len(part.task.stimuli),
+        "trials": sum(len(r.stimuli) for r in part.people), "candidates": len(part.task.candidates),
+        "rows": kept[0], "texts": kept[1],
+    }  # fmt: skip
 
 
 def sub_parts(card: Mapping[str, Any], store: Store, whole: Part) -> Iterator[Part]:
@@ -67,15 +76,15 @@ def sub_parts(card: Mapping[str, Any], store: Store, whole: Part) -> Iterator[Pa
             yield from part_of(
                 whole, f"{whole.name}, {name}", f"the stimuli of the set {name}", people, stimuli & set(members)
             )
-    for word, plural, known, present in (
-        ("people", "people", card.get("subjects"), people),
-        ("stimuli", "stimuli", card.get("stimuli"), sorted(stimuli)),
+    for word, known, present in (
+        ("people", card.get("subjects"), people),
+        ("stimuli", card.get("stimuli"), sorted(stimuli)),
     ):
         seen = set(known or []) & set(present)
         if known is not None and 0 < len(seen) < len(present):
             for state, some in (("seen in training", seen), ("new", set(present) - seen)):
                 who, what = (sorted(some), stimuli) if word == "people" else (people, some)
-                yield from part_of(whole, f"{whole.name}, {plural} {state}", f"{plural} {state}", who, what)
+                yield from part_of(whole, f"{whole.name}, {word} {state}", f"{word} {state}", who, what)
 
 
 def part_of(whole: Part, name: str, meaning: str, subjects: Sequence[str], stimuli: set[str]) -> Iterator[Part]:
@@ -128,8 +137,8 @@ def average(store: Store, task: Task, gathered: Gathered, progress: Progress | N
     with counting(progress, "reading averaged repeats", sum(map(len, groups.values()))) as advance:
         for subject, some in groups.items():
             brain = gathered.reader.scans(store, subject, some, advance)
-            said = {"brain": brain, "shuffled": standing_in(brain, [], np.zeros(len(some)))["shuffled"]}
-            said["no_brain"] = gathered.reader.no_brain.for_all(len(some))
+            none = gathered.reader.no_brain
+            said = {"brain": brain, "shuffled": brain.for_all(len(some)), "no_brain": none.for_all(len(some))}
             people.append(Readings(subject, stimuli[subject], said))
     firsts = {subject: np.array([group[0] for group in some]) for subject, some in groups.items()}
     return Part(

@@ -1,7 +1,7 @@
 """Letting a model read: real scans one by one or averaged over repeats, no scan, no tokens, zeros and noise."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ from mindllm.errors import InputError
 from mindllm.evaluate.controls import Said
 from mindllm.evaluate.task import Task
 from mindllm.model import MindLLM
+from mindllm.progress import Advance
 from mindllm.prompt import Prompter
 
 NOISES = 4  # scans of noise per person
-Advance = Callable[[int], None]
 
 
 class Reader:
@@ -25,9 +25,9 @@ class Reader:
         self, model: MindLLM, task: Task, batch_size: int = 16, options: Mapping[str, Any] | None = None
     ) -> None:
         self.model, self.task, self.batch_size, self.options = model, task, batch_size, dict(options or {})
+        self.blind: np.ndarray | None = None  # (C,) what it says of the candidates without a scan: read first
         self.no_brain = self.read(model.no_brain[None], "the mean fMRI token")
-        assert self.no_brain.likelihood is not None
-        self.blind: np.ndarray = self.no_brain.likelihood[0]
+        self.blind = self.no_brain.blind
 
     def scans(
         self,
@@ -63,7 +63,7 @@ class Reader:
             if advance:
                 advance(len(some))
         found = finite(np.concatenate(likelihood), where)
-        return Said(found, texts, getattr(self, "blind", found[0]))
+        return Said(found, texts, found[0] if self.blind is None else self.blind)
 
     def question_only(self) -> Said:
         """What the language model says to the question alone: the prompt without any place for a scan."""

@@ -4,14 +4,14 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from rich.console import Console, Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from mindllm.data.store import Store
 from mindllm.errors import InputError
@@ -19,9 +19,9 @@ from mindllm.evaluate.ablation import ablation
 from mindllm.evaluate.categories import confusion
 from mindllm.evaluate.ceiling import noise_ceiling
 from mindllm.evaluate.conditions import ALL
-from mindllm.evaluate.controls import Readings, judge, pool, tabulate
+from mindllm.evaluate.controls import Said, judge, pool, tabulate
 from mindllm.evaluate.evidence import calibration
-from mindllm.evaluate.gather import Gathered, gather, own_seed, waiting
+from mindllm.evaluate.gather import ORACLE, Gathered, gather, own_seed
 from mindllm.evaluate.page import as_html, as_markdown, as_table
 from mindllm.evaluate.protocols import protocols
 from mindllm.evaluate.record import describe, predict
@@ -30,9 +30,11 @@ from mindllm.evaluate.texts import text_scores
 from mindllm.evaluate.verdict import verdict
 from mindllm.files import whole_file, write_json
 from mindllm.model import MindLLM
-from mindllm.score.captions import need_java
+from mindllm.progress import bars, waiting
+from mindllm.score.captions import no_java
 
 FORMAT = 2
+Controls = Literal["standard", "full"]
 PAIRS = "shuffled-pairs"  # the folder of the model trained on them, within the report's
 
 
@@ -94,7 +96,7 @@ def evaluate(
     *,
     split: str | None = None,
     question: str | None = None,
-    controls: Literal["standard", "full"] = "standard",
+    controls: Controls = "standard",
     batch_size: int = 16,
     seed: int = 0,
     progress: Progress | bool | None = None,
@@ -110,49 +112,20 @@ def evaluate(
     Raises InputError where there is nothing fair to evaluate, a stimulus has no answer, or the model says NaN.
     """
     started, begun = datetime.now(UTC), time.monotonic()
-    if controls not in ("standard", "full"):
-        raise InputError(f"controls={controls!r}: expected standard or full.")
+    check_controls(controls)
     if controls == "full" and out is None:
         raise InputError("controls=full trains a model on shuffled pairs; give a folder `out` for it.")
     task = choose_task(store, model.card, subjects, split, question, model.ask()[0]["content"])
-    training = model.training
-    model.eval()
-    try:
-        with bars(progress) as shown:
-            folder = Path(str(out)) / PAIRS if controls == "full" else None
-            found = gather(
-                model,
-                store,
-                task,
-                pairs_folder=folder,
-                batch_size=batch_size,
-                options=options,
-                seed=seed,
-                progress=shown,
-            )
-            outcomes = [judge(r, task, seed=own_seed(seed, r.subject)) for r in found.people]
-            rows = [row for o in [*outcomes, pool(outcomes)] for row in tabulate(o, len(task.candidates), seed=seed)]
-            without_java = java_or_reason()
-            with waiting(shown, "text scores"):
-                texts = for_all(text_scores(found.people, task, seed)) if without_java is None else []
-            parts = protocols(model.card, store, task, found, seed, shown, without_java is None)
-            predictions = [p for r in found.people for p in predict(store, task, found.reader, r)]
-            without = ablation(found.reader, store, task, found.people, seed, shown) if controls == "full" else None
-    finally:
-        model.train(training)
-    meta = describe(model, store, task, found.people, model_name, seed, batch_size, options)
-    ceilings = {s: ceiling for s in task.rows if (ceiling := noise_ceiling(store, task, s))}
-    meta |= found.facts | {
-        "missing": found.missing,
-        "no_text_scores": without_java,
-        "controls": controls,
-        "noise_ceiling": ceilings,
-    }
-    meta |= {"calibration": calibration(predictions), "ablation": without}
-    meta["confusion"] = confusion(store, task, found.people, found.meanings, seed)
+    folder = Path(str(out)) / PAIRS if controls == "full" else None
+    with as_in_use(model), choose_bars(progress) as shown:
+        found = gather(
+            model, store, task, pairs_folder=folder, batch_size=batch_size, options=options, seed=seed, progress=shown
+        )
+        report = measure(store, task, found, controls, seed, shown)
+    meta = describe(model, store, task, found.people, model_name, seed, batch_size, options) | report.meta
     meta |= {"time": started.isoformat(timespec="seconds"), "seconds": round(time.monotonic() - begun, 1)}
-    meta["verdict"] = verdict(rows, texts, meta)
-    report = Report(rows, texts, parts, predictions, meta, matrices(found, task))
+    meta["verdict"] = verdict(report.rows, report.texts, meta)
+    report = replace(report, meta=meta)
     if out is not None:
         if pictures:
             from mindllm.evaluate.pictures import draw  # nilearn and matplotlib are slow to import
@@ -164,15 +137,56 @@ def evaluate(
     return report
 
 
-def matrices(found: Gathered, task: Task) -> dict[str, np.ndarray]:
+def check_controls(controls: str) -> None:
+    """Raise InputError unless there are such controls; a command asks before it loads the model."""
+    if controls not in get_args(Controls):
+        raise InputError(f"controls={controls!r}: expected {' or '.join(get_args(Controls))}.")
+
+
+@contextmanager
+def as_in_use(model: MindLLM) -> Iterator[None]:
+    """Without dropout, until the block ends."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def measure(
+    store: Store, task: Task, found: Gathered, controls: Controls, seed: int, progress: Progress | None
+) -> Report:
+    """Score what was said, and what of it can be known only by reading more; `meta` holds these findings alone."""
+    card, people = found.reader.model.card, found.people
+    outcomes = [judge(r, task, seed=own_seed(seed, r.subject)) for r in people]
+    rows = [row for o in [*outcomes, pool(outcomes)] for row in tabulate(o, len(task.candidates), seed=seed)]
+    without_java = no_java()
+    with waiting(progress, "text scores"):
+        texts = for_all(text_scores(people, task, seed)) if without_java is None else []
+    parts = protocols(card, store, task, found, rows, texts, seed, progress)
+    predictions = [p for r in people for p in predict(store, task, found.reader, r)]
+    meta = {
+        "oracle_clusters": ORACLE,
+        "missing": found.missing,
+        "no_text_scores": without_java,
+        "controls": controls,
+        "noise_ceiling": {s: ceiling for s in task.rows if (ceiling := noise_ceiling(store, task, s))},
+        "calibration": calibration(predictions),
+        "ablation": ablation(found.reader, store, task, people, seed, progress) if controls == "full" else None,
+        "confusion": confusion(store, task, people, found.meanings, seed),
+    }
+    return Report(rows, texts, parts, predictions, meta, matrices(found))
+
+
+def matrices(found: Gathered) -> dict[str, np.ndarray]:
     """The likelihoods that are kept: of each person's trials, and without a brain."""
 
-    def kept(readings: Readings) -> np.ndarray:
-        likelihood = readings.said["brain"].likelihood
-        assert likelihood is not None
-        return likelihood.astype(np.float32)
+    def kept(said: Said) -> np.ndarray:
+        assert said.likelihood is not None
+        return said.likelihood.astype(np.float32)
 
-    return {r.subject: kept(r) for r in found.people} | {"no_brain": found.reader.blind.astype(np.float32)}
+    return {r.subject: kept(r.said["brain"]) for r in found.people} | {"no_brain": kept(found.reader.no_brain)[0]}
 
 
 def for_all(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -180,26 +194,13 @@ def for_all(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows if any(row["subject"] == ALL for row in rows) else [*rows, *({**row, "subject": ALL} for row in rows)]
 
 
-def java_or_reason() -> str | None:
-    """Why the text scores are left out, or None."""
-    try:
-        need_java()
-    except InputError as error:
-        return str(error)
-    return None
-
-
 @contextmanager
-def bars(progress: Progress | bool | None) -> Iterator[Progress | None]:
+def choose_bars(progress: Progress | bool | None) -> Iterator[Progress | None]:
     """The bars to draw on: those given, own ones, or none."""
     if isinstance(progress, Progress):
         yield progress
     elif progress is False:
         yield None
     else:
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=Console(stderr=True), transient=True) as own:
+        with bars(Console(stderr=True), transient=True) as own:
             yield own

@@ -86,6 +86,11 @@ def rank(scores: np.ndarray, true: np.ndarray) -> np.ndarray:
     return mean_ranks(scores)[np.arange(len(scores)), true]
 
 
+def people_means(values: np.ndarray, people: np.ndarray) -> np.ndarray:
+    """(S, M): each person's mean of values (B, M), for people (B,) in sorted order."""
+    return np.stack([values[people == person].mean(0) for person in np.unique(people)])
+
+
 def mean(sums: np.ndarray, trials: np.ndarray) -> np.ndarray:
     """(R, M): sums (R, M) over trials (R,), each."""
     return sums / trials[:, None]

@@ -7,7 +7,7 @@ from typing import Any
 
 from mindllm.evaluate.conditions import ALL, CONDITIONS
 from mindllm.evaluate.method import method
-from mindllm.evaluate.tables import Cell, Numbers, Section, Table
+from mindllm.evaluate.tables import Cell, Numbers, Section, Table, interval
 from mindllm.evaluate.texts import TEXT_METRICS
 from mindllm.evaluate.verdict import find, percent
 
@@ -83,7 +83,7 @@ class Builder(Numbers):
                 ["No stimulus was shown twice to one person, so a noise ceiling cannot be estimated from this data."],
             )
         lines = [
-            ("", [Cell(s), Cell(f"{c['repeats']:.1f}"), Cell(percent(c["explainable_median"])), Cell(percent(c["reliable_voxels"])), Cell(percent(c["own_repeats_top1"]), f"{100 * c['ci_low']:.1f} – {100 * c['ci_high']:.1f}")])
+            ("", [Cell(s), Cell(f"{c['repeats']:.1f}"), Cell(percent(c["explainable_median"])), Cell(percent(c["reliable_voxels"])), Cell(percent(c["own_repeats_top1"]), interval(c))])
             for s, c in people.items()
         ]  # fmt: skip
         head = [

@@ -46,6 +46,19 @@ class Section:
     folded: bool = False
 
 
+def interval(row: Mapping[str, Any], scale: float = 100) -> str:
+    """Both ends of the interval of a score."""
+    return f"{scale * row['ci_low']:.1f} – {scale * row['ci_high']:.1f}"
+
+
+def share_cell(row: Mapping[str, Any], bar: bool = False) -> Cell:
+    """A share as a percentage with its interval; a dash where it does not apply."""
+    if row["value"] is None:
+        return Cell("–")
+    ends = (row["value"], row["ci_low"], row["ci_high"], row["chance"])
+    return Cell(percent(row["value"]), interval(row), ends if bar else None)
+
+
 @dataclass
 class Numbers:
     """The sections of scores, from report.json's content."""
@@ -59,12 +72,9 @@ class Numbers:
         self.people = list(self.meta["subjects"])
 
     def score_cell(self, metric: str, condition: str, subject: str | None = None) -> Cell:
-        """A value with its interval."""
+        """A value with its interval and its bar."""
         row = next(iter(found(self.rows, metric, condition, subject)), None)
-        if row is None or row["value"] is None:
-            return Cell("–")
-        bar = (row["value"], row["ci_low"], row["ci_high"], row["chance"])
-        return Cell(percent(row["value"]), f"{100 * row['ci_low']:.1f} – {100 * row['ci_high']:.1f}", bar)
+        return Cell("–") if row is None else share_cell(row, bar=True)
 
     def p_cell(self, condition: str, metric: str = "identification_top1", subject: str | None = None) -> Cell:
         """How sure it is that the brain is above a condition."""
@@ -124,7 +134,7 @@ class Numbers:
             for metric in TEXT_METRICS:
                 row = find(rows, metric, c)
                 worse = "" if c == "brain" or CONDITIONS[c].kind == "reference" or row["difference_low"] > 0 else " ≈"
-                cells.append(Cell(f"{row['value']:.2f}{worse}", f"{row['ci_low']:.1f} – {row['ci_high']:.1f}"))
+                cells.append(Cell(f"{row['value']:.2f}{worse}", interval(row, 1)))
             lines.append((c, cells))
         caption = "BLEU, METEOR, ROUGE-L and CIDEr of the free-running text as pycocoevalcap computes them, against all accepted answers; 95 % interval. ≈: the brain is not above this condition (the interval of the paired difference reaches 0)."
         return Section("Text scores", (), [Table(caption, [Cell("Condition"), *map(Cell, TEXT_METRICS)], [lines])])
@@ -143,11 +153,7 @@ class Numbers:
                 ]
                 for metric in MAIN_METRICS:
                     row = next(r for r in part["rows"] if (r["metric"], r["condition"]) == (metric, c))
-                    cells.append(
-                        Cell("–")
-                        if row["value"] is None
-                        else Cell(percent(row["value"]), f"{100 * row['ci_low']:.1f} – {100 * row['ci_high']:.1f}")
-                    )
+                    cells.append(share_cell(row))
                 for metric in ("BLEU-4", "CIDEr"):
                     text = [r for r in part["texts"] if (r["metric"], r["condition"]) == (metric, c)]
                     cells.append(Cell(f"{text[0]['value']:.2f}" if text else "–"))

@@ -10,7 +10,7 @@ from mindllm.evaluate.conditions import ALL, CONDITIONS
 from mindllm.evaluate.controls import RESAMPLES, Readings, Said
 from mindllm.evaluate.scores import bootstrap_interval
 from mindllm.evaluate.task import Task
-from mindllm.score.captions import scorers, tokenize
+from mindllm.score.captions import lines_scores, tokenize
 
 TEXT_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 MEANS = TEXT_METRICS[4:]  # the mean of what each text earns; METEOR's official value weighs texts by their length
@@ -64,7 +64,7 @@ def measure(
     keys = [(i, d) for i, some in enumerate(said) for d in range(len(some))]
     given = {f"{i}#{d}": [lines[said[i][d]]] for i, d in keys}
     wanted = {f"{i}#{d}": [lines[text] for text in right[i]] for i, d in keys}
-    total, each = scorers().score(given, wanted)
+    total, each = lines_scores(given, wanted)
     table = np.zeros((len(said), COLUMNS))
     bleu = BleuScorer(n=4)
     for key in given:

@@ -48,17 +48,17 @@ def java() -> Iterator[None]:
             os.environ["LC_ALL"] = before
 
 
-def need_java() -> None:
-    """Raise InputError where there is no Java, naming what needs it."""
-    if shutil.which("java") is None:
-        raise InputError(
-            f"{', '.join(METRICS)} need Java (for the PTB tokenizer, on whose tokens all are computed, METEOR and SPICE), and there is none on the PATH. Install a Java runtime, e.g. `apt install default-jre-headless` or `conda install openjdk`."
-        )
+def no_java() -> str | None:
+    """What cannot be had where there is no Java, and how to get one; None where there is one."""
+    if shutil.which("java") is not None:
+        return None
+    return f"{', '.join(METRICS)} need Java (for the PTB tokenizer, on whose tokens all are computed, METEOR and SPICE), and there is none on the PATH. Install a Java runtime, e.g. `apt install default-jre-headless` or `conda install openjdk`."
 
 
 def tokenize(texts: Texts) -> dict[str, list[str]]:
     """Lower-case PTB tokens without punctuation, each text as one line. A text stays one, whatever line breaks are in it."""
-    need_java()
+    if missing := no_java():
+        raise InputError(missing)
     flat = {key: [{"caption": " ".join(text.split())} for text in some] for key, some in texts.items()}
     try:
         with java():
@@ -79,7 +79,7 @@ def caption_scores(predictions: Mapping[str, str], references: Texts) -> tuple[d
     said = tokenize({key: [predictions[key]] for key in keys})
     if right.keys() != said.keys() or any(len(right[key]) != len(references[key]) for key in keys):
         raise AssertionError("a text was lost in tokenization")
-    total, each = scorers().score(said, right)
+    total, each = lines_scores(said, right)
     if spice_is_here():
         from pycocoevalcap.spice.spice import Spice
 
@@ -99,10 +99,10 @@ class QuickMeteor(Meteor):
         self.known: dict[tuple[str, ...], str] = {}
 
     def compute_score(self, right: Texts, said: Texts) -> tuple[float, list[float]]:
-        pairs = {(said[key][0], *right[key]) for key in said} - self.known.keys()
-        writer = threading.Thread(target=self.send, args=(sorted(pairs),))
+        pairs = sorted({(said[key][0], *right[key]) for key in said} - self.known.keys())
+        writer = threading.Thread(target=self.send, args=(pairs,))
         writer.start()
-        self.known |= {pair: self.meteor_p.stdout.readline().decode().strip() for pair in sorted(pairs)}
+        self.known |= {pair: self.meteor_p.stdout.readline().decode().strip() for pair in pairs}
         writer.join()
         return super().compute_score(right, said)
 
@@ -121,31 +121,25 @@ class QuickMeteor(Meteor):
         return text.replace("|||", "").replace("  ", " ")
 
 
-class Scorers:
-    """The scorers, but SPICE."""
-
-    def __init__(self) -> None:
-        self.meteor = QuickMeteor()
-
-    def score(self, said: Texts, right: Texts) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Scores from 0 to 1 of tokenized texts (one per key), of the whole and of each."""
-        total: dict[str, float] = {}
-        each: dict[str, np.ndarray] = {}
-        with contextlib.redirect_stdout(io.StringIO()):  # the scorers print
-            bleu, bleus = Bleu(4).compute_score(right, said, verbose=0)
-            for n in range(4):
-                total[f"BLEU-{n + 1}"], each[f"BLEU-{n + 1}"] = bleu[n], np.array(bleus[n])
-            total["METEOR"], meteors = self.meteor.compute_score(right, said)
-            each["METEOR"] = np.array(meteors)
-            total["ROUGE-L"], each["ROUGE-L"] = Rouge().compute_score(right, said)
-            total["CIDEr"], each["CIDEr"] = Cider().compute_score(right, said)
-        return total, each
-
-
 @cache
-def scorers() -> Scorers:
-    """The scorers of this process: METEOR's program takes seconds to begin, and serves until the end."""
-    return Scorers()
+def meteor() -> QuickMeteor:
+    """METEOR's program of this process: it takes seconds to begin, and serves until the end."""
+    return QuickMeteor()
+
+
+def lines_scores(said: Texts, right: Texts) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """All scores but SPICE, from 0 to 1, of tokenized texts (one per key): of the whole and of each."""
+    total: dict[str, float] = {}
+    each: dict[str, np.ndarray] = {}
+    with contextlib.redirect_stdout(io.StringIO()):  # the scorers print
+        bleu, bleus = Bleu(4).compute_score(right, said, verbose=0)
+        for n in range(4):
+            total[f"BLEU-{n + 1}"], each[f"BLEU-{n + 1}"] = bleu[n], np.array(bleus[n])
+        total["METEOR"], meteors = meteor().compute_score(right, said)
+        each["METEOR"] = np.array(meteors)
+        total["ROUGE-L"], each["ROUGE-L"] = Rouge().compute_score(right, said)
+        total["CIDEr"], each["CIDEr"] = Cider().compute_score(right, said)
+    return total, each
 
 
 def spice_is_here() -> bool:

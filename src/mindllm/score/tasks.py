@@ -12,7 +12,7 @@ import numpy as np
 from mindllm.errors import InputError
 from mindllm.score import answers
 from mindllm.score.boxes import grounding
-from mindllm.score.captions import METRICS, caption_scores, need_java
+from mindllm.score.captions import METRICS, caption_scores, no_java
 
 Each = dict[str, np.ndarray]
 logger = logging.getLogger(__name__)
@@ -96,10 +96,8 @@ def per_type(said: dict[str, str], right: dict[str, Any]) -> tuple[dict[str, flo
 
 def where_java(said: dict[str, str], right: dict[str, list[str]]) -> tuple[dict[str, float], Each]:
     """Caption scores beside others: left out, saying so, where there is no Java."""
-    try:
-        need_java()
-    except InputError as error:
-        logger.warning("left out: %s. %s", ", ".join(METRICS), error)
+    if missing := no_java():
+        logger.warning("left out: %s. %s", ", ".join(METRICS), missing)
         return {}, {}
     return caption_scores(said, right)
 

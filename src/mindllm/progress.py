@@ -1,0 +1,39 @@
+"""Progress bars: how they look, and how work that may have none tells them what is done."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Advance = Callable[[int], None]
+
+
+def bars(console: Console, transient: bool = False) -> Progress:
+    """Bars with counts, time gone and time left; `transient` ones vanish at the end."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    return Progress(*columns, console=console, transient=transient)
+
+
+@contextmanager
+def counting(progress: Progress | None, words: str, total: int) -> Iterator[Advance]:
+    """Yield a function that is told how many more of `total` are done, and moves a bar with the time left."""
+    task = progress.add_task(words, total=total) if progress else None
+
+    def advance(count: int) -> None:
+        if progress and task is not None:
+            progress.advance(task, count)
+
+    yield advance
+
+
+@contextmanager
+def waiting(progress: Progress | None, words: str) -> Iterator[None]:
+    """A bar without an end for what cannot be counted."""
+    task = progress.add_task(words, total=None) if progress else None
+    yield
+    if progress and task is not None:
+        progress.update(task, total=1, completed=1)
