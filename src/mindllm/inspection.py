@@ -17,6 +17,7 @@ from mindllm.explain.figures import brain_slices, count_bars, voxel_picture
 from mindllm.files import whole_folder
 from mindllm.instructions import summary
 from mindllm.normalization import MIN_TRIALS
+from mindllm.progress import counting
 
 SAMPLE = 256  # trials read per person
 PAIRS = 400  # pairs of trials compared per person
@@ -48,24 +49,20 @@ class Inspection:
 def inspect(store: Store, seed: int = 0, progress: Progress | None = None) -> Inspection:
     """Look through a store: all tables, a sample of the betas, some conversations of each source."""
     rng = np.random.default_rng(seed)
-    task = progress.add_task("looking through", total=len(store.subjects)) if progress else None
     rows, parts, checks = [], [], []
-    for subject in store.subjects:
-        if progress and task is not None:
-            progress.update(task, description=f"looking through {subject}")
-        rows.append(count(store, subject))
-        space = store.space(subject)
-        parts += [
-            {"subject": subject, "parcellation": p, "regions": len(np.setdiff1d(r, 0)), "voxels in a region": f"{(r > 0).mean():.0%}"}
-            for p, r in space.regions.items()
-        ]  # fmt: skip
-        checks += [
-            *check_places(store, subject),
-            *check_betas(store, subject, rng),
-            *check_repeats(store, subject, rng),
-        ]
-        if progress and task is not None:
-            progress.advance(task)
+    with counting(progress, "looking through", len(store.subjects)) as advance:
+        for subject in store.subjects:
+            advance(0, f"looking through {subject}")
+            rows.append(count(store, subject))
+            space = store.space(subject)
+            parts += [
+                {"subject": subject, "parcellation": p, "regions": len(np.setdiff1d(r, 0)), "voxels in a region": f"{(r > 0).mean():.0%}"}
+                for p, r in space.regions.items()
+            ]  # fmt: skip
+            checks += [
+                *check_places(store, subject), *check_betas(store, subject, rng), *check_repeats(store, subject, rng),
+            ]  # fmt: skip
+            advance(1)
     checks += [check_leak(store), check_text(store)]
     meta = store.meta
     about = {

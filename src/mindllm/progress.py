@@ -1,12 +1,17 @@
 """Progress bars: how they look, and how work that may have none tells them what is done."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    """Is told how many more are done and, where that is worth saying, what is being done now."""
+
+    def __call__(self, count: int, words: str | None = None, /) -> None: ...
 
 
 def bars(console: Console, transient: bool = False) -> Progress:
@@ -19,13 +24,13 @@ def bars(console: Console, transient: bool = False) -> Progress:
 
 
 @contextmanager
-def counting(progress: Progress | None, words: str, total: int) -> Iterator[Advance]:
+def counting(progress: Progress | None, words: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Yield a function that is told how many more of `total` are done, and moves a bar with the time left."""
-    task = progress.add_task(words, total=total) if progress else None
+    task = progress.add_task(words, total=total, completed=done) if progress else None
 
-    def advance(count: int) -> None:
+    def advance(count: int, words: str | None = None) -> None:
         if progress and task is not None:
-            progress.advance(task, count)
+            progress.update(task, advance=count, description=words)
 
     yield advance
 

@@ -1,6 +1,6 @@
 """What sentences mean, as vectors: a sentence encoder from the hub, a folder, or the package that carries it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,13 +10,14 @@ from transformers import AutoModel, AutoTokenizer
 
 from mindllm.errors import InputError
 from mindllm.hub import SENTENCES, locate, missing
+from mindllm.progress import Advance
 
 MAX_TOKENS = 256  # what the default encoder was trained to read
 
 
 @torch.no_grad()
 def embed(
-    texts: Sequence[str], name: str = SENTENCES, batch_size: int = 64, advance: Callable[[int], None] | None = None
+    texts: Sequence[str], name: str = SENTENCES, batch_size: int = 64, advance: Advance | None = None
 ) -> np.ndarray:
     """Unit vectors (texts, width) float32: the encoder's last layer, averaged over the tokens of each text.
 

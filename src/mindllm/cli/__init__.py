@@ -9,13 +9,14 @@ import typer
 from rich.logging import RichHandler
 
 import mindllm
-from mindllm.cli import models, prepare, scores
+from mindllm.cli import models, prepare, scores, stores
 from mindllm.cli.common import errors
 from mindllm.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(models.app)
 app.add_typer(scores.app)
+app.add_typer(stores.app)
 app.add_typer(prepare.app, name="prepare")
 
 

@@ -14,6 +14,18 @@ ModelFolder = Annotated[Path, typer.Argument(help="A model folder.")]
 StoreFolder = Annotated[Path, typer.Argument(help="A prepared store.")]
 NewModel = Annotated[Path, typer.Option(help="The model folder to write.")]
 Subjects = Annotated[str | None, typer.Option(help="Comma-separated, e.g. sub-01,sub-02. Default: all.")]
+SplitName = Annotated[
+    str | None,
+    typer.Option(
+        "--split-name", help="A split made by `mindllm split`. Default: as prepared, or as the model was trained."
+    ),
+]
+Workers = Annotated[int, typer.Option(min=1, help="Sessions read at once, each by a process of its own.")]
+Dask = Annotated[
+    str | None, typer.Option(help="Address of a dask scheduler, whose workers see the same files, to read on.")
+]
+StoredAs = Annotated[str, typer.Option(help="How betas are stored: float32 or float16.")]
+NewStore = Annotated[Path, typer.Option(help="The store to write.")]
 LlmPlace = Annotated[
     str | None, typer.Option(help="Where the language model stands, if not under the model's name for it.")
 ]

@@ -16,6 +16,7 @@ from mindllm.cli.common import (
     ModelFolder,
     NewModel,
     Seed,
+    SplitName,
     StoreFolder,
     Subjects,
     bars,
@@ -80,6 +81,7 @@ def train(
         Path | None, typer.Option(help="YAML or JSON file of training options; see `mindllm config`.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the experiment repeatable.")] = None,
+    split_name: SplitName = None,
     start: Annotated[
         str | None, typer.Option(help="A model folder to train further, with its own encoder, instead of a new one.")
     ] = None,
@@ -100,7 +102,9 @@ def train(
     given = {name: value for name, value in options if value is not None}
     settings = read_config(config, given)
     with bars() as progress:
-        training.train(Store(store), out, settings, subjects=listed(subjects), resume=resume, progress=progress)
+        training.train(
+            Store(store, split_name), out, settings, subjects=listed(subjects), resume=resume, progress=progress
+        )
     console.print(f"{out}: trained; curves in {out / 'training.png'}")
 
 

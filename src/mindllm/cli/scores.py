@@ -13,6 +13,7 @@ from mindllm.cli.common import (
     MaxNewTokens,
     ModelFolder,
     Seed,
+    SplitName,
     StoreFolder,
     Subjects,
     bars,
@@ -44,6 +45,7 @@ def evaluate(
     split: Annotated[
         str | None, typer.Option(help="Which trials. Default: test; of people never trained on that have none, all.")
     ] = None,
+    split_name: SplitName = None,
     controls: Annotated[
         str,
         typer.Option(
@@ -59,15 +61,15 @@ def evaluate(
     from mindllm.data.store import Store
     from mindllm.evaluate.report import check_controls
     from mindllm.evaluate.report import evaluate as run
+    from mindllm.evaluate.task import open_store
 
-    data = Store(store)  # before the language model is loaded, which takes a while
-    data.choose(listed(subjects))
+    Store(store, split_name).choose(listed(subjects))  # before the language model is loaded, which takes a while
     check_controls(controls)
     loaded = load(model, llm=llm)
     with bars() as progress:
         report = run(
             loaded,
-            data,
+            open_store(store, loaded.card, split_name),
             listed(subjects),
             out,
             split=split,
@@ -127,6 +129,7 @@ def answer(
     out: Annotated[Path, typer.Option(help="Folder to write: predictions, references, scores.json.")],
     subjects: Subjects = None,
     split: Annotated[str, typer.Option(help="Which trials.")] = "test",
+    split_name: SplitName = None,
     average: Annotated[bool, typer.Option("--average", help="One scan per stimulus: the mean of its repeats.")] = False,
     task: Annotated[
         str | None, typer.Option(help="How to score; see `score`. Default: as the source is scored.")
@@ -143,13 +146,14 @@ def answer(
     from mindllm.data.store import Store
     from mindllm.evaluate.answer import CONDITIONS, as_frame
     from mindllm.evaluate.answer import answer as run
+    from mindllm.evaluate.task import open_store
 
-    data = Store(store)
+    Store(store, split_name)  # before the language model is loaded, which takes a while
     loaded = load(model, llm=llm)
     with bars() as progress:
         bar = progress.add_task("answering", total=None)
         found = run(
-            loaded, data, source, out, subjects=listed(subjects), split=split, average=average, task=task,
+            loaded, open_store(store, loaded.card, split_name), source, out, subjects=listed(subjects), split=split, average=average, task=task,
             batch_size=batch_size, seed=seed, max_new_tokens=max_new_tokens,
             advance=lambda done, total: progress.update(bar, completed=done, total=total),
         )  # fmt: skip

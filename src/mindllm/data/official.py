@@ -7,11 +7,10 @@ Source: github.com/Graph-and-Geometric-Learning/MindLLM, src/dataset.py.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
@@ -22,6 +21,7 @@ from mindllm.data.splits import check_splits, draw_validation
 from mindllm.data.store import Store, StoreWriter
 from mindllm.errors import InputError
 from mindllm.files import refuse_existing
+from mindllm.progress import Advance, counting
 
 INFO = "nsd_stim_info_merged.csv"
 FIRST = "coco-caption"  # the source that a store's evaluation asks about
@@ -63,10 +63,10 @@ def prepare(
         raise InputError(f"{root / 'roi'} has no folder {', '.join(bare)}; the mask of every subject is needed.")
     spaces = read_spaces({name: root / "roi" / name for name in chosen})
     tables = {}
-    listing = Bar(progress, "listing trials", len(chosen))
-    for subject in chosen:
-        tables[subject] = name_stimuli(reader.trials(subject), coco, root)
-        listing.advance(1, f"listing trials of {subject}")
+    with counting(progress, "listing trials", len(chosen)) as advance:
+        for subject in chosen:
+            tables[subject] = name_stimuli(reader.trials(subject), coco, root)
+            advance(1, f"listing trials of {subject}")
     check_splits(tables)
     tables = draw_validation(tables, 0.0 if reader.own_val else val, seed)
     conversations = read_conversations(root / "cache", tables, sources)
@@ -84,32 +84,22 @@ def prepare(
         normalized=True,
     )
     logger.warning("positions are millimetres of each person's own grid, not MNI: people's voxels may not correspond")
-    bar = Bar(progress, "preparing", sum(map(len, tables.values())))
-    for subject in chosen:
-        if writer.has(subject):
-            bar.advance(len(tables[subject]), f"preparing {subject}")
-            continue
-        pieces = reader.pieces(subject, tables[subject], spaces[subject].ijk)
-        writer.subject(spaces[subject], tables[subject], bar.through(pieces, f"preparing {subject}"), dtype)
+    with counting(progress, "preparing", sum(map(len, tables.values()))) as advance:
+        for subject in chosen:
+            words = f"preparing {subject}"
+            if writer.has(subject):
+                advance(len(tables[subject]), words)
+                continue
+            pieces = reader.pieces(subject, tables[subject], spaces[subject].ijk)
+            writer.subject(spaces[subject], tables[subject], counted(pieces, advance, words), dtype)
     return writer.finish(conversations)
 
 
-class Bar:
-    """One line of a progress display, or nothing."""
-
-    def __init__(self, progress: Progress | None, what: str, total: int) -> None:
-        self.progress, self.task = progress, progress.add_task(what, total=total) if progress else None
-
-    def advance(self, count: int, what: str) -> None:
-        """So much more is done."""
-        if self.progress and self.task is not None:
-            self.progress.update(self.task, advance=count, description=what)
-
-    def through(self, pieces: Pieces, what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The pieces, counted as they are taken."""
-        for rows, values in pieces:
-            yield rows, values
-            self.advance(len(rows), what)
+def counted(pieces: Pieces, advance: Advance, words: str) -> Pieces:
+    """The pieces, counted as they are taken."""
+    for rows, values in pieces:
+        yield rows, values
+        advance(len(rows), words)
 
 
 def read_info(file: Path, needed: bool) -> dict[int, int] | None:

@@ -20,6 +20,7 @@ from rich.progress import Progress
 from mindllm.data.store import StoreWriter, fit
 from mindllm.errors import InputError
 from mindllm.files import disk_errors, whole_file
+from mindllm.progress import counting
 from mindllm.voxels import VoxelSpace
 
 
@@ -71,35 +72,29 @@ def write_recordings(
             if not files[number, n].exists():
                 jobs.append((session, files[number, n], len(recording.space), dtype, number))
     missing = {number: sum(job[-1] == number for job in jobs) for number in range(len(left))}
-    task = (
-        progress.add_task("reading sessions", total=len(files), completed=len(files) - len(jobs)) if progress else None
-    )
+    with counting(progress, "reading sessions", len(files), len(files) - len(jobs)) as advance:
 
-    def put_together(number: int) -> None:
-        recording, parts = left[number], [files[number, n] for n in range(len(left[number].sessions))]
-        if progress and task is not None:
-            progress.update(task, description=f"putting {recording.space.name} together")
-        rows = [session.rows for session in recording.sessions]
-        writer.subject(recording.space, recording.trials, pieces(parts, rows), dtype, ncsnr=recording.ncsnr)
-        shutil.rmtree(folder / recording.space.name)
+        def put_together(number: int) -> None:
+            recording, parts = left[number], [files[number, n] for n in range(len(left[number].sessions))]
+            advance(0, f"putting {recording.space.name} together")
+            rows = [session.rows for session in recording.sessions]
+            writer.subject(recording.space, recording.trials, pieces(parts, rows), dtype, ncsnr=recording.ncsnr)
+            shutil.rmtree(folder / recording.space.name)
 
-    for number in [n for n in missing if not missing[n]]:
-        put_together(number)
-    for number, name in run(jobs, workers, dask):
-        if progress and task is not None:
-            progress.update(task, advance=1, description=f"reading sessions ({name} is done)")
-        missing[number] -= 1
-        if not missing[number]:
+        for number in [n for n in missing if not missing[n]]:
             put_together(number)
+        for number, name in run(jobs, workers, dask):
+            advance(1, f"reading sessions ({name} is done)")
+            missing[number] -= 1
+            if not missing[number]:
+                put_together(number)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def run(jobs: Sequence[tuple[Any, ...]], workers: int, dask: str | None) -> Iterator[tuple[int, str]]:
     """Keep all sessions, several at once; yield what `keep` says of each as it is done."""
     with backend(dask):
-        pool = joblib.Parallel(
-            n_jobs=workers, return_as="generator_unordered", max_nbytes=None, pre_dispatch=2 * workers
-        )
+        pool = joblib.Parallel(n_jobs=-1 if dask else workers, return_as="generator_unordered", max_nbytes=None)
         try:
             yield from pool(joblib.delayed(keep)(*job) for job in jobs)
         except (TerminatedWorkerError, MemoryError) as error:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -121,3 +122,18 @@ def by_sessions(trials: Tables, count: int, subjects: Sequence[str] | None = Non
             own = np.where(late & (own == "train"), "unused", own)
         out[subject] = own
     return out
+
+
+def in_words(split: Mapping[str, Any]) -> str:
+    """What a split is, for a report: its name, and the rule it was made by."""
+    if "by" not in split:
+        return str(split["name"])
+    shares = ", ".join(f"{share:g} to {name}" for name, share in split.get("fractions", {}).items())
+    rule = {
+        "stimulus": f"stimuli drawn at random, {shares}",
+        "cluster": f"whole clusters of stimuli of like meaning, {split.get('clusters')} in all, {shares}; median cosine of a test stimulus to the nearest training stimulus {split.get('similarity') or float('nan'):.2f}, in a random split {split.get('similarity_of_a_random_split') or float('nan'):.2f}",
+        "subject": "people left out: "
+        + "; ".join(f"{name} {', '.join(w)}" for name, w in split.get("people", {}).items()),
+        "sessions": f"the first {split.get('sessions')} sessions of {', '.join(split.get('subjects', []))} for training",
+    }[split["by"]]
+    return f"{split['name']} ({rule}; made from the split {split['from']})"

@@ -13,6 +13,7 @@ from mindllm.data.statistics import Statistics
 from mindllm.data.store import Store
 from mindllm.errors import InputError
 from mindllm.files import refuse_existing, whole_folder, write_json
+from mindllm.progress import counting
 from mindllm.sentences import cluster, embed, nearest_similarity
 
 By = Literal["stimulus", "subject", "cluster", "sessions"]
@@ -81,15 +82,13 @@ def make_split(
         raise InputError(
             f"this split leaves no trial to train on; found {counts}. Take smaller shares or fewer people."
         )
-    task = progress.add_task("measuring the training trials", total=len(tables)) if progress else None
-    with whole_folder(folder) as temporary:
+    with whole_folder(folder) as temporary, counting(progress, "measuring the training trials", len(tables)) as advance:
         rows = [t[["split"]].assign(subject=s, trial=np.arange(len(t))) for s, t in tables.items()]
         pd.concat(rows).to_parquet(temporary / "trials.parquet", index=False)
         for subject, table in tables.items():
             if not store.meta.get("normalized"):
                 Statistics.measure(store.betas(subject), table).save(temporary / f"{subject}.npz")
-            if progress and task is not None:
-                progress.advance(task)
+            advance(1)
         write_json(temporary / "split.json", about | {"trials": counts})
     return Store(store.path, name)
 
@@ -106,8 +105,8 @@ def meanings(store: Store, trials: Tables, progress: Progress | None) -> tuple[s
     table = table[table["source"] == source]
     said = [" ".join(turn["content"] for turn in turns if turn["role"] == "assistant") for turns in table["turns"]]
     texts = sorted(set(said))
-    task = progress.add_task(f"embedding {source}", total=len(texts)) if progress else None
-    vectors = embed(texts, advance=(lambda n: progress.advance(task, n)) if progress and task is not None else None)
+    with counting(progress, f"embedding {source}", len(texts)) as advance:
+        vectors = embed(texts, advance=advance)
     place = {text: i for i, text in enumerate(texts)}
     stimuli = sorted(set(table["stimulus"]))
     number = pd.Index(stimuli).get_indexer(table["stimulus"])

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from mindllm.conversation import Conversation
+from mindllm.data.splits import in_words
 from mindllm.data.store import Store
 from mindllm.errors import InputError
 from mindllm.evaluate.readers import mean_values
+from mindllm.evaluate.task import check_split
 from mindllm.files import refuse_existing, whole_folder, write_json
 from mindllm.model import MindLLM
 from mindllm.score.tasks import TASKS, Score, score
@@ -64,6 +66,7 @@ def answer(
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}; known: {', '.join(TASKS)}.")
     chosen = store.choose(subjects)
+    check_split(store, model.card)
     trained = sorted(set(chosen) & set(model.card.get("subjects", [])))
     if split == "train" and trained:
         raise InputError(f"the model was trained on these trials of {', '.join(trained)}; ask about the split test.")
@@ -84,7 +87,7 @@ def answer(
             done += len(some)
             if advance:
                 advance(done, total)
-    meta = {"source": source, "task": task, "protocol": TASKS[task].source, "split": split, "subjects": chosen, "source_in_training": source in model.card["sources"] if "sources" in model.card else "unknown", "subjects_in_training": trained, "repeats": "averaged" if average else "single trials", "items": len(items), "seed": seed, "generate_options": {k: str(v) for k, v in options.items()}}  # fmt: skip
+    meta = {"source": source, "task": task, "protocol": TASKS[task].source, "split": split, "split_of_the_store": in_words(store.split), "subjects": chosen, "source_in_training": source in model.card["sources"] if "sources" in model.card else "unknown", "subjects_in_training": trained, "repeats": "averaged" if average else "single trials", "items": len(items), "seed": seed, "generate_options": {k: str(v) for k, v in options.items()}}  # fmt: skip
     references = {item.key: item.reference for item in items}
     with whole_folder(Path(out)) as folder:
         write_json(folder / "references.json", references)

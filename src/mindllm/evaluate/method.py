@@ -18,6 +18,7 @@ def method(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("Model", f"{model['name']}; language model {llm}; trained on {trained if isinstance(trained, str) else ', '.join(trained)}; store {model['trained_on_store']}; seed {model['training_seed']}"),
         ("Data", f"{data['store']}. {data['origin']}. Licence: {data['licence']}"),
+        ("Split", data.get("split", "as prepared")),
         ("Trials", f"{sum(p['trials'] for p in meta['subjects'].values())} single trials, none averaged and none left out; see the table of people"),
         ("Question", f"“{' '.join(meta['question'].split())}” ({meta['question_origin']})"),
         ("Candidates", f"{len(meta['candidates'])}: the first accepted answer of every evaluated stimulus; the truth is the stimulus' own. Ties count in expectation, as if broken at random"),

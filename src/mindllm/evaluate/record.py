@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import mindllm
+from mindllm.data.splits import in_words
 from mindllm.data.store import Store
 from mindllm.evaluate.baselines import most_frequent
 from mindllm.evaluate.controls import PERMUTATIONS, RESAMPLES, Readings
@@ -84,7 +85,7 @@ def describe(
     ties = len(most_frequent(card["answers"])) if card.get("answers") else 0
     return {
         "model": {"name": name or card.get("name", UNKNOWN), "llm": model.llm.name, "llm_fingerprint": model.llm.fingerprint, "trained_on_subjects": card.get("subjects", UNKNOWN), "trained_on_store": card.get("store", UNKNOWN), "training_seed": card.get("seed", UNKNOWN), "training_versions": card.get("versions", UNKNOWN), "encoder": model.encoder.config.model_dump()},
-        "data": {"store": store.meta.get("name", UNKNOWN), "origin": store.meta.get("origin", UNKNOWN), "licence": store.meta.get("licence", UNKNOWN), "prepared_with": store.meta.get("version", UNKNOWN)},
+        "data": {"store": store.meta.get("name", UNKNOWN), "origin": store.meta.get("origin", UNKNOWN), "licence": store.meta.get("licence", UNKNOWN), "prepared_with": store.meta.get("version", UNKNOWN), "split": in_words(store.split)},
         "subjects": persons,
         "stimuli": len(task.stimuli),
         "stimuli_seen_in_training": len(known & set(task.stimuli)) if known is not None else UNKNOWN,

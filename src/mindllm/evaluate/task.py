@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mindllm.data.splits import SPLITS
+from mindllm.data.splits import AS_PREPARED, SPLITS
 from mindllm.data.store import Store
 from mindllm.errors import InputError
 from mindllm.evaluate.scores import normalize_answer
@@ -47,10 +48,13 @@ def choose_task(
     default: str,
 ) -> Task:
     """Choose trials and candidates. Raises InputError where a trained subject has no test trials, or a stimulus no answer."""
+    check_split(store, card)
     trained = set(card.get("subjects", []))
     rows, splits = {}, {}
     for subject in store.choose(subjects):
-        rows[subject], splits[subject] = choose_rows(store.trials(subject), subject, subject in trained, split)
+        found = choose_rows(store.trials(subject), subject, subject in trained, split)
+        if len(found[0]) or subjects or store.split.get("by") != "subject":  # who was left out is who is meant
+            rows[subject], splits[subject] = found
     check_chosen(store, rows, trained, split)
     stimuli = [store.trials(subject)["stimulus"].to_numpy()[rows[subject]] for subject in rows]
     names = sorted(set(np.concatenate(stimuli).tolist()))
@@ -68,6 +72,22 @@ def choose_task(
     place = {normalize_answer(text): i for i, text in enumerate(candidates)}
     asked, origin = choose_question(table["turns"].tolist(), question, default)
     return Task(rows, splits, names, accepted, candidates, np.array([place[key] for key in first]), asked, origin)
+
+
+def open_store(path: str | Path, card: Mapping[str, Any], split: str | None) -> Store:
+    """A store with the split of this name; None: that which the model was trained with, where this is the store."""
+    store, trained = Store(path), card.get("split", {}).get("name")
+    mine = store.meta.get("name") == card.get("store") and trained in store.splits
+    return Store(path, split or (trained if mine else None))
+
+
+def check_split(store: Store, card: Mapping[str, Any]) -> None:
+    """Raise InputError where the model was trained on this data with another split: what is tested may have been trained on."""
+    trained = card.get("split", {}).get("name", AS_PREPARED)
+    if store.meta.get("name") == card.get("store") and trained != store.split["name"]:
+        raise InputError(
+            f"the model was trained with the split {trained!r} of {card['store']}, and {store.path} is opened with {store.split['name']!r}: its test trials may have been trained on. Give --split-name {trained!r} (here are {', '.join([AS_PREPARED, *store.splits])})."
+        )
 
 
 def choose_rows(trials: pd.DataFrame, subject: str, trained: bool, split: str | None) -> tuple[np.ndarray, str]:
