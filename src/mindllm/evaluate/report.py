@@ -157,7 +157,7 @@ def as_in_use(model: MindLLM) -> Iterator[None]:
 def measure(
     store: Store, task: Task, found: Gathered, controls: Controls, seed: int, progress: Progress | None
 ) -> Report:
-    """Score what was said, and what of it can be known only by reading more; `meta` holds these findings alone."""
+    """Score what was said, and read more where a score needs it; `meta` holds these findings alone."""
     card, people = found.reader.model.card, found.people
     outcomes = [judge(r, task, seed=own_seed(seed, r.subject)) for r in people]
     rows = [row for o in [*outcomes, pool(outcomes)] for row in tabulate(o, len(task.candidates), seed=seed)]

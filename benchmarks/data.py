@@ -1,0 +1,117 @@
+"""Every reader at full size with generated numbers, and how fast training reads a store.
+
+    python benchmarks/data.py [--folder FOLDER] [--only nsd,loading]
+
+Each reader prepares one session or person in a process of its own, with one worker: seconds, peak memory of the process, trials
+a second. Loading: random trials of 15,724 voxels, normalized, from a warm cache, and what memory they leave behind.
+"""
+
+import argparse
+import multiprocessing
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import generate
+import numpy as np
+import pandas as pd
+
+from mindllm.data import nsd
+from mindllm.data.batches import Trials
+from mindllm.data.store import Store, captions, write
+from mindllm.voxels import VoxelSpace
+
+VOXELS = 15_724
+
+
+def memory(kind: str) -> float:
+    """MiB of this process: VmHWM, its highest so far; RssAnon, what now belongs to no file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 2**10
+
+
+def measured(prepare: Callable[..., Store], arguments: dict[str, Any], out: Path, pipe: Any) -> None:
+    """Prepare in this process, and tell what it took."""
+    before, start = memory("VmHWM"), time.perf_counter()
+    store = prepare(**arguments, out=out)
+    trials = sum(len(store.trials(s)) for s in store.subjects)
+    voxels = len(store.space(store.subjects[0]))
+    pipe.send((time.perf_counter() - start, memory("VmHWM"), before, trials, voxels))
+
+
+def reader(name: str, prepare: Callable[..., Store], arguments: dict[str, Any], folder: Path) -> None:
+    """One line about one reader."""
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**30
+    out, (mine, theirs) = folder.parent / "store", multiprocessing.Pipe()
+    shutil.rmtree(out, ignore_errors=True)
+    process = multiprocessing.get_context("spawn").Process(target=measured, args=(prepare, arguments, out, theirs))
+    process.start()
+    while process.is_alive() and not mine.poll(1):
+        pass
+    process.join()
+    if not mine.poll():
+        raise SystemExit(f"{name} failed")
+    seconds, peak, before, trials, voxels = mine.recv()
+    print(f"{name}: {size:.2f} GiB of files, {trials} trials x {voxels} voxels, {seconds:.1f} s, {trials / seconds:.0f} trials/s, peak {peak:.0f} MiB ({before:.0f} before)", flush=True)  # fmt: skip
+    shutil.rmtree(out)
+
+
+def of_nsd(folder: Path) -> None:
+    for name, nifti in (("hdf5", False), ("nii.gz", True)):
+        root = folder / "nsd"
+        generate.nsd(root, nifti=nifti)
+        for mask in ("nsdgeneral", "brain"):
+            reader(f"NSD session, {name}, {mask}", nsd.prepare, {"root": root, "sessions": [1], "mask": mask}, root)
+        shutil.rmtree(root)
+
+
+def of_loading(folder: Path, trials: int = 9000, batch: int = 128) -> None:
+    rng = np.random.default_rng(0)
+    ijk = np.stack(np.unravel_index(np.arange(VOXELS), (30, 30, 30)), 1)
+    space = VoxelSpace("subj01", (30, 30, 30), np.diag([2.0, 2, 2, 1]), ijk, ijk * 2.0, {}, {})
+    table = pd.DataFrame({"stimulus": np.arange(trials) % 3000, "session": np.arange(trials) // 750})
+    texts = captions(pd.DataFrame({"stimulus": range(3000), "caption": [f"caption {n}" for n in range(3000)]}))
+    betas = rng.normal(size=(trials, VOXELS)).astype(np.float16)
+    store = write(folder / "loading", [(space, betas, table)], texts, name="loading", dtype="float16")
+    del betas
+    for rows in np.array_split(rng.permutation(trials), 50):  # warm
+        store.values("subj01", rows)
+    before, start, count = memory("RssAnon"), time.perf_counter(), 0
+
+    def grown() -> float:
+        return memory("RssAnon") - before
+
+    while time.perf_counter() - start < 20:
+        store.values("subj01", rng.integers(trials, size=batch))
+        count += batch
+    print(f"loading: {count / (time.perf_counter() - start):.0f} random trials/s of {VOXELS} voxels in batches of {batch}, memory {grown():+.0f} MiB after {count} trials", flush=True)  # fmt: skip
+    pool, start, count = Trials(store, ["subj01"]), time.perf_counter(), 0
+    while time.perf_counter() - start < 20:
+        for person in pool.batch(rng, batch, 4, (0.1, 0.6), 0.0, 0.0).people:
+            count += len(store.values(person.subject, person.rows)[:, person.keep])
+    print(f"loading, as training draws them: {count / (time.perf_counter() - start):.0f} trials/s, memory {grown():+.0f} MiB", flush=True)  # fmt: skip
+    shutil.rmtree(store.path)
+
+
+PARTS = {"nsd": of_nsd, "loading": of_loading}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--folder", type=Path, help="where the generated files go (some GiB); default: a temporary folder"
+    )
+    parser.add_argument("--only", default=",".join(PARTS), help="comma-separated")
+    asked = parser.parse_args()
+    print(f"{platform.machine()}, {multiprocessing.cpu_count()} cores, Python {platform.python_version()}")
+    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        for part in asked.only.split(","):
+            PARTS[part](Path(folder))
+
+
+if __name__ == "__main__":
+    main()
