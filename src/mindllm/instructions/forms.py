@@ -7,7 +7,6 @@ from typing import Any, Generic, TypeVar
 from mindllm.instructions import records as r
 from mindllm.instructions.records import Record
 
-
 Head = Mapping[str, Any]
 R = TypeVar("R", bound=Record, covariant=True)
 
@@ -59,7 +58,11 @@ def of_dialogues(version: str) -> Callable[[Head, dict[str, Any]], bool]:
     return lambda head, first: str(head.get("version", "1.0")) == version
 
 
-ANNOTATION, ASKED, TALK = keys("question_id image_id answers"), keys("question_id image_id question"), keys("id image conversations")
+ANNOTATION, ASKED, TALK = (
+    keys("question_id image_id answers"),
+    keys("question_id image_id question"),
+    keys("id image conversations"),
+)
 TEN = ANNOTATION | keys("multiple_choice_answer")
 
 # fmt: off

@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 class Given:
     """The files of one source by kind, whatever their names and order.
 
-    needs: the kinds, each of which must be there. A file of another kind is refused; found in a folder it is passed over,
+    needs: the kinds, each of which must be there.  url: where they are. A file of another kind is refused; found in a folder it is passed over,
     with a warning. Raises InputError for a kind that is missing.
     """
 
     def __init__(
-        self, source: str, paths: Sequence[str | Path], needs: Sequence[Form[Any]], progress: Progress | None
+        self, source: str, paths: Sequence[str | Path], needs: Sequence[Form[Any]], url: str, progress: Progress | None
     ) -> None:
-        self.source, self.progress = source, progress
+        self.progress = progress
         self.files: dict[Form[Any], list[Path]] = {form: [] for form in needs}
         expected = "; ".join(f"{form.name} ({form.title})" for form in needs)
         passed = []
@@ -47,7 +47,7 @@ class Given:
         if missing := [form for form in needs if not self.files[form]]:
             others = f" Passed over: {', '.join(passed)}." if passed else ""
             raise InputError(
-                f"{source} needs {', '.join(f'{form.name} ({form.title})' for form in missing)} too; found {', '.join(str(p) for some in self.files.values() for p in some) or 'none of its files'}.{others}"
+                f"{source} needs {'; '.join(f'{form.name} ({form.title})' for form in missing)} too; found {', '.join(str(p) for some in self.files.values() for p in some) or 'none of its files'}.{others}{f' They are at {url}.' if url else ''}"
             )
         if passed:
             logger.warning("%s does not need, and passes over: %s", source, ", ".join(passed))

@@ -68,7 +68,7 @@ def collect(
     if style not in get_args(Style):
         raise InputError(f"there is no style {style!r}; choose {' or '.join(get_args(Style))}.")
     kind = find(source)
-    given = Given(source, files, kind.files, progress)
+    given = Given(source, files, kind.files, kind.url, progress)
     places = {"coco_id": of_images, "previous": of_images_before, "stimulus": of_stimuli}[kind.joins](store, images)
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     read = silent = 0

@@ -11,16 +11,15 @@ from typing import Any, Literal
 
 from mindllm.conversation import FMRI, QUESTION, Conversation, ask
 from mindllm.errors import InputError
-from mindllm.instructions import forms, readers
+from mindllm.instructions import captions, dialogues, forms, questions
 from mindllm.instructions.forms import Form
 from mindllm.instructions.given import Given
-from mindllm.instructions.readers import Item, Wanted
+from mindllm.instructions.items import Item, Wanted
 
 PERCEPTION, MEMORY = "perception and scene", "memory and knowledge"
 LANGUAGE, REASONING = "language and symbols", "complex reasoning"
 ASPECTS = (PERCEPTION, MEMORY, LANGUAGE, REASONING)
 SHORT, IMAGE = "Answer the question with a short phrase.", "<image>"
-STYLES = ("mindllm", "published")
 Style = Literal["mindllm", "published"]
 
 
@@ -51,37 +50,37 @@ GENOME = "https://homes.cs.washington.edu/~ranjay/visualgenome/api.html"
 COCO = "https://cocodataset.org/#download"
 SOURCES = {
     "coco-caption": Source("COCO captions", PERCEPTION, "Please describe the fMRI as simply as possible.",
-        (forms.CAPTIONS,), readers.coco_captions, COCO, CC_BY),
+        (forms.CAPTIONS,), captions.coco_captions, COCO, CC_BY),
     "coco-caption-previous": Source("COCO captions of the image before", MEMORY, "Please describe the image the subject saw previously.",
-        (forms.CAPTIONS,), readers.one_caption, COCO, CC_BY, joins="previous"),
+        (forms.CAPTIONS,), captions.one_caption, COCO, CC_BY, joins="previous"),
     "paragraph-caption": Source("Image paragraphs", PERCEPTION, "Describe the fMRI in one paragraph.",
-        (forms.PARAGRAPHS, forms.GENOME_IMAGES), readers.paragraphs, "https://cs.stanford.edu/people/ranjaykrishna/im2p"),
-    "coco-qa": Source("COCO-QA", PERCEPTION, SHORT, (forms.LINES_QUESTIONS, forms.LINES_ANSWERS, forms.LINES_IMAGES), readers.coco_qa,
+        (forms.PARAGRAPHS, forms.GENOME_IMAGES), captions.paragraphs, "https://cs.stanford.edu/people/ranjaykrishna/im2p"),
+    "coco-qa": Source("COCO-QA", PERCEPTION, SHORT, (forms.LINES_QUESTIONS, forms.LINES_ANSWERS, forms.LINES_IMAGES), questions.coco_qa,
         "http://www.cs.toronto.edu/~mren/imageqa/data/cocoqa"),
-    "visual-genome": Source("Visual Genome QA", PERCEPTION, SHORT, (forms.GENOME_QUESTIONS, forms.GENOME_IMAGES), readers.visual_genome,
+    "visual-genome": Source("Visual Genome QA", PERCEPTION, SHORT, (forms.GENOME_QUESTIONS, forms.GENOME_IMAGES), questions.visual_genome,
         GENOME, CC_BY),
-    "vqa-v2": Source("VQA v2", PERCEPTION, SHORT, (forms.VQA2_QUESTIONS, forms.VQA2), readers.vqa_v2,
+    "vqa-v2": Source("VQA v2", PERCEPTION, SHORT, (forms.VQA2_QUESTIONS, forms.VQA2), questions.vqa_v2,
         "https://visualqa.org/download.html", CC_BY),
-    "ok-vqa": Source("OK-VQA", MEMORY, SHORT, (forms.QUESTIONS, forms.OK_VQA), readers.ok_vqa, "https://okvqa.allenai.org"),
-    "st-vqa": Source("ST-VQA", LANGUAGE, SHORT, (forms.SCENE_TEXT,), readers.st_vqa, "https://rrc.cvc.uab.es/?ch=11"),
-    "tally-qa": Source("TallyQA", PERCEPTION, "Answer the question with a number.", (forms.COUNTS, forms.GENOME_IMAGES), readers.tally_qa,
+    "ok-vqa": Source("OK-VQA", MEMORY, SHORT, (forms.QUESTIONS, forms.OK_VQA), questions.ok_vqa, "https://okvqa.allenai.org"),
+    "st-vqa": Source("ST-VQA", LANGUAGE, SHORT, (forms.SCENE_TEXT,), questions.st_vqa, "https://rrc.cvc.uab.es/?ch=11"),
+    "tally-qa": Source("TallyQA", PERCEPTION, "Answer the question with a number.", (forms.COUNTS, forms.GENOME_IMAGES), questions.tally_qa,
         "https://github.com/manoja328/TallyQA_dataset"),
-    "vqa-e": Source("VQA-E", REASONING, "Answer with a short phrase and provide explanation for your answer.", (forms.EXPLAINED,), readers.vqa_e,
+    "vqa-e": Source("VQA-E", REASONING, "Answer with a short phrase and provide explanation for your answer.", (forms.EXPLAINED,), questions.vqa_e,
         "https://github.com/liqing-ustc/VQA-E"),
-    "vsr": Source("VSR", REASONING, "Please answer yes or no about whether the statement about the image is true.", (forms.STATEMENTS,), readers.vsr,
+    "vsr": Source("VSR", REASONING, "Please answer yes or no about whether the statement about the image is true.", (forms.STATEMENTS,), questions.vsr,
         "https://github.com/cambridgeltl/visual-spatial-reasoning"),
     "a-okvqa": Source("A-OKVQA", MEMORY, "Answer with option's letter from the given choices and provide explanation for your choice.",
-        (forms.CHOICES,), readers.a_okvqa, "https://github.com/allenai/aokvqa"),
+        (forms.CHOICES,), questions.a_okvqa, "https://github.com/allenai/aokvqa"),
     "fsvqa": Source("FSVQA", LANGUAGE, "Answer the question in a full sentence.", (forms.SENTENCE_QUESTIONS, forms.SENTENCES, forms.VQA1),
-        readers.fsvqa, "https://www.mi.t.u-tokyo.ac.jp/static/projects/fsvqa"),
-    "visdial": Source("VisDial 1.0", LANGUAGE, "", (forms.DIALOGUES,), readers.visdial, "https://visualdialog.org/data", CC_BY, marks=True),
-    "llava": Source("LLaVA-Instruct-150K", REASONING, "", (forms.LLAVA,), readers.llava,
+        questions.fsvqa, "https://www.mi.t.u-tokyo.ac.jp/static/projects/fsvqa"),
+    "visdial": Source("VisDial 1.0", LANGUAGE, "", (forms.DIALOGUES,), dialogues.visdial, "https://visualdialog.org/data", CC_BY, marks=True),
+    "llava": Source("LLaVA-Instruct-150K", REASONING, "", (forms.LLAVA,), dialogues.llava,
         "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K", renames=True),
-    "lvis": Source("LVIS-Instruct4V", REASONING, "", (forms.LVIS,), readers.lvis,
+    "lvis": Source("LVIS-Instruct4V", REASONING, "", (forms.LVIS,), dialogues.lvis,
         "https://huggingface.co/datasets/X2FD/LVIS-Instruct4V", renames=True),
-    "gqa": Source("GQA", REASONING, SHORT, (forms.GRAPH, forms.GENOME_IMAGES), readers.gqa, "https://cs.stanford.edu/people/dorarad/gqa"),
-    "tdiuc": Source("TDIUC", PERCEPTION, SHORT, (forms.QUESTIONS, forms.TDIUC), readers.tdiuc, "https://kushalkafle.com/projects/tdiuc.html"),
-    "captions": Source("Captions of one's own", PERCEPTION, QUESTION, (forms.TABLE,), readers.own_captions, joins="stimulus"),
+    "gqa": Source("GQA", REASONING, SHORT, (forms.GRAPH, forms.GENOME_IMAGES), questions.gqa, "https://cs.stanford.edu/people/dorarad/gqa"),
+    "tdiuc": Source("TDIUC", PERCEPTION, SHORT, (forms.QUESTIONS, forms.TDIUC), questions.tdiuc, "https://kushalkafle.com/projects/tdiuc.html"),
+    "captions": Source("Captions of one's own", PERCEPTION, QUESTION, (forms.TABLE,), captions.own_captions, joins="stimulus"),
 }  # fmt: skip
 
 
@@ -98,27 +97,23 @@ def worded(item: Item, source: Source, style: Style) -> tuple[Conversation, list
     mindllm: the question as it is, then the prompt, then `<fMRI>` (`mindllm.conversation.ask`).  published: as the authors'
     code words it, for published weights: `<fMRI>` first (or where the source puts the image), and fMRI for every "image".
     """
-    (question, answer), *rest = item.talk
     published = style == "published"
 
-    def named(text: str) -> str:
+    def renamed(text: str) -> str:
         return text.replace("image", "fMRI") if published else text
 
     def bare(text: str) -> str:
-        return text.replace(IMAGE, "").strip()
+        text = text.replace(IMAGE, "").strip()
+        return renamed(text) if source.renames else text
 
     def marked(text: str) -> str:
         return f"{text}?" if source.marks and not published and not text.endswith("?") else text
 
-    later = named if source.renames else str
+    (question, answer), *rest = item.talk
     first = "\n".join(part for part in (marked(question), source.prompt) if part)
-    if published and IMAGE in first:
-        before, after = first.split(IMAGE, 1)
-        first = f"{before}{FMRI}{after.replace(IMAGE, '')}".strip()
-    turns = ask(named(first) if published else bare(first), later(bare(answer)), scan_first=published)
+    before, place, after = first.partition(IMAGE)
+    first = f"{before}{FMRI if place and published else ''}{after.replace(IMAGE, '')}".strip()
+    turns = ask(renamed(first), bare(answer), scan_first=published)
     for question, answer in rest:
-        turns += [
-            {"role": "user", "content": later(marked(bare(question)))},
-            {"role": "assistant", "content": later(bare(answer))},
-        ]
-    return turns, [later(bare(text)) for text in item.answers]
+        turns += [{"role": "user", "content": marked(bare(question))}, {"role": "assistant", "content": bare(answer)}]
+    return turns, [bare(text) for text in item.answers]

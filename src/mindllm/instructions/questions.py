@@ -1,81 +1,19 @@
-"""What each source asks and answers about an image, read from its official files."""
+"""Questions with an answer each, or ten."""
 
-from collections import Counter, defaultdict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from sys import intern
-from typing import Any, NamedTuple, TypeVar
-
-import pandas as pd
+from typing import TypeVar
 
 from mindllm.errors import InputError
 from mindllm.instructions import forms
 from mindllm.instructions.forms import Form
-from mindllm.instructions.given import Given, checked
-from mindllm.instructions.records import Answered, Dialogue, Question, Talk, number_in
+from mindllm.instructions.given import Given
+from mindllm.instructions.items import UNANSWERED, Item, Wanted, genome
+from mindllm.instructions.records import Answered, Question, number_in
 
 A = TypeVar("A", bound=Answered)
-
-
-class Item(NamedTuple):
-    """One conversation about an image.
-
-    image: its COCO id (or the name of a stimulus).  talk: (question, answer) of every round, the question empty where the
-    source's prompt is all that is asked.  answers: what an answer is compared with, in the form of the source's protocol
-    (`mindllm.evaluate.answer.reference`); none where the file has none, as in a test split.
-    """
-
-    image: int | str
-    key: str
-    talk: list[tuple[str, str]]
-    answers: list[str]
-
-
-Wanted = Container[int | str]
-UNANSWERED = Item(-1, "", [], [])
-
-
-def coco_captions(given: Given, wanted: Wanted) -> Iterator[Item]:
-    """One conversation per caption; the image's other captions count as right too."""
-    said: dict[int, dict[str, str]] = defaultdict(dict)
-    for _, _, record in given.records(forms.CAPTIONS):
-        if record.image_id in wanted:
-            said[record.image_id].setdefault(record.caption, str(record.id))
-    yield from with_others(said)
-
-
-def one_caption(given: Given, wanted: Wanted) -> Iterator[Item]:
-    """One conversation per image, which says the first of its captions; the others count as right too."""
-    seen: set[int | str] = set()
-    for item in coco_captions(given, wanted):
-        if item.image not in seen:
-            seen.add(item.image)
-            yield item
-
-
-def paragraphs(given: Given, wanted: Wanted) -> Iterator[Item]:
-    """One conversation per paragraph."""
-    coco, said = genome(given, wanted), defaultdict[int, dict[str, str]](dict)
-    for _, _, record in given.records(forms.PARAGRAPHS):
-        if record.image_id in coco:
-            said[coco[record.image_id]].setdefault(record.paragraph, str(record.image_id))
-    yield from with_others(said)
-
-
-def with_others(said: Mapping[Any, Mapping[str, str]]) -> Iterator[Item]:
-    """A conversation for each text (text -> key) about an image."""
-    for image, texts in said.items():
-        for text, key in texts.items():
-            yield Item(image, key, [("", text)], [text, *(other for other in texts if other != text)])
-
-
-def genome(given: Given, wanted: Wanted) -> dict[int, int]:
-    """Visual Genome's number -> COCO id, of the images that are wanted."""
-    return {
-        record.image_id: record.coco_id
-        for _, _, record in given.records(forms.GENOME_IMAGES)
-        if record.coco_id is not None and record.coco_id in wanted
-    }
 
 
 def coco_qa(given: Given, wanted: Wanted) -> Iterator[Item]:
@@ -102,6 +40,26 @@ def visual_genome(given: Given, wanted: Wanted) -> Iterator[Item]:
         for qa in record.qas:
             if qa.image_id in coco:
                 yield Item(coco[qa.image_id], str(qa.qa_id), [(qa.question, qa.answer)], [qa.answer])
+
+
+def gqa(given: Given, wanted: Wanted) -> Iterator[Item]:
+    """Images are Visual Genome's; those numbered `n...` are not and have no COCO id."""
+    coco = genome(given, wanted)
+    for _, name, record in given.records(forms.GRAPH):
+        if record.answer is None:
+            yield UNANSWERED
+        elif record.imageId.isdecimal() and int(record.imageId) in coco:
+            yield Item(coco[int(record.imageId)], name, [(record.question, record.answer)], [record.answer])
+
+
+def tally_qa(given: Given, wanted: Wanted) -> Iterator[Item]:
+    """Images are COCO's, or Visual Genome's (folders VG_100K), whose own number stands in the path alone."""
+    coco = genome(given, wanted)
+    for _, _, record in given.records(forms.COUNTS):
+        number = number_in(record.image)
+        image = coco.get(number, -1) if record.image.startswith("VG_") else number
+        if image in wanted:
+            yield Item(image, str(record.question_id), [(record.question, str(record.answer))], [str(record.answer)])
 
 
 def vqa_v2(given: Given, wanted: Wanted) -> Iterator[Item]:
@@ -171,6 +129,15 @@ def most_first(people: Sequence[str], told: str | None) -> list[str]:
     return [first, *others]
 
 
+def vqa_e(given: Given, wanted: Wanted) -> Iterator[Item]:
+    """Says the answer that most gave, and why; kept are that text, the ten answers, the explanation."""
+    for _, name, record in given.records(forms.EXPLAINED):
+        if record.img_id in wanted:
+            people = most_first(record.answers, record.multiple_choice_answer)
+            said = f"{people[0].rstrip('.')}. Here is the explanation:\n{record.explanation}"
+            yield Item(record.img_id, name, [(record.question, said)], [said, *people, record.explanation])
+
+
 def st_vqa(given: Given, wanted: Wanted) -> Iterator[Item]:
     """Questions about COCO's images, each once: the three tasks repeat them."""
     seen = set()
@@ -183,25 +150,6 @@ def st_vqa(given: Given, wanted: Wanted) -> Iterator[Item]:
             yield UNANSWERED
         elif image in wanted:
             yield Item(image, str(record.question_id), [(record.question, record.answers[0])], record.answers)
-
-
-def tally_qa(given: Given, wanted: Wanted) -> Iterator[Item]:
-    """Images are COCO's, or Visual Genome's (folders VG_100K), whose own number stands in the path alone."""
-    coco = genome(given, wanted)
-    for _, _, record in given.records(forms.COUNTS):
-        number = number_in(record.image)
-        image = coco.get(number, -1) if record.image.startswith("VG_") else number
-        if image in wanted:
-            yield Item(image, str(record.question_id), [(record.question, str(record.answer))], [str(record.answer)])
-
-
-def vqa_e(given: Given, wanted: Wanted) -> Iterator[Item]:
-    """Says the answer that most gave, and why; kept are that text, the ten answers, the explanation."""
-    for _, name, record in given.records(forms.EXPLAINED):
-        if record.img_id in wanted:
-            people = most_first(record.answers, record.multiple_choice_answer)
-            said = f"{people[0].rstrip('.')}. Here is the explanation:\n{record.explanation}"
-            yield Item(record.img_id, name, [(record.question, said)], [said, *people, record.explanation])
 
 
 def vsr(given: Given, wanted: Wanted) -> Iterator[Item]:
@@ -225,67 +173,3 @@ def a_okvqa(given: Given, wanted: Wanted) -> Iterator[Item]:
             letter = letters[record.correct_choice_idx]
             said = " ".join([f"{letter}.", *record.rationales[:1]])
             yield Item(record.image_id, record.question_id, [(f"{record.question}\nMultiple Choices:\n{options}", said)], [letter, record.choices[record.correct_choice_idx]])  # fmt: skip
-
-
-def visdial(given: Given, wanted: Wanted) -> Iterator[Item]:
-    """All rounds of a dialogue; questions and answers are numbers of texts that may stand behind the dialogues."""
-    for path in given.files[forms.DIALOGUES]:
-        texts: dict[str, list[str]] = {"data.questions": [], "data.answers": []}
-        dialogues: list[Dialogue | None] = []
-        for place, value in given.values(path):
-            if place in texts:
-                texts[place].append(str(value).strip())
-            elif forms.DIALOGUES.holds(place):
-                dialogue = checked(forms.DIALOGUES, value, f"{path}, {place}, record {len(dialogues) + 1}")
-                dialogues.append(dialogue if dialogue.image_id in wanted else None)
-                if any(turn.answer is None for turn in dialogue.dialog):
-                    dialogues[-1] = None
-                    yield UNANSWERED
-        for number, kept in enumerate(dialogues, 1):
-            if kept:
-                try:
-                    talk = [(texts["data.questions"][t.question], texts["data.answers"][t.answer or 0]) for t in kept.dialog]  # fmt: skip
-                except IndexError as error:
-                    raise InputError(f"{path}, data.dialogs, record {number}: a question or answer has a number beyond the {len(texts['data.questions'])} questions and {len(texts['data.answers'])} answers of the file. Fetch it again.") from error  # fmt: skip
-                yield Item(kept.image_id, f"{path.stem}-{number}", talk, [talk[-1][1]])
-
-
-def llava(given: Given, wanted: Wanted) -> Iterator[Item]:
-    """Conversations with GPT-4, which say where the image stands."""
-    return conversations(given, forms.LLAVA, wanted)
-
-
-def lvis(given: Given, wanted: Wanted) -> Iterator[Item]:
-    """Likewise, with GPT-4V."""
-    return conversations(given, forms.LVIS, wanted)
-
-
-def conversations(given: Given, form: Form[Talk], wanted: Wanted) -> Iterator[Item]:
-    """Rounds of human and gpt; scored, if at all, is the last answer."""
-    for _, name, record in given.records(form):
-        if record.image in wanted:
-            texts = [turn.value for turn in record.conversations]
-            yield Item(record.image, name, list(zip(texts[::2], texts[1::2], strict=True)), [texts[-1]])
-
-
-def gqa(given: Given, wanted: Wanted) -> Iterator[Item]:
-    """Images are Visual Genome's; those numbered `n...` are not and have no COCO id."""
-    coco = genome(given, wanted)
-    for _, name, record in given.records(forms.GRAPH):
-        if record.answer is None:
-            yield UNANSWERED
-        elif record.imageId.isdecimal() and int(record.imageId) in coco:
-            yield Item(coco[int(record.imageId)], name, [(record.question, record.answer)], [record.answer])
-
-
-def own_captions(given: Given, wanted: Wanted) -> Iterator[Item]:
-    """One conversation per caption of a stimulus."""
-    said: dict[str, dict[str, str]] = defaultdict(dict)
-    for path in given.files[forms.TABLE]:
-        with path.open(encoding="utf-8-sig") as file:
-            separator = "\t" if "\t" in file.readline() else ","
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        for number, (stimulus, caption) in enumerate(zip(table["stimulus"], table["caption"], strict=True), 1):
-            if stimulus in wanted:
-                said[stimulus].setdefault(caption.strip(), f"{path.stem}-{number}")
-    yield from with_others(said)
