@@ -55,11 +55,11 @@ class Given:
     def records(self, form: Form[R]) -> Iterator[tuple[Path, str, R]]:
         """(file, name, record) of every record in the files of a kind; its name is its key, or the file's and a number."""
         for path in self.files[form]:
-            number = 0
+            number, file = 0, path.stem
             for place, value in self.values(path):
                 if form.holds(place):
                     number += 1
-                    name = place if form.at == "*" else f"{path.stem}-{number}"
+                    name = place if form.at == "*" else f"{file}-{number}"
                     yield path, name, checked(form, value, f"{path}, {f'{place}, ' if place else ''}record {number}")
 
     def values(self, path: Path) -> Iterator[tuple[str, Any]]:

@@ -29,8 +29,8 @@ class Source:
 
     prompt: follows the question, or is all that is asked.  files: the kinds of files it needs, all of them.  licence: as
     far as it is known here.  joins: what an item's image is: a trial's `coco_id`, that of the trial before it, or the name
-    of a stimulus.  marks: its questions lack their question mark.  renames: the authors' code writes fMRI for image in
-    every turn, not in the first alone.
+    of a stimulus.  marks: its questions lack their question mark.  talks: its texts say `<image>` where the image stands;
+    the authors' code writes fMRI for image in all of them, and not in the first question alone.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Source:
     licence: str = ""
     joins: Literal["coco_id", "previous", "stimulus"] = "coco_id"
     marks: bool = False
-    renames: bool = False
+    talks: bool = False
 
 
 CC_BY = "CC BY 4.0"
@@ -75,9 +75,9 @@ SOURCES = {
         questions.fsvqa, "https://www.mi.t.u-tokyo.ac.jp/static/projects/fsvqa"),
     "visdial": Source("VisDial 1.0", LANGUAGE, "", (forms.DIALOGUES,), dialogues.visdial, "https://visualdialog.org/data", CC_BY, marks=True),
     "llava": Source("LLaVA-Instruct-150K", REASONING, "", (forms.LLAVA,), dialogues.llava,
-        "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K", renames=True),
+        "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K", talks=True),
     "lvis": Source("LVIS-Instruct4V", REASONING, "", (forms.LVIS,), dialogues.lvis,
-        "https://huggingface.co/datasets/X2FD/LVIS-Instruct4V", renames=True),
+        "https://huggingface.co/datasets/X2FD/LVIS-Instruct4V", talks=True),
     "gqa": Source("GQA", REASONING, SHORT, (forms.GRAPH, forms.GENOME_IMAGES), questions.gqa, "https://cs.stanford.edu/people/dorarad/gqa"),
     "tdiuc": Source("TDIUC", PERCEPTION, SHORT, (forms.QUESTIONS, forms.TDIUC), questions.tdiuc, "https://kushalkafle.com/projects/tdiuc.html"),
     "captions": Source("Captions of one's own", PERCEPTION, QUESTION, (forms.TABLE,), captions.own_captions, joins="stimulus"),
@@ -103,8 +103,7 @@ def worded(item: Item, source: Source, style: Style) -> tuple[Conversation, list
         return text.replace("image", "fMRI") if published else text
 
     def bare(text: str) -> str:
-        text = text.replace(IMAGE, "").strip()
-        return renamed(text) if source.renames else text
+        return renamed(text.replace(IMAGE, "").strip()) if source.talks else text
 
     def marked(text: str) -> str:
         return f"{text}?" if source.marks and not published and not text.endswith("?") else text
