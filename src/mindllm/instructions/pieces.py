@@ -12,6 +12,7 @@ from mindllm.errors import InputError
 PIECE = 2**20  # characters read at once
 NEAR = 2**16  # an error this close to the end of what was read may only mean that the rest is still to come
 NESTED = "data"  # the one object whose lists are told apart (VisDial keeps dialogs, questions and answers in it)
+LINE = 2**16  # no line is longer
 WHITE = re.compile(r"[ \t\n\r]*")
 decode = json.JSONDecoder().raw_decode
 
@@ -50,10 +51,12 @@ class Pieces:
 
     def in_lines(self) -> bool:
         """Whether another object follows the first one: JSON Lines."""
+        while len(self.text) < LINE and self.more():
+            pass
         try:
             end = decode(self.text, self.at)[1]
         except json.JSONDecodeError:
-            return False  # longer than a piece: no line
+            return False  # longer than any line
         return self.text[WHITE.match(self.text, end).end() :][:1] == "{" or self.path.suffix == ".jsonl"  # type: ignore[union-attr] # matches always
 
     def member(self, place: str) -> Iterator[tuple[str, Any]]:
