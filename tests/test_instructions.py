@@ -615,6 +615,8 @@ ANNOTATIONS, QUESTIONS = "v2_mscoco_train2014_annotations.json", "v2_OpenEnded_m
     wrong("lvis", lambda f: put(f / "x.json", [{"id": "000000033471", "image": "coco/train2017/000000033471.jpg", "conversations": []}]), "holds a mix of LLaVA conversations; lvis needs"),
     wrong("paragraph-caption", lambda f: put(f / "train_split.json", [1, 2]), "train_split.json holds nothing that is known here; paragraph-caption needs paragraphs_v1.json"),
     wrong("vsr", lambda f: put(f / "notes.txt", "where it is from\nmore"), "notes.txt holds COCO-QA questions; vsr needs"),
+    wrong("captions", lambda f: put(f / "t.csv", "stimulus,caption\nknown,A dog, running, far\n"), "t.csv cannot be read as a table .*Quote captions"),
+    wrong("tally-qa", changed(tally_qa, "test.json", lambda t: t.replace("COCO_val2014_000000000009.jpg", "bench")), "test.json, record 1: image: string should match pattern"),
     wrong("captions", lambda f: put(f / "t.tsv", "image\ttext\na\tb"), "holds COCO-QA questions; captions needs .* with the columns `stimulus` and `caption`"),
     # a companion is missing
     wrong("vqa-v2", without(vqa, ANNOTATIONS), r"vqa-v2 needs v2_mscoco_\{train,val\}2014_annotations.json \(VQA version 2 annotations\) too; found .*questions.json. They are at https://visualqa.org"),
@@ -746,12 +748,11 @@ def test_captions_are_those_of_the_store_made_from_a_table(store: Store, tmp_pat
 
 
 def test_the_page_tells_every_source() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "instructions.md").read_text("utf-8")
+    lines = (Path(__file__).parents[1] / "docs" / "instructions.md").read_text("utf-8").splitlines()
     for name, source in SOURCES.items():
-        row = next((line for line in page.splitlines() if line.startswith(f"| `{name}` |")), "")
-        assert source.aspect in row, name
-        assert answer.SOURCES.get(name, "caption") in row or name in ("visdial", "llava", "lvis", "gqa"), name
-        assert source.url in page
-        assert source.licence in page
-        for form in source.files:
-            assert form.name in page, form.name
+        files, said = (line for line in lines if re.match(rf"\| .*`{name}`.* \| .* \|$", line))
+        for told in (*(form.name for form in source.files), source.url, source.licence):
+            assert told in files, (name, told)
+        for told in (source.aspect, f"`{answer.SOURCES.get(name, '')}`".strip("`")):
+            assert told in said, (name, told)
+        assert not source.prompt or source.prompt in said or "as COCO-QA" in said or name == "captions", name

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
+from mindllm.errors import InputError
 from mindllm.instructions import forms
 from mindllm.instructions.given import Given
 from mindllm.instructions.items import Item, Wanted, genome
@@ -43,7 +44,12 @@ def own_captions(given: Given, wanted: Wanted) -> Iterator[Item]:
     for path in given.files[forms.TABLE]:
         with path.open(encoding="utf-8-sig") as file:
             separator = "\t" if "\t" in file.readline() else ","
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        try:
+            table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        except pd.errors.ParserError as error:
+            raise InputError(
+                f"{path} cannot be read as a table ({error}). Quote captions that hold the separator."
+            ) from error
         for number, (stimulus, caption) in enumerate(zip(table["stimulus"], table["caption"], strict=True), 1):
             if stimulus in wanted:
                 said[stimulus].setdefault(caption.strip(), f"{path.stem}-{number}")

@@ -45,7 +45,7 @@ def llava(given: Given, wanted: Wanted) -> Iterator[Item]:
 
 
 def lvis(given: Given, wanted: Wanted) -> Iterator[Item]:
-    """Likewise, with GPT-4V."""
+    """Conversations with GPT-4V, in the same layout."""
     return conversations(given, forms.LVIS, wanted)
 
 

@@ -70,7 +70,7 @@ def vqa_v2(given: Given, wanted: Wanted) -> Iterator[Item]:
 
 
 def ok_vqa(given: Given, wanted: Wanted) -> Iterator[Item]:
-    """Likewise."""
+    """Says the most frequent answer; all ten are kept."""
     for record, question in joined(given, forms.QUESTIONS, forms.OK_VQA, wanted):
         answers = said_first(record)
         yield Item(record.image_id, str(record.question_id), [(question, answers[0])], answers)

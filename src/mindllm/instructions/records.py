@@ -103,9 +103,9 @@ class SceneText(Record):
 
 
 class Count(Record):
-    """A question of TallyQA."""
+    """A question of TallyQA; its image is a path that ends in a number."""
 
-    image: str
+    image: str = Field(pattern=r"\d\.\w+$")
     question_id: int
     question: str
     answer: int
