@@ -615,7 +615,7 @@ ANNOTATIONS, QUESTIONS = "v2_mscoco_train2014_annotations.json", "v2_OpenEnded_m
     wrong("lvis", lambda f: put(f / "x.json", [{"id": "000000033471", "image": "coco/train2017/000000033471.jpg", "conversations": []}]), "holds a mix of LLaVA conversations; lvis needs"),
     wrong("paragraph-caption", lambda f: put(f / "train_split.json", [1, 2]), "train_split.json holds nothing that is known here; paragraph-caption needs paragraphs_v1.json"),
     wrong("vsr", lambda f: put(f / "notes.txt", "where it is from\nmore"), "notes.txt holds COCO-QA questions; vsr needs"),
-    wrong("captions", lambda f: put(f / "t.csv", "stimulus,caption\nknown,A dog, running, far\n"), "t.csv cannot be read as a table .*Quote captions"),
+    wrong("captions", lambda f: put(f / "t.csv", "stimulus,caption\nknown,A dog, running, far\n"), "t.csv, row 1: found other than 2 columns. A caption that holds the separator stands in quotation marks"),
     wrong("tally-qa", changed(tally_qa, "test.json", lambda t: t.replace("COCO_val2014_000000000009.jpg", "bench")), "test.json, record 1: image: string should match pattern"),
     wrong("captions", lambda f: put(f / "t.tsv", "image\ttext\na\tb"), "holds COCO-QA questions; captions needs .* with the columns `stimulus` and `caption`"),
     # a companion is missing

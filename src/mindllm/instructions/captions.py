@@ -1,9 +1,8 @@
 """Captions and paragraphs: the source's prompt is all that is asked."""
 
+import csv
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-
-import pandas as pd
 
 from mindllm.errors import InputError
 from mindllm.instructions import forms
@@ -42,17 +41,16 @@ def own_captions(given: Given, wanted: Wanted) -> Iterator[Item]:
     """One conversation per caption of a stimulus."""
     said: dict[str, dict[str, str]] = defaultdict(dict)
     for path in given.files[forms.TABLE]:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             separator = "\t" if "\t" in file.readline() else ","
-        try:
-            table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        except pd.errors.ParserError as error:
-            raise InputError(
-                f"{path} cannot be read as a table ({error}). Quote captions that hold the separator."
-            ) from error
-        for number, (stimulus, caption) in enumerate(zip(table["stimulus"], table["caption"], strict=True), 1):
-            if stimulus in wanted:
-                said[stimulus].setdefault(caption.strip(), f"{path.stem}-{number}")
+            file.seek(0)
+            for number, row in enumerate(csv.DictReader(file, delimiter=separator, skipinitialspace=True), 1):
+                if None in row or None in row.values():
+                    raise InputError(
+                        f"{path}, row {number}: found other than {len(row) - (None in row)} columns. A caption that holds the separator stands in quotation marks."
+                    )
+                if row["stimulus"] in wanted:
+                    said[row["stimulus"]].setdefault(row["caption"].strip(), f"{path.stem}-{number}")
     yield from with_others(said)
 
 

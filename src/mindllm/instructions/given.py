@@ -133,7 +133,7 @@ def of_lines(lines: Sequence[str]) -> Form[Any]:
 
 def columns(line: str) -> list[str]:
     """The names in the first line of a table."""
-    return [name.strip().strip('"') for name in line.split("\t" if "\t" in line else ",")]
+    return [name.lstrip().strip('"') for name in line.split("\t" if "\t" in line else ",")]
 
 
 def checked(form: Form[R], value: Any, where: str) -> R:
