@@ -16,10 +16,9 @@ from mindllm.conversation import QUESTION, ask, check_conversation
 from mindllm.data.store import Store, captions, write
 from mindllm.errors import InputError
 from mindllm.evaluate import answer
-from mindllm.instructions import pieces
+from mindllm.instructions import SOURCES, add, collect, pieces, summary
 from mindllm.instructions.given import recognise
-from mindllm.instructions.join import add, collect, summary
-from mindllm.instructions.sources import ASPECTS, SOURCES, Style
+from mindllm.instructions.sources import ASPECTS, Style
 from mindllm.score.tasks import score
 
 KNOWN, NEIGHBOURS = 262148, (262147, 262149)  # the image that is asked about; the numbers beside it are shown too
@@ -356,10 +355,6 @@ def test_every_source_is_here() -> None:
     assert set(answer.SOURCES) <= set(SOURCES)
 
 
-def no_java() -> None:
-    raise InputError("there is no Java")
-
-
 @pytest.mark.parametrize("source", list(CASES))
 def test_a_question_goes_to_its_image_and_to_no_other(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
@@ -379,7 +374,7 @@ def test_a_question_goes_to_its_image_and_to_no_other(
     for turns in table["turns"]:
         check_conversation(turns)
     if full:
-        monkeypatch.setattr("mindllm.score.tasks.need_java", no_java)  # accuracies alone
+        monkeypatch.setattr("mindllm.score.tasks.no_java", lambda: "there is no Java")  # accuracies alone
         task = answer.SOURCES.get(source, "exact")
         found = score({"q": said}, {"q": answer.reference(row["answers"], task)}, task)
         assert [found.values[name] for name in full] == [100.0] * len(full)
@@ -729,7 +724,9 @@ def test_progress_is_shown_per_file(store: Store, tmp_path: Path) -> None:
     vqa(tmp_path / "f")
     progress = Progress(disable=True)
     collect(store, "vqa-v2", [tmp_path / "f"], progress=progress)
-    assert sorted(task.description for task in progress.tasks) == [QUESTIONS, ANNOTATIONS]
+    assert sorted(task.description for task in progress.tasks) == [
+        f"reading {name} (MiB)" for name in (QUESTIONS, ANNOTATIONS)
+    ]
     assert all(task.finished for task in progress.tasks)
 
 

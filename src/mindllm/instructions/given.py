@@ -1,7 +1,7 @@
 """The files that were given: each told by its content, and read record by record."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,8 +11,9 @@ from rich.progress import Progress
 from mindllm.errors import InputError
 from mindllm.instructions import forms
 from mindllm.instructions.forms import FORMS, Form
-from mindllm.instructions.pieces import Pieces
+from mindllm.instructions.pieces import Pieces, mebibytes
 from mindllm.instructions.records import Record
+from mindllm.progress import counting
 
 SUFFIXES = (".json", ".jsonl", ".txt", ".tsv", ".csv")
 MANY = 1000  # top-level keys, after which a file is none that is known
@@ -64,15 +65,9 @@ class Given:
 
     def values(self, path: Path) -> Iterator[tuple[str, Any]]:
         """What stands in a JSON file, with a line of progress."""
-        with Pieces(path, self.bar(path)) as pieces:
+        size = mebibytes(path.stat().st_size)
+        with counting(self.progress, f"reading {path.name} (MiB)", size) as advance, Pieces(path, advance) as pieces:
             yield from pieces.values()
-
-    def bar(self, path: Path) -> Callable[[int], None] | None:
-        """A line of progress, in MiB of the file; or nothing."""
-        if self.progress is None:
-            return None
-        progress, task = self.progress, self.progress.add_task(path.name, total=max(1, path.stat().st_size >> 20))
-        return lambda at: progress.update(task, completed=max(1, at >> 20))
 
 
 def found(paths: Sequence[str | Path]) -> Iterator[tuple[Path, bool]]:

@@ -3,11 +3,12 @@
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from mindllm.errors import InputError
+from mindllm.progress import Advance
 
 PIECE = 2**20  # characters read at once
 NEAR = 2**16  # an error this close to the end of what was read may only mean that the rest is still to come
@@ -18,10 +19,13 @@ decode = json.JSONDecoder().raw_decode
 
 
 class Pieces:
-    """A JSON file (one value, or one object a line) as a stream; in memory are one value and a piece of the text."""
+    """A JSON file (one value, or one object a line) as a stream; in memory are one value and a piece of the text.
 
-    def __init__(self, path: Path, advance: Callable[[int], None] | None = None) -> None:
-        self.path, self.advance = path, advance
+    advance: is told how many more MiB are read.
+    """
+
+    def __init__(self, path: Path, advance: Advance | None = None) -> None:
+        self.path, self.advance, self.told = path, advance, 0
         self.text, self.at, self.before = "", 0, 0
 
     def __enter__(self) -> Self:
@@ -129,7 +133,9 @@ class Pieces:
         self.before += self.at
         self.text, self.at = self.text[self.at :] + piece, 0
         if self.advance:
-            self.advance(self.file.buffer.tell())
+            read = mebibytes(self.file.buffer.tell())
+            self.advance(read - self.told)
+            self.told = read
         return bool(piece)
 
     def damaged(self, why: str, at: int | None = None) -> InputError:
@@ -138,3 +144,8 @@ class Pieces:
         return InputError(
             f"{self.path} is damaged or truncated at character {place:,} ({why[:1].lower()}{why[1:]}). Fetch it again."
         )
+
+
+def mebibytes(size: int) -> int:
+    """Bytes in MiB, those begun included."""
+    return -(-size // 2**20)
