@@ -1,0 +1,57 @@
+"""Conversations of several rounds."""
+
+from collections.abc import Iterator
+
+from mindllm.errors import InputError
+from mindllm.instructions import forms
+from mindllm.instructions.forms import Form
+from mindllm.instructions.given import Given, checked
+from mindllm.instructions.items import UNANSWERED, Item, Wanted
+from mindllm.instructions.records import Dialogue, Talk
+
+
+def visdial(given: Given, wanted: Wanted) -> Iterator[Item]:
+    """All rounds of a dialogue; questions and answers are numbers of texts that may stand behind the dialogues."""
+    for path in given.files[forms.DIALOGUES]:
+        texts: dict[str, list[str]] = {"data.questions": [], "data.answers": []}
+        kept: dict[int, Dialogue] = {}
+        number = 0
+        for place, value in given.values(path):
+            if place in texts:
+                texts[place].append(str(value).strip())
+            elif forms.DIALOGUES.holds(place):
+                number += 1
+                record = checked(forms.DIALOGUES, value, f"{path}, {place}, record {number}")
+                if any(turn.answer is None for turn in record.dialog):
+                    yield UNANSWERED
+                elif record.image_id in wanted:
+                    kept[number] = record
+        asked, answered = texts.values()
+        for number, record in kept.items():
+            try:
+                talk = [
+                    (asked[turn.question], answered[turn.answer]) for turn in record.dialog if turn.answer is not None
+                ]
+            except IndexError as error:
+                raise InputError(
+                    f"{path}, {forms.DIALOGUES.at}, record {number}: a number is beyond the {len(asked)} questions or the {len(answered)} answers of the file. Fetch it again."
+                ) from error
+            yield Item(record.image_id, f"{path.stem}-{number}", talk, [talk[-1][1]])
+
+
+def llava(given: Given, wanted: Wanted) -> Iterator[Item]:
+    """Conversations with GPT-4, which say where the image stands."""
+    return conversations(given, forms.LLAVA, wanted)
+
+
+def lvis(given: Given, wanted: Wanted) -> Iterator[Item]:
+    """Conversations with GPT-4V, in the same layout."""
+    return conversations(given, forms.LVIS, wanted)
+
+
+def conversations(given: Given, form: Form[Talk], wanted: Wanted) -> Iterator[Item]:
+    """Rounds of human and gpt; scored, if at all, is the last answer."""
+    for _, name, record in given.records(form):
+        if record.image in wanted:
+            texts = [turn.value for turn in record.conversations]
+            yield Item(record.image, name, list(zip(texts[::2], texts[1::2], strict=True)), [texts[-1]])
