@@ -7,27 +7,22 @@ from mindllm.instructions import forms
 from mindllm.instructions.forms import Form
 from mindllm.instructions.given import Given, checked
 from mindllm.instructions.items import UNANSWERED, Item, Wanted
-from mindllm.instructions.records import Dialogue, Talk
+from mindllm.instructions.records import Talk
 
 
 def visdial(given: Given, wanted: Wanted) -> Iterator[Item]:
-    """All rounds of a dialogue; questions and answers are numbers of texts that may stand behind the dialogues."""
+    """All rounds of a dialogue; questions and answers are numbers of texts that stand beside the dialogues."""
     for path in given.files[forms.DIALOGUES]:
-        texts: dict[str, list[str]] = {"data.questions": [], "data.answers": []}
-        kept: dict[int, Dialogue] = {}
-        number = 0
-        for place, value in given.values(path):
-            if place in texts:
-                texts[place].append(str(value).strip())
-            elif forms.DIALOGUES.holds(place):
-                number += 1
-                record = checked(forms.DIALOGUES, value, f"{path}, {place}, record {number}")
-                if any(turn.answer is None for turn in record.dialog):
-                    yield UNANSWERED
-                elif record.image_id in wanted:
-                    kept[number] = record
-        asked, answered = texts.values()
-        for number, record in kept.items():
+        asked, answered = (
+            [str(value).strip() for _, value in given.values(path, f"data.{kind}")] for kind in ("questions", "answers")
+        )
+        for number, (place, value) in enumerate(given.values(path, forms.DIALOGUES.at), 1):
+            record = checked(forms.DIALOGUES, value, f"{path}, {place}, record {number}")
+            if any(turn.answer is None for turn in record.dialog):
+                yield UNANSWERED
+                continue
+            if record.image_id not in wanted:
+                continue
             try:
                 talk = [
                     (asked[turn.question], answered[turn.answer]) for turn in record.dialog if turn.answer is not None

@@ -1,5 +1,6 @@
 """The files that were given: each told by its content, and read record by record."""
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.progress import Progress
 from mindllm.errors import InputError
 from mindllm.instructions import forms
 from mindllm.instructions.forms import FORMS, Form
-from mindllm.instructions.pieces import Pieces, mebibytes
+from mindllm.instructions.pieces import beginnings, elements, mebibytes
 from mindllm.instructions.records import Record
 from mindllm.progress import counting
 
@@ -57,17 +58,16 @@ class Given:
         """(file, name, record) of every record in the files of a kind; its name is its key, or the file's and a number."""
         for path in self.files[form]:
             number, file = 0, path.stem
-            for place, value in self.values(path):
+            for place, value in self.values(path, form.at):
                 if form.holds(place):
                     number += 1
                     name = place if form.at == "*" else f"{file}-{number}"
                     yield path, name, checked(form, value, f"{path}, {f'{place}, ' if place else ''}record {number}")
 
-    def values(self, path: Path) -> Iterator[tuple[str, Any]]:
-        """What stands in a JSON file, with a line of progress."""
-        size = mebibytes(path.stat().st_size)
-        with counting(self.progress, f"reading {path.name} (MiB)", size) as advance, Pieces(path, advance) as pieces:
-            yield from pieces.values()
+    def values(self, path: Path, at: str) -> Iterator[tuple[str, Any]]:
+        """What stands at a place of a JSON file (see `elements`), with a line of progress."""
+        with counting(self.progress, f"reading {path.name} (MiB)", mebibytes(path.stat().st_size)) as advance:
+            yield from elements(path, at, advance)
 
 
 def found(paths: Sequence[str | Path]) -> Iterator[tuple[Path, bool]]:
@@ -104,15 +104,24 @@ def recognise(path: Path) -> list[Form[Any]]:
     if lines[0][0] not in "[{":
         return [of_lines(lines[:200])]
     head: dict[str, Any] = {}
-    with Pieces(path) as pieces:
-        for place, value in pieces.values():
-            if place not in head:
-                if kinds := [form for form in FORMS if form.fits(place, value, head)]:
-                    return kinds
-                head[place] = value
-            if len(head) > MANY:
-                break
+    for place, value in first_record(lines, path) or beginnings(path):
+        if kinds := [form for form in FORMS if form.fits(place, value, head)]:
+            return kinds
+        head[place] = value
+        if len(head) > MANY:
+            break
     return []
+
+
+def first_record(lines: Sequence[str], path: Path) -> list[tuple[str, Any]]:
+    """The first record of a file that has one a line; nothing of any other."""
+    if len(lines) < 2 and path.suffix != ".jsonl":
+        return []
+    try:
+        value = json.loads(lines[0])
+    except ValueError:
+        return []  # a value that goes on in the next line
+    return [("", value)] if isinstance(value, dict) else []
 
 
 def of_lines(lines: Sequence[str]) -> Form[Any]:

@@ -1,151 +1,92 @@
-"""JSON files larger than one wants in memory, decoded value by value."""
+"""JSON files larger than one wants in memory, read record by record."""
 
-import io
-import json
-import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any
+
+import ijson
+from ijson.common import ObjectBuilder
 
 from mindllm.errors import InputError
 from mindllm.progress import Advance
 
-PIECE = 2**20  # characters read at once
-NEAR = 2**16  # an error this close to the end of what was read may only mean that the rest is still to come
 NESTED = "data"  # the one object whose lists are told apart (VisDial keeps dialogs, questions and answers in it)
-LINE = 2**16  # no line is longer
-WHITE = re.compile(r"[ \t\n\r]*")
-decode = json.JSONDecoder().raw_decode
+BOM = b"\xef\xbb\xbf"
 
 
-class Pieces:
-    """A JSON file (one value, or one object a line) as a stream; in memory are one value and a piece of the text.
+class Counted:
+    """A file whose reading moves a bar, in MiB."""
 
-    advance: is told how many more MiB are read.
-    """
+    def __init__(self, file: IO[bytes], advance: Advance) -> None:
+        self.file, self.advance, self.told = file, advance, 0
 
-    def __init__(self, path: Path, advance: Advance | None = None) -> None:
-        self.path, self.advance, self.told = path, advance, 0
-        self.text, self.at, self.before = "", 0, 0
-
-    def __enter__(self) -> Self:
-        self.file = io.TextIOWrapper(self.path.open("rb"), encoding="utf-8-sig")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def values(self) -> Iterator[tuple[str, Any]]:
-        """(place, value) in the order of the file: each element of a list with the key it stands under, any other value whole.
-
-        The place of the elements of an outermost list, or of the lines of JSON Lines, is "". Lists inside `data` are at
-        `data.<key>`. Raises InputError, with the place, for a file that is damaged or ends too early.
-        """
-        opening = self.peek()
-        if opening == "[":
-            yield from self.elements("")
-        elif opening == "{" and not self.in_lines():
-            for key in self.members():
-                yield from self.member(key)
-        else:
-            while self.peek():
-                yield "", self.value()
-        if self.peek():
-            raise self.damaged("something follows the end")
-
-    def in_lines(self) -> bool:
-        """Whether another object follows the first one: JSON Lines."""
-        while len(self.text) < LINE and self.more():
-            pass
-        try:
-            end = decode(self.text, self.at)[1]
-        except json.JSONDecodeError:
-            return False  # longer than any line
-        return self.text[WHITE.match(self.text, end).end() :][:1] == "{" or self.path.suffix == ".jsonl"  # type: ignore[union-attr] # matches always
-
-    def member(self, place: str) -> Iterator[tuple[str, Any]]:
-        """What stands under a key."""
-        opening = self.peek()
-        if opening == "[":
-            yield from self.elements(place)
-        elif opening == "{" and place == NESTED:
-            for key in self.members():
-                yield from self.member(f"{place}.{key}")
-        else:
-            yield place, self.value()
-
-    def elements(self, place: str) -> Iterator[tuple[str, Any]]:
-        """The elements of a list."""
-        self.take("[")
-        while self.peek() != "]":
-            yield place, self.value()
-            if self.peek() != "]":
-                self.take(",")
-        self.take("]")
-
-    def members(self) -> Iterator[str]:
-        """The keys of an object, each to be followed by reading what stands under it."""
-        self.take("{")
-        while self.peek() != "}":
-            key = self.value()
-            self.take(":")
-            yield str(key)
-            if self.peek() != "}":
-                self.take(",")
-        self.take("}")
-
-    def value(self) -> Any:
-        """The next value, whole."""
-        self.peek()
-        while True:
-            try:
-                value, end = decode(self.text, self.at)
-            except json.JSONDecodeError as error:
-                if error.pos < len(self.text) - NEAR or not self.more():
-                    raise self.damaged(error.msg, error.pos) from error
-                continue
-            if end < len(self.text) or not self.more():  # a number may go on in the next piece
-                self.at = end
-                return value
-
-    def take(self, mark: str) -> None:
-        """Go past a sign that must come next."""
-        found = self.peek()
-        if found != mark:
-            raise self.damaged(f"expected {mark!r}, found {found!r}" if found else "the file ends too early")
-        self.at += 1
-
-    def peek(self) -> str:
-        """The next sign that is not white space; nothing at the end."""
-        while True:
-            self.at = WHITE.match(self.text, self.at).end()  # type: ignore[union-attr] # matches always
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self.more():
-                return ""
-
-    def more(self) -> bool:
-        """Read another piece and forget what was used; False at the end of the file."""
-        try:
-            piece = self.file.read(PIECE)
-        except UnicodeDecodeError as error:
-            raise self.damaged(str(error)) from error
-        self.before += self.at
-        self.text, self.at = self.text[self.at :] + piece, 0
-        if self.advance:
-            read = mebibytes(self.file.buffer.tell())
-            self.advance(read - self.told)
-            self.told = read
-        return bool(piece)
-
-    def damaged(self, why: str, at: int | None = None) -> InputError:
-        """The error of a file that is no JSON, with the place."""
-        place = self.before + (self.at if at is None else at)
-        return InputError(
-            f"{self.path} is damaged or truncated at character {place:,} ({why[:1].lower()}{why[1:]}). Fetch it again."
-        )
+    def read(self, size: int = -1) -> bytes:
+        piece = self.file.read(size)
+        now = mebibytes(self.file.tell())
+        self.advance(now - self.told)
+        self.told = now
+        return piece
 
 
 def mebibytes(size: int) -> int:
-    """Bytes in MiB, those begun included."""
+    """A size in MiB, rounded up, so that a bar of a small file ends as well."""
     return -(-size // 2**20)
+
+
+@contextmanager
+def opened(path: Path, advance: Advance | None = None) -> Iterator[Any]:
+    """The file, past a byte order mark; what is wrong with its JSON is an InputError."""
+    with path.open("rb") as file:
+        if file.read(len(BOM)) != BOM:
+            file.seek(0)
+        try:
+            yield Counted(file, advance) if advance else file
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{path} is damaged or truncated ({str(error).splitlines()[0].strip()}). Fetch it again."
+            ) from error
+
+
+def elements(path: Path, at: str, advance: Advance | None = None) -> Iterator[tuple[str, Any]]:
+    """(place, value) of every record: those of the list at a key, such as `annotations` or `data.dialogs`.
+
+    at: "" for the outermost list, or one record a line; "*" for the outermost object, whose keys are then the places.
+    """
+    with opened(path, advance) as file:
+        if at == "*":
+            yield from ijson.kvitems(file, "", use_float=True)
+        elif at or not in_lines(path):
+            prefix = f"{at}.item" if at else "item"
+            yield from ((at, value) for value in ijson.items(file, prefix, use_float=True))
+        else:
+            yield from (("", value) for value in ijson.items(file, "", use_float=True, multiple_values=True))
+
+
+def in_lines(path: Path) -> bool:
+    """Whether the outermost value is no list, so that there is one record a line."""
+    with opened(path) as file:
+        return next(ijson.basic_parse(file), ("",))[0] != "start_array"
+
+
+def beginnings(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, first value there), in the order of the file: of lists the first element, of the outermost object each member.
+
+    The place of the elements of an outermost list, and of the first of several records in lines, is "".
+    """
+    with opened(path) as file:
+        seen: set[str] = set()
+        place, depth, builder = "", 0, ObjectBuilder()
+        for prefix, event, value in ijson.parse(file, use_float=True, multiple_values=True):
+            if depth == 0:
+                if event in ("map_key", "end_map", "end_array") or (event == "start_map" and prefix in ("", NESTED)):
+                    continue
+                if event == "start_array" and not prefix.endswith("item"):
+                    continue
+                place, builder = "" if prefix == "item" else prefix.removesuffix(".item"), ObjectBuilder()
+            if place not in seen:
+                builder.event(event, value)
+            depth += {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}.get(event, 0)
+            if depth == 0 and place not in seen:
+                seen.add(place)
+                yield place, builder.value
