@@ -1,8 +1,10 @@
 """What is inside a store, whether it looks right, and pictures of it: for whoever prepared it, and whoever must trust it."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ from jinja2 import Environment, PackageLoader
 from rich.progress import Progress
 
 from mindllm.data.anatomy import grey_matter
-from mindllm.data.splits import check_splits
+from mindllm.data.splits import SPLITS, check_splits
 from mindllm.data.store import Store
 from mindllm.errors import InputError
 from mindllm.explain.figures import brain_slices, count_bars, voxel_picture
@@ -27,11 +29,22 @@ SIDES = {-1: re.compile(r"(^|[_\W])(l|lh|left)([_\W]|$)", re.I), 1: re.compile(r
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: what, whether it is as it should be, and what was found, with what to do."""
+    """One thing that was looked at: in whom (all: ""), what, whether it is as it should be, and what was found, with what to do."""
 
+    subject: str
     name: str
     fine: bool
     found: str
+
+
+def grouped(checks: Sequence[Check]) -> list[Check]:
+    """What is odd, person by person, first; then what is fine, everybody's in one line."""
+    fine = {check.name: [c for c in checks if c.fine and c.name == check.name] for check in checks if check.fine}
+    lines = []
+    for name, some in fine.items():
+        whose = f"{len(some)} people; {some[0].subject}" if len(some) > 1 else some[0].subject
+        lines.append(Check(whose, name, True, some[0].found))
+    return [*(check for check in checks if not check.fine), *lines]
 
 
 @dataclass(frozen=True)
@@ -56,9 +69,9 @@ def inspect(store: Store, seed: int = 0, progress: Progress | None = None) -> In
             rows.append(count(store, subject))
             space = store.space(subject)
             parts += [
-                {"subject": subject, "parcellation": p, "regions": len(np.setdiff1d(r, 0)), "voxels in a region": f"{(r > 0).mean():.0%}"}
+                {"parcellation": p, "regions": len(np.setdiff1d(r, 0)), "labelled": 100 * (r > 0).mean()}
                 for p, r in space.regions.items()
-            ]  # fmt: skip
+            ]
             checks += [
                 *check_places(store, subject), *check_betas(store, subject, rng), *check_repeats(store, subject, rng),
             ]  # fmt: skip
@@ -72,23 +85,37 @@ def inspect(store: Store, seed: int = 0, progress: Progress | None = None) -> In
         "split": f"{store.split['name']} (others: {', '.join(store.splits) or 'none'})",
         "named sets": ", ".join(f"{name} ({len(members)} stimuli)" for name, members in store.sets.items()) or "none",
     }  # fmt: skip
+    told = summary(store)
+    told = told.assign(share=told["share"].map("{:.0%}".format), words=told["words"].map("{:.1f}".format))
     return Inspection(
-        about, pd.DataFrame(rows), pd.DataFrame(parts), summary(store), checks, sample_conversations(store, rng)
+        about, pd.DataFrame(rows), over_people(parts), told, grouped(checks), sample_conversations(store, rng)
     )
 
 
 def count(store: Store, subject: str) -> dict[str, object]:
     """One person's numbers."""
-    trials, space = store.trials(subject), store.space(subject)
+    trials, space, betas = store.trials(subject), store.space(subject), store.betas(subject)
     shown, ncsnr = trials["stimulus"].value_counts(), store.ncsnr(subject)
-    kinds = trials["split"].value_counts()
+    kinds = trials["split"].value_counts().to_dict()
     return {
-        "subject": subject, "voxels": len(space), "trials": len(trials), "sessions": trials["session"].nunique(),
-        "stimuli": len(shown), "showings": f"{shown.mean():.1f} (1 to {shown.max()})" if shown.max() > 1 else "1",
-        **{split: int(kinds.get(split, 0)) for split in ("train", "val", "test", "unused")},
-        "betas": f"{store.betas(subject).nbytes / 2**30:.2f} GiB {store.betas(subject).dtype}",
-        "noise ceiling": "not published" if ncsnr is None else f"{np.nanmedian(noise_ceiling(ncsnr)):.0f} % (median voxel, one trial)",
+        "subject": subject, "voxels": f"{len(space):,}", "trials": f"{len(trials):,}", "sessions": trials["session"].nunique(),
+        "stimuli": f"{len(shown):,}", "shown": f"{shown.min()}-{shown.max()}x" if shown.min() < shown.max() else f"{shown.max()}x",
+        "split": "/".join(str(kinds.get(split, 0)) for split in SPLITS), "betas": f"{betas.nbytes / 2**20:,.0f} MiB",
+        "ceiling": "-" if ncsnr is None else f"{np.nanmedian(noise_ceiling(ncsnr)):.0f} %",
     }  # fmt: skip
+
+
+def over_people(parts: list[dict[str, Any]]) -> pd.DataFrame:
+    """A row per parcellation: how many people have it, from how many to how many regions, and per cent of their voxels in one."""
+    rows = []
+    for name, some in pd.DataFrame(parts).groupby("parcellation", sort=False) if parts else []:
+        span = {key: (some[key].min(), some[key].max()) for key in ("regions", "labelled")}
+        told = {
+            key: f"{low:.0f}-{high:.0f}" if round(low) < round(high) else f"{low:.0f}"
+            for key, (low, high) in span.items()
+        }
+        rows.append({"parcellation": name, "people": len(some), "regions": told["regions"], "% of voxels in a region": told["labelled"]})  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def noise_ceiling(ncsnr: np.ndarray, trials: int = 1) -> np.ndarray:
@@ -103,7 +130,7 @@ def check_places(store: Store, subject: str) -> list[Check]:
     grey = (grey_matter(space.mm) > 0.1).mean()
     out = [
         Check(
-            f"{subject}: voxels lie in the MNI brain", bool(inside.all() and grey > 0.3),
+            subject, "voxels lie in the MNI brain", bool(inside.all() and grey > 0.3),
             f"{grey:.0%} of the voxels are where the template has grey matter, {(~inside).sum()} outside its box"
             + ("" if inside.all() and grey > 0.3 else "; are the positions MNI millimetres? A wrong affine or native space looks like this"),
         )
@@ -120,7 +147,7 @@ def check_places(store: Store, subject: str) -> list[Check]:
                 if wrong
                 else "left is left"
             )
-            out.append(Check(f"{subject}: sides of {p}", not wrong, found))
+            out.append(Check(subject, f"sides of {p}", not wrong, found))
     return out
 
 
@@ -132,11 +159,11 @@ def check_betas(store: Store, subject: str, rng: np.random.Generator) -> list[Ch
     spread = np.median(np.abs(values)) or 1.0
     highest = float(np.abs(values).max() / spread)
     fine = not bad and highest < 1000
-    out = [Check(f"{subject}: betas", fine, f"{len(values)} trials looked at, {bad} with NaN or infinity; the largest beta is {highest:.0f} times the median")]  # fmt: skip
+    out = [Check(subject, "betas", fine, f"{len(values)} trials looked at, {bad} with NaN or infinity; the largest beta is {highest:.0f} times the median")]  # fmt: skip
     if not store.meta.get("normalized"):
         statistics = store.statistics(subject)
         dead = int((statistics.std == 0).all(0).sum())
-        out.append(Check(f"{subject}: voxels vary", dead < 0.05 * len(store.space(subject)), f"{dead} voxels never vary and count as 0"))  # fmt: skip
+        out.append(Check(subject, "voxels vary", dead < 0.05 * len(store.space(subject)), f"{dead} voxels never vary and count as 0"))  # fmt: skip
         small = (
             trials[trials["split"] == "train"]
             .groupby("session")
@@ -147,7 +174,7 @@ def check_betas(store: Store, subject: str, rng: np.random.Generator) -> list[Ch
         words = f"normalized with {statistics.origin}" + (
             f"; the sessions {', '.join(few[:5])}{'...' if len(few) > 5 else ''} have fewer than {MIN_TRIALS} training trials and take those of all sessions" if few else ", session by session"
         )  # fmt: skip
-        out.append(Check(f"{subject}: normalization", statistics.origin == "training trials", words))
+        out.append(Check(subject, "normalization", statistics.origin == "training trials", words))
     first = trials.reset_index(drop=True).groupby("session", sort=False).head(1).index
     same = [int(row) for n, row in enumerate(first) for other in first[:n] if (betas[row] == betas[other]).all()]
     found = (
@@ -155,7 +182,7 @@ def check_betas(store: Store, subject: str, rng: np.random.Generator) -> list[Ch
         if same
         else f"{len(first)} different ones"
     )
-    return [*out, Check(f"{subject}: sessions", not same, found)]
+    return [*out, Check(subject, "sessions", not same, found)]
 
 
 def check_repeats(store: Store, subject: str, rng: np.random.Generator) -> list[Check]:
@@ -186,7 +213,7 @@ def check_repeats(store: Store, subject: str, rng: np.random.Generator) -> list[
     gap = float(same.mean() - other.mean())
     words = f"two trials of a stimulus correlate {same.mean():.3f}, of different ones {other.mean():.3f} ({gap / max(error, 1e-12):.1f} standard errors apart)"
     fine = gap > 2 * error
-    return [Check(f"{subject}: trials belong to their stimuli", fine, words + ("" if fine else "; is the table of trials shifted, or another person's?"))]  # fmt: skip
+    return [Check(subject, "trials belong to their stimuli", fine, words + ("" if fine else "; is the table of trials shifted, or another person's?"))]  # fmt: skip
 
 
 def check_leak(store: Store) -> Check:
@@ -195,9 +222,9 @@ def check_leak(store: Store) -> Check:
     try:
         check_splits(trials)
     except InputError as error:
-        return Check("no stimulus on both sides of the split", store.split.get("by") == "subject", f"{error} (a split by people, so stimuli are shared)" if store.split.get("by") == "subject" else str(error))  # fmt: skip
+        return Check("", "no stimulus on both sides of the split", store.split.get("by") == "subject", f"{error} (a split by people, so stimuli are shared)" if store.split.get("by") == "subject" else str(error))  # fmt: skip
     counts = pd.concat(trials.values()).drop_duplicates("stimulus")["split"].value_counts().to_dict()
-    return Check("no stimulus on both sides of the split", True, ", ".join(f"{n} stimuli in {k}" for k, n in counts.items()))  # fmt: skip
+    return Check("", "no stimulus on both sides of the split", True, ", ".join(f"{n} stimuli in {k}" for k, n in counts.items()))  # fmt: skip
 
 
 def check_text(store: Store) -> Check:
@@ -205,7 +232,7 @@ def check_text(store: Store) -> Check:
     shown = set(pd.concat([store.trials(subject) for subject in store.subjects])["stimulus"])
     silent = shown - set(store.conversations["stimulus"].dropna())
     words = f"{len(silent)} of {len(shown)} stimuli have no text; add some: mindllm prepare instructions" if silent else f"all {len(shown)} stimuli have text"  # fmt: skip
-    return Check("text about the stimuli", not silent, words)
+    return Check("", "text about the stimuli", not silent, words)
 
 
 def sample_conversations(store: Store, rng: np.random.Generator) -> list[tuple[str, str, list[dict[str, str]]]]:
@@ -231,7 +258,12 @@ def write_page(found: Inspection, store: Store, out: str | Path) -> Path:
             "Noise ceiling of one trial as published with the data: per cent of the variance that a perfect model could explain",
             brain_slices([space for space, _ in having], ceilings, top=max(5.0, float(np.quantile(np.concatenate(ceilings), 0.97)))),
         )  # fmt: skip
-    pictures["trials"] = ("Trials per person and split", count_bars(found.subjects.set_index("subject")[["train", "val", "test", "unused"]]))  # fmt: skip
+    kinds = (
+        pd.DataFrame({s: store.trials(s)["split"].value_counts() for s in store.subjects})
+        .T.reindex(columns=list(SPLITS))
+        .fillna(0)
+    )
+    pictures["trials"] = ("Trials per person and split", count_bars(kinds))  # fmt: skip
     template = Environment(loader=PackageLoader("mindllm", ""), autoescape=True).get_template("inspection.html.jinja")
     with whole_folder(Path(out)) as folder:
         for name, (_, png) in pictures.items():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mindllm.cli.common import Subjects, bars, console, listed, numbers
+from mindllm.cli.common import Dask, NewStore, Seed, StoredAs, Subjects, Workers, bars, console, listed, numbers
 
 if TYPE_CHECKING:
     from mindllm.data.store import Store
@@ -19,6 +19,8 @@ def summarize(store: "Store") -> None:
     console.print(
         f"{store.path}: {len(store.subjects)} subjects, {trials} trials, {store.conversations['stimulus'].nunique()} stimuli with text"
     )
+    if store.conversations.empty:
+        console.print("It holds no text yet: add some with `mindllm prepare instructions`.")
 
 
 @app.command("bids")
@@ -29,7 +31,7 @@ def prepare_bids(
             help="BIDS derivatives: statmaps of single-trial betas, masks, trials tables, dseg parcellations."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The store to write.")],
+    out: NewStore,
     subjects: Subjects = None,
     mask: Annotated[
         str | None,
@@ -42,8 +44,10 @@ def prepare_bids(
     ] = 0.0,
     test: Annotated[float, typer.Option(help="Share of the stimuli for testing, likewise.")] = 0.0,
     nan: Annotated[str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")] = "error",
-    dtype: Annotated[str, typer.Option(help="How betas are stored: float32 or float16.")] = "float32",
-    seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
+    dtype: StoredAs = "float32",
+    seed: Seed = 0,
+    workers: Workers = 1,
+    dask: Dask = None,
 ) -> None:
     """Make a store of BIDS derivatives with single-trial betas. Run it again after an interruption: it goes on."""
     from mindllm.data import bids
@@ -59,6 +63,8 @@ def prepare_bids(
             nan=nan,  # type: ignore[arg-type] # checked there
             dtype=dtype,  # type: ignore[arg-type] # likewise
             seed=seed,
+            workers=workers,
+            dask=dask,
             progress=progress,
         )
     summarize(store)
@@ -67,7 +73,7 @@ def prepare_bids(
 @app.command("nsd")
 def prepare_nsd(
     root: Annotated[Path, typer.Argument(help="The folder that holds nsddata and nsddata_betas.")],
-    out: Annotated[Path, typer.Option(help="The store to write.")],
+    out: NewStore,
     subjects: Annotated[
         str | None, typer.Option(help="Comma-separated numbers, e.g. 1,2,5,7. Default: all there.")
     ] = None,
@@ -80,12 +86,10 @@ def prepare_nsd(
         typer.Option(help="Which sessions, e.g. 1-20. Default: all; a missing one is an error that names it."),
     ] = None,
     val: Annotated[float, typer.Option(help="Share of the training stimuli for validation.")] = 0.0,
-    dtype: Annotated[str, typer.Option(help="How betas are stored: float32 or float16.")] = "float16",
+    dtype: StoredAs = "float16",
     seed: Annotated[int, typer.Option(help="Of the validation stimuli.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Sessions read at once, each by a process of its own.")] = 1,
-    dask: Annotated[
-        str | None, typer.Option(help="Address of a dask scheduler, whose workers see the same files, to read on.")
-    ] = None,
+    workers: Workers = 1,
+    dask: Dask = None,
 ) -> None:
     """Make a store of the Natural Scenes Dataset in its official layout. Run it again after an interruption: it goes on."""
     from mindllm.data import nsd
@@ -106,7 +110,7 @@ def prepare_official(
             help="The authors' prepared data: the folder that holds nsd0 or webdataset_avg_split, cache, roi."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The store to write.")],
+    out: NewStore,
     subjects: Annotated[str | None, typer.Option(help="Comma-separated, e.g. subj01,subj02. Default: all.")] = None,
     layout: Annotated[
         str | None, typer.Option(help="nsd0 or mindeye (webdataset_avg_split). Default: the one that is there.")
@@ -130,3 +134,40 @@ def prepare_official(
             seed=seed, progress=progress,
         )  # fmt: skip
     summarize(store)
+
+
+@app.command("instructions")
+def prepare_instructions(
+    source: Annotated[
+        str, typer.Argument(help="coco-caption, vqa-v2, llava, ..., or captions of your own; see docs/instructions.md.")
+    ],
+    files: Annotated[list[Path], typer.Argument(help="Its official files in any order, or folders of them.")],
+    store: Annotated[Path, typer.Option(help="The store to add them to.")],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Table (.tsv or .csv) with `stimulus`, `coco_id`, where the trials have no coco_id."),
+    ] = None,
+    style: Annotated[
+        str, typer.Option(help="Whose words: mindllm, or published (for converted published checkpoints).")
+    ] = "mindllm",
+) -> None:
+    """Add the conversations of an instruction source to a store, in place of those it has of that source."""
+    from rich.table import Table
+
+    from mindllm.data.store import Store
+    from mindllm.data.tables import read_table
+    from mindllm.instructions import add, summary
+
+    data = Store(store)
+    with bars() as progress:
+        added = add(
+            data, source, files, style=style,  # type: ignore[arg-type] # checked there
+            images=None if images is None else read_table(images, "the table of images", ("stimulus", "coco_id")), progress=progress,
+        )  # fmt: skip
+    table = Table(
+        "aspect", "source", "conversations", "with text", "share", "words", title=str(added), title_justify="left"
+    )
+    for row in summary(data).to_dict("records"):
+        told = f"{row['with text']:,} {row['of']}", f"{row['share']:.0%}", f"{row['words']:.1f}"
+        table.add_row(row["aspect"], row["source"], f"{row['conversations']:,}", *told)
+    console.print(table)

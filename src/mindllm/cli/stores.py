@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from mindllm.cli.common import Seed, SplitName, StoreFolder, bars, console, listed
@@ -31,8 +32,9 @@ def inspect(
         found = run(data, seed, progress)
     for name, value in found.about.items():
         console.print(f"[bold]{name}[/bold]  {value}", highlight=False, soft_wrap=True)
-    for title, content in (("People", found.subjects), ("Parcellations", found.regions), ("Text", found.sources)):
-        table = Table(*map(str, content.columns), title=title, title_justify="left")
+    people = "People (split: train/val/test/unused trials; ceiling: the noise ceiling of the median voxel, one trial)"
+    for title, content in ((people, found.subjects), ("Parcellations", found.regions), ("Text", found.sources)):
+        table = Table(*map(str, content.columns), title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         for row in content.itertuples(index=False):
             table.add_row(*map(str, row))
         console.print(table if len(content) else f"{title}: none")
@@ -43,7 +45,8 @@ def inspect(
     console.print()
     for check in found.checks:
         mark = "[green]fine[/green]" if check.fine else "[bold red]look[/bold red]"
-        console.print(f"{mark}  {check.name}: {check.found}", highlight=False, soft_wrap=True)
+        whose = f"{check.subject}: " if check.subject else ""
+        console.print(f"{mark}  {check.name}  [dim]{whose}{check.found}[/dim]", highlight=False, soft_wrap=True)
     if out is not None:
         console.print(f"page: {write_page(found, data, out)}")
 

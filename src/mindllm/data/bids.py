@@ -25,6 +25,7 @@ from rich.progress import Progress
 from mindllm.data.sessions import Recording, Session, write_recordings
 from mindllm.data.splits import split_stimuli
 from mindllm.data.store import Store, StoreWriter, captions
+from mindllm.data.tables import read_table
 from mindllm.errors import InputError
 from mindllm.files import read_json
 from mindllm.images import describe, open_image, read_array
@@ -104,7 +105,9 @@ def read_trials(root: Path, name: str) -> pd.DataFrame:
         raise InputError(f"{root / name} has no {BETAS}: expected one 4-D file of single-trial betas per session.")
     tables = []
     for file in files:
-        table = read_table(trials_file(file)).rename(columns=ALIASES)
+        table = read_table(trials_file(file), "the table of the trials in the statmap beside it").rename(
+            columns=ALIASES
+        )
         if not {"volume", "stimulus"} <= set(table.columns):
             raise InputError(
                 f"{trials_file(file)} has the columns {list(table.columns)}; expected `volume` and `stimulus` (or `beta_index` and `label`)."
@@ -123,19 +126,6 @@ def read_trials(root: Path, name: str) -> pd.DataFrame:
         defaults = {"session": session[1] if session else "1"}
         tables.append(table.assign(file=str(file), **{k: v for k, v in defaults.items() if k not in table}))
     return pd.concat(tables, ignore_index=True)
-
-
-def read_table(file: Path) -> pd.DataFrame:
-    """A tab-separated file; identifiers such as stimulus numbers stay text."""
-    try:
-        table = pd.read_csv(file, sep="\t", dtype={"stimulus": str, "label": str, "session": str, "run": str})
-    except FileNotFoundError as error:
-        raise InputError(
-            f"there is no file {file}: expected the table of the trials in the statmap beside it."
-        ) from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read as a tab-separated table ({error}).") from error
-    return table
 
 
 def trials_file(betas: Path) -> Path:
@@ -199,9 +189,7 @@ def read_captions(root: Path, tables: Mapping[str, pd.DataFrame]) -> pd.DataFram
     shown = pd.concat(tables.values(), ignore_index=True)
     file = root / "stimuli" / "captions.tsv"
     if file.is_file():
-        table = read_table(file)
-        if not {"stimulus", "caption"} <= set(table.columns):
-            raise InputError(f"{file} has the columns {list(table.columns)}; expected `stimulus` and `caption`.")
+        table = read_table(file, "captions", ("stimulus", "caption"))
         table = table[table["stimulus"].isin(set(shown["stimulus"]))]
     else:
         table = shown[["stimulus", "caption"]] if "caption" in shown else pd.DataFrame({"stimulus": [], "caption": []})

@@ -25,7 +25,7 @@ CONDITIONS = ("brain", "shuffled", "no_brain")
 SOURCES = {
     "paragraph-caption": "paragraph", "coco-qa": "exact", "visual-genome": "exact", "vqa-v2": "vqa", "ok-vqa": "vqa",
     "st-vqa": "anls", "tally-qa": "count", "vqa-e": "vqa-e", "vsr": "exact", "a-okvqa": "choice", "fsvqa": "fsvqa",
-    "tdiuc": "tdiuc",
+    "tdiuc": "tdiuc", "gqa": "exact",
 }  # fmt: skip
 
 

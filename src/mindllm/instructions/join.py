@@ -166,7 +166,7 @@ def summarize(store: Store, source: str, table: pd.DataFrame) -> Summary:
 
 
 def summary(store: Store) -> pd.DataFrame:
-    """What a store is asked: a row per source and, below each aspect's, one for `all` of it.
+    """What a store is asked: a row per source and, below those of an aspect that has several, one for `all`.
 
     `aspect`, `source`, `conversations`, `with text` (how many stimuli, or trials: `of`), `share` of all that are, and `words`
     of an answer on average.
@@ -180,7 +180,7 @@ def summary(store: Store) -> pd.DataFrame:
         of_aspect = table[aspect == name]
         sources: Iterable[Any] = dict.fromkeys(of_aspect["source"])
         parts = [(source, of_aspect[of_aspect["source"] == source]) for source in sources]
-        for source, part in [*parts, ("all", of_aspect)] if parts else []:
+        for source, part in [*parts, ("all", of_aspect)] if len(parts) > 1 else parts:
             found = summarize(store, source, part)
             rows.append({
                 "aspect": name, "source": source, "conversations": found.conversations, "with text": found.covered,
