@@ -3,7 +3,8 @@
 The design table (.tsv or .csv) has a row per trial, in the order of the trials in each output:
     subject, stimulus   who saw what
     file                the output, or its folder, relative to the outputs' folder; several sessions may share one
-    session, run, repeat, split, coco_id, mask, caption    optional; mask: the person's mask, relative likewise
+    session, run, repeat, split, coco_id, mask, caption    optional; mask: the person's mask, relative likewise.
+                        Betas are z-scored by session; without that column an output is one session
 
     TYPED_FITHRF_GLMDENOISE_RR.hdf5   Python, wanthdf5=1: betasmd (X, Y, Z, trials)
     TYPED_FITHRF_GLMDENOISE_RR.mat    MATLAB, -v7.3, that is HDF5: modelmd, read in reverse as (trials, Z, Y, X)
@@ -137,11 +138,11 @@ def prepare(
             raise InputError(f"{option}={value!r} is unknown; expected {' or '.join(map(str, known))}.")
     folder = Path(folder)
     table = read_design(Path(design), subjects)
+    if "session" not in table:
+        table["session"] = table["file"]  # an output is most often of one session
     if "split" not in table and test:
         table["split"] = table["stimulus"].map(split_stimuli(table["stimulus"].tolist(), {"test": test}, seed))
     tables = {str(name): rows.reset_index(drop=True) for name, rows in table.groupby("subject")}
-    options: dict[str, Any] = {"subjects": sorted(tables), "model": model, "mask": mask, "order": order, "nan": nan, "test": test, "val": val, "dtype": dtype, "seed": seed}  # fmt: skip
-    writer = StoreWriter(out, name=folder.resolve().name, origin="GLMsingle", licence="unknown", reader="glmsingle", options=options)  # fmt: skip
     kept = {name: rows[[c for c in COLUMNS if c in rows]] for name, rows in tables.items()}
     drawn = draw_validation({n: t if "split" in t else t.assign(split="train") for n, t in kept.items()}, val, seed)
     recordings = []
@@ -157,6 +158,8 @@ def prepare(
             for start, part in o.parts(trials)
         ]  # fmt: skip
         recordings.append(Recording(space, drawn[name], read))
+    options: dict[str, Any] = {"subjects": sorted(tables), "model": model, "mask": mask, "order": order, "nan": nan, "test": test, "val": val, "dtype": dtype, "seed": seed}  # fmt: skip
+    writer = StoreWriter(out, name=folder.resolve().name, origin="GLMsingle", licence="unknown", reader="glmsingle", options=options)  # fmt: skip
     write_recordings(writer, recordings, dtype, workers=workers, dask=dask, progress=progress)
     told = table if "caption" in table else pd.DataFrame({"stimulus": [], "caption": []})
     return writer.finish(captions(told.dropna(subset=["caption"])))
