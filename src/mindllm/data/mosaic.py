@@ -212,7 +212,7 @@ def stick(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     for name, trials in tables.items():
         moved = (trials["split"] == "train") & trials["stimulus"].isin(tested)
         if moved.any():
-            logger.warning("%s: %d of %d training trials show what another data set tests, and are tested", name, moved.sum(), (trials["split"] == "train").sum())  # fmt: skip
+            logger.warning("%s: %d of %d training trials show what is tested elsewhere, and are tested", name, moved.sum(), (trials["split"] == "train").sum())  # fmt: skip
         out[name] = trials.assign(split=trials["split"].mask(moved, "test"))
     return out
 
