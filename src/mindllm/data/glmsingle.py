@@ -247,6 +247,9 @@ def check_design(output: Output, stimuli: Sequence[str]) -> None:
     file = output.file.with_name("DESIGNINFO" + (".mat" if output.matlab else ".npy"))
     if not file.is_file() or (not output.matlab and not output.trust):
         return
+    if output.matlab and not h5py.is_hdf5(file):
+        logger.warning("%s was not saved with -v7.3, so the design table is not checked against it", file)
+        return
     try:
         if output.matlab:
             with h5py.File(file) as content:

@@ -20,6 +20,7 @@ from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 from rich.progress import Progress
@@ -33,7 +34,7 @@ from mindllm.data.splits import draw_validation
 from mindllm.data.store import Store, StoreWriter, captions, fit
 from mindllm.errors import InputError
 from mindllm.files import refuse_existing
-from mindllm.images import open_image, read_array, read_numbers, same_grid
+from mindllm.images import describe, open_image, read_array, read_numbers, same_grid
 from mindllm.voxels import VoxelSpace
 
 # What LAION-fMRI is known to contain.
@@ -95,7 +96,8 @@ def prepare(
 ) -> Store:
     """Make the store `out`. A stimulus is its published label; the images that everybody saw are `test`, the others `train`.
 
-    mask: `R2mean` (where GLMsingle explains something), `brain` (the anatomical mask), or a ROI's name, such as laion-general.
+    mask: `R2mean` (where GLMsingle explains something), `brain` (the anatomical mask), a ROI's name, such as laion-general, or
+    a pattern with * for files in `derivatives`.
     sessions: which to take; None: the 30 main ones and any later ones there, a missing one being an error.
     val: share of the training stimuli.  native: take each person's own millimetres, where no transform to MNI space is.
 
@@ -111,6 +113,10 @@ def prepare(
     tables = {p.name: pd.concat([read_trials(p, n) for n in taken[p.name]], ignore_index=True) for p in people}
     shared = split_trials(root / "stimuli" / METADATA, tables)
     regions = name_regions(people)
+    if not native:
+        logger.warning(
+            "positions in MNI space come from FreeSurfer's linear transform: they are right to some millimetres"
+        )
     spaces = {p.name: read_space(p, mask, taken[p.name], regions, native) for p in people}
     options: dict[str, Any] = {"subjects": [p.name for p in people], "mask": mask, "sessions": taken, "native": native, "val": val, "dtype": dtype, "seed": seed}  # fmt: skip
     writer = StoreWriter(
@@ -223,18 +229,21 @@ def name_regions(people: Sequence[Person]) -> dict[str, dict[str, int]]:
 
 
 def find_mask(person: Person, mask: str) -> Path:
-    """The mask file: R2mean's map, the brain, or a ROI."""
+    """The mask file: R2mean's map, the brain, a ROI, or what fits a pattern."""
     rois = {name: file for files in roi_files(person).values() for name, file in files.items()}
     places = {
         R2: person.betas.glob(f"*_desc-{R2}_statmap.nii.gz"),
         BRAIN: person.anatomy.rglob("*_res-1pt8_desc-brain_mask.nii.gz"),
     }
-    file = next(iter(sorted(places.get(mask, []))), rois.get(mask))
-    if file is None:
+    plain = mask.replace("-", "")  # the data set's own downloader takes the hyphens out of names: laiongeneral
+    found = [*places.get(mask, []), *(file for name, file in rois.items() if name.replace("-", "") == plain)]
+    if "*" in mask:
+        found = [f for f in (person.root / "derivatives").rglob(mask) if f.name.startswith(f"{person.name}_")]
+    if len(found) != 1:
         raise InputError(
-            f"{person.name} has no mask {mask}; choose {R2}, {BRAIN} or a ROI: {', '.join(rois) or 'none'}."
+            f"{person.name} has {len(found) or 'no'} masks {mask}; choose {R2}, {BRAIN}, a ROI ({', '.join(rois) or 'none is there'}), or a pattern with * that fits one file."
         )
-    return file
+    return found[0]
 
 
 def read_space(
@@ -252,7 +261,9 @@ def read_space(
         if lost := int((inside & ~finite).sum()):
             logger.warning("%s, session %d: %d voxels have no number and are left out", person.name, n, lost)
         inside &= finite
-    space = VoxelSpace.from_mask(type(image)(inside.astype(np.uint8), image.affine), name=person.name)
+    left = nib.Nifti1Image(inside.astype(np.uint8), image.affine)
+    left.file_map["image"].filename = describe(image)  # so that messages name the file
+    space = VoxelSpace.from_mask(left, name=person.name)
     numbered = {kind: number_regions(person, space, kind, names) for kind, names in regions.items()}
     space = replace(space, regions=numbered, region_names={k: {n: name for name, n in r.items()} for k, r in regions.items()})  # fmt: skip
     if native:

@@ -137,8 +137,9 @@ def choose(files: str | Path | Sequence[str | Path], subjects: Sequence[str] | N
     if odd := sorted(set(subjects or []) - set(found)):
         raise InputError(f"there is no subject {', '.join(odd)}; the files are of {', '.join(sorted(found))}.")
     people = [found[name] for name in sorted(subjects or found)]
-    if unknown := sorted({p.dataset for p in people} - set(DATASETS)):
-        logger.warning("%s is none of MOSAIC's data sets (%s)", ", ".join(unknown), ", ".join(DATASETS))
+    if odd := [p.name for p in people if int(p.name[4:].split("_")[0]) > DATASETS.get(p.dataset, 0)]:
+        known = ", ".join(f"{dataset} {count}" for dataset, count in DATASETS.items())
+        logger.warning("%s: none of MOSAIC's people (%s)", ", ".join(odd), known)
     return people
 
 
