@@ -164,7 +164,8 @@ def test_shared_images_are_the_test(store: Store) -> None:
     trials = store.trials("sub-01")
     assert ((trials["split"] == "test") == trials["stimulus"].isin(SHARED)).all()
     used = {image for name in PEOPLE for n in (1, 2) for image in shown(name, n)}
-    assert store.sets["ood"] == [SHARED[2]] if SHARED[2] in used else []
+    assert SHARED[2] in used
+    assert store.sets["ood"] == [SHARED[2]]
     assert set(store.sets["shared"]) == set(SHARED[:2]) & used
 
 

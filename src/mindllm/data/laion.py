@@ -112,6 +112,7 @@ def prepare(
     taken = {p.name: wanted_sessions(p, sessions) for p in people}
     tables = {p.name: pd.concat([read_trials(p, n) for n in taken[p.name]], ignore_index=True) for p in people}
     shared = split_trials(root / "stimuli" / METADATA, tables)
+    sets = {"shared": [s for s in shared if "_OOD_" not in s], "ood": [s for s in shared if "_OOD_" in s]}
     regions = name_regions(people)
     if not native:
         logger.warning(
@@ -122,7 +123,7 @@ def prepare(
     writer = StoreWriter(
         out, name="LAION-fMRI", origin="ViCCo Group, https://laion-fmri.hebartlab.com",
         licence="LAION-fMRI terms of use", reader="laion", options=options,
-        sets={"shared": [s for s in shared if "_OOD_" not in s], "ood": [s for s in shared if "_OOD_" in s]},
+        sets={name: members for name, members in sets.items() if members},
     )  # fmt: skip
     drawn = draw_validation(tables, val, seed)
     recordings = []
