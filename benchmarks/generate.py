@@ -1,5 +1,10 @@
-"""Files at full size in the layouts that are read, with generated numbers."""
+"""Published layouts at full size with made-up numbers: what the readers must get through, without fetching it.
 
+python benchmarks/generate.py nsd|mosaic|glmsingle|laion FOLDER
+"""
+
+import gzip
+import sys
 from pathlib import Path
 
 import h5py
@@ -7,6 +12,10 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from scipy.io import savemat
+
+from mindllm.data import laion as layout
+from mindllm.data.grayordinates import GRAYORDINATES
+
 
 NSD_SHAPE = (81, 104, 83)  # subj01
 
@@ -61,3 +70,86 @@ def nsd(root: Path, sessions: int = 1, voxels: int = 15_724, nifti: bool = False
         else:
             with h5py.File(file.with_suffix(".hdf5"), "w") as content:
                 content.create_dataset("betas", data=values, chunks=(750, 1, 1, 1))
+
+
+def mosaic(folder: Path, trials: int = 3000, name: str = "sub-01_NSD") -> Path:
+    """One person's HDF5 file of MOSAIC: a float64 data set of 91,282 numbers per trial, a third of the pictures tested thrice."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, file = np.random.default_rng(0), folder / f"{name}.hdf5"
+    numbers, bad = rng.normal(size=GRAYORDINATES + trials), np.sort(rng.permutation(GRAYORDINATES)[:2000])
+    with h5py.File(file, "w") as content:
+        content.attrs["subjectID"] = name
+        ceilings = content.create_group("noiseceilings", track_order=True)
+        ceilings[f"{name}_phase-test_n-1_noiseceiling"] = rng.uniform(0, 60, GRAYORDINATES)
+        betas = content.create_group("betas", track_order=True)
+        for trial in range(trials):
+            picture, repeat, phase = f"{trial // 3:012d}", trial % 3, "test" if trial // 3 < trials // 9 else "train"
+            values = numbers[trial : trial + GRAYORDINATES].copy()
+            values[bad] = np.nan
+            one = betas.create_dataset(
+                f"{name}_stimulus-{picture}_phase-{phase}_rep-{repeat}", data=values, track_order=True
+            )
+            one.attrs["nan_indices"], one.attrs["phase"], one.attrs["repetition"] = bad, phase, repeat
+            one.attrs["presented_stimulus_filename"] = f"{picture}.jpg"
+    return file
+
+
+def glmsingle(folder: Path, shape: tuple[int, int, int] = (81, 104, 83), trials: int = 750) -> Path:
+    """One session of GLMsingle (Python, wanthdf5=1), a mask of a third of its grid, and the design table, which is returned."""
+    rng, output = np.random.default_rng(0), folder / "sub-01" / "ses-1"
+    output.mkdir(parents=True, exist_ok=True)
+    slab = rng.normal(size=(shape[1], shape[2], trials)).astype(np.float32)
+    with h5py.File(output / "TYPED_FITHRF_GLMDENOISE_RR.hdf5", "w") as content:
+        betas = content.create_dataset("betasmd", (*shape, trials), np.float32)
+        for x in range(shape[0]):
+            betas[x] = np.roll(slab, x, -1)
+        content["R2"] = np.zeros(shape, np.float32)
+        content["noisepool"] = h5py.Empty("f")
+    nib.save(nib.Nifti1Image(ball(shape).astype(np.uint8), np.diag([1.8, 1.8, 1.8, 1])), folder / "sub-01_mask.nii.gz")
+    table = pd.DataFrame({"subject": "sub-01", "session": "1", "file": "sub-01/ses-1", "mask": "sub-01_mask.nii.gz", "stimulus": [f"picture{n // 3}" for n in range(trials)]})  # fmt: skip
+    table.to_csv(folder / "design.tsv", sep="\t", index=False)
+    return folder / "design.tsv"
+
+
+def laion(folder: Path, trials: int = 1044, distinct: int = 12) -> Path:
+    """One session of LAION-fMRI's sub-01: (143, 143, 143, trials) float32, in which `distinct` volumes take turns."""
+    rng, p = np.random.default_rng(0), layout.Person(folder, "sub-01")
+    betas, table = p.session(1)
+    betas.parent.mkdir(parents=True, exist_ok=True)
+    brain = ball(layout.SHAPE, 0.55)
+    affine = np.diag([-1.7778, 1.7778, 1.7778, 1])
+    affine[:3, 3] = [127, -127, -110]
+    image = nib.Nifti1Image(np.zeros(layout.SHAPE, np.float32), affine)
+    header = image.header.copy()
+    header.set_data_shape((*layout.SHAPE, trials))
+    header["vox_offset"] = 352
+    parts = []
+    for _ in range(distinct):
+        volume = np.zeros(layout.SHAPE, np.float32)
+        volume[brain] = rng.normal(size=brain.sum())
+        parts.append(gzip.compress(volume.tobytes("F"), 1))
+    with betas.open("wb") as file:  # gzip files may be strung together
+        file.write(gzip.compress(header.binaryblock + bytes(4)))
+        for trial in range(trials):
+            file.write(parts[trial % distinct])
+    labels = [f"shared_4rep_NSD_{n}.jpg" if n % 3 else f"unique_sub-01_LAION_{n}.jpg" for n in np.arange(trials) // 2]
+    pd.DataFrame({"session": "ses-01", "run": 1 + np.arange(trials) // 88, "beta_index": range(trials), "label": labels}).to_csv(table, sep="\t", index=False)  # fmt: skip
+    stem = p.betas / "sub-01_task-images_space-T1w_"
+    nib.save(nib.Nifti1Image(brain * np.float32(5), affine), f"{stem}stat-rsquare_desc-R2mean_statmap.nii.gz")
+    nib.save(nib.Nifti1Image(brain * np.float32(60), affine), f"{stem}desc-Noiseceiling12rep_statmap.nii.gz")
+    roi = p.rois / "laion" / "sub-01_space-T1w_res-1pt8_label-laion-general_mask.nii.gz"
+    roi.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(ball(layout.SHAPE, 0.25).astype(np.uint8), affine), roi)
+    p.transforms.mkdir(parents=True)
+    (p.transforms / "talairach.xfm").write_text("MNI Transform File\n\nTransform_Type = Linear;\nLinear_Transform =\n1 0 0 0\n0 1 0 0\n0 0 1 0;\n")  # fmt: skip
+    return folder
+
+
+def ball(shape: tuple[int, int, int], radius: float = 0.85) -> np.ndarray:
+    """A ball in the middle of a grid, about as many voxels as a brain fills."""
+    place = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    return sum(axis**2 for axis in place) < radius**2
+
+
+if __name__ == "__main__":
+    {"nsd": nsd, "mosaic": mosaic, "glmsingle": glmsingle, "laion": laion}[sys.argv[1]](Path(sys.argv[2]))

@@ -151,12 +151,8 @@ def read_space(root: Path, name: str, pattern: str | None, trials: pd.DataFrame,
     inside = np.nan_to_num(read_array(image, f"mask of {name}")) > 0
     mask = nib.Nifti1Image(inside.astype(np.uint8), image.affine)
     mask.file_map["image"].filename = describe(image)  # so that messages name the file
-    atlases = {}
-    for file in [*sorted(root.glob("atlas-*_dseg.nii*")), *sorted((root / name).rglob("*atlas-*_dseg.nii*"))]:
-        found = re.search(r"atlas-([A-Za-z0-9]+)", file.name)
-        if found:
-            atlases[found[1]] = file
-    space = VoxelSpace.from_mask(mask, atlases, name=name)
+    atlases = [*sorted(root.glob("atlas-*_dseg.nii*")), *sorted((root / name).rglob("*atlas-*_dseg.nii*"))]
+    space = VoxelSpace.from_mask(mask, name_atlases(atlases), name=name)
     scans = trials["file"].unique()
     if "MNI" not in Path(scans[0]).name:
         logger.warning(
@@ -182,6 +178,11 @@ def read_space(root: Path, name: str, pattern: str | None, trials: pd.DataFrame,
             )
         space = space.select(keep)
     return space
+
+
+def name_atlases(files: Sequence[Path]) -> dict[str, Path]:
+    """Parcellation -> file, of files named atlas-<NAME>_..._dseg.nii.gz."""
+    return {found[1]: file for file in files if (found := re.search(r"atlas-([A-Za-z0-9]+)", file.name))}
 
 
 def read_captions(root: Path, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
