@@ -16,7 +16,6 @@ from scipy.io import savemat
 from mindllm.data import laion as layout
 from mindllm.data.grayordinates import GRAYORDINATES
 
-
 NSD_SHAPE = (81, 104, 83)  # subj01
 
 

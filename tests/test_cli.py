@@ -145,7 +145,7 @@ ERRORS: dict[str, tuple[list[object], str]] = {
     "no model": (["decode", "store", "scan.nii", "--mask", "m.nii"], "store is not a model (made by `mindllm train` or `mindllm convert`)"),
     "atlas": (["decode", "model", "scan.nii", "--mask", "m.nii", "--atlas", "a.nii"], "--atlas a.nii: expected NAME=FILE"),
     "no mask": (["decode", "model", "scan.nii", "--mask", "m.nii"], "mask: there is no file m.nii"),
-    "no volume": (["decode", "model", "scan.nii", "--mask", "m.nii", "--volumes", "9-2"], "'9-2' is no list of volumes"),
+    "no volume": (["decode", "model", "scan.nii", "--mask", "m.nii", "--volumes", "9-2"], "'9-2' is no list of whole numbers"),
     "no llm": (["decode", "model", "s.nii", "--mask", "m.nii", "--llm", "./nowhere"], "there is no folder nowhere"),
     "trained on": (["evaluate", "model", "untested", "--out", "x"], "no trial of the split test to evaluate"),
 }  # fmt: skip

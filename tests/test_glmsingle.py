@@ -206,7 +206,7 @@ def test_tables_that_do_not_fit(root: Path, tmp_path: Path, change: dict, messag
         ({"model": "TYPEC"}, r"there is no .*TYPEC_FITHRF_GLMDENOISE\.hdf5, .*found: TYPEB_FITHRF.hdf5, TYPED"),
         ({"model": "TYPEA"}, "model='TYPEA' is unknown; expected TYPEB or TYPEC or TYPED"),
         ({"nan": "zero"}, "nan='zero' is unknown"),
-        ({"design": "nothing.tsv"}, r"there is no design table nothing\.tsv"),
+        ({"design": "nothing.tsv"}, r"there is no file nothing\.tsv: expected the design table"),
     ],
 )
 def test_what_is_not_there_is_named(root: Path, tmp_path: Path, options: dict, message: str) -> None:

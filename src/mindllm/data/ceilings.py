@@ -3,6 +3,11 @@
 import numpy as np
 
 
+def per_cent(ncsnr: np.ndarray, trials: int = 1) -> np.ndarray:
+    """(V,) per cent of the variance that a perfect model could explain in the mean of so many trials, NaN where unknown."""
+    return 100 * ncsnr**2 / (ncsnr**2 + 1 / trials)
+
+
 def ncsnr(percent: np.ndarray, share: float = 1.0) -> np.ndarray:
     """(V,) noise ceiling signal-to-noise ratio of noise ceilings in per cent, NaN where there is none.
 

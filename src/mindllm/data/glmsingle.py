@@ -32,6 +32,7 @@ from mindllm.data.bids import name_atlases
 from mindllm.data.sessions import Recording, Session, write_recordings
 from mindllm.data.splits import draw_validation, split_stimuli
 from mindllm.data.store import Store, StoreWriter, captions
+from mindllm.data.tables import read_table
 from mindllm.errors import InputError
 from mindllm.files import refuse_existing
 from mindllm.voxels import PIECE_BYTES, VoxelSpace
@@ -39,7 +40,6 @@ from mindllm.voxels import PIECE_BYTES, VoxelSpace
 MODELS = {"TYPEB": "TYPEB_FITHRF", "TYPEC": "TYPEC_FITHRF_GLMDENOISE", "TYPED": "TYPED_FITHRF_GLMDENOISE_RR"}
 SUFFIXES = (".hdf5", ".mat", ".npy")
 COLUMNS = ("stimulus", "session", "run", "repeat", "split", "coco_id")  # those that the store keeps
-TEXT = dict.fromkeys(("subject", "session", "run", "stimulus", "file", "mask", "split", "caption"), str)
 PART = 250  # trials that a worker reads at a time
 logger = logging.getLogger(__name__)
 
@@ -167,15 +167,9 @@ def prepare(
 
 def read_design(file: Path, subjects: Sequence[str] | None) -> pd.DataFrame:
     """The rows of these people. Raises InputError for a missing column, a gap, or a person who is not there."""
-    if not file.is_file():
-        raise InputError(f"there is no design table {file}.")
-    try:
-        table = pd.read_csv(file, sep="," if file.suffix == ".csv" else "\t", dtype=TEXT)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read as a table ({error}).") from error
-    for column in ("subject", "file", "stimulus"):
-        if column not in table:
-            raise InputError(f"{file} has the columns {', '.join(table.columns)}; expected subject, file and stimulus.")
+    needed = ("subject", "file", "stimulus")
+    table = read_table(file, "the design table", needed)
+    for column in needed:
         if table[column].isna().any():
             raise InputError(f"{file} has {table[column].isna().sum()} rows without a {column}; expected one in each.")
     if odd := sorted(set(subjects or []) - set(table["subject"])):

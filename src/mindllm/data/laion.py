@@ -25,13 +25,13 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from mindllm.data.bids import read_table
 from mindllm.data.ceilings import ncsnr
 from mindllm.data.freesurfer import to_mni
 from mindllm.data.nsd import numbers
 from mindllm.data.sessions import Recording, Session, write_recordings
 from mindllm.data.splits import draw_validation
 from mindllm.data.store import Store, StoreWriter, captions, fit
+from mindllm.data.tables import read_table
 from mindllm.errors import InputError
 from mindllm.files import refuse_existing
 from mindllm.images import describe, open_image, read_array, read_numbers, same_grid
@@ -167,9 +167,7 @@ def wanted_sessions(person: Person, sessions: Sequence[int] | None) -> list[int]
 def read_trials(person: Person, session: int) -> pd.DataFrame:
     """A session's trials: `stimulus`, `session`, `run`, `beta_index`, in the order of their betas."""
     betas, file = person.session(session)
-    table = read_table(file)
-    if missing := sorted({"beta_index", "label"} - set(table.columns)):
-        raise InputError(f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}.")
+    table = read_table(file, "the table of a session's trials", ("beta_index", "label"))
     image = open_image(betas, f"betas of {person.name}, session {session}")
     count = image.shape[3] if image.ndim == 4 else 1
     if sorted(table["beta_index"]) != list(range(count)) or table["label"].isna().any():

@@ -80,7 +80,7 @@ SOURCES = {
         "https://huggingface.co/datasets/X2FD/LVIS-Instruct4V", talks=True),
     "gqa": Source("GQA", REASONING, SHORT, (forms.GRAPH, forms.GENOME_IMAGES), questions.gqa, "https://cs.stanford.edu/people/dorarad/gqa"),
     "tdiuc": Source("TDIUC", PERCEPTION, SHORT, (forms.QUESTIONS, forms.TDIUC), questions.tdiuc, "https://kushalkafle.com/projects/tdiuc.html"),
-    "captions": Source("Captions of one's own", PERCEPTION, QUESTION, (forms.TABLE,), captions.own_captions, joins="stimulus"),
+    "caption": Source("Captions of one's own", PERCEPTION, QUESTION, (forms.TABLE,), captions.own_captions, joins="stimulus"),
 }  # fmt: skip
 
 
