@@ -189,8 +189,8 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
 
 
 def right(turns: Sequence[Mapping[str, str]], answers: Any) -> list[str]:
-    """The right answers as a flat list, that of the conversation first."""
-    own = next(turn["content"] for turn in turns if turn["role"] == "assistant")
+    """The right answers as a flat list, the last one of the conversation first."""
+    own = [turn["content"] for turn in turns if turn["role"] == "assistant"][-1]
 
     def flat(part: Any) -> list[str]:
         return [part] if isinstance(part, str) else [text for each in part or [] for text in flat(each)]

@@ -6,7 +6,7 @@ see the same files. What an earlier call has finished is not read again.
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pandas as pd
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.progress import Progress
 
-from mindllm.data.store import StoreWriter, fit
+from mindllm.data.store import StoreWriter, begin_array, fit
 from mindllm.errors import InputError
 from mindllm.files import disk_errors, whole_file
 from mindllm.progress import counting
@@ -108,8 +108,11 @@ def keep(session: Session, file: Path, voxels: int, dtype: str, number: int) -> 
     betas = fit(session.read(), voxels, dtype, session.name)
     if len(betas) != len(session.rows):
         raise InputError(f"{session.name} has {len(betas)} trials; its table promises {len(session.rows)}.")
-    with whole_file(file) as path:
-        np.save(path, betas)
+    with whole_file(file) as path, path.open("wb") as array:
+        begin_array(array, betas.dtype, betas.shape)
+        array.write(
+            np.ascontiguousarray(betas).data
+        )  # numpy's own writer does not tell that the last bytes found no room
     return number, session.name
 
 
@@ -123,16 +126,19 @@ def pieces(
             yield places[start : start + size], np.asarray(betas[start : start + size])
 
 
-def backend(dask: str | None) -> AbstractContextManager[Any]:
+@contextmanager
+def backend(dask: str | None) -> Iterator[None]:
     """Where joblib runs: here, or on the workers of a dask scheduler."""
     if dask is None:
-        return nullcontext()
+        yield
+        return
     try:
         from distributed import Client
     except ImportError as error:
         raise InputError("--dask needs the package distributed: pip install 'mindllm[dask]'.") from error
     try:
-        Client(dask, timeout="20s")
+        client = Client(dask, timeout="10s")
     except OSError as error:
         raise InputError(f"there is no dask scheduler at {dask} ({error}). Start one, or leave --dask out.") from error
-    return joblib.parallel_config(backend="dask")
+    with client, joblib.parallel_config(backend="dask"):
+        yield

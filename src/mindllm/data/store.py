@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -251,8 +251,7 @@ class StoreWriter:
             kind, written = np.dtype(dtype), np.zeros(len(trials), int)
             # Plain writes: on a full disk they raise an error, where writing to a memory map would kill the process.
             with (temporary / "betas.npy").open("wb") as file:
-                header = {"descr": kind.str, "fortran_order": False, "shape": (len(trials), len(space))}
-                np.lib.format.write_array_header_1_0(file, header)
+                begin_array(file, kind, (len(trials), len(space)))
                 start = file.tell()
                 for rows, values in pieces:
                     kept = fit(values, len(space), dtype, f"{space.name}, trials {rows[0]} to {rows[-1]}")
@@ -330,6 +329,11 @@ def write(
             raise InputError(f"{space.name}: {len(betas)} rows of betas, but {len(trials)} rows of trials.")
         writer.subject(space, trials, [(np.arange(len(trials)), betas)], dtype)
     return writer.finish(conversations)
+
+
+def begin_array(file: IO[bytes], kind: np.dtype, shape: tuple[int, ...]) -> None:
+    """Write what stands before the numbers in a .npy file."""
+    np.lib.format.write_array_header_1_0(file, {"descr": kind.str, "fortran_order": False, "shape": shape})
 
 
 def fit(betas: np.ndarray, voxels: int, dtype: str, where: str) -> np.ndarray:
