@@ -1,6 +1,6 @@
 """Every reader at full size with generated numbers, and how fast training reads a store.
 
-    python benchmarks/data.py [--folder FOLDER] [--only nsd,loading]
+    python benchmarks/data.py [--folder FOLDER] [--only nsd,laion,mosaic,glmsingle,loading,instructions]
 
 Each reader prepares one session or person in a process of its own, with one worker: seconds, peak memory of the process, trials
 a second. Loading: random trials of 15,724 voxels, normalized, from a warm cache, and what memory they leave behind.
@@ -20,12 +20,22 @@ import generate
 import numpy as np
 import pandas as pd
 
-from mindllm.data import nsd
+from mindllm.data import glmsingle, laion, mosaic, nsd
 from mindllm.data.batches import Trials
 from mindllm.data.store import Store, captions, write
+from mindllm.instructions import add
 from mindllm.voxels import VoxelSpace
 
 VOXELS = 15_724
+
+
+def apart(work: Callable[[Path], object], folder: Path) -> None:
+    """Do it in a process of its own, whose memory is its own."""
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(folder,))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(process.exitcode)
 
 
 def memory(kind: str) -> float:
@@ -69,6 +79,43 @@ def of_nsd(folder: Path) -> None:
         shutil.rmtree(root)
 
 
+def of_laion(folder: Path) -> None:
+    root = generate.laion(folder / "laion")
+    reader("LAION-fMRI session", laion.prepare, {"root": root, "sessions": [1]}, root)
+    shutil.rmtree(root)
+
+
+def of_mosaic(folder: Path) -> None:
+    file = generate.mosaic(folder / "mosaic")
+    reader("MOSAIC", mosaic.prepare, {"files": file}, file.parent)
+    shutil.rmtree(file.parent)
+
+
+def of_glmsingle(folder: Path) -> None:
+    design = generate.glmsingle(folder / "glmsingle")
+    reader("GLMsingle session", glmsingle.prepare, {"folder": design.parent, "design": design}, design.parent)
+    shutil.rmtree(design.parent)
+
+
+def of_instructions(folder: Path) -> None:
+    files = folder / "vqa"
+    apart(generate.vqa, files)
+    images = np.unique(np.loadtxt(files / "images.txt", int))
+    ijk = np.argwhere(np.ones((2, 2, 2))).astype(np.int32)
+    table = pd.DataFrame({"stimulus": images, "coco_id": images})
+    nothing = pd.DataFrame({"stimulus": [], "source": [], "turns": [], "answers": []})
+    space = VoxelSpace("subj01", (2, 2, 2), np.eye(4), ijk, ijk.astype(np.float32), {}, {})
+    store = write(folder / "asked", [(space, np.zeros((len(images), 8), np.float32), table)], nothing, name="asked")
+    before, start = memory("VmHWM"), time.perf_counter()
+    added = add(store, "vqa-v2", sorted(files.glob("*.json")))
+    print(
+        f"{added}: {time.perf_counter() - start:.1f} s, peak {memory('VmHWM'):.0f} MiB ({before:.0f} before)",
+        flush=True,
+    )
+    shutil.rmtree(files)
+    shutil.rmtree(store.path)
+
+
 def of_loading(folder: Path, trials: int = 9000, batch: int = 128) -> None:
     rng = np.random.default_rng(0)
     ijk = np.stack(np.unravel_index(np.arange(VOXELS), (30, 30, 30)), 1)
@@ -97,7 +144,10 @@ def of_loading(folder: Path, trials: int = 9000, batch: int = 128) -> None:
     shutil.rmtree(store.path)
 
 
-PARTS = {"nsd": of_nsd, "loading": of_loading}
+PARTS = {
+    "nsd": of_nsd, "laion": of_laion, "mosaic": of_mosaic, "glmsingle": of_glmsingle, "loading": of_loading,
+    "instructions": of_instructions,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -110,7 +160,7 @@ def main() -> None:
     print(f"{platform.machine()}, {multiprocessing.cpu_count()} cores, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         for part in asked.only.split(","):
-            PARTS[part](Path(folder))
+            apart(PARTS[part], Path(folder))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Published layouts at full size with made-up numbers: what the readers must get through, without fetching it.
 
-python benchmarks/generate.py nsd|mosaic|glmsingle|laion FOLDER
+python benchmarks/generate.py nsd|mosaic|glmsingle|laion|vqa FOLDER
 """
 
 import gzip
+import json
 import sys
 from pathlib import Path
 
@@ -144,6 +145,28 @@ def laion(folder: Path, trials: int = 1044, distinct: int = 12) -> Path:
     return folder
 
 
+def vqa(folder: Path, questions: int = 443_757) -> Path:
+    """VQA version 2's train split: questions, ten answers each, and the numbers of their images in images.txt."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = rng.choice(rng.permutation(581_929)[:82_783] + 1, questions)
+    np.savetxt(folder / "images.txt", shown, "%d")
+    info = {"description": "This is v2.0 of the VQA dataset.", "version": "2.0", "year": 2017}
+    order = pd.Series(shown).groupby(shown).cumcount().to_numpy()
+    words = ["red", "blue", "yes", "no", "2", "a dog on the left", "kitchen"]
+    asked, answered = [], []
+    for image, number in zip(shown.tolist(), order.tolist(), strict=True):
+        key = {"image_id": image, "question_id": image * 1000 + number}
+        said = [words[(number + n // 4) % len(words)] for n in range(10)]
+        asked.append(key | {"question": "What colour is the thing on the left of the picture?"})
+        ten = [{"answer": a, "answer_confidence": "yes", "answer_id": n} for n, a in enumerate(said, 1)]
+        answered.append(key | {"question_type": "what color is the", "multiple_choice_answer": said[0], "answers": ten, "answer_type": "other"})  # fmt: skip
+    about = {"info": info, "data_subtype": "train2014", "data_type": "mscoco"}
+    (folder / "v2_OpenEnded_mscoco_train2014_questions.json").write_text(json.dumps(about | {"questions": asked}))
+    (folder / "v2_mscoco_train2014_annotations.json").write_text(json.dumps(about | {"annotations": answered}))
+    return folder
+
+
 def ball(shape: tuple[int, int, int], radius: float = 0.85) -> np.ndarray:
     """A ball in the middle of a grid, about as many voxels as a brain fills."""
     place = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
@@ -151,4 +174,4 @@ def ball(shape: tuple[int, int, int], radius: float = 0.85) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    {"nsd": nsd, "mosaic": mosaic, "glmsingle": glmsingle, "laion": laion}[sys.argv[1]](Path(sys.argv[2]))
+    {"nsd": nsd, "mosaic": mosaic, "glmsingle": glmsingle, "laion": laion, "vqa": vqa}[sys.argv[1]](Path(sys.argv[2]))

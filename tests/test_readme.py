@@ -83,7 +83,7 @@ def test_whole_commands_of_the_readme_are_understood() -> None:
                 command, rest = command_of(words[1:])
                 command.make_context(str(command.name), rest)
                 seen.add(command.name)
-    assert seen == {"bids", "train", "decode", "evaluate", "compare", "answer", "convert", "demo", "config"}
+    assert seen == {"bids", "nsd", "instructions", "inspect", "split", "train", "decode", "evaluate", "compare", "answer", "convert", "demo", "config"}  # fmt: skip
 
 
 @ids
