@@ -142,6 +142,17 @@ def test_what_cannot_be_split(store: Store, options: dict, message: str) -> None
     assert not list(store.path.glob("splits/*")), "nothing half-made is left"
 
 
+def test_people_left_out_of_a_split_by_stimulus(store: Store) -> None:
+    base = make_split(store, "quarter", "stimulus", fractions={"test": 0.25})
+    found = splits_of(make_split(base, "new-person-new-stimulus", "subject", people={"test": ["sub-03"]}))
+    theirs = found[found["subject"] == "sub-03"]
+    assert theirs["split"].value_counts().to_dict() == {"unused": 36, "test": 12}
+    trained = set(found.loc[found["split"] == "train", "stimulus"])
+    assert not trained & set(theirs.loc[theirs["split"] == "test", "stimulus"])
+    with pytest.raises(InputError, match="a split by stimulus begins anew, not from 'quarter'"):
+        make_split(base, "other", "stimulus", fractions={"test": 0.25})
+
+
 def test_names_are_taken_once_and_must_be_known(store: Store) -> None:
     make_split(store, "one", "stimulus", fractions={"test": 0.25})
     with pytest.raises(InputError, match="already exists"):

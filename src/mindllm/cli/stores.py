@@ -67,7 +67,8 @@ def split(
         str | None, typer.Option(help="By sessions: whose, comma-separated. Default: everybody's.")
     ] = None,
     start: Annotated[
-        str | None, typer.Option("--from", help="Another split to start from. Default: as prepared.")
+        str | None,
+        typer.Option("--from", help="By subject or sessions: another split to start from. Default: as prepared."),
     ] = None,
     seed: Seed = 0,
 ) -> None:

@@ -69,14 +69,12 @@ def by_cluster(
     clusters: stimulus -> cluster; trials of other stimuli, of which nothing is known, are left unused.
     """
     sizes = Counter(clusters.values())
-    split_stimuli(
-        [str(number) for number in sizes], fractions, seed
-    )  # refuses shares that leave a split without a cluster
+    split_stimuli(list(map(str, sizes)), fractions, seed)  # refuses shares that leave a split without a cluster
     left = np.random.default_rng(seed).permutation(sorted(sizes)).tolist()
     found: dict[int, str] = {}
     for split, fraction in fractions.items():
         held = 0
-        while held < fraction * len(clusters):
+        while left and held < fraction * len(clusters):
             held += sizes[left[-1]]
             found[left.pop()] = split
     if not left:
@@ -101,7 +99,7 @@ def by_subject(trials: Tables, people: Mapping[str, Sequence[str]]) -> dict[str,
     for subject, table in trials.items():
         out[subject] = table["split"].to_numpy(str)
         if split := whose.get(subject):
-            pool = (out[subject] == "test") == (split == "test")
+            pool = np.isin(out[subject], ["test"] if split == "test" else ["train", "val"])
             out[subject] = np.where(pool if pool.any() else True, split, "unused")
     return out
 

@@ -40,8 +40,8 @@ def make_split(
     subject   the `people` named for test and val are left out of training
     sessions  only the first `sessions` of some people (`subjects`; None: all) train; what they test stays as it was
 
-    It starts from the split that the store was opened with. Raises InputError for a stimulus in two splits, unless people
-    are what is split, an empty split, or a name that is taken.
+    The last two start from the split that the store was opened with, the first two anew. Raises InputError for a stimulus in
+    two splits, unless people are what is split, an empty split, or a name that is taken.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == AS_PREPARED:
         raise InputError(f"{name!r} is no name for a split; use letters, digits, '-', '_' and '.'.")
@@ -56,6 +56,10 @@ def make_split(
         found = by_subject(trials, people or {})
         about |= {"people": {split: list(names) for split, names in (people or {}).items()}}
     else:
+        if store.other_split:
+            raise InputError(
+                f"a split by {by} begins anew, not from {store.split['name']!r}. Make it first, then one by subject or sessions from it."
+            )
         shares = {split: share for split, share in (fractions or {}).items() if share}
         if not shares:
             raise InputError("a share is needed of the stimuli to test with, e.g. --test 0.2.")
