@@ -205,7 +205,9 @@ def test_a_named_mask_and_chosen_subjects(root: Path, tmp_path: Path) -> None:
     assert store.subjects == ["sub-01"]
 
 
-def test_shares_are_of_stimuli_and_a_column_split_is_kept(root: Path, tmp_path: Path) -> None:
+def test_shares_are_of_stimuli_and_a_column_split_is_kept(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shares = {"val": 1 / 6, "test": 2 / 6}
     store = prepare(root, tmp_path / "store", split=shares, seed=3)
     kinds = pd.concat([store.trials(s) for s in store.subjects]).groupby("stimulus")["split"].unique()
@@ -216,7 +218,8 @@ def test_shares_are_of_stimuli_and_a_column_split_is_kept(root: Path, tmp_path: 
         table.assign(split=table["stimulus"].map(lambda s: "test" if s == "stim4" else "train")).to_csv(
             file, sep="\t", index=False
         )
-    trials = prepare(root, tmp_path / "own").trials("sub-02")
+    trials = prepare(root, tmp_path / "own", split=shares).trials("sub-02")
+    assert "have a column `split`; the shares" in caplog.text
     assert set(trials.loc[trials["split"] == "test", "stimulus"]) == {"stim4"}
 
 

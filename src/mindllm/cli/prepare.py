@@ -66,7 +66,7 @@ def prepare_bids(
             mask=mask,
             split=chosen,
             nan=nan,  # type: ignore[arg-type] # checked there
-            dtype=dtype,  # type: ignore[arg-type] # likewise
+            dtype=dtype,
             seed=seed,
             workers=workers,
             dask=dask,

@@ -45,7 +45,7 @@ def prepare(
     mask: str | None = None,
     split: Mapping[str, float] | None = None,
     nan: Literal["error", "drop"] = "error",
-    dtype: Literal["float32", "float16"] = "float32",
+    dtype: str = "float32",
     seed: int = 0,
     workers: int = 1,
     dask: str | None = None,
@@ -58,9 +58,8 @@ def prepare(
     workers: files read at once; dask: address of a scheduler to run them on.
     """
     root = Path(root)
-    for option, value, known in (("nan", nan, ("error", "drop")), ("dtype", dtype, ("float32", "float16"))):
-        if value not in known:
-            raise InputError(f"{option}={value!r} is unknown; expected {' or '.join(known)}.")
+    if nan not in ("error", "drop"):
+        raise InputError(f"nan={nan!r} is unknown; expected error or drop.")
     found = sorted(path.name for path in root.glob("sub-*") if path.is_dir())
     if not found:
         raise InputError(f"{root} holds no folder sub-*: expected BIDS derivatives with sub-XX/func/{BETAS}.")
@@ -73,7 +72,9 @@ def prepare(
     options = {"subjects": names, "mask": mask, "split": dict(split or {}), "nan": nan, "dtype": dtype, "seed": seed}
     tables = {name: read_trials(root, name) for name in names}
     assigned = {}
-    if split and not any("split" in table for table in tables.values()):
+    if split and any("split" in table for table in tables.values()):
+        logger.warning("the trials tables have a column `split`; the shares %s are not used", dict(split))
+    elif split:
         assigned = split_stimuli(pd.concat(tables.values())["stimulus"].tolist(), split, seed)
     writer = StoreWriter(
         out,

@@ -140,7 +140,9 @@ def prepare(
     table = read_design(Path(design), subjects)
     if "session" not in table:
         table["session"] = table["file"]  # an output is most often of one session
-    if "split" not in table and test:
+    if "split" in table and test:
+        logger.warning("the design table has a column `split`; the share %s of test is not used", test)
+    elif test:
         table["split"] = table["stimulus"].map(split_stimuli(table["stimulus"].tolist(), {"test": test}, seed))
     tables = {str(name): rows.reset_index(drop=True) for name, rows in table.groupby("subject")}
     kept = {name: rows[[c for c in COLUMNS if c in rows]] for name, rows in tables.items()}

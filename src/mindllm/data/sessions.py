@@ -17,7 +17,7 @@ import pandas as pd
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.progress import Progress
 
-from mindllm.data.store import StoreWriter, begin_array, fit
+from mindllm.data.store import StoreWriter, begin_array, check_dtype, fit
 from mindllm.errors import InputError
 from mindllm.files import disk_errors, whole_file
 from mindllm.progress import counting
@@ -60,6 +60,7 @@ def write_recordings(
     workers: processes at once; dask: the address of a scheduler, whose workers they then are. Raises InputError for a
     damaged file, a full disk, or a worker that was killed; run the same call again, it goes on.
     """
+    check_dtype(dtype)
     left = [recording for recording in recordings if not writer.has(recording.space.name)]
     folder = writer.partial / "sessions"
     jobs, files = [], {}

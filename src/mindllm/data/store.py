@@ -29,6 +29,7 @@ from mindllm.images import check_finite, check_values
 from mindllm.voxels import VoxelSpace
 
 FORMAT = 1
+DTYPES = ("float32", "float16")
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 CONVERSATIONS = pa.schema([
     ("stimulus", pa.string()), ("subject", pa.string()), ("trial", pa.int64()), ("source", pa.string()),
@@ -242,6 +243,7 @@ class StoreWriter:
         ncsnr: np.ndarray | None = None,
     ) -> None:
         """Write one subject. `pieces` yields (trial rows, betas (b, V)) until every trial was given once; ncsnr: (V,), as published."""
+        check_dtype(dtype)
         trials = check_trials(trials, space.name)
         folder = self.partial / "subjects" / space.name
         temporary = self.partial / f".{space.name}"
@@ -329,6 +331,12 @@ def write(
             raise InputError(f"{space.name}: {len(betas)} rows of betas, but {len(trials)} rows of trials.")
         writer.subject(space, trials, [(np.arange(len(trials)), betas)], dtype)
     return writer.finish(conversations)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise InputError unless betas can be stored so."""
+    if dtype not in DTYPES:
+        raise InputError(f"dtype={dtype!r} is unknown; expected {' or '.join(DTYPES)}.")
 
 
 def begin_array(file: IO[bytes], kind: np.dtype, shape: tuple[int, ...]) -> None:
