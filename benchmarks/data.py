@@ -1,6 +1,6 @@
 """Every reader at full size with generated numbers, and how fast training reads a store.
 
-    python benchmarks/data.py [--folder FOLDER] [--only nsd,laion,mosaic,glmsingle,loading,instructions]
+    python benchmarks/data.py [--folder FOLDER] [--only nsd,laion,mosaic,glmsingle,bids,official,loading,instructions]
 
 Each reader prepares one session or person in a process of its own, with one worker: seconds, peak memory of the process, trials
 a second. Loading: random trials of 15,724 voxels, normalized, from a warm cache, and what memory they leave behind.
@@ -20,7 +20,7 @@ import generate
 import numpy as np
 import pandas as pd
 
-from mindllm.data import glmsingle, laion, mosaic, nsd
+from mindllm.data import bids, glmsingle, laion, mosaic, nsd, official
 from mindllm.data.batches import Trials
 from mindllm.data.store import Store, captions, write
 from mindllm.instructions import add
@@ -97,6 +97,18 @@ def of_glmsingle(folder: Path) -> None:
     shutil.rmtree(design.parent)
 
 
+def of_bids(folder: Path) -> None:
+    root = generate.bids(folder / "bids")
+    reader("BIDS derivatives, a person", bids.prepare, {"root": root}, root)
+    shutil.rmtree(root)
+
+
+def of_official(folder: Path) -> None:
+    root = generate.official(folder / "official")
+    reader("the authors' prepared data", official.prepare, {"folder": root}, root)
+    shutil.rmtree(root)
+
+
 def of_instructions(folder: Path) -> None:
     files = folder / "vqa"
     apart(generate.vqa, files)
@@ -145,7 +157,7 @@ def of_loading(folder: Path, trials: int = 9000, batch: int = 128) -> None:
 
 
 PARTS = {
-    "nsd": of_nsd, "laion": of_laion, "mosaic": of_mosaic, "glmsingle": of_glmsingle, "loading": of_loading,
+    "nsd": of_nsd, "laion": of_laion, "mosaic": of_mosaic, "glmsingle": of_glmsingle, "bids": of_bids, "official": of_official, "loading": of_loading,
     "instructions": of_instructions,
 }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Published layouts at full size with made-up numbers: what the readers must get through, without fetching it.
 
-python benchmarks/generate.py nsd|mosaic|glmsingle|laion|vqa FOLDER
+python benchmarks/generate.py nsd|bids|official|mosaic|glmsingle|laion|vqa FOLDER
 """
 
 import gzip
@@ -145,6 +145,47 @@ def laion(folder: Path, trials: int = 1044, distinct: int = 12) -> Path:
     return folder
 
 
+def bids(folder: Path, shape: tuple[int, int, int] = (97, 115, 97), trials: int = 400) -> Path:
+    """One person's single-trial betas as a BIDS derivative on the 2 mm grid of MNI152NLin2009cAsym, float32."""
+    rng, place = np.random.default_rng(0), folder / "sub-01" / "func"
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3, 3] = [-96, -132, -78]
+    stem = place / "sub-01_task-x_space-MNI152NLin2009cAsym"
+    brain = ball(shape)
+    volumes = np.zeros((*shape, trials), np.float32)
+    volumes[brain] = rng.normal(size=(int(brain.sum()), 1)) + np.arange(trials) % 7
+    save(Path(f"{stem}_stat-effect_desc-SingletrialBetas_statmap.nii.gz"), volumes, affine)
+    save(Path(f"{stem}_desc-brain_mask.nii.gz"), brain.astype(np.uint8), affine)
+    table = pd.DataFrame({"volume": range(trials), "stimulus": np.arange(trials) // 2, "caption": "a made-up caption"})
+    table.to_csv(place / "sub-01_task-x_desc-SingletrialBetas_trials.tsv", sep="\t", index=False)
+    return folder
+
+
+def official(folder: Path, trials: int = 3000, voxels: int = 15_724) -> Path:
+    """The authors' prepared data of one person (nsd0): a group per trial, the mask, one instruction file."""
+    rng = np.random.default_rng(0)
+    for name in ("nsd0", "roi/subj01", "cache"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    numbers = rng.normal(size=voxels + trials).astype(np.float32)
+    with h5py.File(folder / "nsd0" / "subject_1.h5", "w") as content:
+        for trial in range(trials):
+            one = content.create_group(f"{'test' if trial % 10 == 0 else 'train'}/{trial}")
+            one["visual_voxels"], one["coco_id"], one["prev_coco_id"] = (
+                numbers[trial : trial + voxels],
+                trial,
+                trial - 1,
+            )
+    mask = np.zeros(NSD_SHAPE, np.int16)
+    mask.reshape(-1)[:voxels] = 1
+    save(folder / "roi" / "subj01" / "nsdgeneral.nii.gz", mask, np.diag([1.8, 1.8, 1.8, 1]))
+    chat = [{"role": "user", "content": "<fMRI>\nWhat?"}, {"role": "assistant", "content": "a made-up caption"}]
+    samples = [
+        {"coco_id": n, "from": "coco-caption", "chat": chat, "answers": ["a made-up caption"]} for n in range(trials)
+    ]
+    (folder / "cache" / "coco-caption.json").write_text(json.dumps(samples))
+    return folder
+
+
 def vqa(folder: Path, questions: int = 443_757) -> Path:
     """VQA version 2's train split: questions, ten answers each, and the numbers of their images in images.txt."""
     rng = np.random.default_rng(0)
@@ -174,4 +215,12 @@ def ball(shape: tuple[int, int, int], radius: float = 0.85) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    {"nsd": nsd, "mosaic": mosaic, "glmsingle": glmsingle, "laion": laion, "vqa": vqa}[sys.argv[1]](Path(sys.argv[2]))
+    {
+        "nsd": nsd,
+        "bids": bids,
+        "official": official,
+        "mosaic": mosaic,
+        "glmsingle": glmsingle,
+        "laion": laion,
+        "vqa": vqa,
+    }[sys.argv[1]](Path(sys.argv[2]))

@@ -82,8 +82,12 @@ class VoxelSpace:
 
         Raises InputError for another grid, a volume that is not there, NaN or infinity, or a damaged file.
         """
-        positions, pieces = zip(*self.read_pieces(scan, volumes), strict=True)
-        return np.concatenate(pieces)[np.argsort(np.concatenate(positions))]
+        image = open_image(scan, "scan")
+        count = len(volumes) if volumes is not None else image.shape[3] if image.ndim == 4 else 1
+        out = np.empty((count, len(self)), np.float32)
+        for positions, values in self.read_pieces(image, volumes):
+            out[positions] = values
+        return out
 
     def read_pieces(
         self, scan: Image, volumes: Sequence[int] | None = None, *, finite: bool = True

@@ -9,6 +9,8 @@ import pandas as pd
 
 from mindllm.normalization import MIN_TRIALS, moments, standardize
 
+BLOCK = 2**22  # betas looked at at once
+
 
 class Statistics:
     """Normalization of one subject: `mean` and `std` (S, V) of S sessions."""
@@ -52,7 +54,8 @@ class Statistics:
             return cls(file["sessions"].tolist(), file["mean"], file["std"], str(file["origin"]))
 
 
-def blocks(betas: np.ndarray, rows: np.ndarray, size: int = 64) -> Iterator[np.ndarray]:
+def blocks(betas: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
     """The betas (b, V) of these rows, a few at a time."""
+    size = max(1, BLOCK // betas.shape[1])
     for start in range(0, len(rows), size):
         yield betas[rows[start : start + size]]
