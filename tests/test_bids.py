@@ -52,8 +52,8 @@ def test_rows_of_a_trials_table_may_stand_in_any_order(tmp_path: Path) -> None:
     table = pd.read_csv(file, sep="\t").iloc[::-1]
     table.to_csv(file, sep="\t", index=False)
     store = prepare(tmp_path / "bids", tmp_path / "store")
-    np.testing.assert_array_equal(store.betas("sub-01"), planted["sub-01"][::-1])
-    assert store.trials("sub-01")["stimulus"].tolist() == table["stimulus"].tolist()
+    np.testing.assert_array_equal(store.betas("sub-01"), planted["sub-01"])
+    assert store.trials("sub-01")["stimulus"].tolist() == table["stimulus"].tolist()[::-1]
 
 
 def test_the_naming_of_laion_fmri(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

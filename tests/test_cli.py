@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from conftest import make_bids
 from mindllm import cli
 from mindllm.cli import common
 from mindllm.config import TrainConfig
+from mindllm.data.store import Store
 from mindllm.errors import InputError
 from mindllm.evaluate.conditions import CONDITIONS
 
@@ -167,6 +169,148 @@ def test_errors_end_in_one_message_and_status_1(
     assert not Path("x").exists()
 
 
+@pytest.mark.parametrize("layout", ["mosaic", "glmsingle", "laion"])
+def test_other_layouts_become_stores(run: Run, tmp_path: Path, layout: str) -> None:
+    import test_glmsingle
+    import test_laion
+    import test_mosaic
+
+    root, out = tmp_path / "root", tmp_path / "store"
+    root.mkdir()
+    if layout == "mosaic":
+        test_mosaic.write_anatomy(root)
+        test_mosaic.write_person(root, "sub-01", "NSD")
+        given: list[object] = ["--anatomy", root, "--regions", "A1,A3", "--subjects", "sub-01_NSD"]
+        told = "1 subjects, 5 trials, 0 stimuli with text"
+    elif layout == "glmsingle":
+        test_glmsingle.write_outputs(root)
+        given = ["--design", root / "design.tsv", "--mask", "masks/{subject}_mask.nii.gz", "--trust-pickle", "--test", "0.2"]  # fmt: skip
+        told = "2 subjects, 50 trials, 6 stimuli with text"
+    else:
+        test_laion.write_laion(root)
+        given = ["--sessions", "1-2", "--mask", "laion-general", "--subjects", "sub-03", "--native"]
+        told = "1 subjects, 16 trials, 8 stimuli with text"
+    status, printed, err = run("prepare", layout, root, "--out", out, *given)
+    assert status == 0, err
+    assert f"store: {told}" in printed
+    assert ("It holds no text yet" in printed) == (layout == "mosaic")
+    store = Store(out)
+    assert store.meta["reader"] == layout
+    if layout == "mosaic":
+        assert store.meta["options"]["regions"] == ["A1", "A3"]
+    if layout == "glmsingle":
+        assert "test" in set(store.trials("sub-01")["split"])
+    if layout == "laion":
+        assert store.meta["options"]["sessions"] == {"sub-03": [1, 2]}
+        assert store.meta["options"]["native"]
+
+
+@pytest.fixture
+def tiny(tiny_store: Store, tmp_path: Path) -> Path:
+    """A store that a test may change."""
+    return Path(shutil.copytree(tiny_store.path, tmp_path / "tiny"))
+
+
+def test_instructions_are_added_to_a_store(run: Run, tiny: Path, tmp_path: Path) -> None:
+    said = [{"image_id": image, "id": n, "caption": f"picture {image}"} for n, image in enumerate((101, 102, 900))]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": [], "annotations": said}))
+    given = ["prepare", "instructions", "coco-caption", tmp_path / "captions.json", "--store", tiny]
+    status, _, err = run(*given)
+    assert status == 1
+    assert "has a coco_id, by which images are known to this source. Give a table" in err
+    (tmp_path / "images.csv").write_text("stimulus,coco_id\nstim1,101\nstim2,102\n")
+    status, out, err = run(*given, "--images", tmp_path / "images.csv", "--style", "published")
+    assert status == 0, err
+    assert "coco-caption: 2 conversations about 2 of 6 stimuli (33%)" in out
+    assert "perception and scene" in out
+    table = Store(tiny).conversations.set_index("source")
+    assert table.loc["coco-caption", "stimulus"].tolist() == ["stim1", "stim2"]
+    assert table.loc["coco-caption", "turns"].iloc[1][0]["content"].startswith("<fMRI>\n"), "in the published words"
+    assert len(table.loc["caption"]) == 6, "what was there stays"
+    status, _, err = run(*given, "--images", tmp_path / "nothing.csv")
+    assert status == 1
+    assert "there is no file" in err
+
+
+SPLITS: dict[str, tuple[list[object], str]] = {
+    "stimulus": (["--test", "0.34", "--val", "0.17", "--seed", "3"], "s (stimuli drawn at random, 0.34 to test, 0.17 to val; made from the split as prepared): 36 train, 24 test, 12 val trials"),
+    "cluster": (["--test", "0.2", "--clusters", "3"], "s (whole clusters of stimuli of like meaning, 3 in all, 0.2 to test; "),
+    "subject": (["--test", "sub-03", "--val", "sub-02"], "s (people left out: test sub-03; val sub-02; made from the split as prepared): 24 train, 24 val, 24 test trials"),
+    "sessions": (["--sessions", "1", "--subjects", "sub-02"], "s (the first 1 sessions of sub-02 for training; made from the split as prepared): 60 train, 12 unused trials"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("by", SPLITS)
+def test_a_store_is_split_anew(run: Run, tiny: Path, by: str) -> None:
+    given, told = SPLITS[by]
+    status, out, err = run("split", tiny, "s", "--by", by, *given)
+    assert status == 0, err
+    assert told in out
+    assert Store(tiny, "s").split["by"] == by
+    status, _, err = run("split", tiny, "s", "--by", by, *given)
+    assert status == 1
+    assert "already exists" in err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--by", "chance"], "--by chance: expected stimulus, cluster, subject or sessions."),
+        (["--by", "stimulus", "--test", "sub-03"], "expected shares of the stimuli, e.g. --test 0.2 --val 0.1."),
+        (["--by", "stimulus"], "a share is needed of the stimuli to test with, e.g. --test 0.2."),
+        (["--by", "subject", "--test", "sub-09"], "there is no subject sub-09"),
+        (["--by", "sessions", "--sessions", "3"], "sub-01 has 2 sessions; the first 3 were asked for"),
+        (["--by", "stimulus", "--test", "0.3", "--from", "other"], "has no split 'other'"),
+    ],
+)
+def test_what_cannot_be_split_is_said(run: Run, tiny: Path, given: list[object], message: str) -> None:
+    status, _, err = run("split", tiny, "s", *given)
+    assert status == 1
+    assert message in err
+    assert not list(tiny.glob("splits/*"))
+
+
+def test_inspect_shows_what_a_store_holds(run: Run, tiny: Path, tmp_path: Path) -> None:
+    assert run("split", tiny, "half", "--by", "stimulus", "--test", "0.5")[0] == 0
+    status, out, err = run("inspect", tiny, "--split-name", "half", "--out", tmp_path / "page")
+    assert status == 0, err
+    assert "split  half (others: half)" in out
+    assert all(word in out for word in ("People (split: ", "Parcellations", "sub-03", "visual", "lobes"))
+    assert "What is this person seeing?" in out
+    assert "fine  sessions  3 people; sub-01: 2 different ones" in out
+    assert f"page: {tmp_path / 'page' / 'index.html'}" in out
+    assert (tmp_path / "page" / "index.html").is_file()
+    assert "page: " not in run("inspect", tiny)[1]
+
+
+def test_a_model_is_evaluated_with_its_own_split(
+    run: Run, place: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores of text need Java, and the pictures nilearn: neither is what this is about."""
+    monkeypatch.setattr("mindllm.evaluate.report.no_java", lambda: "not asked for")
+    monkeypatch.setattr("mindllm.evaluate.pictures.draw", lambda *a, **k: ({}, {}))
+    for name, seed in (("mine", 0), ("other", 1)):
+        assert run("split", tiny, name, "--by", "stimulus", "--test", "0.34", "--seed", seed)[0] == 0
+    model, report = tmp_path / "model", tmp_path / "report"
+    given = ["--config", place / "options.yaml", "--subjects", "sub-01,sub-02"]
+    status, _, err = run("train", tiny, "--out", model, *given, "--split-name", "mine")
+    assert status == 0, err
+    evaluate = ["evaluate", model, tiny, "--subjects", "sub-01", "--out", report, "--max-new-tokens", "1"]
+    told = "mine (stimuli drawn at random, 0.34 to test; made from the split as prepared)"
+    status, _, err = run(*evaluate)
+    assert status == 0, err
+    assert json.loads((report / "report.json").read_text())["meta"]["data"]["split"] == told
+    assert told in (report / "report.md").read_text()
+    shown = {json.loads(line)["stimulus"] for line in (report / "predictions.jsonl").read_text().splitlines()}
+    trials = Store(tiny, "mine").trials("sub-01")
+    assert shown == set(trials.loc[trials["split"] == "test", "stimulus"])
+    for other in ("other", "as prepared"):
+        status, _, err = run(*evaluate, "--split-name", other)
+        assert status == 1
+        assert f"the model was trained with the split 'mine' of tiny, and {tiny} is opened with '{other}'" in err
+        assert "Give --split-name 'mine' (here are as prepared, mine, other)." in err
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [(None, None), ("0", [0]), ("0,3,5", [0, 3, 5]), (" 4 , 1-3,", [4, 1, 2, 3]), ("2-2", [2]), ("7,7", [7, 7])],
@@ -177,7 +321,7 @@ def test_lists_of_volumes(text: str | None, expected: list[int] | None) -> None:
 
 @pytest.mark.parametrize("text", ["", ",", "a", "1-", "-1", "1-b", "5-3", "1.5", "1-2-3", "²"])
 def test_what_is_no_list_of_volumes(text: str) -> None:
-    with pytest.raises(InputError, match="expected whole numbers from 0, such as 0,3,5 or 0-9"):
+    with pytest.raises(InputError, match="expected such as 0,3,5 or 0-9"):
         common.numbers(text)
 
 

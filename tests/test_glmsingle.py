@@ -80,10 +80,8 @@ def design(**columns: Any) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(**columns)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def write_outputs(root: Path) -> None:
     """Three outputs, one in each format, masks, and one parcellation per person."""
-    root = tmp_path / "outputs"
     write_python(root / "sub-01" / "ses-1", betas("sub-01", "1"), shown("sub-01", "1"))
     write_matlab(root / "sub-01" / "ses-2", betas("sub-01", "2"), shown("sub-01", "2"))
     write_python(root / "sub-02" / "ses-1", betas("sub-02", "1"), shown("sub-02", "1"), pickle=True)
@@ -93,7 +91,12 @@ def root(tmp_path: Path) -> Path:
         save(root / "masks" / f"{subject}_atlas-Areas_dseg.nii.gz", labels)
         (root / "masks" / f"{subject}_atlas-Areas_dseg.tsv").write_text("index\tname\n1\tV1\n2\tV2\n")
     design().to_csv(root / "design.tsv", sep="\t", index=False)
-    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_outputs(tmp_path / "outputs")
+    return tmp_path / "outputs"
 
 
 def prepare(root: Path, out: Path, **options: Any) -> Store:

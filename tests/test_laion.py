@@ -56,9 +56,8 @@ def lta(matrix: np.ndarray) -> str:
     return f"type      = 0 # LINEAR_VOX_TO_VOX\nnxforms   = 1\nmean      = 0.0000 0.0000 0.0000\nsigma     = 10000.0000\n1 4 4\n{rows}\nsrc volume info\n{volume.format(0.8, 5)}dst volume info\n{volume.format(1, -1)}"
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root, rng = tmp_path_factory.mktemp("laion"), np.random.default_rng(0)
+def write_laion(root: Path) -> None:
+    rng = np.random.default_rng(0)
     mask = np.zeros(GRID, bool)
     mask[1:-1, 1:-1, 1:-1] = True
     for name, trials in PEOPLE.items():
@@ -104,6 +103,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (name, rank, "ai" if rank == 0 else "human", f"{name}, said {rank}") for name in names for rank in (2, 0, 1)
     ]
     pd.DataFrame(lines, columns=["image_name", "caption_idx", "source", "caption"]).to_csv(stimuli / laion.CAPTIONS, index=False)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("laion")
+    write_laion(root)
     return root
 
 

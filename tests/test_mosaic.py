@@ -26,10 +26,9 @@ SHOWN = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def anatomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_anatomy(folder: Path) -> None:
     """Made-up surfaces, areas and structures with the true numbers of vertices and voxels."""
-    folder, rng = tmp_path_factory.mktemp("anatomy"), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     vertex = {}
     for side, count, sign in (("left", LEFT, -1), ("right", RIGHT, 1)):
         points = rng.uniform([2, -100, -40], [64, 60, 70], (VERTICES, 3)).astype(np.float32) * [sign, 1, 1]
@@ -51,6 +50,12 @@ def anatomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         volume.flat[part] = number
     affine = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
     nib.save(nib.Nifti1Image(volume, affine), folder / FILES["voxels"])
+
+
+@pytest.fixture(scope="module")
+def anatomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("anatomy")
+    write_anatomy(folder)
     return folder
 
 

@@ -37,10 +37,9 @@ def shown(root: Path, person: int) -> np.ndarray:
     return np.array([design["subjectim"][person - 1, place - 1] - 1 for place in design["masterordering"][0]])
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_nsd(root: Path) -> None:
     """Two people, two sessions each (one format each), ROIs with -1 and 0, a transform with its marker, the whole design."""
-    root, rng = tmp_path_factory.mktemp("nsd"), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     folder = root / nsd.EXPERIMENT
     folder.mkdir(parents=True)
     shared = np.sort(rng.permutation(73000)[:1000]) + 1
@@ -83,6 +82,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             betas[2, 2, 2] = (
                 shown(root, person)[(session - 1) * 750 : session * 750] % 30000 - 15000
             )  # says what was shown
+            betas[3, 2, 2] = shown(root, person)[(session - 1) * 750 : session * 750] // 30000  # and so does this
             file = files.betas(nsd.BETAS) / f"betas_session{session:02d}"
             file.parent.mkdir(parents=True, exist_ok=True)
             if person == 1:
@@ -90,6 +90,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     content.create_dataset("betas", data=betas.T, chunks=(750, 1, 1, 1))
             else:
                 save(Path(f"{file}.nii.gz"), betas)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("nsd")
+    write_nsd(root)
     return root
 
 

@@ -64,12 +64,16 @@ def write_instructions(folder: Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps(samples))
 
 
+def write_official(root: Path) -> None:
+    """Two people's ROI files and the instruction files."""
+    make_published(root, [1, 2], {"A": 3, "B": 2}, Sizes(), outside=0)
+    shutil.move(root / "roi", root / "data" / "roi")
+    write_instructions(root / "data" / "cache")
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two people's ROI files, the instruction files, and NSD's table of images."""
-    make_published(tmp_path, [1, 2], {"A": 3, "B": 2}, Sizes(), outside=0)
-    shutil.move(tmp_path / "roi", tmp_path / "data" / "roi")
-    write_instructions(tmp_path / "data" / "cache")
+    write_official(tmp_path)
     return tmp_path
 
 
@@ -83,6 +87,11 @@ def masks(root: Path) -> dict[str, np.ndarray]:
     return {file.parent.name: nib.load(file).get_fdata() > 0 for file in found}
 
 
+def order_of(person: int, images: range, repeats: int) -> list[list[int]]:
+    """Image and repeat of each trial in the order of its key."""
+    return np.random.default_rng(person).permutation([(i, r) for i in images for r in range(repeats)]).tolist()
+
+
 def write_nsd0(root: Path, volumes: bool = False) -> None:
     """One HDF5 file per person; every image twice in train and three times in test, in a random order."""
     (root / "data" / "nsd0").mkdir()
@@ -90,8 +99,8 @@ def write_nsd0(root: Path, volumes: bool = False) -> None:
         person = int(subject[4:])
         with h5py.File(root / "data" / "nsd0" / f"subject_{person}.h5", "w") as file:
             for split, images, repeats in (("train", TRAIN[subject], 2), ("test", TEST, 3)):
-                shown = np.random.default_rng(person).permutation([(i, r) for i in images for r in range(repeats)])
-                for key, (image, repeat) in enumerate(shown.tolist()):
+                shown = order_of(person, images, repeats)
+                for key, (image, repeat) in enumerate(shown):
                     trial = file.create_group(f"{split}/{key}")
                     value = value_of(person, image, repeat, int(mask.sum()))
                     if volumes:
@@ -99,7 +108,7 @@ def write_nsd0(root: Path, volumes: bool = False) -> None:
                         volume[mask] = value
                         value = volume
                     trial["visual_voxels"], trial["coco_id"] = value, COCO[image]
-                    trial["prev_coco_id"] = COCO[int(shown[key - 1][0])] if key else -1
+                    trial["prev_coco_id"] = COCO[shown[key - 1][0]] if key else -1
                     trial.attrs["planted"] = repeat
 
 

@@ -125,7 +125,9 @@ def read_trials(root: Path, name: str) -> pd.DataFrame:
             )
         session = re.search(r"_ses-([A-Za-z0-9]+)", file.name)
         defaults = {"session": session[1] if session else "1"}
-        tables.append(table.assign(file=str(file), **{k: v for k, v in defaults.items() if k not in table}))
+        tables.append(
+            table.assign(file=str(file), **{k: v for k, v in defaults.items() if k not in table}).sort_values("volume")
+        )  # in the order of showing, which tells what was seen before a trial
     return pd.concat(tables, ignore_index=True)
 
 

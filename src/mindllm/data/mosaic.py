@@ -6,7 +6,8 @@
     noiseceilings/sub-XX_DATASET_phase-<test|train|artificial>_n-<1|avg>_noiseceiling    (91282,) per cent; not in all files
     nan_indices_all                     grayordinates that some trial lacks (not in all files)
 
-The betas were z-scored per session before publication, and sessions are not told, so a store of MOSAIC has one session.
+The betas were z-scored per session before publication, and neither sessions nor the order of trials are told, so a store of
+MOSAIC has one session, and what was shown before a trial is unknown.
 """
 
 import logging
@@ -99,7 +100,7 @@ def prepare(
     writer = StoreWriter(
         out, name="MOSAIC", origin="Lahner, Deb, Murty and Oliva 2025, https://blahner.github.io/MOSAICfmri",
         licence=f"those of {', '.join(dict.fromkeys(p.dataset for p in people))}", reader="mosaic", options=options,
-        normalized=True, sets={name: members for name, members in sets.items() if members},
+        normalized=True, ordered=False, sets={name: members for name, members in sets.items() if members},
     )  # fmt: skip
     recordings = []
     for name, table in draw_validation(stick(tables), val, seed).items():

@@ -82,6 +82,7 @@ def prepare(
         reader="official",
         options=options,
         normalized=True,
+        ordered=layout == "nsd0",  # MindEye's files hold the repeats of an image together
     )
     logger.warning("positions are millimetres of each person's own grid, not MNI: people's voxels may not correspond")
     with counting(progress, "preparing", sum(map(len, tables.values()))) as advance:

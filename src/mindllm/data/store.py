@@ -195,7 +195,10 @@ def frame(table: pa.Table) -> pd.DataFrame:
 
 
 class StoreWriter:
-    """Writes a store subject by subject into `<path>.partial`; `finish` renames it. A second call skips subjects already whole."""
+    """Writes a store subject by subject into `<path>.partial`; `finish` renames it. A second call skips subjects already whole.
+
+    normalized: betas are z-scores already.  ordered: trials stand in the order in which they were shown.
+    """
 
     def __init__(
         self,
@@ -207,6 +210,7 @@ class StoreWriter:
         reader: str,
         options: Mapping[str, Any],
         normalized: bool = False,
+        ordered: bool = True,
         sets: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.path, self.partial = Path(path), partial(Path(path))
@@ -220,6 +224,7 @@ class StoreWriter:
             "reader": reader,
             "options": dict(options),
             "normalized": normalized,
+            "ordered": ordered,
             "sets": {label: sorted(map(str, members)) for label, members in (sets or {}).items()},
         }
         plan = self.partial / "dataset.json"

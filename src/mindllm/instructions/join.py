@@ -103,7 +103,14 @@ def of_images(store: Store, images: pd.DataFrame | None) -> dict[Any, list[Place
 
 
 def of_images_before(store: Store, images: pd.DataFrame | None) -> dict[Any, list[Place]]:
-    """COCO id -> the trials that come right after it in the same session and run; or as `prev_coco_id` says, where it stands."""
+    """COCO id -> the trials that come right after it in the same session and run; or as `prev_coco_id` says, where it stands.
+
+    Raises InputError for a store that does not know the order of its trials.
+    """
+    if not store.meta.get("ordered", True):
+        raise InputError(
+            f"{store.path} is of {store.meta['name']}, which does not tell in which order its trials were shown, so what was seen before a trial is unknown. Add other sources."
+        )
     image = numbers(store, images)
     places: dict[Any, list[Place]] = defaultdict(list)
     for subject in store.subjects:

@@ -1,0 +1,187 @@
+"""Inspection: every check is content with a good store and points at what is wrong in a bad one; the page is whole."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import REGIONS
+from mindllm.data.anatomy import grey_matter
+from mindllm.data.splitting import make_split
+from mindllm.data.store import Store, StoreWriter, captions
+from mindllm.inspection import Check, grouped, inspect, write_page
+from mindllm.voxels import VoxelSpace
+
+PEOPLE = ["sub-01", "sub-02"]
+STIMULI = [f"stim{n}" for n in range(12)]
+SIDES = {1: "L_V1", 2: "R_V1", 3: "in_all"}  # the last is of neither side
+PLACES, LEAK, TEXT = "voxels lie in the MNI brain", "no stimulus on both sides of the split", "text about the stimuli"
+REPEATS = "trials belong to their stimuli"
+
+
+@cache
+def grey_voxels() -> np.ndarray:
+    """Some places in grey matter, 8 mm apart."""
+    grid = np.stack(np.meshgrid(np.arange(-60, 61, 8), np.arange(-92, 61, 8), np.arange(-40, 61, 8), indexing="ij"), -1)
+    mm = grid.reshape(-1, 3).astype(np.float32)
+    mm = mm[(grey_matter(mm) > 0.5) & (np.abs(mm[:, 0]) > 5)]
+    return mm[np.random.default_rng(0).permutation(len(mm))[:80]]
+
+
+def make(
+    path: Path,
+    *,
+    places: Callable[[np.ndarray], np.ndarray] = lambda mm: mm,
+    betas: Callable[[np.ndarray], np.ndarray] = lambda values: values,
+    table: Callable[[pd.DataFrame], pd.DataFrame] = lambda trials: trials,
+    told: int = len(STIMULI),
+    ceilings: bool = False,
+    normalized: bool = False,
+) -> Store:
+    """Two people, twelve stimuli twice in each of two sessions, with patterns of their own; the first person as the options say."""
+    rng = np.random.default_rng(1)
+    mm = grey_voxels()
+    sides = np.where(mm[:, 0] < 0, 1, 2)
+    sides[::9] = 3
+    areas = rng.integers(0, 4, len(mm))
+    patterns = rng.normal(size=(len(STIMULI), len(mm)))
+    writer = StoreWriter(path, name="made", origin="the tests", licence="MIT", reader="arrays", options={}, normalized=normalized)  # fmt: skip
+    for name in PEOPLE:
+        mine = name == PEOPLE[0]
+        order = np.concatenate([rng.permutation(len(STIMULI)) for _ in range(4)])
+        values = 100 + 5 * patterns[order] + 5 * rng.normal(size=(len(order), len(mm)))
+        trials = pd.DataFrame({"stimulus": [STIMULI[n] for n in order], "session": np.repeat(["1", "2"], 24)})
+        trials["split"] = np.where(trials["stimulus"].isin(STIMULI[:2]), "test", "train")
+        space = VoxelSpace(
+            name, (100, 1, 1), np.eye(4), np.c_[np.arange(len(mm)), np.zeros((len(mm), 2), int)], places(mm) if mine else mm,
+            {"sides": sides, "visual": areas}, {"sides": SIDES, "visual": REGIONS["visual"]},
+        )  # fmt: skip
+        values, trials = (betas(values), table(trials)) if mine else (values, trials)
+        ncsnr = np.linspace(0, 1, len(mm)).astype(np.float32) if ceilings and mine else None
+        writer.subject(space, trials, [(np.arange(len(trials)), values.astype(np.float32))], ncsnr=ncsnr)
+    texts = pd.DataFrame({"stimulus": STIMULI[:told], "caption": [f"words about {name}" for name in STIMULI[:told]]})
+    return writer.finish(captions(texts))
+
+
+def odd(store: Store) -> dict[str, Check]:
+    """What is to be looked at, by name."""
+    return {check.name: check for check in inspect(store).checks if not check.fine}
+
+
+def test_a_good_store_is_fine(tmp_path: Path) -> None:
+    found = inspect(make(tmp_path / "store"))
+    assert not [check for check in found.checks if not check.fine]
+    assert {check.name for check in found.checks} == {
+        PLACES, "sides of sides", "betas", "voxels vary", "normalization", "sessions", REPEATS, LEAK, TEXT
+    }  # fmt: skip
+    whose = {check.name: check.subject for check in found.checks}
+    assert whose[PLACES] == "2 people; sub-01", "one line for all"
+    assert whose[LEAK] == ""
+    people = found.subjects.set_index("subject")
+    assert people.loc["sub-01", ["voxels", "trials", "sessions", "stimuli", "shown", "split", "ceiling"]].tolist() == [
+        "80", "48", 2, "12", "4x", "40/0/8/0", "-"
+    ]  # fmt: skip
+    assert found.regions["parcellation"].tolist() == ["sides", "visual"]
+    assert found.regions["people"].tolist() == [2, 2]
+    assert found.regions["regions"].tolist() == ["3", "3"]
+    assert found.regions["% of voxels in a region"].iloc[0] == "100"
+    assert found.about["split"] == "as prepared (others: none)"
+
+
+def copied(values: np.ndarray) -> np.ndarray:
+    values[24:] = values[:24]
+    return values
+
+
+def dead(values: np.ndarray) -> np.ndarray:
+    values[:, :8] = 7
+    return values
+
+
+def far_out(values: np.ndarray) -> np.ndarray:
+    values[3, 4] = 1e6
+    return values
+
+
+def shifted(trials: pd.DataFrame) -> pd.DataFrame:
+    return trials.assign(**{c: np.roll(trials[c], 1) for c in ("stimulus", "split")})
+
+
+BAD: dict[str, tuple[dict[str, Any], str, str]] = {
+    "native positions": ({"places": lambda mm: mm + np.array([0, 0, 90])}, PLACES, r"outside its box; are the positions MNI millimetres"),
+    "in no grey matter": ({"places": lambda mm: np.sign(mm[:, :1]) * [26, 0, 0] + [0, -20, 28] + mm * 0.01}, PLACES, "0% of the voxels are where the template has grey matter, 0 outside"),
+    "a mirrored brain": ({"places": lambda mm: mm * [-1, 1, 1]}, "sides of sides", "2 regions lie on the other side, first L_V1; is a file mirrored"),
+    "a session twice": ({"betas": copied}, "sessions", "the session that begins with trial 24 is a copy of another"),
+    "dead voxels": ({"betas": dead}, "voxels vary", "8 voxels never vary and count as 0"),
+    "a value far out": ({"betas": far_out}, "betas", "0 with NaN or infinity; the largest beta is 10029 times the median"),
+    "shifted trials": ({"table": shifted}, REPEATS, "is the table of trials shifted, or another person's"),
+    "nothing to train on": ({"table": lambda t: t.assign(split="unused")}, "normalization", "normalized with all own trials, without labels"),
+    "no text": ({"told": 9}, TEXT, "3 of 12 stimuli have no text; add some: mindllm prepare instructions"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_wrong_is_pointed_at(tmp_path: Path, kind: str) -> None:
+    options, name, words = BAD[kind]
+    found = odd(make(tmp_path / "store", **options))
+    # A session that is a copy has the other's trials table, so its trials may not belong to their stimuli either.
+    assert set(found) - ({REPEATS} if kind == "a session twice" else set()) == {name}
+    assert words in found[name].found
+    assert found[name].subject == ("" if name == TEXT else "sub-01")
+
+
+def test_a_stimulus_trained_on_and_tested(tmp_path: Path) -> None:
+    store = make(tmp_path / "store")
+    file = store.path / "subjects" / "sub-02" / "trials.parquet"
+    trials = pd.read_parquet(file)
+    trials.loc[trials["stimulus"] == "stim0", "split"] = "train"
+    trials.to_parquet(file)
+    found = odd(Store(store.path))
+    assert set(found) == {LEAK}
+    assert "1 stimuli stand in two splits, first 'stim0'" in found[LEAK].found
+    people = make_split(make(tmp_path / "other"), "people", "subject", people={"val": ["sub-02"]})
+    (shared,) = (check for check in inspect(people).checks if check.name == LEAK)
+    assert shared.fine, "people are what is split"
+    assert "a split by people, so stimuli are shared" in shared.found
+
+
+def test_values_that_came_normalized_have_no_statistics_to_check(tmp_path: Path) -> None:
+    found = inspect(make(tmp_path / "store", normalized=True, betas=lambda values: values - 100))
+    assert not {"voxels vary", "normalization"} & {check.name for check in found.checks}
+    assert found.about["values"] == "normalized already"
+
+
+def test_what_is_odd_stands_first() -> None:
+    checks = [Check("a", "x", True, "1"), Check("a", "y", True, "2"), Check("b", "x", False, "3"), Check("b", "y", True, "4")]  # fmt: skip
+    assert grouped(checks) == [checks[2], checks[0], Check("2 people; a", "y", True, "2")]
+
+
+@pytest.mark.parametrize("ceilings", [True, False])
+def test_the_page_is_whole(tmp_path: Path, ceilings: bool) -> None:
+    store = make(tmp_path / "store", ceilings=ceilings, told=9)
+    store.add(pd.DataFrame([{"subject": "sub-02", "trial": 5, "source": "before", "turns": [{"role": "user", "content": "<fMRI> What <b>before</b>?"}, {"role": "assistant", "content": "a dog"}], "answers": ["a dog"]}]))  # fmt: skip
+    make_split(store, "half", "stimulus", fractions={"test": 0.5})
+    data = Store(store.path, "half")
+    found = inspect(data)
+    assert found.about["split"] == "half (others: half)"
+    page = write_page(found, data, tmp_path / "page")
+    names = {"index.html", "coverage.png", "trials.png"} | ({"noise-ceiling.png"} if ceilings else set())
+    assert {file.name for file in (tmp_path / "page").iterdir()} == names
+    html = page.read_text()
+    for name in names - {"index.html"}:
+        assert f'src="{name}"' in html
+        assert (tmp_path / "page" / name).read_bytes().startswith(b"\x89PNG")
+    assert "</html>" in html
+    assert "half (others: half)" in html
+    assert all(f"<td>{name}</td>" in html for name in PEOPLE)
+    assert [(about, source) for about, source, _ in found.samples][-1] == ("trial 5 of sub-02", "before")
+    assert len(found.samples) == 3, "two of each source, where there are two"
+    for about, source, turns in found.samples:
+        assert f"{source}, {about}" in html
+        assert turns[-1]["content"] in html
+    assert "&lt;b&gt;before&lt;/b&gt;" in html, "text is shown as it is"
+    assert '<td class="odd">look</td><td>text about the stimuli</td>' in html
