@@ -22,7 +22,8 @@ import pandas as pd
 
 from mindllm.data import bids, glmsingle, laion, mosaic, nsd, official
 from mindllm.data.batches import Trials
-from mindllm.data.store import Store, captions, write
+from mindllm.data.store import Store
+from mindllm.data.writer import captions, write
 from mindllm.instructions import add
 from mindllm.voxels import VoxelSpace
 

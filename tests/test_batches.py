@@ -9,7 +9,8 @@ import pytest
 from conftest import make_space
 from mindllm.conversation import ask
 from mindllm.data.batches import Batch, Trials, Words
-from mindllm.data.store import Store, write
+from mindllm.data.store import Store
+from mindllm.data.writer import write
 from mindllm.errors import InputError
 
 SPACE = make_space(voxels=20)

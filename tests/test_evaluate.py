@@ -12,7 +12,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from mindllm.data.store import Store, captions, write
+from mindllm.data.store import Store
+from mindllm.data.writer import captions, write
 from mindllm.errors import InputError
 from mindllm.evaluate.conditions import ALL, CONDITIONS, METRICS
 from mindllm.evaluate.report import Report, evaluate

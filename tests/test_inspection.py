@@ -10,10 +10,12 @@ import pandas as pd
 import pytest
 
 from conftest import REGIONS
+from mindllm.checks import Check, grouped
 from mindllm.data.anatomy import grey_matter
 from mindllm.data.splitting import make_split
-from mindllm.data.store import Store, StoreWriter, captions
-from mindllm.inspection import Check, grouped, inspect, write_page
+from mindllm.data.store import Store
+from mindllm.data.writer import StoreWriter, captions
+from mindllm.inspection import inspect, write_page
 from mindllm.voxels import VoxelSpace
 
 PEOPLE = ["sub-01", "sub-02"]

@@ -13,7 +13,8 @@ import pytest
 
 from conftest import make_space
 from mindllm.conversation import QUESTION, ask, check_conversation
-from mindllm.data.store import Store, captions, write
+from mindllm.data.store import Store
+from mindllm.data.writer import captions, write
 from mindllm.errors import InputError
 from mindllm.evaluate import answer
 from mindllm.instructions import SOURCES, add, collect, pieces, summary

@@ -1,5 +1,6 @@
 """NSD's official layout: a small faithful copy, with planted betas, places and images, read back to what was planted."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -7,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from mindllm.data import nsd
 from mindllm.data.store import Store
@@ -31,8 +32,6 @@ def save(path: Path, values: np.ndarray) -> None:
 
 def shown(root: Path, person: int) -> np.ndarray:
     """0-based nsdId of every trial, worked out from the 1-based files without the reader."""
-    from scipy.io import loadmat
-
     design = loadmat(root / nsd.EXPERIMENT / "nsd_expdesign.mat")
     return np.array([design["subjectim"][person - 1, place - 1] - 1 for place in design["masterordering"][0]])
 
@@ -77,6 +76,10 @@ def write_nsd(root: Path) -> None:
         place = np.array([91, 127, 73]) + np.array([-1, 1, 1]) * (10 * (ijk - np.array(shape) // 2) + 0.25)
         place[1, 2, 1] = 9999  # outside
         save(files.transform, place.astype(np.float32))
+        if person == 1:
+            ncsnr = rng.gamma(2, 0.2, shape).astype(np.float32)
+            ncsnr[2, 3, 2] = np.nan
+            save(files.betas(nsd.BETAS) / "ncsnr.nii.gz", ncsnr)
         for session in (1, 2):
             betas = rng.integers(-3000, 3000, (*shape, 750)).astype(np.int16)
             betas[2, 2, 2] = (
@@ -238,3 +241,63 @@ def test_another_release_or_person_is_noticed(root: Path, tmp_path: Path) -> Non
     (copy / nsd.EXPERIMENT / "nsd_expdesign.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
     with pytest.raises(InputError, match="cannot be read as NSD's design"):
         nsd.prepare(copy, tmp_path / "store", subjects=[1], sessions=[1])
+
+
+def cut(file: Path, root: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def moved(file: Path, root: Path) -> None:
+    image = nib.load(file)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1.1, 1, 1, 1])), file)
+
+
+def exchanged(file: Path, root: Path) -> None:
+    """The design with the images of subjects 1 and 5 in each other's place."""
+    design = {name: value for name, value in loadmat(file).items() if not name.startswith("__")}
+    savemat(file, design | {"subjectim": design["subjectim"][[4, 1, 2, 3, 0, 5, 6, 7]]})
+
+
+def of_another(file: Path, root: Path) -> None:
+    other = nsd.Person(root, 5).session(nsd.BETAS, 2)
+    with h5py.File(file, "w") as content:
+        content["betas"] = np.asarray(nib.load(other).dataobj).T
+
+
+@pytest.mark.parametrize(
+    ("place", "trouble", "message"),
+    [
+        (lambda p: p[0].session(nsd.BETAS, 1), cut, r"betas_session01\.hdf5 are damaged or truncated .*Fetch the file again"),
+        (lambda p: p[1].session(nsd.BETAS, 2), cut, r"betas_session02\.nii\.gz is damaged or truncated.*Fetch or make the file again"),
+        (lambda p: p[0].session(nsd.BETAS, 2), of_another, r"betas_session02\.hdf5 has shape \(750, 7, 6, 5\); expected \(750, 5, 7, 6\)"),
+        (lambda p: p[0].session(nsd.BETAS, 2), lambda f, r: f.unlink(), r"subj01 lacks the sessions 2 .*Fetch them, or say which to take, e\.g\. --sessions 1"),
+        (lambda p: p[0].functional / "roi" / "nsdgeneral.nii.gz", lambda f, r: f.unlink(), r"subj01 has no mask .*nsdgeneral\.nii\.gz; choose brain or one of floc-faces"),
+        (lambda p: p[1].functional / "roi" / "floc-faces.nii.gz", moved, r"floc-faces.* is on another grid than the mask"),
+        (lambda p: p[0].transform, lambda f, r: f.unlink(), r"there is no file .*MNI-to-func1pt8\.nii\.gz"),
+        (lambda p: p[0].root / nsd.EXPERIMENT / "nsd_expdesign.mat", exchanged, r"disagree about \d+ of 10000 images of subj01.*fetch both again"),
+        (lambda p: p[0].betas(nsd.BETAS) / "ncsnr.nii.gz", moved, "noise ceiling .* is on another grid than the mask"),
+    ],
+)  # fmt: skip
+def test_after_any_trouble_the_same_call_completes(
+    root: Path, store: Store, tmp_path: Path, place: Callable, trouble: Callable, message: str
+) -> None:
+    copy = damaged(root, tmp_path)
+    file = place([nsd.Person(copy, 1), nsd.Person(copy, 5)])
+    whole = file.read_bytes()
+    trouble(file, copy)
+    with pytest.raises(InputError, match=message):
+        nsd.prepare(copy, tmp_path / "store", sessions=[1, 2], dtype="float32")
+    assert not (tmp_path / "store").exists()
+    file.write_bytes(whole)
+    made = nsd.prepare(copy, tmp_path / "store", sessions=[1, 2], dtype="float32")
+    for subject in store.subjects:
+        np.testing.assert_array_equal(made.betas(subject), store.betas(subject))
+        pd.testing.assert_frame_equal(made.trials(subject), store.trials(subject))
+
+
+def test_noise_ceilings_come_with_the_voxels(root: Path, store: Store) -> None:
+    file = nsd.Person(root, 1).betas(nsd.BETAS) / "ncsnr.nii.gz"
+    expected = np.asarray(nib.load(file).dataobj)[tuple(store.space("subj01").ijk.T)]
+    np.testing.assert_array_equal(store.ncsnr("subj01"), expected)
+    assert np.isnan(expected).any()
+    assert store.ncsnr("subj05") is None

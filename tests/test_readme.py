@@ -17,7 +17,8 @@ from conftest import REGIONS
 from mindllm import checkpoint
 from mindllm.cli import app
 from mindllm.config import PRESETS, EncoderConfig, TrainConfig
-from mindllm.data.store import Store, captions, write
+from mindllm.data.store import Store
+from mindllm.data.writer import captions, write
 from mindllm.encoder import Encoder
 from mindllm.llm import LanguageModel
 from mindllm.model import MindLLM

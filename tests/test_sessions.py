@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from mindllm.data.sessions import Recording, Session, write_recordings
-from mindllm.data.store import Store, StoreWriter
+from mindllm.data.store import Store
+from mindllm.data.writer import StoreWriter
 from mindllm.errors import InputError
 from mindllm.voxels import VoxelSpace
 

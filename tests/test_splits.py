@@ -12,7 +12,8 @@ from conftest import make_space
 from mindllm.data.batches import Trials
 from mindllm.data.splits import by_cluster, by_sessions, by_subject
 from mindllm.data.splitting import make_split, overlap
-from mindllm.data.store import Store, captions, write
+from mindllm.data.store import Store
+from mindllm.data.writer import captions, write
 from mindllm.errors import InputError
 from mindllm.sentences import embed, nearest_similarity
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from conftest import TEXTS, make_space
 from mindllm.data.splits import split_stimuli
-from mindllm.data.store import Store, captions, write
+from mindllm.data.store import Store
+from mindllm.data.writer import captions, write
 from mindllm.errors import InputError
 from mindllm.files import partial
 
@@ -234,7 +235,7 @@ SCRIPT = """
 import resource, sys, time
 import numpy as np, pandas as pd
 from mindllm.voxels import VoxelSpace
-from mindllm.data.store import StoreWriter, captions
+from mindllm.data.writer import StoreWriter, captions
 from mindllm.errors import InputError
 
 path, wait, limit = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from conftest import TEXTS, make_space
 from mindllm import checkpoint
 from mindllm.config import StageConfig, TrainConfig, read_config
-from mindllm.data.store import Store, captions, write
+from mindllm.data.store import Store
+from mindllm.data.writer import captions, write
 from mindllm.errors import InputError
 from mindllm.model import MindLLM
 from mindllm.train import Experiment, choose_trials, train

@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "MindLLM", "Store", "VoxelSpace", "load", "normalize"]
+__all__ = ["InputError", "MindLLM", "Store", "VoxelSpace", "captions", "load", "normalize", "write"]
 
 if TYPE_CHECKING:
     from mindllm.checkpoint import load
     from mindllm.data.store import Store
+    from mindllm.data.writer import captions, write
     from mindllm.errors import InputError
     from mindllm.model import MindLLM
     from mindllm.normalization import normalize
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 HOMES = {
     "load": "checkpoint",
     "Store": "data.store",
+    "write": "data.writer",
+    "captions": "data.writer",
     "InputError": "errors",
     "MindLLM": "model",
     "VoxelSpace": "voxels",

@@ -24,8 +24,9 @@ from rich.progress import Progress
 
 from mindllm.data.sessions import Recording, Session, write_recordings
 from mindllm.data.splits import split_stimuli
-from mindllm.data.store import Store, StoreWriter, captions
+from mindllm.data.store import Store
 from mindllm.data.tables import read_table
+from mindllm.data.writer import StoreWriter, captions
 from mindllm.errors import InputError
 from mindllm.files import read_json
 from mindllm.images import describe, open_image, read_array

@@ -31,8 +31,9 @@ from rich.progress import Progress
 from mindllm.data.bids import name_atlases
 from mindllm.data.sessions import Recording, Session, write_recordings
 from mindllm.data.splits import draw_validation, split_stimuli
-from mindllm.data.store import Store, StoreWriter, captions
+from mindllm.data.store import Store
 from mindllm.data.tables import read_table
+from mindllm.data.writer import StoreWriter, captions
 from mindllm.errors import InputError
 from mindllm.files import refuse_existing
 from mindllm.voxels import PIECE_BYTES, VoxelSpace

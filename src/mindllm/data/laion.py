@@ -30,8 +30,9 @@ from mindllm.data.freesurfer import to_mni
 from mindllm.data.nsd import numbers
 from mindllm.data.sessions import Recording, Session, write_recordings
 from mindllm.data.splits import draw_validation
-from mindllm.data.store import Store, StoreWriter, captions, fit
+from mindllm.data.store import Store
 from mindllm.data.tables import read_table
+from mindllm.data.writer import StoreWriter, captions, fit
 from mindllm.errors import InputError
 from mindllm.files import refuse_existing
 from mindllm.images import describe, open_image, read_array, read_numbers, same_grid

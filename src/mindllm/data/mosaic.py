@@ -28,7 +28,8 @@ from mindllm.data.ceilings import ncsnr
 from mindllm.data.grayordinates import AREAS, GRAYORDINATES, SUBCORTEX, load_grayordinates
 from mindllm.data.sessions import Recording, Session, write_recordings
 from mindllm.data.splits import draw_validation
-from mindllm.data.store import Store, StoreWriter
+from mindllm.data.store import Store
+from mindllm.data.writer import StoreWriter
 from mindllm.errors import InputError
 from mindllm.files import refuse_existing
 from mindllm.voxels import VoxelSpace

@@ -27,7 +27,8 @@ from scipy.io import loadmat
 from mindllm.data.rois import MASK, read_spaces
 from mindllm.data.sessions import Recording, Session, write_recordings
 from mindllm.data.splits import draw_validation
-from mindllm.data.store import Store, StoreWriter
+from mindllm.data.store import Store
+from mindllm.data.writer import StoreWriter
 from mindllm.errors import InputError
 from mindllm.files import refuse_existing
 from mindllm.images import open_image, read_array, same_grid

@@ -18,7 +18,8 @@ from mindllm.conversation import check_conversation
 from mindllm.data.layouts import LAYOUTS, Pieces
 from mindllm.data.rois import people, read_spaces
 from mindllm.data.splits import check_splits, draw_validation
-from mindllm.data.store import Store, StoreWriter
+from mindllm.data.store import Store
+from mindllm.data.writer import StoreWriter
 from mindllm.errors import InputError
 from mindllm.files import refuse_existing
 from mindllm.progress import Advance, counting

@@ -17,7 +17,7 @@ import pandas as pd
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.progress import Progress
 
-from mindllm.data.store import StoreWriter, begin_array, check_dtype, fit
+from mindllm.data.writer import StoreWriter, begin_array, check_dtype, fit
 from mindllm.errors import InputError
 from mindllm.files import disk_errors, whole_file
 from mindllm.progress import counting
