@@ -12,6 +12,7 @@ from mindllm.data.batches import Batch, Trials, Words
 from mindllm.data.store import Store
 from mindllm.data.writer import write
 from mindllm.errors import InputError
+from mindllm.evaluate.answer import collect
 
 SPACE = make_space(voxels=20)
 
@@ -134,3 +135,14 @@ def test_a_source_is_added_and_replaced_whole(store: Store) -> None:
     with pytest.raises(InputError, match="alternates"):
         store.add(pd.DataFrame([{"source": "x", "stimulus": "a", "turns": [], "answers": ["a"]}]))
     assert len(Store(store.path).conversations) == count + 1
+
+
+def test_a_trial_is_asked_its_own_questions(store: Store) -> None:
+    items = collect(store, "before", ["sub-01"], "train", False, "caption")
+    assert [(item.trials, item.reference) for item in items] == [((n,), [f"before {n}"]) for n in (1, 3, 5, 7)]
+    assert len(collect(store, "vqa", ["sub-01"], "train", False, "caption")) == 4 * 9
+    assert len(collect(store, "vqa", ["sub-01"], "train", True, "caption")) == 9
+    with pytest.raises(InputError, match=r"before asks about single trials, .* leave --average out"):
+        collect(store, "before", ["sub-01"], "train", True, "caption")
+    with pytest.raises(InputError, match="no trial of the split test of sub-01"):
+        collect(store, "before", ["sub-01"], "test", False, "caption")

@@ -126,27 +126,31 @@ def collect(store: Store, source: str, subjects: Sequence[str], split: str, aver
     known = sorted(set(table["source"]))
     if source not in known:
         raise InputError(f"{store.path} has no source {source!r}; it holds {', '.join(known) or 'none'}.")
-    table = table[(table["source"] == source) & table["stimulus"].notna()]
-    if table.empty:
-        raise InputError(f"the conversations of {source} are about single trials, which cannot be asked about yet.")
-    asked = table.assign(said=[turns[-2]["content"] for turns in table["turns"]]).drop_duplicates(["stimulus", "said"])
-    questions = {str(stimulus): group for stimulus, group in asked.groupby("stimulus")}
+    table = table[table["source"] == source]
+    asked = table.assign(said=[turns[-2]["content"] for turns in table["turns"]])
+    asked = asked.drop_duplicates(["stimulus", "subject", "trial", "said"])
+    of_stimuli = {str(stimulus): some.to_dict("records") for stimulus, some in asked.groupby("stimulus")}
+    of_trials = {(str(s), int(t)): some.to_dict("records") for (s, t), some in asked.groupby(["subject", "trial"])}  # type: ignore[call-overload]
+    if average and not of_stimuli:
+        raise InputError(f"{source} asks about single trials, which have no average; leave --average out.")
     items = []
     for subject in subjects:
-        trials = store.trials(subject)
-        rows = trials.reset_index(drop=True)
-        rows = rows[(rows["split"] == split) & rows["stimulus"].isin(list(questions))]
-        groups: list[tuple[str, tuple[int, ...]]] = [(str(s), (int(i),)) for i, s in rows["stimulus"].items()]  # type: ignore[call-overload]
+        rows = store.trials(subject).reset_index(drop=True)
+        rows = rows[rows["split"] == split]
+        groups = {
+            f"{stimulus}#{row}": (str(stimulus), [row])
+            for row, stimulus in zip(rows.index, rows["stimulus"], strict=True)
+        }
         if average:
-            groups = [(str(s), tuple(map(int, g.index))) for s, g in rows.groupby("stimulus")]
-        for stimulus, places in groups:
-            name = stimulus if average else f"{stimulus}#{places[0]}"
-            for number, row in enumerate(questions[stimulus].to_dict("records")):
+            groups = {str(s): (str(s), some.index.tolist()) for s, some in rows.groupby("stimulus")}
+        for name, (stimulus, places) in groups.items():
+            questions = of_stimuli.get(stimulus) or of_trials.get((subject, places[0]), [])
+            for number, row in enumerate(questions):
                 right = reference(row["answers"], task)
-                items.append(Item(f"{subject}/{name}/{number}", subject, places, row["turns"][:-1], right))
+                items.append(Item(f"{subject}/{name}/{number}", subject, tuple(places), row["turns"][:-1], right))
     if not items:
         raise InputError(
-            f"no trial of the split {split} of {', '.join(subjects)} shows a stimulus that {source} asks about."
+            f"no trial of the split {split} of {', '.join(subjects)} is one that {source} asks about, or shows a stimulus that it does."
         )
     return items
 
