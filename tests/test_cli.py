@@ -247,6 +247,7 @@ def test_a_store_is_split_anew(run: Run, tiny: Path, by: str) -> None:
     assert status == 0, err
     assert told in out
     assert Store(tiny, "s").split["by"] == by
+    assert Store(tiny, "s").split.get("seed", 3) == (0 if by == "cluster" else 3)
     status, _, err = run("split", tiny, "s", "--by", by, *given)
     assert status == 1
     assert "already exists" in err

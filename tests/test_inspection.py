@@ -115,6 +115,7 @@ def shifted(trials: pd.DataFrame) -> pd.DataFrame:
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "native positions": ({"places": lambda mm: mm + np.array([0, 0, 90])}, PLACES, r"outside its box; are the positions MNI millimetres"),
+    "some outside": ({"places": lambda mm: np.r_[mm[:5] + np.array([0, 0, 150]), mm[5:]]}, PLACES, ", 5 outside its box"),
     "in no grey matter": ({"places": lambda mm: np.sign(mm[:, :1]) * [26, 0, 0] + [0, -20, 28] + mm * 0.01}, PLACES, "0% of the voxels are where the template has grey matter, 0 outside"),
     "a mirrored brain": ({"places": lambda mm: mm * [-1, 1, 1]}, "sides of sides", "2 regions lie on the other side, first L_V1; is a file mirrored"),
     "a session twice": ({"betas": copied}, "sessions", "the session that begins with trial 24 is a copy of another"),
