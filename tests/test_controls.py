@@ -224,7 +224,7 @@ def test_ridge_reads_a_person_it_was_not_trained_on(tiny_model: MindLLM, tiny_st
     card = {
         "subjects": ["sub-01", "sub-02"],
         "store": "tiny",
-        "answers": dict.fromkeys(tiny_store.conversations["answers"].str[0], 4),
+        "answers": dict.fromkeys([answers[0] for answers in tiny_store.conversations["answers"]], 4),
     }
     training = TrainingTrials(tiny_store, card)
     task = choose_task(tiny_store, card, ["sub-03"], None, None, "What?")

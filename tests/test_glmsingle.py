@@ -1,5 +1,6 @@
 """GLMsingle's outputs in each of its formats: planted betas read back, and tables that do not fit refused."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def prepare(root: Path, out: Path, **options: Any) -> Store:
-    return glmsingle.prepare(root, out, **{"design": root / "design.tsv", "mask": "masks/{subject}_mask.nii.gz", "trust_pickle": True, "dtype": "float32"} | options)  # fmt: skip
+    return glmsingle.prepare(root, out, **{"design": root / "design.tsv", "mask": "masks/{subject}_mask.nii.gz", "dtype": "float32"} | options)  # fmt: skip
 
 
 def test_every_trial_is_that_of_its_stimulus_in_every_format(root: Path, tmp_path: Path) -> None:
@@ -178,11 +179,23 @@ def test_nan_is_refused_or_left_out(root: Path, tmp_path: Path) -> None:
         prepare(root, tmp_path / "none", subjects=["sub-01"], nan="drop")
 
 
-def test_a_pickle_is_opened_only_if_the_user_says_so(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"TYPED_FITHRF_GLMDENOISE_RR\.npy is a pickle.*--trust-pickle.*wanthdf5=1"):
-        prepare(root, tmp_path / "store", trust_pickle=False)
-    store = prepare(root, tmp_path / "store", trust_pickle=False, subjects=["sub-01"])
-    assert len(store.trials("sub-01")) == 36
+def test_nothing_in_a_pickle_is_run(root: Path, tmp_path: Path) -> None:
+    class Bad:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "run",)
+
+    shutil.copytree(root, tmp_path / "copy")
+    file = tmp_path / "copy" / "sub-02" / "ses-1" / f"{TYPED}.npy"
+    content = np.load(file, allow_pickle=True).item()
+    np.save(file, content | {"params": Bad()}, allow_pickle=True)
+    with pytest.raises(
+        InputError, match=r"it names pathlib\.Path\.touch|it names builtins\.getattr|which is neither a number nor text"
+    ):
+        prepare(tmp_path / "copy", tmp_path / "store")
+    assert not (tmp_path / "run").exists()
+    np.save(file, np.zeros(3))
+    with pytest.raises(InputError, match="it holds an array, and not a dictionary"):
+        prepare(tmp_path / "copy", tmp_path / "store")
 
 
 @pytest.mark.parametrize(

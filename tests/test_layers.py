@@ -38,6 +38,10 @@ def test_no_file_is_called_utils() -> None:
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
 def test_nothing_unpickles(path: Path) -> None:
     text = path.read_text()
+    if path.name == "glmsingle.py":  # whose files are pickles: what they may name is listed there
+        assert "pickle.load" not in text
+        assert "def find_class" in text
+        text = text.replace("import pickle\n", "")
     assert not re.search(
         r"(import|from) (pickle|dill)\b|joblib import (load|dump)|joblib\.(load|dump)|read_pickle|allow_pickle=True",
         text,

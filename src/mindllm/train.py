@@ -271,7 +271,7 @@ class Experiment:
         try:
             with safe_open(path, "pt") as file:
                 content = json.loads(file.metadata()["experiment"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise InputError(f"{path} is damaged ({error}). Remove {path.parent.parent} and train anew.") from error
         mine, theirs = self.identity(), content["identity"]

@@ -185,9 +185,6 @@ def prepare_glmsingle(
         typer.Option(help="Of voxels in a row: C (numpy's) or F (MATLAB's). Default: as the writing program."),
     ] = None,
     nan: Annotated[str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")] = "error",
-    trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Open .npy files, which can run programs. Only for files you made.")
-    ] = False,
     test: Annotated[
         float, typer.Option(help="Share of the stimuli for testing, where the table has no `split`.")
     ] = 0.0,
@@ -203,7 +200,7 @@ def prepare_glmsingle(
     with bars() as progress:
         store = glmsingle.prepare(
             folder, out, design=design, mask=mask, subjects=listed(subjects), model=model,  # type: ignore[arg-type] # checked there
-            order=order, nan=nan, trust_pickle=trust_pickle, test=test, val=val, dtype=dtype,  # type: ignore[arg-type] # likewise
+            order=order, nan=nan, test=test, val=val, dtype=dtype,  # type: ignore[arg-type] # likewise
             seed=seed, workers=workers, dask=dask, progress=progress,
         )  # fmt: skip
     summarize(store)

@@ -8,7 +8,7 @@ The design table (.tsv or .csv) has a row per trial, in the order of the trials 
 
     TYPED_FITHRF_GLMDENOISE_RR.hdf5   Python, wanthdf5=1: betasmd (X, Y, Z, trials)
     TYPED_FITHRF_GLMDENOISE_RR.mat    MATLAB, -v7.3, that is HDF5: modelmd, read in reverse as (trials, Z, Y, X)
-    TYPED_FITHRF_GLMDENOISE_RR.npy    Python: a pickle, which can run any program as it is opened
+    TYPED_FITHRF_GLMDENOISE_RR.npy    Python: a pickle; only numbers and text are read from it, so nothing in it can be run
     DESIGNINFO.mat or .npy            stimorder, the condition of each trial, against which the table is checked
 
 The outputs tell no positions: the mask, on the same grid, does. Outputs of V voxels in a row, (V, 1, 1, trials), are those
@@ -16,6 +16,7 @@ of the mask's voxels: in the order of numpy (data[mask]) for Python's files, of 
 """
 
 import logging
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,10 +48,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Output:
-    """A file that GLMsingle wrote; trust: whether it may be opened if it is a pickle."""
+    """A file that GLMsingle wrote."""
 
     file: Path
-    trust: bool
 
     @property
     def matlab(self) -> bool:
@@ -61,7 +61,7 @@ class Output:
         """The betas, as they lie in the file; what goes wrong in reading them is an InputError that names it."""
         try:
             if self.file.suffix == ".npy":
-                yield unpickle(self.file, self.trust)["betasmd"]
+                yield unpickle(self.file)["betasmd"]
                 return
             with h5py.File(self.file) as content:
                 yield content["modelmd" if self.matlab else "betasmd"]
@@ -114,7 +114,6 @@ def prepare(
     model: Literal["TYPEB", "TYPEC", "TYPED"] = "TYPED",
     order: Literal["C", "F"] | None = None,
     nan: Literal["error", "drop"] = "error",
-    trust_pickle: bool = False,
     test: float = 0.0,
     val: float = 0.0,
     dtype: str = "float16",
@@ -129,7 +128,7 @@ def prepare(
     atlas-<NAME>_..._dseg.nii.gz, or <subject>_..._atlas-<NAME>_..., beside a mask label its voxels.
     model: which output to take where the table names folders.  order: of voxels in a row, C (numpy's) or F (MATLAB's); None:
     as the program that wrote the file.  nan: what to do about voxels with NaN: refuse, or leave them out.
-    trust_pickle: open .npy files, and only if you made them yourself; their worker needs memory for the whole file.
+    A worker that reads an .npy file needs memory for all of it.
     test, val: shares of the stimuli for test, where the table has no `split`, and of the training stimuli for val.
     Raises InputError, naming the file, for anything missing, damaged or not as the table says.
     """
@@ -152,7 +151,7 @@ def prepare(
     for name, rows in tables.items():
         space = VoxelSpace.from_mask(*find_mask(folder, name, rows, mask), name=name)
         files = {str(file): trials.index.to_numpy() for file, trials in rows.groupby("file", sort=False)}
-        outputs = {Output(find_output(folder / file, model), trust_pickle): trials for file, trials in files.items()}
+        outputs = {Output(find_output(folder / file, model)): trials for file, trials in files.items()}
         places = {output: check(output, rows.iloc[trials], space, order) for output, trials in outputs.items()}
         space, places = drop_nan(space, places) if nan == "drop" else (space, places)
         read = [
@@ -242,7 +241,7 @@ def drop_nan(space: VoxelSpace, places: Mapping[Output, np.ndarray]) -> tuple[Vo
 def check_design(output: Output, stimuli: Sequence[str]) -> None:
     """Raise InputError unless the table shows a stimulus where GLMsingle's own design, if it is there, has its condition."""
     file = output.file.with_name("DESIGNINFO" + (".mat" if output.matlab else ".npy"))
-    if not file.is_file() or (not output.matlab and not output.trust):
+    if not file.is_file():
         return
     if output.matlab and not h5py.is_hdf5(file):
         logger.warning("%s was not saved with -v7.3, so the design table is not checked against it", file)
@@ -252,7 +251,7 @@ def check_design(output: Output, stimuli: Sequence[str]) -> None:
             with h5py.File(file) as content:
                 conditions = np.asarray(content["stimorder"]).ravel()
         else:
-            conditions = np.asarray(unpickle(file, output.trust)["stimorder"]).ravel()
+            conditions = np.asarray(unpickle(file)["stimorder"]).ravel()
     except (OSError, KeyError) as error:
         raise InputError(f"{file} is damaged or holds no stimorder ({error}).") from error
     if len(conditions) != len(stimuli):
@@ -264,13 +263,31 @@ def check_design(output: Output, stimuli: Sequence[str]) -> None:
         )
 
 
-def unpickle(file: Path, trust: bool) -> Mapping[str, Any]:
-    """The dictionary in a .npy file of GLMsingle. Raises InputError unless the user trusts it: a pickle can run any program."""
-    if not trust:
-        raise InputError(
-            f"{file} is a pickle, which can run any program on this machine as it is opened. If you made it yourself, say so (--trust-pickle); or let GLMsingle write HDF5 instead (wanthdf5=1)."
-        )
+class Numbers(pickle.Unpickler):
+    """Opens a pickle of numbers and text. Anything else that it names is refused, so that nothing in it can be run."""
+
+    names = frozenset({
+        ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "scalar"), ("numpy._core.numeric", "_frombuffer"), ("_codecs", "encode"),
+    })  # fmt: skip
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = module.replace("numpy.core", "numpy._core")  # as numpy 1 called it
+        if (known, name) not in self.names:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is neither a number nor text")
+        return super().find_class(known, name)
+
+
+def unpickle(file: Path) -> Mapping[str, Any]:
+    """The dictionary in a .npy file of GLMsingle, which is a pickle."""
     try:
-        return dict(np.load(file, allow_pickle=True).item())
-    except Exception as error:  # pickle has many errors for a damaged file
-        raise InputError(f"{file} is damaged or no output of GLMsingle ({type(error).__name__}: {error}).") from error
+        with file.open("rb") as content:
+            version = np.lib.format.read_magic(content)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            if not read(content)[2].hasobject:
+                raise ValueError("it holds an array, and not a dictionary")
+            return dict(Numbers(content).load().item())
+    except Exception as error:  # a damaged pickle may end in any error
+        raise InputError(
+            f"{file} is damaged or no output of GLMsingle ({type(error).__name__}: {error}). Make it anew, or let GLMsingle write HDF5 (wanthdf5=1)."
+        ) from error
