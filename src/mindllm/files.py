@@ -47,11 +47,11 @@ def disk_errors(path: Path) -> Iterator[None]:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends without error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Compression and format follow the suffix, so the temporary name keeps it.
     temporary = path.with_name(f".{os.getpid()}{PARTIAL}.{path.name}")
     try:
         with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())

@@ -5,11 +5,12 @@ see the same files. What an earlier call has finished is not read again.
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import joblib
 import numpy as np
@@ -19,7 +20,7 @@ from rich.progress import Progress
 
 from mindllm.data.writer import StoreWriter, begin_array, check_dtype, fit
 from mindllm.errors import InputError
-from mindllm.files import disk_errors, whole_file
+from mindllm.files import whole_file
 from mindllm.progress import counting
 from mindllm.voxels import VoxelSpace
 
@@ -63,68 +64,76 @@ def write_recordings(
     check_dtype(dtype)
     left = [recording for recording in recordings if not writer.has(recording.space.name)]
     folder = writer.partial / "sessions"
-    jobs, files = [], {}
-    for number, recording in enumerate(left):
-        place = folder / recording.space.name
-        with disk_errors(writer.path):
-            place.mkdir(parents=True, exist_ok=True)
-        for n, session in enumerate(recording.sessions):
-            files[number, n] = place / f"{n:03d}.npy"
-            if not files[number, n].exists():
-                jobs.append((session, files[number, n], len(recording.space), dtype, number))
-    missing = {number: sum(job[-1] == number for job in jobs) for number in range(len(left))}
-    with counting(progress, "reading sessions", len(files), len(files) - len(jobs)) as advance:
+    jobs = [
+        Job(session, folder / recording.space.name / f"{n:03d}.npy", len(recording.space), dtype, recording.space.name)
+        for recording in left
+        for n, session in enumerate(recording.sessions)
+    ]
+    todo = [job for job in jobs if not job.file.exists()]
+    with counting(progress, "reading sessions", len(jobs), len(jobs) - len(todo)) as advance:
 
-        def put_together(number: int) -> None:
-            recording, parts = left[number], [files[number, n] for n in range(len(left[number].sessions))]
-            advance(0, f"putting {recording.space.name} together")
-            rows = [session.rows for session in recording.sessions]
-            writer.subject(recording.space, recording.trials, pieces(parts, rows), dtype, ncsnr=recording.ncsnr)
-            shutil.rmtree(folder / recording.space.name)
+        def put_together(recording: Recording) -> None:
+            name = recording.space.name
+            advance(0, f"putting {name} together")
+            parts = pieces([job for job in jobs if job.subject == name])
+            writer.subject(recording.space, recording.trials, parts, dtype, ncsnr=recording.ncsnr)
+            shutil.rmtree(folder / name)
 
-        for number in [n for n in missing if not missing[n]]:
-            put_together(number)
-        for number, name in run(jobs, workers, dask):
-            advance(1, f"reading sessions ({name} is done)")
-            missing[number] -= 1
-            if not missing[number]:
-                put_together(number)
+        waiting = Counter(job.subject for job in todo)
+        for recording in left:
+            if not waiting[recording.space.name]:
+                put_together(recording)
+        whose = {recording.space.name: recording for recording in left}
+        for job in run(todo, workers, dask):
+            advance(1, f"reading sessions ({job.session.name} is done)")
+            waiting[job.subject] -= 1
+            if not waiting[job.subject]:
+                put_together(whose[job.subject])
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(jobs: Sequence[tuple[Any, ...]], workers: int, dask: str | None) -> Iterator[tuple[int, str]]:
-    """Keep all sessions, several at once; yield what `keep` says of each as it is done."""
+@dataclass(frozen=True)
+class Job:
+    """A session to be kept in `file`, as `dtype`, for a subject of so many voxels."""
+
+    session: Session
+    file: Path
+    voxels: int
+    dtype: str
+    subject: str
+
+    def keep(self) -> Self:
+        """Read the session and write it, whole or not at all."""
+        name, rows = self.session.name, self.session.rows
+        betas = fit(self.session.read(), self.voxels, self.dtype, name)
+        if len(betas) != len(rows):
+            raise InputError(f"{name} has {len(betas)} trials; its table promises {len(rows)}.")
+        with whole_file(self.file) as path, path.open("wb") as array:
+            begin_array(array, betas.dtype, betas.shape)
+            array.write(
+                np.ascontiguousarray(betas).data
+            )  # numpy's own writer does not tell that the last bytes found no room
+        return self
+
+
+def run(jobs: Sequence[Job], workers: int, dask: str | None) -> Iterator[Job]:
+    """Keep all sessions, several at once; yield each as it is done."""
     with backend(dask):
         pool = joblib.Parallel(n_jobs=-1 if dask else workers, return_as="generator_unordered", max_nbytes=None)
         try:
-            yield from pool(joblib.delayed(keep)(*job) for job in jobs)
+            yield from pool(joblib.delayed(job.keep)() for job in jobs)
         except (TerminatedWorkerError, MemoryError) as error:
             raise InputError(
                 "a worker was killed, most likely because memory ran out. Take fewer workers (--workers) and run the same command again: it goes on where it stopped."
             ) from error
 
 
-def keep(session: Session, file: Path, voxels: int, dtype: str, number: int) -> tuple[int, str]:
-    """Read one session and write it, whole or not at all."""
-    betas = fit(session.read(), voxels, dtype, session.name)
-    if len(betas) != len(session.rows):
-        raise InputError(f"{session.name} has {len(betas)} trials; its table promises {len(session.rows)}.")
-    with whole_file(file) as path, path.open("wb") as array:
-        begin_array(array, betas.dtype, betas.shape)
-        array.write(
-            np.ascontiguousarray(betas).data
-        )  # numpy's own writer does not tell that the last bytes found no room
-    return number, session.name
-
-
-def pieces(
-    files: Sequence[Path], rows: Sequence[np.ndarray], size: int = 64
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The betas that were read, a few trials at a time: (rows, betas (b, V))."""
-    for file, places in zip(files, rows, strict=True):
-        betas = np.load(file, mmap_mode="r")
+def pieces(jobs: Sequence[Job], size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The betas that were kept, a few trials at a time: (rows, betas (b, V))."""
+    for job in jobs:
+        betas = np.load(job.file, mmap_mode="r")
         for start in range(0, len(betas), size):
-            yield places[start : start + size], np.asarray(betas[start : start + size])
+            yield job.session.rows[start : start + size], np.asarray(betas[start : start + size])
 
 
 @contextmanager
