@@ -184,7 +184,7 @@ def test_other_layouts_become_stores(run: Run, tmp_path: Path, layout: str) -> N
         told = "1 subjects, 5 trials, 0 stimuli with text"
     elif layout == "glmsingle":
         test_glmsingle.write_outputs(root)
-        given = ["--design", root / "design.tsv", "--mask", "masks/{subject}_mask.nii.gz", "--trust-pickle", "--test", "0.2"]  # fmt: skip
+        given = ["--design", root / "design.tsv", "--mask", "masks/{subject}_mask.nii.gz", "--test", "0.2"]  # fmt: skip
         told = "2 subjects, 50 trials, 6 stimuli with text"
     else:
         test_laion.write_laion(root)

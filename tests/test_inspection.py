@@ -85,7 +85,7 @@ def test_a_good_store_is_fine(tmp_path: Path) -> None:
     assert whose[LEAK] == ""
     people = found.subjects.set_index("subject")
     assert people.loc["sub-01", ["voxels", "trials", "sessions", "stimuli", "shown", "split", "ceiling"]].tolist() == [
-        "80", "48", 2, "12", "4x", "40/0/8/0", "-"
+        "80", "48", 2, "12", "4x", "40/0/8", "-"
     ]  # fmt: skip
     assert found.regions["parcellation"].tolist() == ["sides", "visual"]
     assert found.regions["people"].tolist() == [2, 2]

@@ -158,8 +158,10 @@ def test_a_full_disk_is_told_and_the_next_call_completes(tmp_path: Path, workers
     check(Store(tmp_path / "store"))
 
 
-def test_on_a_cluster(tmp_path: Path) -> None:
+def test_on_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distributed = pytest.importorskip("distributed")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.setenv(name, "1")  # a local cluster sets these in this process too; they are set back at the end
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True) as cluster:
         check(prepare(tmp_path / "store", tmp_path, dask=cluster.scheduler_address))
 

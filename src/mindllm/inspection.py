@@ -30,6 +30,12 @@ class Inspection:
     checks: list[Check]
     samples: list[tuple[str, str, list[dict[str, str]]]]
 
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables under their titles."""
+        people = "People (split: trials of train/val/test, and unused ones; ceiling: the noise ceiling of the median voxel, one trial)"
+        return {people: self.subjects, "Parcellations": self.regions, "Text": self.sources}
+
 
 def inspect(store: Store, seed: int = 0, progress: Progress | None = None) -> Inspection:
     """Look through a store: all tables, a sample of the betas, some conversations of each source."""
@@ -70,7 +76,7 @@ def count(store: Store, subject: str) -> dict[str, object]:
     return {
         "subject": subject, "voxels": f"{len(space):,}", "trials": f"{len(trials):,}", "sessions": trials["session"].nunique(),
         "stimuli": f"{len(shown):,}", "shown": f"{shown.min()}-{shown.max()}x" if shown.min() < shown.max() else f"{shown.max()}x",
-        "split": "/".join(str(kinds.get(split, 0)) for split in SPLITS), "betas": f"{betas.nbytes / 2**20:,.0f} MiB",
+        "split": "/".join(str(kinds.get(split, 0)) for split in SPLITS if kinds.get(split) or split != "unused"), "betas": f"{betas.nbytes / 2**20:,.0f} MiB",
         "ceiling": "-" if ncsnr is None else f"{np.nanmedian(per_cent(ncsnr)):.0f} %",
     }  # fmt: skip
 
@@ -121,9 +127,6 @@ def write_page(found: Inspection, store: Store, out: str | Path) -> Path:
     with whole_folder(Path(out)) as folder:
         for name, (_, png) in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
-        tables = {"People": found.subjects, "Parcellations": found.regions, "Text": found.sources}
-        html = template.render(
-            found=found, tables=tables, pictures={name: words for name, (words, _) in pictures.items()}
-        )
+        html = template.render(found=found, pictures={name: words for name, (words, _) in pictures.items()})
         (folder / "index.html").write_text(html, encoding="utf-8")
     return Path(out) / "index.html"

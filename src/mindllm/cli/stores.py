@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Column, Table
 
 from mindllm.cli.common import Seed, SplitName, StoreFolder, bars, console, listed
 from mindllm.errors import InputError
@@ -32,9 +32,11 @@ def inspect(
         found = run(data, seed, progress)
     for name, value in found.about.items():
         console.print(f"[bold]{name}[/bold]  {value}", highlight=False, soft_wrap=True)
-    people = "People (split: train/val/test/unused trials; ceiling: the noise ceiling of the median voxel, one trial)"
-    for title, content in ((people, found.subjects), ("Parcellations", found.regions), ("Text", found.sources)):
-        table = Table(*map(str, content.columns), title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for title, content in found.tables.items():
+        columns = (Column(str(name), overflow="fold") for name in content.columns)
+        table = Table(
+            *columns, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        )
         for row in content.itertuples(index=False):
             table.add_row(*map(str, row))
         console.print(table if len(content) else f"{title}: none")
