@@ -613,7 +613,8 @@ ANNOTATIONS, QUESTIONS = "v2_mscoco_train2014_annotations.json", "v2_OpenEnded_m
     wrong("vsr", lambda f: put(f / "notes.txt", "where it is from\nmore"), "notes.txt holds COCO-QA questions; vsr needs"),
     wrong("caption", lambda f: put(f / "t.csv", "stimulus,caption\nknown,A dog, running, far\n"), "t.csv, row 1: found other than 2 columns. A caption that holds the separator stands in quotation marks"),
     wrong("tally-qa", changed(tally_qa, "test.json", lambda t: t.replace("COCO_val2014_000000000009.jpg", "bench")), "test.json, record 1: image: string should match pattern"),
-    wrong("caption", lambda f: put(f / "t.tsv", "image\ttext\na\tb"), "holds COCO-QA questions; caption needs .* with the columns `stimulus` and `caption`"),
+    wrong("caption", lambda f: put(f / "t.tsv", "image\ttext\na\tb"), "holds a table with the columns image, text; caption needs .* with the columns `stimulus` and `caption`"),
+    wrong("caption", lambda f: put(f / "t.tsv", "stimulus\tcaption\nelsewhere\ta dog"), "tells of none of the .* stimuli of .*, which are called as"),
     # a companion is missing
     wrong("vqa-v2", without(vqa, ANNOTATIONS), r"vqa-v2 needs v2_mscoco_\{train,val\}2014_annotations.json \(VQA version 2 annotations\) too; found .*questions.json. They are at https://visualqa.org"),
     wrong("vqa-v2", without(vqa, QUESTIONS), r"vqa-v2 needs v2_OpenEnded_mscoco_\{train,val\}2014_questions.json .* too; found .*annotations.json"),

@@ -170,3 +170,5 @@ def test_no_cluster_there(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     with pytest.raises(InputError, match=r"no dask scheduler at tcp://127\.0\.0\.1:9"):
         prepare(tmp_path / "store", tmp_path, dask="tcp://127.0.0.1:9")
+    with pytest.raises(InputError, match="no dask scheduler at nonsense"):
+        prepare(tmp_path / "store", tmp_path, dask="nonsense")

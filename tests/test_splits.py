@@ -109,6 +109,7 @@ def test_people_left_out(store: Store) -> None:
     assert by_subject(tables, {"test": ["b"]})["b"].tolist() == ["unused", "test", "unused"]
     assert by_subject(tables, {"val": ["b"]})["b"].tolist() == ["val", "unused", "val"]
     assert by_subject(tables, {"val": ["b"]})["a"].tolist() == ["train", "test", "val"]
+    assert by_subject(tables, {"test": ["b"]})["a"].tolist() == ["train", "unused", "val"], "who is left out is tested"
 
 
 def test_few_sessions(store: Store) -> None:
@@ -133,6 +134,8 @@ def test_few_sessions(store: Store) -> None:
         ({"name": "x", "by": "subject", "people": {"test": ["sub-01"], "val": ["sub-01"]}}, "each for one of them"),
         ({"name": "x", "by": "subject", "people": {"test": ["sub-01", "sub-02", "sub-03"]}}, "leave some to train on"),
         ({"name": "x", "by": "sessions", "sessions": 5}, "has 4 sessions; the first 5"),
+        ({"name": "x", "by": "sessions", "sessions": 4}, "the first 4 sessions changes nothing"),
+        ({"name": "x", "by": "subject"}, "each for one of them; found nobody"),
         ({"name": "x", "by": "cluster", "fractions": {"test": 0.2}, "clusters": 99}, "expected from 2 to 24"),
         ({"name": "x", "by": "cluster", "fractions": {"test": 0.2}, "clusters": 2}, "leaves the split test empty"),
     ],

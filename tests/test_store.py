@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from conftest import TEXTS, make_space
 from mindllm.data.splits import split_stimuli
 from mindllm.data.store import Store
-from mindllm.data.writer import captions, write
+from mindllm.data.writer import StoreWriter, captions, write
 from mindllm.errors import InputError
-from mindllm.files import partial
+from mindllm.files import partial, whole_file
 
 SPACE = make_space(voxels=30)
 TALK = captions(pd.DataFrame({"stimulus": ["a", "b"], "caption": ["a dog", "a cat"]}))
@@ -303,3 +303,18 @@ def test_a_full_disk_is_told_and_leaves_no_store(tmp_path: Path, kind: str) -> N
     left = done.stderr.split() if kind == "small disk" else [p.name for p in disk.iterdir()]
     assert "store" not in left
     assert "store.partial" in left
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "store", Path("/proc/nowhere/store")):
+        with pytest.raises(InputError, match=r"cannot write .* Choose a folder you may write to"):
+            StoreWriter(place, name="n", origin="o", licence="l", reader="r", options={})
+
+
+def test_a_file_may_be_read_by_whom_any_other_may(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    with whole_file(tmp_path / "file") as path:
+        path.write_text("x")
+        path.chmod(0o600)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode

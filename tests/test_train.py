@@ -144,6 +144,12 @@ def test_killed_in_the_middle_it_resumes(tmp_path: Path, tiny_store: Store, tiny
     assert same(weights(out), weights(tmp_path / "whole"))
 
 
+def test_a_place_that_cannot_be_written_is_told_at_once(tmp_path: Path, tiny_store: Store) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .* Choose a folder you may write to"):
+        train(tiny_store, tmp_path / "file" / "model", TrainConfig(llm="nowhere/to/be/found"))
+
+
 def test_a_full_disk_is_told(tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path) -> None:
     (tmp_path / "options.json").write_text(options(tiny_llm_folder).model_dump_json())
     code = f"""

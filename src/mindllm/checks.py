@@ -120,7 +120,8 @@ def check_repeats(store: Store, subject: str, rng: np.random.Generator) -> list[
         if len(rows) > 1
     ]
     if len(groups) < 8:
-        return []
+        told = f"not checked: {len(groups)} stimuli were shown more than once, and 8 are needed"
+        return [Check(subject, "trials belong to their stimuli", True, told)]
     pairs = np.array([rng.choice(groups[i], 2, replace=False) for i in rng.permutation(len(groups))[:PAIRS]])
     others = np.stack([pairs[:, 0], np.roll(pairs[:, 1], 1)], 1)
     others = others[shown[others[:, 0]] != shown[others[:, 1]]]

@@ -37,7 +37,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"no room to write {path}: {free:.0f} MiB are free there ({os.strerror(number)}). "
                 "Free some space or choose another folder and run the same command again; nothing half-written was kept in its place."
             ) from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
             raise InputError(
                 f"cannot write {path}: {os.strerror(number)}. Choose a folder you may write to."
             ) from error
@@ -52,7 +52,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            mode = temporary.stat().st_mode  # some libraries write files that nobody else may read
+            temporary.unlink()
             yield temporary
+            temporary.chmod(mode)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -54,12 +54,13 @@ def inspect(store: Store, seed: int = 0, progress: Progress | None = None) -> In
             advance(1)
     checks += check_all(store)
     meta = store.meta
+    shown = {name for subject in store.subjects for name in store.trials(subject)["stimulus"]}
     about = {
         "store": str(store.path), "name": meta["name"], "origin": meta["origin"], "licence": meta["licence"],
         "made by": f"mindllm {meta['version']}, reader {meta['reader']}, {', '.join(f'{k}={v}' for k, v in meta['options'].items())}",
         "values": "normalized already" if meta.get("normalized") else "betas as measured, normalized when read",
         "split": f"{store.split['name']} (others: {', '.join(store.splits) or 'none'})",
-        "named sets": ", ".join(f"{name} ({len(members)} stimuli)" for name, members in store.sets.items()) or "none",
+        "named sets": ", ".join(f"{name} ({len(shown.intersection(members)):,} of {len(members):,} stimuli here)" for name, members in store.sets.items()) or "none",
     }  # fmt: skip
     told = summary(store)
     told = told.assign(share=told["share"].map("{:.0%}".format), words=told["words"].map("{:.1f}".format))

@@ -33,7 +33,7 @@ from mindllm.data.store import Store
 from mindllm.encoder import SCALE_MM, Voxels
 from mindllm.errors import InputError
 from mindllm.explain.figures import training_curve
-from mindllm.files import whole_file, write_json
+from mindllm.files import disk_errors, whole_file, write_json
 from mindllm.llm import load_llm
 from mindllm.model import MindLLM
 from mindllm.objective import Objective, Stage
@@ -65,6 +65,8 @@ def train(
             logger.info("%s is already trained", out)
             return checkpoint.load(out)
         raise InputError(f"{out} already holds a trained model. Choose another folder, or remove it.")
+    with disk_errors(out):  # before the language model is loaded and anything is trained
+        (out / "training").mkdir(parents=True, exist_ok=True)
     experiment = Experiment(store, store.choose(subjects), config)
     state = out / "training" / "state.safetensors"
     if state.exists() and not resume:

@@ -98,7 +98,7 @@ def prepare_nsd(
 
     with bars() as progress:
         store = nsd.prepare(
-            root, out, subjects=numbers(subjects), betas=betas, mask=mask, sessions=numbers(sessions), val=val, dtype=dtype,
+            root, out, subjects=numbers(subjects and subjects.replace("subj", "")), betas=betas, mask=mask, sessions=numbers(sessions), val=val, dtype=dtype,
             seed=seed, workers=workers, dask=dask, progress=progress,
         )  # fmt: skip
     summarize(store)

@@ -24,10 +24,13 @@ def inspect(
 ) -> None:
     """Show what a store holds, check that it looks right, and draw pictures of it."""
     from mindllm.data.store import Store
+    from mindllm.files import refuse_existing
     from mindllm.inspection import inspect as run
     from mindllm.inspection import write_page
 
     data = Store(store, split_name)
+    if out is not None:
+        refuse_existing(out)
     with bars() as progress:
         found = run(data, seed, progress)
     for name, value in found.about.items():

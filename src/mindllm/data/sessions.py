@@ -148,7 +148,7 @@ def backend(dask: str | None) -> Iterator[None]:
         raise InputError("--dask needs the package distributed: pip install 'mindllm[dask]'.") from error
     try:
         client = Client(dask, timeout="10s")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"there is no dask scheduler at {dask} ({error}). Start one, or leave --dask out.") from error
     with client, joblib.parallel_config(backend="dask"):
         yield

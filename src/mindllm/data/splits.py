@@ -84,7 +84,7 @@ def by_cluster(
 
 
 def by_subject(trials: Tables, people: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
-    """The people named for `test` are tested, those for `val` choose the checkpoint, all others keep their split.
+    """The people named for `test` alone are tested, those for `val` choose the checkpoint, all others train as before.
 
     Who is tested is tested on their own test trials, where they have any, else on all trials; nothing else of them is used.
     """
@@ -92,12 +92,14 @@ def by_subject(trials: Tables, people: Mapping[str, Sequence[str]]) -> dict[str,
     if unknown := sorted(set(whose) - set(trials)):
         raise InputError(f"there is no subject {', '.join(unknown)}; there are {', '.join(trials)}.")
     if not whose or len(whose) < sum(map(len, people.values())):
-        raise InputError(f"name people for test or val, each for one of them; found {dict(people)}.")
+        raise InputError(f"name people for test or val, each for one of them; found {dict(people) or 'nobody'}.")
     if not set(trials) - set(whose):
         raise InputError(f"all {len(trials)} subjects were named for {', '.join(people)}; leave some to train on.")
     out = {}
     for subject, table in trials.items():
         out[subject] = table["split"].to_numpy(str)
+        if subject not in whose and people.get("test"):
+            out[subject] = np.where(out[subject] == "test", "unused", out[subject])
         if split := whose.get(subject):
             pool = np.isin(out[subject], ["test"] if split == "test" else ["train", "val"])
             out[subject] = np.where(pool if pool.any() else True, split, "unused")
@@ -119,6 +121,8 @@ def by_sessions(trials: Tables, count: int, subjects: Sequence[str] | None = Non
             late = ~table["session"].isin(order[:count]).to_numpy()
             own = np.where(late & (own == "train"), "unused", own)
         out[subject] = own
+    if all((split == trials[subject]["split"].to_numpy(str)).all() for subject, split in out.items()):
+        raise InputError(f"training on the first {count} sessions changes nothing here: no later session trains.")
     return out
 
 
@@ -129,7 +133,8 @@ def in_words(split: Mapping[str, Any]) -> str:
     shares = ", ".join(f"{share:g} to {name}" for name, share in split.get("fractions", {}).items())
     rule = {
         "stimulus": f"stimuli drawn at random, {shares}",
-        "cluster": f"whole clusters of stimuli of like meaning, {split.get('clusters')} in all, {shares}; median cosine of a test stimulus to the nearest training stimulus {split.get('similarity') or float('nan'):.2f}, in a random split {split.get('similarity_of_a_random_split') or float('nan'):.2f}",
+        "cluster": f"whole clusters of stimuli of like meaning, {split.get('clusters')} in all, {shares}; median cosine of a test stimulus to the nearest training stimulus {split.get('similarity') or float('nan'):.2f}, in a random split {split.get('similarity_of_a_random_split') or float('nan'):.2f}"
+        + (f", before {split['similarity_before']:.2f}" if split.get("similarity_before") else ""),
         "subject": "people left out: "
         + "; ".join(f"{name} {', '.join(w)}" for name, w in split.get("people", {}).items()),
         "sessions": f"the first {split.get('sessions')} sessions of {', '.join(split.get('subjects', []))} for training",

@@ -47,9 +47,10 @@ class Given:
                     raise InputError(f"{path} holds {what}; {source} needs {expected}.")
                 passed.append(f"{path} ({what})")
         if missing := [form for form in needs if not self.files[form]]:
+            there = ", ".join(str(p) for some in self.files.values() for p in some)
             others = f" Passed over: {', '.join(passed)}." if passed else ""
             raise InputError(
-                f"{source} needs {'; '.join(f'{form.name} ({form.title})' for form in missing)} too; found {', '.join(str(p) for some in self.files.values() for p in some) or 'none of its files'}.{others}{f' They are at {url}.' if url else ''}"
+                f"{source} needs {'; '.join(f'{form.name} ({form.title})' for form in missing)} {f'too; found {there}' if there else 'and found none of its files'}.{others}{f' They are at {url}.' if url else ''}"
             )
         if passed:
             logger.warning("%s does not need, and passes over: %s", source, ", ".join(passed))
@@ -102,7 +103,7 @@ def recognise(path: Path) -> list[Form[Any]]:
     if not lines:
         raise InputError(f"{path} is empty. Fetch it again.")
     if lines[0][0] not in "[{":
-        return [of_lines(lines[:200])]
+        return [of_lines(lines[:200], path.suffix)]
     head: dict[str, Any] = {}
     for place, value in first_record(lines, path) or beginnings(path):
         if kinds := [form for form in FORMS if form.fits(place, value, head)]:
@@ -124,10 +125,12 @@ def first_record(lines: Sequence[str], path: Path) -> list[tuple[str, Any]]:
     return [("", value)] if isinstance(value, dict) else []
 
 
-def of_lines(lines: Sequence[str]) -> Form[Any]:
-    """Which plain text begins so: a table with our columns, or one of COCO-QA's files."""
+def of_lines(lines: Sequence[str], suffix: str) -> Form[Any]:
+    """Which plain text begins so: a table with our columns or others, or one of COCO-QA's files."""
     if {"stimulus", "caption"} <= set(columns(lines[0])):
         return forms.TABLE
+    if suffix in (".tsv", ".csv"):
+        return Form(f"a table with the columns {', '.join(columns(lines[0]))}", "", Record)
     if all(line in ("0", "1", "2", "3") for line in lines):
         return forms.LINES_TYPES
     if all(line.isdecimal() for line in lines):

@@ -84,6 +84,10 @@ def collect(
     if silent:
         logger.warning("%s: %d items have no answer, as in a test split, and are left out", source, silent)
     if not columns["turns"]:
+        if kind.joins == "stimulus":
+            raise InputError(
+                f"{source}: {', '.join(map(str, files))} tells of none of the {len(places):,} stimuli of {store.path}, which are called as {next(iter(places))!r}. Name them alike."
+            )
         raise InputError(
             f"{source}: none of {len(places):,} images of {store.path} is asked about in {', '.join(map(str, files))}{f'; {silent} of {read} items have no answer, as in a test split' if silent else ''}. Give the files of train and val; if they are, the store's coco_id (or the names of its stimuli) are others than theirs."
         )
