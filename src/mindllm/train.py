@@ -65,8 +65,11 @@ def train(
             logger.info("%s is already trained", out)
             return checkpoint.load(out)
         raise InputError(f"{out} already holds a trained model. Choose another folder, or remove it.")
-    with disk_errors(out):  # before the language model is loaded and anything is trained
-        (out / "training").mkdir(parents=True, exist_ok=True)
+    with disk_errors(out):  # a place that cannot be written is told before anything is loaded
+        empty = not out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+        if empty:
+            out.rmdir()
     experiment = Experiment(store, store.choose(subjects), config)
     state = out / "training" / "state.safetensors"
     if state.exists() and not resume:
