@@ -128,7 +128,7 @@ def test_few_sessions(store: Store) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "a/b", "by": "stimulus"}, "no name for a split"),
+        ({"name": "a/b", "by": "stimulus"}, "cannot name a split"),
         ({"name": "x", "by": "stimulus"}, "a share is needed"),
         ({"name": "x", "by": "subject", "people": {"test": ["sub-09"]}}, "no subject sub-09; there are sub-01"),
         ({"name": "x", "by": "subject", "people": {"test": ["sub-01"], "val": ["sub-01"]}}, "each for one of them"),

@@ -15,6 +15,49 @@ from safetensors import SafetensorError
 from mindllm.errors import InputError
 
 PARTIAL = ".partial"
+NAME = re.compile(
+    r"[^\W_](?:[\w.+@ -]*[\w+@-])?"
+)  # a letter or digit first: neither hidden, nor a folder above, nor a path
+LONGEST_NAME = 150  # bytes; file systems allow 255 with prefix and suffix
+
+
+def check_name(name: object, what: str, where: str = "") -> str:
+    """Return `name` if it can safely be part of a path.
+
+    Parameters
+    ----------
+    name : object
+        A name that comes from data or from a caller, such as a subject's label.
+    what : str
+        What it names, for the message ("subject", "split").
+    where : str
+        Where it was found, such as a file and row, for the message.
+
+    Raises
+    ------
+    InputError
+        If it is no text, is empty, holds a separator or a control character, begins with other than a letter or digit,
+        ends in a blank or a dot, looks like an unfinished output, or is too long.
+    """
+    if (
+        isinstance(name, str)
+        and NAME.fullmatch(name)
+        and not name.endswith(PARTIAL)
+        and len(name.encode()) <= LONGEST_NAME
+    ):
+        return name
+    raise InputError(
+        f"{where + ': ' if where else ''}{name!r} cannot name a {what}, because the name becomes part of a path. "
+        f"Expected letters, digits and '-', '_', '.', '+', '@' or blanks inside, beginning with a letter or digit, "
+        f"at most {LONGEST_NAME} bytes, e.g. 'sub-01'. Rename it there."
+    )
+
+
+def remove_folder(path: Path, within: Path) -> None:
+    """Delete the folder `path` if it exists; it must lie below `within`, so that nothing outside an output is ever removed."""
+    assert path.resolve().is_relative_to(within.resolve()), f"{path} is not below {within}"
+    assert path.resolve() != within.resolve(), f"{path} is {within} itself"
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def partial(path: Path) -> Path:

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from mindllm.errors import InputError
+from mindllm.files import check_name
 from mindllm.images import (
     Image,
     check_finite,
@@ -39,6 +40,9 @@ class VoxelSpace:
     mm: np.ndarray
     regions: Mapping[str, np.ndarray]
     region_names: Mapping[str, Mapping[int, str]]
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "subject")  # stores and model folders keep a folder of this name
 
     @classmethod
     def from_mask(

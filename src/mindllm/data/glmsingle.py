@@ -36,7 +36,7 @@ from mindllm.data.store import Store
 from mindllm.data.tables import read_table
 from mindllm.data.writer import StoreWriter, captions
 from mindllm.errors import InputError
-from mindllm.files import refuse_existing
+from mindllm.files import check_name, refuse_existing
 from mindllm.voxels import PIECE_BYTES, VoxelSpace
 
 MODELS = {"TYPEB": "TYPEB_FITHRF", "TYPEC": "TYPEC_FITHRF_GLMDENOISE", "TYPED": "TYPED_FITHRF_GLMDENOISE_RR"}
@@ -174,6 +174,8 @@ def read_design(file: Path, subjects: Sequence[str] | None) -> pd.DataFrame:
     for column in needed:
         if table[column].isna().any():
             raise InputError(f"{file} has {table[column].isna().sum()} rows without a {column}; expected one in each.")
+    for row, subject in enumerate(table["subject"], 2):  # the header is line 1
+        check_name(subject, "subject", f"{file}, line {row}")
     if odd := sorted(set(subjects or []) - set(table["subject"])):
         raise InputError(f"{file} has no subject {', '.join(odd)}; it has {', '.join(sorted(set(table['subject'])))}.")
     if "coco_id" in table:

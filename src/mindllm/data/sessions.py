@@ -4,7 +4,6 @@ joblib runs the readers, on this machine's cores or, unchanged, on a cluster thr
 see the same files. What an earlier call has finished is not read again.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from rich.progress import Progress
 
 from mindllm.data.writer import StoreWriter, begin_array, check_dtype, fit
 from mindllm.errors import InputError
-from mindllm.files import whole_file
+from mindllm.files import remove_folder, whole_file
 from mindllm.progress import counting
 from mindllm.voxels import VoxelSpace
 
@@ -77,7 +76,7 @@ def write_recordings(
             advance(0, f"putting {name} together")
             parts = pieces([job for job in jobs if job.subject == name])
             writer.subject(recording.space, recording.trials, parts, dtype, ncsnr=recording.ncsnr)
-            shutil.rmtree(folder / name)
+            remove_folder(folder / name, within=folder)
 
         waiting = Counter(job.subject for job in todo)
         for recording in left:
@@ -89,7 +88,7 @@ def write_recordings(
             waiting[job.subject] -= 1
             if not waiting[job.subject]:
                 put_together(whose[job.subject])
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder, within=writer.partial)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """New splits of a finished store: made by one rule, kept beside the data, chosen by name."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from mindllm.data.splits import AS_PREPARED, Tables, by_cluster, by_sessions, by
 from mindllm.data.statistics import Statistics
 from mindllm.data.store import Store
 from mindllm.errors import InputError
-from mindllm.files import refuse_existing, whole_folder, write_json
+from mindllm.files import check_name, refuse_existing, whole_folder, write_json
 from mindllm.progress import counting
 from mindllm.sentences import cluster, embed, nearest_similarity
 
@@ -43,9 +42,9 @@ def make_split(
     The last two start from the split that the store was opened with, the first two anew. Raises InputError for a stimulus in
     two splits, unless people are what is split, an empty split, or a name that is taken.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name == AS_PREPARED:
-        raise InputError(f"{name!r} is no name for a split; use letters, digits, '-', '_' and '.'.")
-    folder = store.path / "splits" / name
+    if name == AS_PREPARED:
+        raise InputError(f"{name!r} is the split that the store was prepared with; choose another name.")
+    folder = store.path / "splits" / check_name(name, "split")
     refuse_existing(folder)
     trials = {subject: store.trials(subject) for subject in store.subjects}
     about: dict[str, Any] = {"name": name, "by": by, "from": store.split["name"]}

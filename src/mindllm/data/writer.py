@@ -17,7 +17,7 @@ from mindllm.data.splits import SPLITS, check_splits
 from mindllm.data.statistics import Statistics
 from mindllm.data.store import FORMAT, Store, arrow
 from mindllm.errors import InputError
-from mindllm.files import disk_errors, partial, publish, read_json, refuse_existing, write_json
+from mindllm.files import disk_errors, partial, publish, read_json, refuse_existing, remove_folder, write_json
 from mindllm.images import check_finite, check_values
 from mindllm.voxels import VoxelSpace
 
@@ -84,7 +84,7 @@ class StoreWriter:
         trials = check_trials(trials, space.name)
         folder = self.partial / "subjects" / space.name
         temporary = self.partial / f".{space.name}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_folder(temporary, within=self.partial)
         with disk_errors(self.path):
             temporary.mkdir(parents=True)
             kind, written = np.dtype(dtype), np.zeros(len(trials), int)
