@@ -15,13 +15,13 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import mindllm
 from mindllm.config import EncoderConfig
 from mindllm.data.spaces import load_space, save_space
 from mindllm.errors import InputError
 from mindllm.files import read_json, whole_file, write_json
 from mindllm.llm import load_llm
 from mindllm.model import MindLLM
+from mindllm.utils.versions import package_version
 
 FORMAT = 1
 WHAT = "a model (made by `mindllm train` or `mindllm convert`)"
@@ -47,7 +47,7 @@ def save(model: MindLLM, folder: str | Path) -> None:
         folder / "config.json",
         {
             "format": FORMAT,
-            "version": mindllm.__version__,
+            "version": package_version("mindllm"),
             "encoder": model.encoder.config.model_dump(),
             "llm": llm,
             "card": model.card,
@@ -67,7 +67,7 @@ def load(
     content: dict[str, Any] = read_json(folder / "config.json", WHAT)
     if content.get("format", 0) > FORMAT:
         raise InputError(
-            f"{folder} has model format {content['format']} (mindllm {content.get('version')}); this version, {mindllm.__version__}, reads up to {FORMAT}. Upgrade mindllm."
+            f"{folder} has model format {content['format']} (mindllm {content.get('version')}); this version, {package_version('mindllm')}, reads up to {FORMAT}. Upgrade mindllm."
         )
     try:
         config = EncoderConfig(**content["encoder"])

@@ -25,7 +25,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import mindllm
 from mindllm import checkpoint
 from mindllm.config import StageConfig, TrainConfig
 from mindllm.data.batches import Batch, Person, Trials, Words
@@ -37,6 +36,7 @@ from mindllm.files import disk_errors, whole_file, write_json
 from mindllm.llm import load_llm
 from mindllm.model import MindLLM
 from mindllm.objective import Objective, Stage
+from mindllm.utils.versions import package_version
 
 STAGES: tuple[Stage, ...] = ("align", "language")
 BETAS = (0.9, 0.98)
@@ -338,7 +338,7 @@ class Experiment:
             "normalization": {s: self.store.normalized_with(s) for s in self.trials.subjects},
             "started_from": before or None,
             "versions": {
-                "mindllm": mindllm.__version__,
+                "mindllm": package_version("mindllm"),
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
             },

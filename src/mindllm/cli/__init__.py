@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-import mindllm
 from mindllm.cli import models, prepare, scores, stores
 from mindllm.cli.common import errors
 from mindllm.errors import InputError
+from mindllm.utils.versions import package_version
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(models.app)
@@ -23,7 +23,7 @@ app.add_typer(prepare.app, name="prepare")
 def show_version(wanted: bool) -> None:
     """Print the version and stop, where that is wanted."""
     if wanted:
-        print(mindllm.__version__)
+        print(package_version("mindllm"))
         raise typer.Exit
 
 

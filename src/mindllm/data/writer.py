@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-import mindllm
 from mindllm.conversation import QUESTION, Conversation, ask, check_conversation
 from mindllm.data.spaces import save_space
 from mindllm.data.splits import SPLITS, check_splits
@@ -19,6 +18,7 @@ from mindllm.data.store import FORMAT, Store, arrow
 from mindllm.errors import InputError
 from mindllm.files import disk_errors, partial, publish, read_json, refuse_existing, remove_folder, write_json
 from mindllm.images import check_finite, check_values
+from mindllm.utils.versions import package_version
 from mindllm.voxels import VoxelSpace
 
 DTYPES = ("float32", "float16")
@@ -52,7 +52,7 @@ class StoreWriter:
             "name": name,
             "origin": origin,
             "licence": licence,
-            "version": mindllm.__version__,
+            "version": package_version("mindllm"),
             "reader": reader,
             "options": dict(options),
             "normalized": normalized,

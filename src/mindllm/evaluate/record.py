@@ -2,12 +2,10 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
-import mindllm
 from mindllm.data.splits import in_words
 from mindllm.data.store import Store
 from mindllm.evaluate.baselines import most_frequent
@@ -17,10 +15,9 @@ from mindllm.evaluate.readers import Reader
 from mindllm.evaluate.scores import match_credit, rank
 from mindllm.evaluate.task import Task
 from mindllm.model import MindLLM
+from mindllm.utils.versions import PACKAGES, UNKNOWN, package_version
 
-PACKAGES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "pandas", "nibabel", "nilearn", "pycocoevalcap")
 PAIRED = ("shuffled_pairs", "ridge", "nearest_pattern")
-UNKNOWN = "unknown"
 
 
 def predict(store: Store, task: Task, reader: Reader, readings: Readings) -> list[dict[str, Any]]:
@@ -95,7 +92,7 @@ def describe(
         "zero_text": said["zero"].texts[0], "noise_text": said["noise"].texts[0],
         "constant_text": said["constant"].texts[0] if "constant" in said else UNKNOWN, "constant_ties": ties,
         "seed": seed, "bootstrap_resamples": RESAMPLES, "permutations": PERMUTATIONS, "batch_size": batch_size, "generate_options": {k: str(v) for k, v in options.items()},
-        "versions": {"mindllm": mindllm.__version__, "python": platform.python_version(), **{p: package_version(p) for p in PACKAGES}},
+        "versions": {"mindllm": package_version("mindllm"), "python": platform.python_version(), **{p: package_version(p) for p in PACKAGES}},
     }  # fmt: skip
 
 
@@ -117,11 +114,3 @@ def normalization(store: Store, task: Task, subject: str) -> str:
         if among and origin == "training trials"
         else origin
     )
-
-
-def package_version(name: str) -> str:
-    """The installed version of a package, or 'unknown'."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return UNKNOWN
