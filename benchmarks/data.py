@@ -20,12 +20,12 @@ import generate
 import numpy as np
 import pandas as pd
 
-from mindllm.data import bids, glmsingle, laion, mosaic, nsd, official
-from mindllm.data.batches import Trials
+from mindllm.data.dataset import Trials
 from mindllm.data.store import Store
-from mindllm.data.writer import captions, write
+from mindllm.data.store_writer import captions, write
+from mindllm.datasets import bids, glmsingle, laion_fmri, mindllm_release, mosaic, nsd
+from mindllm.fmri.masker import VoxelSpace
 from mindllm.instructions import add
-from mindllm.voxels import VoxelSpace
 
 VOXELS = 15_724
 
@@ -82,7 +82,7 @@ def of_nsd(folder: Path) -> None:
 
 def of_laion(folder: Path) -> None:
     root = generate.laion(folder / "laion")
-    reader("LAION-fMRI session", laion.prepare, {"root": root, "sessions": [1]}, root)
+    reader("LAION-fMRI session", laion_fmri.prepare, {"root": root, "sessions": [1]}, root)
     shutil.rmtree(root)
 
 
@@ -106,7 +106,7 @@ def of_bids(folder: Path) -> None:
 
 def of_official(folder: Path) -> None:
     root = generate.official(folder / "official")
-    reader("the authors' prepared data", official.prepare, {"folder": root}, root)
+    reader("the authors' prepared data", mindllm_release.prepare, {"folder": root}, root)
     shutil.rmtree(root)
 
 

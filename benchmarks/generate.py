@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.io import savemat
 
-from mindllm.data import laion as layout
-from mindllm.data.grayordinates import GRAYORDINATES
+from mindllm.datasets import laion_fmri as layout
+from mindllm.fmri.grayordinates import GRAYORDINATES
 
 NSD_SHAPE = (81, 104, 83)  # subj01
 

@@ -24,11 +24,12 @@ from scipy.stats import kstest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mindllm.config import StageConfig, TrainConfig
-from mindllm.data import bids
-from mindllm.data.simulate import SimulateConfig, simulate
-from mindllm.evaluate.report import evaluate
-from mindllm.train import train
+from mindllm.datasets import bids
+from mindllm.evaluate.evaluator import evaluate
+from mindllm.simulate.configuration import SimulateConfig
+from mindllm.simulate.simulator import simulate
+from mindllm.training.configuration import StageConfig, TrainConfig
+from mindllm.training.trainer import train
 
 LEVELS = (0.01, 0.05, 0.1, 0.2)
 CONTINUOUS = "identification_pairwise"  # hits are few and whole numbers; this score has hardly any ties

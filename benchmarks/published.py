@@ -23,10 +23,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mindllm import checkpoint
-from mindllm.data.official import prepare
-from mindllm.encoder import Encoder
-from mindllm.published import convert
+from mindllm.convert.mindllm_checkpoint import convert
+from mindllm.datasets.mindllm_release import prepare
+from mindllm.model import checkpoint
+from mindllm.model.encoder import Encoder
 
 GRID, VOXELS = (81, 104, 83), 15_724
 REGIONS = {"HCP_MMP1": 180, "Kastner2015": 25, "prf-visualrois": 7, "floc-faces": 5, "floc-places": 3}

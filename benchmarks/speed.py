@@ -19,12 +19,12 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from mindllm.config import PRESETS
-from mindllm.conversation import QUESTION, ask
-from mindllm.decode import decode
-from mindllm.encoder import Encoder, Voxels
-from mindllm.llm import load_llm
-from mindllm.model import MindLLM
+from mindllm.language.conversation import QUESTION, ask
+from mindllm.model.configuration import PRESETS
+from mindllm.model.decode import decode
+from mindllm.model.encoder import Encoder, Voxels
+from mindllm.model.language_model import load_llm
+from mindllm.model.modeling import MindLLM
 
 
 def seconds(function: Callable[[], object], repeats: int = 3) -> float:

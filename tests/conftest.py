@@ -11,12 +11,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mindllm.config import EncoderConfig
 from mindllm.data.store import Store
-from mindllm.data.writer import captions, write
-from mindllm.llm import LanguageModel, load_llm
-from mindllm.model import MindLLM
-from mindllm.voxels import VoxelSpace
+from mindllm.data.store_writer import captions, write
+from mindllm.fmri.masker import VoxelSpace
+from mindllm.model.configuration import EncoderConfig
+from mindllm.model.language_model import LanguageModel, load_llm
+from mindllm.model.modeling import MindLLM
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 
 from conftest import make_space
-from mindllm.conversation import ask
-from mindllm.data.batches import Batch, Trials, Words
+from mindllm.data.conversations import Words
+from mindllm.data.dataset import Trials
+from mindllm.data.sampler import Batch
 from mindllm.data.store import Store
-from mindllm.data.writer import write
-from mindllm.errors import InputError
-from mindllm.evaluate.answer import collect
+from mindllm.data.store_writer import write
+from mindllm.evaluate.question_answering import collect
+from mindllm.language.conversation import ask
+from mindllm.utils.errors import InputError
 
 SPACE = make_space(voxels=20)
 

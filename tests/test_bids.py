@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from conftest import REGIONS, TEXTS, make_bids
-from mindllm.data.bids import prepare
 from mindllm.data.store import Store
-from mindllm.errors import InputError
+from mindllm.datasets.bids import prepare
+from mindllm.utils.errors import InputError
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import yaml
 
 from conftest import make_bids
 from mindllm import cli
-from mindllm.cli import common
-from mindllm.config import TrainConfig
+from mindllm.cli import options
 from mindllm.data.store import Store
-from mindllm.errors import InputError
 from mindllm.evaluate.conditions import CONDITIONS
+from mindllm.training.configuration import TrainConfig
+from mindllm.utils.errors import InputError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -31,8 +31,8 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     def command(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["mindllm", *map(str, words)])
-        monkeypatch.setattr(common.console, "width", 400)
-        monkeypatch.setattr(common.errors, "width", 400)
+        monkeypatch.setattr(options.console, "width", 400)
+        monkeypatch.setattr(options.errors, "width", 400)
         capsys.readouterr()
         status: Any = 0
         try:
@@ -95,7 +95,7 @@ def test_decode_prints_json_alone_on_stdout(place: Path, model: Path, run: Run) 
 def test_text_that_looks_like_markup_is_printed_as_it_is(
     place: Path, model: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mindllm.model import MindLLM
+    from mindllm.model.modeling import MindLLM
 
     text = "[/red] a [bold]dog[/bold]"
     monkeypatch.setattr(MindLLM, "generate", lambda self, tokens, *a, **k: [text] * len(tokens))
@@ -288,8 +288,8 @@ def test_a_model_is_evaluated_with_its_own_split(
     run: Run, place: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scores of text need Java, and the pictures nilearn: neither is what this is about."""
-    monkeypatch.setattr("mindllm.evaluate.report.no_java", lambda: "not asked for")
-    monkeypatch.setattr("mindllm.evaluate.pictures.draw", lambda *a, **k: ({}, {}))
+    monkeypatch.setattr("mindllm.evaluate.evaluator.no_java", lambda: "not asked for")
+    monkeypatch.setattr("mindllm.report.brain_figures.draw", lambda *a, **k: ({}, {}))
     for name, seed in (("mine", 0), ("other", 1)):
         assert run("split", tiny, name, "--by", "stimulus", "--test", "0.34", "--seed", seed)[0] == 0
     model, report = tmp_path / "model", tmp_path / "report"
@@ -317,13 +317,13 @@ def test_a_model_is_evaluated_with_its_own_split(
     [(None, None), ("0", [0]), ("0,3,5", [0, 3, 5]), (" 4 , 1-3,", [4, 1, 2, 3]), ("2-2", [2]), ("7,7", [7, 7])],
 )
 def test_lists_of_volumes(text: str | None, expected: list[int] | None) -> None:
-    assert common.numbers(text) == expected
+    assert options.numbers(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", ",", "a", "1-", "-1", "1-b", "5-3", "1.5", "1-2-3", "²"])
 def test_what_is_no_list_of_volumes(text: str) -> None:
     with pytest.raises(InputError, match="expected such as 0,3,5 or 0-9"):
-        common.numbers(text)
+        options.numbers(text)
 
 
 def test_imports_do_nothing(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ heavy = {"torch", "transformers", "pandas", "nibabel", "numpy"} & set(sys.module
 import mindllm.cli
 heavy |= {"torch", "transformers", "matplotlib", "nilearn"} & set(sys.modules)
 assert not heavy, heavy
-import mindllm.train, mindllm.decode, mindllm.evaluate.report, mindllm.data.bids, mindllm.explain.figures
+import mindllm.training.trainer, mindllm.model.decode, mindllm.evaluate.evaluator, mindllm.datasets.bids, mindllm.plotting.brain
 assert not logging.getLogger().handlers, "an import configured the logger"
 assert mindllm.load is not None and mindllm.InputError is not None
 """

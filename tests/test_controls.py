@@ -11,27 +11,30 @@ import torch
 from scipy.stats import kstest, ttest_1samp
 from sklearn.metrics import roc_auc_score
 
-from mindllm import checkpoint
-from mindllm.config import TrainConfig
-from mindllm.data.batches import Trials
-from mindllm.data.store import Store
-from mindllm.errors import InputError
+from mindllm.data.dataset import Trials
+from mindllm.data.store import Store, mean_values
 from mindllm.evaluate.baselines import Meanings, TrainingTrials, Unavailable, constant, oracle
-from mindllm.evaluate.ceiling import noise_ceiling
 from mindllm.evaluate.compare import compare
-from mindllm.evaluate.conditions import ALL, CONDITIONS, METRICS
-from mindllm.evaluate.controls import Readings, Said, judge, pool, tabulate
-from mindllm.evaluate.evidence import auroc, calibration, reliability
-from mindllm.evaluate.readers import Reader, mean_values
-from mindllm.evaluate.report import evaluate
-from mindllm.evaluate.scores import bootstrap_interval, n_way, p_value, people_p, permutation_means, rank_credit
-from mindllm.evaluate.task import Task, choose_task
-from mindllm.evaluate.texts import TEXT_METRICS, corpus, measure, text_scores
-from mindllm.evaluate.verdict import find
-from mindllm.model import MindLLM
-from mindllm.score.captions import caption_scores, tokenize
-from mindllm.train import train
-from mindllm.voxels import VoxelSpace
+from mindllm.evaluate.conditions import ALL, CONDITIONS
+from mindllm.evaluate.evaluation_set import Task, choose_task
+from mindllm.evaluate.evaluator import evaluate
+from mindllm.evaluate.noise_ceiling import noise_ceiling
+from mindllm.evaluate.predictor import Reader
+from mindllm.evaluate.results import Readings, Said
+from mindllm.evaluate.score import judge, pool, tabulate
+from mindllm.evaluate.text_scores import TEXT_METRICS, corpus, measure, text_scores
+from mindllm.fmri.masker import VoxelSpace
+from mindllm.metrics.calibration import auroc, calibration, reliability
+from mindllm.metrics.captions import caption_scores, tokenize
+from mindllm.metrics.identification import n_way, rank_credit
+from mindllm.metrics.inference import bootstrap_interval, p_value, people_p, permutation_means
+from mindllm.metrics.registry import METRICS
+from mindllm.model import checkpoint
+from mindllm.model.modeling import MindLLM
+from mindllm.report.summary import find
+from mindllm.training.configuration import TrainConfig
+from mindllm.training.trainer import train
+from mindllm.utils.errors import InputError
 from test_evaluate import STIMULI, make_store, planted, quick
 
 
@@ -444,7 +447,7 @@ def test_a_report_compared_with_itself_and_with_others(tiny_model: MindLLM, tmp_
 
 
 def test_published_numbers_have_sources_and_are_those_we_compute(shared: Path) -> None:
-    data = json.loads(files("mindllm.evaluate").joinpath("published.json").read_text(encoding="utf-8"))
+    data = json.loads(files("mindllm.report").joinpath("published_results.json").read_text(encoding="utf-8"))
     assert {row["source"] for row in data["caption"] + data["grounding"]} <= set(data["sources"])
     assert {"UMBRAE", "BrainCap", "OneLLM", "SDRecon", "MindLLM", "UniBrain", "MindBridge"} <= {
         row["system"] for row in data["caption"]

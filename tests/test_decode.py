@@ -11,9 +11,9 @@ import torch
 
 from conftest import REGIONS
 from mindllm.data.store import Store
-from mindllm.decode import Decoded, decode
-from mindllm.errors import InputError
-from mindllm.model import MindLLM
+from mindllm.model.decode import Decoded, decode
+from mindllm.model.modeling import MindLLM
+from mindllm.utils.errors import InputError
 
 SUBJECT = "sub-02"
 SHORT: dict[str, Any] = {"max_new_tokens": 6}

@@ -13,16 +13,18 @@ import torch
 from rich.console import Console
 
 from mindllm.data.store import Store
-from mindllm.data.writer import captions, write
-from mindllm.errors import InputError
-from mindllm.evaluate.conditions import ALL, CONDITIONS, METRICS
-from mindllm.evaluate.report import Report, evaluate
-from mindllm.evaluate.sections import examples
-from mindllm.evaluate.verdict import find
-from mindllm.explain.attention import attention_by_region, attention_map, attention_mass
-from mindllm.explain.figures import training_curve
-from mindllm.model import MindLLM
-from mindllm.voxels import VoxelSpace
+from mindllm.data.store_writer import captions, write
+from mindllm.evaluate.conditions import ALL, CONDITIONS
+from mindllm.evaluate.evaluator import evaluate
+from mindllm.evaluate.results import Report
+from mindllm.fmri.masker import VoxelSpace
+from mindllm.metrics.registry import METRICS
+from mindllm.model.attention_maps import attention_by_region, attention_map, attention_mass
+from mindllm.model.modeling import MindLLM
+from mindllm.plotting.curves import training_curve
+from mindllm.report.sections import examples
+from mindllm.report.summary import find
+from mindllm.utils.errors import InputError
 
 STIMULI = 12
 
@@ -283,7 +285,7 @@ def test_attention_is_a_map_whose_mean_is_one(
     with torch.inference_mode():
         whole = tiny_model.encoder.attention(tiny_model.encoder.locate(space)).mean(0).numpy()
     np.testing.assert_allclose(values, whole * len(space), rtol=1e-4)
-    monkeypatch.setattr("mindllm.explain.attention.PIECE_BYTES", 4 * len(space) * 3)
+    monkeypatch.setattr("mindllm.model.attention_maps.PIECE_BYTES", 4 * len(space) * 3)
     np.testing.assert_allclose(attention_mass(tiny_model, space), whole, rtol=1e-4)
 
 

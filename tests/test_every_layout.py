@@ -24,13 +24,14 @@ import test_mosaic
 import test_nsd
 import test_official
 from conftest import make_bids
-from mindllm.data import bids, laion, mosaic, nsd, official
-from mindllm.data.batches import Trials, Words
-from mindllm.data.freesurfer import MNI305_TO_MNI152
+from mindllm.data.conversations import Words
+from mindllm.data.dataset import Trials
 from mindllm.data.store import Store
-from mindllm.errors import InputError
+from mindllm.datasets import bids, laion_fmri, mindllm_release, mosaic, nsd
+from mindllm.fmri.masker import VoxelSpace
+from mindllm.fmri.transforms import MNI305_TO_MNI152
 from mindllm.instructions import add
-from mindllm.voxels import VoxelSpace
+from mindllm.utils.errors import InputError
 
 Thing = int | str  # what was shown: an image's COCO id, or what else tells it
 ABOUT_STIMULI = Counter({"coco-caption": 2, "vqa-v2": 1, "caption": 1})
@@ -172,7 +173,7 @@ def in_glmsingle(root: Path) -> Planted:
 
 def in_laion(root: Path) -> Planted:
     test_laion.write_laion(root)
-    store = laion.prepare(root, root / "store", sessions=[1, 2], dtype="float32")
+    store = laion_fmri.prepare(root, root / "store", sessions=[1, 2], dtype="float32")
     labels = sorted({label for person in test_laion.PEOPLE for label in test_laion.images(person)})
     number: dict[str, Thing] = {label: 5000 + n for n, label in enumerate(labels)}
     meaning = {
@@ -260,7 +261,7 @@ def in_prepared(root: Path, layout: str) -> Planted:
                     shown[subject] += [test_official.COCO[image]] * len(values)
     if layout == "mindeye":
         test_official.write_info(root)
-    store = official.prepare(root, root / "store", sources=["coco-caption"], val=0)
+    store = mindllm_release.prepare(root, root / "store", sources=["coco-caption"], val=0)
     names = {coco: str(image if layout == "mindeye" else coco) for image, coco in test_official.COCO.items()}
     return Planted(
         store,

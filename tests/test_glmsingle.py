@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mindllm.data import glmsingle
 from mindllm.data.store import Store
-from mindllm.errors import InputError
+from mindllm.datasets import glmsingle
+from mindllm.utils.errors import InputError
 
 GRID = (5, 4, 3)
 AFFINE = np.diag([2.0, 2, 2, 1])

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 from conftest import REGIONS
-from mindllm.checks import Check, grouped
-from mindllm.data.anatomy import grey_matter
-from mindllm.data.splitting import make_split
+from mindllm.data.quality_control import Check, grouped
+from mindllm.data.resplit import make_split
 from mindllm.data.store import Store
-from mindllm.data.writer import StoreWriter, captions
-from mindllm.inspection import inspect, write_page
-from mindllm.voxels import VoxelSpace
+from mindllm.data.store_writer import StoreWriter, captions
+from mindllm.fmri.masker import VoxelSpace
+from mindllm.fmri.templates import grey_matter
+from mindllm.report.store_report import inspect, write_page
 
 PEOPLE = ["sub-01", "sub-02"]
 STIMULI = [f"stim{n}" for n in range(12)]

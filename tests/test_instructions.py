@@ -12,15 +12,15 @@ import pandas as pd
 import pytest
 
 from conftest import make_space
-from mindllm.conversation import QUESTION, ask, check_conversation
 from mindllm.data.store import Store
-from mindllm.data.writer import captions, write
-from mindllm.errors import InputError
-from mindllm.evaluate import answer
-from mindllm.instructions import SOURCES, add, collect, pieces, summary
-from mindllm.instructions.given import recognise
-from mindllm.instructions.sources import ASPECTS, Style
-from mindllm.score.tasks import score
+from mindllm.data.store_writer import captions, write
+from mindllm.evaluate import question_answering
+from mindllm.instructions import SOURCES, add, collect, json_stream, summary
+from mindllm.instructions.registry import ASPECTS, Style
+from mindllm.instructions.source_files import recognise
+from mindllm.language.conversation import QUESTION, ask, check_conversation
+from mindllm.metrics.tasks import score
+from mindllm.utils.errors import InputError
 
 KNOWN, NEIGHBOURS = 262148, (262147, 262149)  # the image that is asked about; the numbers beside it are shown too
 GENOME = {2410408: KNOWN, 2410407: None, 2410409: KNOWN + 1}  # Visual Genome's numbers
@@ -353,7 +353,7 @@ def test_every_source_is_here() -> None:
     assert {*CASES, *DIALOGUES, "coco-caption-previous"} == set(SOURCES)
     assert len(SOURCES) == 19
     assert {source.aspect for source in SOURCES.values()} == set(ASPECTS)
-    assert set(answer.SOURCES) <= set(SOURCES)
+    assert set(question_answering.SOURCES) <= set(SOURCES)
 
 
 @pytest.mark.parametrize("source", list(CASES))
@@ -375,9 +375,9 @@ def test_a_question_goes_to_its_image_and_to_no_other(
     for turns in table["turns"]:
         check_conversation(turns)
     if full:
-        monkeypatch.setattr("mindllm.score.tasks.no_java", lambda: "there is no Java")  # accuracies alone
-        task = answer.SOURCES.get(source, "exact")
-        found = score({"q": said}, {"q": answer.reference(row["answers"], task)}, task)
+        monkeypatch.setattr("mindllm.metrics.tasks.no_java", lambda: "there is no Java")  # accuracies alone
+        task = question_answering.SOURCES.get(source, "exact")
+        found = score({"q": said}, {"q": question_answering.reference(row["answers"], task)}, task)
         assert [found.values[name] for name in full] == [100.0] * len(full)
 
 
@@ -683,15 +683,15 @@ def test_records_of_a_test_split_are_counted(store: Store, tmp_path: Path, caplo
 def test_every_place_of_a_file_is_found(tmp_path: Path) -> None:
     text = '{"a": 12345, "b": [1, -2.5e3, "\\u00e9", null], "data": {"c": [], "d": [{"x": 1}, {}], "e": {"f": [1]}}}'
     path = put(tmp_path / "x.json", text)
-    assert list(pieces.beginnings(path)) == [("a", 12345), ("b", 1), ("data.d", {"x": 1}), ("data.e", {"f": [1]})]
-    assert list(pieces.elements(path, "b")) == [("b", 1), ("b", -2500.0), ("b", "é"), ("b", None)]
-    assert list(pieces.elements(path, "data.d")) == [("data.d", {"x": 1}), ("data.d", {})]
-    assert [place for place, _ in pieces.elements(path, "*")] == ["a", "b", "data"]
+    assert list(json_stream.beginnings(path)) == [("a", 12345), ("b", 1), ("data.d", {"x": 1}), ("data.e", {"f": [1]})]
+    assert list(json_stream.elements(path, "b")) == [("b", 1), ("b", -2500.0), ("b", "é"), ("b", None)]
+    assert list(json_stream.elements(path, "data.d")) == [("data.d", {"x": 1}), ("data.d", {})]
+    assert [place for place, _ in json_stream.elements(path, "*")] == ["a", "b", "data"]
     marked = tmp_path / "y.json"
-    marked.write_bytes(pieces.BOM + b"[1, [2]]")
-    assert list(pieces.elements(marked, "")) == [("", 1), ("", [2])]
-    assert list(pieces.beginnings(marked)) == [("", 1)]
-    assert list(pieces.elements(put(tmp_path / "z.jsonl", '{"a": 1}\n{"a": 2}\n'), "")) == [
+    marked.write_bytes(json_stream.BOM + b"[1, [2]]")
+    assert list(json_stream.elements(marked, "")) == [("", 1), ("", [2])]
+    assert list(json_stream.beginnings(marked)) == [("", 1)]
+    assert list(json_stream.elements(put(tmp_path / "z.jsonl", '{"a": 1}\n{"a": 2}\n'), "")) == [
         ("", {"a": 1}),
         ("", {"a": 2}),
     ]
@@ -700,7 +700,7 @@ def test_every_place_of_a_file_is_found(tmp_path: Path) -> None:
 def test_damage_is_an_error(tmp_path: Path) -> None:
     path = put(tmp_path / "x.json", "[1, 2, {oops}, " + "3, " * 1000 + "4]")
     with pytest.raises(InputError, match=r"x\.json is damaged or truncated .*Fetch it again"):
-        list(pieces.elements(path, ""))
+        list(json_stream.elements(path, ""))
 
 
 def test_no_more_of_a_file_is_read_than_tells_its_kind(tmp_path: Path) -> None:
@@ -741,6 +741,6 @@ def test_the_page_tells_every_source() -> None:
         files, said = (line for line in lines if re.match(rf"\| .*`{name}`.* \| .* \|$", line))
         for told in (*(form.name for form in source.files), source.url, source.licence):
             assert told in files, (name, told)
-        for told in (source.aspect, f"`{answer.SOURCES.get(name, '')}`".strip("`")):
+        for told in (source.aspect, f"`{question_answering.SOURCES.get(name, '')}`".strip("`")):
             assert told in said, (name, told)
         assert not source.prompt or source.prompt in said or "as COCO-QA" in said or name == "caption", name

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mindllm.data import laion
-from mindllm.data.ceilings import ncsnr
-from mindllm.data.freesurfer import MNI305_TO_MNI152, read_transform, to_mni
 from mindllm.data.store import Store
-from mindllm.errors import InputError
+from mindllm.datasets import laion_fmri
+from mindllm.fmri.noise_ceiling import ncsnr
+from mindllm.fmri.transforms import MNI305_TO_MNI152, read_transform, to_mni
+from mindllm.utils.errors import InputError
 
 GRID = (7, 6, 5)
 AFFINE = np.array([[-1.7778, 0, 0, 6], [0, 1.7778, 0, -4], [0, 0, 1.7778, 3], [0, 0, 0, 1]])  # LAS
@@ -61,7 +61,7 @@ def write_laion(root: Path) -> None:
     mask = np.zeros(GRID, bool)
     mask[1:-1, 1:-1, 1:-1] = True
     for name, trials in PEOPLE.items():
-        p = laion.Person(root, name)
+        p = laion_fmri.Person(root, name)
         for n in (1, 2):
             betas, table = p.session(n)
             values = rng.normal(size=(*GRID, trials)).astype(np.float32)
@@ -92,17 +92,17 @@ def write_laion(root: Path) -> None:
         p.transforms.mkdir(parents=True)
     rows = "\n".join(" ".join(map(str, row)) for row in TO_305[:3])
     header = "MNI Transform File\n%VIO_Volume: orig.mgz\n\nTransform_Type = Linear;\nLinear_Transform =\n"
-    (laion.Person(root, "sub-01").transforms / "talairach.xfm").write_text(f"{header}{rows};\n")
-    (laion.Person(root, "sub-03").transforms / "talairach.lta").write_text(lta(TO_305))
+    (laion_fmri.Person(root, "sub-01").transforms / "talairach.xfm").write_text(f"{header}{rows};\n")
+    (laion_fmri.Person(root, "sub-03").transforms / "talairach.lta").write_text(lta(TO_305))
     stimuli = root / "stimuli"
     stimuli.mkdir()
     names = sorted({*images("sub-01"), *images("sub-03")})
     kinds = ["shared" if name in SHARED else "unique" for name in names]
-    pd.DataFrame({"image_name": names, "dataset": "LAION", "participant": "shared", "unique_or_shared": kinds, "n_reps": 4}).to_csv(stimuli / laion.METADATA, index=False)  # fmt: skip
+    pd.DataFrame({"image_name": names, "dataset": "LAION", "participant": "shared", "unique_or_shared": kinds, "n_reps": 4}).to_csv(stimuli / laion_fmri.METADATA, index=False)  # fmt: skip
     lines = [
         (name, rank, "ai" if rank == 0 else "human", f"{name}, said {rank}") for name in names for rank in (2, 0, 1)
     ]
-    pd.DataFrame(lines, columns=["image_name", "caption_idx", "source", "caption"]).to_csv(stimuli / laion.CAPTIONS, index=False)  # fmt: skip
+    pd.DataFrame(lines, columns=["image_name", "caption_idx", "source", "caption"]).to_csv(stimuli / laion_fmri.CAPTIONS, index=False)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return laion.prepare(root, tmp_path_factory.mktemp("out") / "store", sessions=[1, 2], dtype="float32", workers=2)
+    return laion_fmri.prepare(
+        root, tmp_path_factory.mktemp("out") / "store", sessions=[1, 2], dtype="float32", workers=2
+    )
 
 
 def test_every_trial_is_that_of_its_image(root: Path, store: Store) -> None:
@@ -128,7 +130,7 @@ def test_every_trial_is_that_of_its_image(root: Path, store: Store) -> None:
         assert trials["repeat"].tolist() == [expected[:n].count(image) for n, image in enumerate(expected)]
         mark = np.flatnonzero((space.ijk == MARK).all(1))[0]
         assert store.betas(name)[:, mark].tolist() == [code(image) for image in expected]
-        image = np.asarray(nib.load(laion.Person(root, name).session(2)[0]).dataobj)
+        image = np.asarray(nib.load(laion_fmri.Person(root, name).session(2)[0]).dataobj)
         np.testing.assert_array_equal(store.betas(name)[count:], image[tuple(space.ijk.T)].T)
 
 
@@ -186,23 +188,25 @@ def test_captions_and_noise_ceilings(store: Store) -> None:
 def test_other_masks_and_choices(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
     shutil.rmtree(copy / "stimuli")
-    general = laion.prepare(copy, tmp_path / "roi", subjects=["sub-01"], sessions=[2], mask="laion-general", val=0.3)
+    general = laion_fmri.prepare(
+        copy, tmp_path / "roi", subjects=["sub-01"], sessions=[2], mask="laion-general", val=0.3
+    )
     assert len(general.space("sub-01")) == 3 * 6 * 5
     assert set(general.trials("sub-01")["session"]) == {"2"}
     assert set(general.trials("sub-01")["split"]) == {"train", "val", "test"}, "the labels tell"
     assert not len(general.conversations)
     assert general.betas("sub-01").dtype == np.float16
-    pattern = laion.prepare(
+    pattern = laion_fmri.prepare(
         copy, tmp_path / "pattern", subjects=["sub-01"], sessions=[1], mask="*label-FFA-1_mask.nii.gz"
     )
     assert pattern.space("sub-01").ijk.tolist() == [[i, 2, k] for i in (1, 2) for k in range(5)]
-    hyphens = laion.prepare(copy, tmp_path / "hyphens", subjects=["sub-01"], sessions=[1], mask="FFA1")
+    hyphens = laion_fmri.prepare(copy, tmp_path / "hyphens", subjects=["sub-01"], sessions=[1], mask="FFA1")
     assert hyphens.space("sub-01").ijk.tolist() == pattern.space("sub-01").ijk.tolist()
     shutil.rmtree(copy / "derivatives" / "freesurfer")
     with pytest.raises(InputError, match=r"there is no .*talairach\.xfm .*Fetch the FreeSurfer derivatives .*--native"):
-        laion.prepare(copy, tmp_path / "brain", sessions=[1], mask="brain")
+        laion_fmri.prepare(copy, tmp_path / "brain", sessions=[1], mask="brain")
     with caplog.at_level(logging.WARNING):
-        brain = laion.prepare(copy, tmp_path / "brain", sessions=[1], mask="brain", native=True)
+        brain = laion_fmri.prepare(copy, tmp_path / "brain", sessions=[1], mask="brain", native=True)
     assert "millimetres are the person's own" in caplog.text
     assert "ROIs of laion overlap at" in caplog.text
     space = brain.space("sub-03")
@@ -220,26 +224,26 @@ def test_other_masks_and_choices(root: Path, tmp_path: Path, caplog: pytest.LogC
 )
 def test_what_is_not_there_is_named(root: Path, tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        laion.prepare(root, tmp_path / "store", **options)
+        laion_fmri.prepare(root, tmp_path / "store", **options)
     with pytest.raises(InputError, match="does not hold LAION-fMRI"):
-        laion.prepare(tmp_path, tmp_path / "store")
+        laion_fmri.prepare(tmp_path, tmp_path / "store")
 
 
 def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
-    betas, table = laion.Person(copy, "sub-01").session(2)
+    betas, table = laion_fmri.Person(copy, "sub-01").session(2)
     whole, told = betas.read_bytes(), table.read_text()
 
     def attempt(message: str) -> None:
         with pytest.raises(InputError, match=message):
-            laion.prepare(copy, tmp_path / "store", subjects=["sub-01"], sessions=[1, 2])
+            laion_fmri.prepare(copy, tmp_path / "store", subjects=["sub-01"], sessions=[1, 2])
         assert not (tmp_path / "store").exists()
 
     betas.write_bytes(whole[: len(whole) // 2])
     attempt(r"ses-02.*statmap\.nii\.gz is damaged or truncated")
     kept = tmp_path / "store.partial" / "sessions" / "sub-01" / "000.npy"
     assert kept.exists(), "the first session was kept"
-    values = np.asarray(nib.load(laion.Person(root, "sub-01").session(2)[0]).dataobj).copy()
+    values = np.asarray(nib.load(laion_fmri.Person(root, "sub-01").session(2)[0]).dataobj).copy()
     save(betas, np.where(np.arange(9) == 4, np.nan, values).astype(np.float32))
     attempt(r"holds NaN or infinite values in 58 of 58 voxels")
     nib.save(nib.Nifti1Image(values, np.diag([2, 2, 2, 1])), betas)
@@ -252,21 +256,23 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
     table.write_text(told.replace("label", "picture"))
     attempt("expected `beta_index` and `label`")
     table.write_text(told)
-    assert len(laion.prepare(copy, tmp_path / "store", subjects=["sub-01"], sessions=[1, 2]).trials("sub-01")) == 18
+    assert (
+        len(laion_fmri.prepare(copy, tmp_path / "store", subjects=["sub-01"], sessions=[1, 2]).trials("sub-01")) == 18
+    )
 
 
 def test_another_persons_files_are_noticed(root: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
-    one, two = (laion.Person(copy, name) for name in PEOPLE)
+    one, two = (laion_fmri.Person(copy, name) for name in PEOPLE)
     table = pd.read_csv(one.session(1)[1], sep="\t").query("beta_index < 8")
     table.to_csv(two.session(1)[1], sep="\t", index=False)
     with pytest.raises(
         InputError, match=r"unique images were shown to several people, first unique_sub-01.* to sub-01, sub-03"
     ):
-        laion.prepare(copy, tmp_path / "store", sessions=[1])
+        laion_fmri.prepare(copy, tmp_path / "store", sessions=[1])
     table.assign(label="a.jpg").to_csv(two.session(1)[1], sep="\t", index=False)
     with pytest.raises(InputError, match=r"1 images are neither shared nor unique, first 'a\.jpg'"):
-        laion.prepare(copy, tmp_path / "store", subjects=["sub-03"], sessions=[1])
+        laion_fmri.prepare(copy, tmp_path / "store", subjects=["sub-03"], sessions=[1])
 
 
 def test_transforms_that_are_damaged_or_lead_elsewhere(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from conftest import TEXTS, make_space
-from mindllm.conversation import QUESTION, ask
-from mindllm.errors import InputError
-from mindllm.model import MindLLM
+from mindllm.language.conversation import QUESTION, ask
+from mindllm.model.modeling import MindLLM
+from mindllm.utils.errors import InputError
 
 
 @pytest.fixture

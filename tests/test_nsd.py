@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from scipy.io import loadmat, savemat
 
-from mindllm.data import nsd
 from mindllm.data.store import Store
-from mindllm.errors import InputError
+from mindllm.datasets import nsd
+from mindllm.utils.errors import InputError
 
 SHAPE = (6, 7, 5)
 PEOPLE = {1: SHAPE, 5: (5, 6, 7)}
@@ -196,7 +196,7 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
     kept = tmp_path / "store.partial" / "sessions" / "subj01" / "000.npy"
     before = kept.stat().st_mtime_ns
     file.write_bytes(whole)
-    import mindllm.data.nsd as module
+    import mindllm.datasets.nsd as module
 
     read: list[Path] = []
     original = module.read_betas

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 import mindllm
 from mindllm.cli import app
-from mindllm.data.official import prepare
 from mindllm.data.store import Store
-from mindllm.errors import InputError
-from mindllm.evaluate.report import evaluate
+from mindllm.datasets.mindllm_release import prepare
+from mindllm.evaluate.evaluator import evaluate
+from mindllm.utils.errors import InputError
 from published import Sizes, make_published, write_volume
 
 COCO = {n: 1000 + 7 * n for n in range(60)}  # 0-based NSD number -> COCO id
@@ -206,7 +206,7 @@ def test_voxels_outside_the_cortex_are_a_region_of_their_own(root: Path) -> None
 
 
 def test_an_interrupted_preparation_goes_on(root: Path, monkeypatch) -> None:
-    from mindllm.data.layouts import Nsd0
+    from mindllm.datasets.release_layouts import Nsd0
 
     write_nsd0(root)
     whole = Nsd0.pieces
@@ -321,8 +321,8 @@ def test_two_layouts_ask_for_one(root: Path) -> None:
 
 
 def test_references_take_the_form_of_their_task() -> None:
-    from mindllm.data.official import right
-    from mindllm.evaluate.answer import reference
+    from mindllm.datasets.mindllm_release import right
+    from mindllm.evaluate.question_answering import reference
 
     def stored(said: str, published) -> list[str]:
         return right([{"role": "user", "content": "<fMRI>?"}, {"role": "assistant", "content": said}], published)
@@ -341,7 +341,7 @@ def test_references_take_the_form_of_their_task() -> None:
 
 
 def test_shuffled_scans_show_something_else() -> None:
-    from mindllm.evaluate.answer import elsewhere
+    from mindllm.evaluate.question_answering import elsewhere
 
     shown = np.array(["a", "a", "b", "c", "c", "c"])
     assert (shown[elsewhere(shown, np.random.default_rng(0))] != shown).all()

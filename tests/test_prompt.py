@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from mindllm.conversation import FMRI, ask
-from mindllm.errors import InputError
-from mindllm.formats import Vicuna
-from mindllm.llm import LanguageModel
-from mindllm.model import MindLLM
-from mindllm.prompt import IGNORE, Prompter, collate
+from mindllm.language.chat_templates import Vicuna
+from mindllm.language.conversation import FMRI, ask
+from mindllm.model.language_model import LanguageModel
+from mindllm.model.modeling import MindLLM
+from mindllm.model.processing import IGNORE, Prompter, collate
+from mindllm.utils.errors import InputError
 
 
 @given(tokens=st.integers(1, 20), before=st.text("ab c.?", max_size=12), after=st.text("ab c.?", max_size=12))

@@ -14,11 +14,11 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mindllm import checkpoint
-from mindllm.errors import InputError
-from mindllm.model import MindLLM
-from mindllm.prompt import IGNORE, Prompt
-from mindllm.published import convert
+from mindllm.convert.mindllm_checkpoint import convert
+from mindllm.model import checkpoint
+from mindllm.model.modeling import MindLLM
+from mindllm.model.processing import IGNORE, Prompt
+from mindllm.utils.errors import InputError
 from published import ENCODER, Sizes, make_published, reference_tokens, relabel, write_volume
 
 REGIONS = {"HCP_MMP1": 9, "floc-faces": 2, "Kastner2015": 4}

@@ -14,15 +14,16 @@ import typer
 import yaml
 
 from conftest import REGIONS
-from mindllm import checkpoint
 from mindllm.cli import app
-from mindllm.config import PRESETS, EncoderConfig, TrainConfig
+from mindllm.convert.mindllm_checkpoint import convert
 from mindllm.data.store import Store
-from mindllm.data.writer import captions, write
-from mindllm.encoder import Encoder
-from mindllm.llm import LanguageModel
-from mindllm.model import MindLLM
-from mindllm.published import convert
+from mindllm.data.store_writer import captions, write
+from mindllm.model import checkpoint
+from mindllm.model.configuration import PRESETS, EncoderConfig
+from mindllm.model.encoder import Encoder
+from mindllm.model.language_model import LanguageModel
+from mindllm.model.modeling import MindLLM
+from mindllm.training.configuration import TrainConfig
 from published import Sizes, make_published
 
 ROOT = Path(__file__).parents[1]

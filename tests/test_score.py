@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from mindllm.cli import app
-from mindllm.errors import InputError
-from mindllm.score import answers, boxes, captions
-from mindllm.score.tasks import TASKS, read_keyed, score
+from mindllm.metrics import captions, grounding, vqa
+from mindllm.metrics.tasks import TASKS, read_keyed, score
+from mindllm.utils.errors import InputError
 
 PUBLISHED = {
     "umbrae": (59.44, 40.48, 27.66, 19.03, 19.45, 43.71, 61.06),
@@ -51,7 +51,7 @@ def test_captions_with_nasty_texts() -> None:
 
 
 def normal(text: str) -> str:
-    return answers.vqa_words(answers.vqa_punctuation(text))
+    return vqa.vqa_words(vqa.vqa_punctuation(text))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_vqa_normalization(text: str, expected: str) -> None:
     ],
 )
 def test_vqa_accuracy(text: str, people: list[str], expected: float) -> None:
-    assert answers.vqa([text], [people])[0] == pytest.approx(expected)
+    assert vqa.vqa([text], [people])[0] == pytest.approx(expected)
 
 
 def test_exact() -> None:
@@ -110,27 +110,27 @@ def test_exact() -> None:
         ["Red.", " two people", "", "it's", "Straße"],
         [["red"], ["two  people"], [""], ["its", "it's"], ["straße"]],
     )
-    assert answers.exact(said, right).tolist() == [1, 0, 1, 1, 1]
+    assert vqa.exact(said, right).tolist() == [1, 0, 1, 1, 1]
 
 
 def test_choice() -> None:
     options = [["a dog", "a cat", "bus", "Apple"]] * 9
     said = ["B", "(b)", "b.", "B. a cat", "a cat", "A cat.", "Apple", "none of them", ""]
-    assert answers.choice(said, ["B"] * 6 + ["D", "A", "A"], options).tolist() == [1, 1, 1, 1, 1, 1, 1, 0, 0]
-    assert answers.choice(["A dog"], ["B"], [["a cat", "a dog"]]).tolist() == [1], "words win over the article"
+    assert vqa.choice(said, ["B"] * 6 + ["D", "A", "A"], options).tolist() == [1, 1, 1, 1, 1, 1, 1, 0, 0]
+    assert vqa.choice(["A dog"], ["B"], [["a cat", "a dog"]]).tolist() == [1], "words win over the article"
 
 
 def test_anls() -> None:
-    assert answers.distance("kitten", "sitting") == 3
+    assert vqa.distance("kitten", "sitting") == 3
     said, right = (
         ["Coca Cola", "coca", "", "", "stop", "abcd"],
         [["coca-cola"], ["pepsi", "coca"], [""], ["x"], ["shop"], ["abxy"]],
     )
-    assert answers.anls(said, right) == pytest.approx([8 / 9, 1, 1, 0, 3 / 4, 0])  # half wrong is wrong
+    assert vqa.anls(said, right) == pytest.approx([8 / 9, 1, 1, 0, 3 / 4, 0])  # half wrong is wrong
 
 
 def test_counts() -> None:
-    assert [answers.number(t) for t in ("3", "three.", "There are 12 dogs", "none", "many", "", "1,000", "-2.5")] == [3, 3, 12, 0, None, None, 1000, -2.5]  # fmt: skip
+    assert [vqa.number(t) for t in ("3", "three.", "There are 12 dogs", "none", "many", "", "1,000", "-2.5")] == [3, 3, 12, 0, None, None, 1000, -2.5]  # fmt: skip
     found = score({"a": "three", "b": "5", "c": "many"}, {"a": "3", "b": "7", "c": 2}, "count")
     assert found.values["accuracy"] == pytest.approx(100 / 3)
     assert found.values["RMSE"] == pytest.approx(((0 + 4 + 4) / 3) ** 0.5)
@@ -138,7 +138,7 @@ def test_counts() -> None:
 
 
 def test_explanations_are_split_off() -> None:
-    split = answers.split_explanation
+    split = vqa.split_explanation
     assert split("Two. Here is the explanation: There are two.") == ("Two", "There are two.")
     assert split("red. It is painted.") == ("red", "It is painted.")
     assert split("no idea") == ("no idea", "no idea")
@@ -177,11 +177,11 @@ def test_tdiuc() -> None:
 
 
 def test_boxes() -> None:
-    assert boxes.first_box("a dog [0.1, 0.2,0.5,.9] and [0,0,1,1]") == (0.1, 0.2, 0.5, 0.9)
-    assert boxes.first_box([[[0, 0, 1, 1]]]) == (0, 0, 1, 1)
-    assert boxes.first_box("nothing") is boxes.first_box([]) is boxes.first_box([0, 1, 2]) is None
-    assert boxes.iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
-    assert boxes.iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0
+    assert grounding.first_box("a dog [0.1, 0.2,0.5,.9] and [0,0,1,1]") == (0.1, 0.2, 0.5, 0.9)
+    assert grounding.first_box([[[0, 0, 1, 1]]]) == (0, 0, 1, 1)
+    assert grounding.first_box("nothing") is grounding.first_box([]) is grounding.first_box([0, 1, 2]) is None
+    assert grounding.iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert grounding.iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0
     right = {"1": {"person": [[0, 0, 1, 1]], "cup": [[0, 0, 0.5, 1]]}, "2": {"bus": [[0, 0, 1, 0.5]]}}
     said = {"1": {"person": "[0,0,1,1]", "cup": "?"}, "2": {"bus": [[0, 0, 1, 1]]}}  # the bus: exactly 0.5 is not above
     found = score(said, right, "grounding").values

@@ -5,17 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from mindllm.evaluate.scores import (
-    bootstrap_interval,
-    exact_match,
-    identification,
-    match_credit,
-    normalize_answer,
-    p_value,
-    permutation_means,
-    rank,
-    top_k_credit,
-)
+from mindllm.metrics.exact_match import exact_match, match_credit, normalize_answer
+from mindllm.metrics.identification import identification, rank, top_k_credit
+from mindllm.metrics.inference import bootstrap_interval, p_value, permutation_means
 
 
 @pytest.mark.parametrize(

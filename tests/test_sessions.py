@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mindllm.data.sessions import Recording, Session, write_recordings
 from mindllm.data.store import Store
-from mindllm.data.writer import StoreWriter
-from mindllm.errors import InputError
-from mindllm.voxels import VoxelSpace
+from mindllm.data.store_writer import StoreWriter
+from mindllm.datasets.parallel import Recording, Session, write_recordings
+from mindllm.fmri.masker import VoxelSpace
+from mindllm.utils.errors import InputError
 
 TRIALS, VOXELS = 6, 20
 
@@ -131,7 +131,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
 from test_sessions import prepare
-from mindllm.errors import InputError
+from mindllm.utils.errors import InputError
 limit = int(sys.argv[2])
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

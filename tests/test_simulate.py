@@ -10,20 +10,14 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from mindllm.data.anatomy import bilateral
-from mindllm.data.scenes import ATTRIBUTES, TUNINGS, draw_stimuli
-from mindllm.data.simulate import (
-    Person,
-    Population,
-    SimulateConfig,
-    World,
-    build_world,
-    noise_ceiling_identification,
-    simulate,
-    simulate_person,
-    summary,
-)
-from mindllm.errors import InputError
+from mindllm.fmri.templates import bilateral
+from mindllm.simulate.configuration import SimulateConfig
+from mindllm.simulate.ideal_observer import Population, noise_ceiling_identification
+from mindllm.simulate.scenes import ATTRIBUTES, TUNINGS, draw_stimuli
+from mindllm.simulate.simulator import simulate, summary
+from mindllm.simulate.subject import Person, simulate_person
+from mindllm.simulate.world import World, build_world
+from mindllm.utils.errors import InputError
 
 TINY = SimulateConfig(
     people=2, resolution_mm=8, train_stimuli=24, val_stimuli=4, test_stimuli=8, runs_per_session=2, waves=80

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import make_space
-from mindllm.data.batches import Trials
+from mindllm.data.dataset import Trials
+from mindllm.data.resplit import make_split, overlap
 from mindllm.data.splits import by_cluster, by_sessions, by_subject
-from mindllm.data.splitting import make_split, overlap
 from mindllm.data.store import Store
-from mindllm.data.writer import captions, write
-from mindllm.errors import InputError
-from mindllm.sentences import embed, nearest_similarity
+from mindllm.data.store_writer import captions, write
+from mindllm.language.sentence_embeddings import embed, nearest_similarity
+from mindllm.utils.errors import InputError
 
 THINGS = {
     "animal": ["a dog runs on grass", "a puppy plays with a ball", "a cat sleeps on a sofa", "two cats look at a bird", "a horse stands in a field", "a cow eats grass"],

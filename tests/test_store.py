@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from conftest import TEXTS, make_space
 from mindllm.data.splits import split_stimuli
 from mindllm.data.store import Store
-from mindllm.data.writer import StoreWriter, captions, write
-from mindllm.errors import InputError
-from mindllm.files import partial, whole_file
+from mindllm.data.store_writer import StoreWriter, captions, write
+from mindllm.utils.errors import InputError
+from mindllm.utils.files import partial, whole_file
 
 SPACE = make_space(voxels=30)
 TALK = captions(pd.DataFrame({"stimulus": ["a", "b"], "caption": ["a dog", "a cat"]}))
@@ -234,9 +234,9 @@ def test_bad_shares(shares: dict[str, float]) -> None:
 SCRIPT = """
 import resource, sys, time
 import numpy as np, pandas as pd
-from mindllm.voxels import VoxelSpace
-from mindllm.data.writer import StoreWriter, captions
-from mindllm.errors import InputError
+from mindllm.fmri.masker import VoxelSpace
+from mindllm.data.store_writer import StoreWriter, captions
+from mindllm.utils.errors import InputError
 
 path, wait, limit = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
 if limit:

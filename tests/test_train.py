@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import TEXTS, make_space
-from mindllm import checkpoint
-from mindllm.config import StageConfig, TrainConfig, read_config
 from mindllm.data.store import Store
-from mindllm.data.writer import captions, write
-from mindllm.errors import InputError
-from mindllm.model import MindLLM
-from mindllm.train import Experiment, choose_trials, train
+from mindllm.data.store_writer import captions, write
+from mindllm.model import checkpoint
+from mindllm.model.modeling import MindLLM
+from mindllm.training.configuration import StageConfig, TrainConfig, read_config
+from mindllm.training.trainer import Experiment, choose_trials, train
+from mindllm.utils.errors import InputError
 
 SIZES = {"n_queries": 16, "key_width": 24, "n_frequencies": 3, "region_width": 4, "hidden": 32, "n_tokens": 3, "token_width": 8, "code_width": 8}  # fmt: skip
 
@@ -155,10 +155,10 @@ def test_a_full_disk_is_told(tmp_path: Path, tiny_store: Store, tiny_llm_folder:
     code = f"""
 import resource
 from pathlib import Path
-from mindllm.config import read_config
+from mindllm.training.configuration import read_config
 from mindllm.data.store import Store
-from mindllm.errors import InputError
-from mindllm.train import train
+from mindllm.utils.errors import InputError
+from mindllm.training.trainer import train
 config, store = read_config(Path({str(tmp_path / "options.json")!r}), {{}}), Store({str(tiny_store.path)!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:

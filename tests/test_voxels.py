@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import REGIONS, make_space
-from mindllm import voxels as voxels_module
-from mindllm.errors import InputError
-from mindllm.images import check_finite
-from mindllm.normalization import moments, standardize
-from mindllm.voxels import VoxelSpace
+from mindllm.fmri import masker as voxels_module
+from mindllm.fmri.masker import VoxelSpace
+from mindllm.fmri.scaling import moments, standardize
+from mindllm.utils.errors import InputError
+from mindllm.utils.validation import check_finite
 
 
 def grid(kind: str, seed: int) -> np.ndarray:

@@ -6,23 +6,23 @@ __version__ = "0.1.0"
 __all__ = ["InputError", "MindLLM", "Store", "VoxelSpace", "captions", "load", "normalize", "write"]
 
 if TYPE_CHECKING:
-    from mindllm.checkpoint import load
     from mindllm.data.store import Store
-    from mindllm.data.writer import captions, write
-    from mindllm.errors import InputError
-    from mindllm.model import MindLLM
-    from mindllm.normalization import normalize
-    from mindllm.voxels import VoxelSpace
+    from mindllm.data.store_writer import captions, write
+    from mindllm.fmri.masker import VoxelSpace
+    from mindllm.fmri.scaling import normalize
+    from mindllm.model.checkpoint import load
+    from mindllm.model.modeling import MindLLM
+    from mindllm.utils.errors import InputError
 
 HOMES = {
-    "load": "checkpoint",
+    "load": "model.checkpoint",
     "Store": "data.store",
-    "write": "data.writer",
-    "captions": "data.writer",
-    "InputError": "errors",
-    "MindLLM": "model",
-    "VoxelSpace": "voxels",
-    "normalize": "normalization",
+    "write": "data.store_writer",
+    "captions": "data.store_writer",
+    "InputError": "utils.errors",
+    "MindLLM": "model.modeling",
+    "VoxelSpace": "fmri.masker",
+    "normalize": "fmri.scaling",
 }
 
 

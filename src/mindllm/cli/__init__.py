@@ -8,15 +8,18 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from mindllm.cli import models, prepare, scores, stores
-from mindllm.cli.common import errors
-from mindllm.errors import InputError
+from mindllm.cli import convert, decode, evaluate, prepare, score, store, train
+from mindllm.cli.options import errors
+from mindllm.utils.errors import InputError
 from mindllm.utils.versions import package_version
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.add_typer(models.app)
-app.add_typer(scores.app)
-app.add_typer(stores.app)
+app.add_typer(convert.app)
+app.add_typer(train.app)
+app.add_typer(decode.app)
+app.add_typer(evaluate.app)
+app.add_typer(score.app)
+app.add_typer(store.app)
 app.add_typer(prepare.app, name="prepare")
 
 

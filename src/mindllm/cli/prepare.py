@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mindllm.cli.common import Dask, NewStore, Seed, StoredAs, Subjects, Workers, bars, console, listed, numbers
+from mindllm.cli.options import Dask, NewStore, Seed, StoredAs, Subjects, Workers, bars, console, listed, numbers
 
 if TYPE_CHECKING:
     from mindllm.data.store import Store
@@ -55,7 +55,7 @@ def prepare_bids(
     dask: Dask = None,
 ) -> None:
     """Make a store of BIDS derivatives with single-trial betas. Run it again after an interruption: it goes on."""
-    from mindllm.data import bids
+    from mindllm.datasets import bids
 
     chosen = {name: share for name, share in (("val", val), ("test", test)) if share}
     with bars() as progress:
@@ -94,7 +94,7 @@ def prepare_nsd(
     dask: Dask = None,
 ) -> None:
     """Make a store of the Natural Scenes Dataset in its official layout. Run it again after an interruption: it goes on."""
-    from mindllm.data import nsd
+    from mindllm.datasets import nsd
 
     with bars() as progress:
         store = nsd.prepare(
@@ -126,10 +126,10 @@ def prepare_laion(
     dask: Dask = None,
 ) -> None:
     """Make a store of LAION-fMRI as it is published. Run it again after an interruption: it goes on."""
-    from mindllm.data import laion
+    from mindllm.datasets import laion_fmri
 
     with bars() as progress:
-        store = laion.prepare(
+        store = laion_fmri.prepare(
             root, out, subjects=listed(subjects), mask=mask, sessions=numbers(sessions), native=native, val=val, dtype=dtype,
             seed=seed, workers=workers, dask=dask, progress=progress,
         )  # fmt: skip
@@ -157,7 +157,7 @@ def prepare_mosaic(
     dask: Dask = None,
 ) -> None:
     """Make a store of MOSAIC's files. Run it again after an interruption: it goes on."""
-    from mindllm.data import mosaic
+    from mindllm.datasets import mosaic
 
     with bars() as progress:
         store = mosaic.prepare(
@@ -195,7 +195,7 @@ def prepare_glmsingle(
     dask: Dask = None,
 ) -> None:
     """Make a store of GLMsingle's outputs and a design table. Run it again after an interruption: it goes on."""
-    from mindllm.data import glmsingle
+    from mindllm.datasets import glmsingle
 
     with bars() as progress:
         store = glmsingle.prepare(
@@ -230,10 +230,10 @@ def prepare_official(
     seed: Seed = 0,
 ) -> None:
     """Make a store of the published prepared data. Run it again after an interruption: it goes on."""
-    from mindllm.data import official
+    from mindllm.datasets import mindllm_release
 
     with bars() as progress:
-        store = official.prepare(
+        store = mindllm_release.prepare(
             folder, out, subjects=listed(subjects), layout=layout, sources=listed(sources), val=val, dtype=dtype,
             seed=seed, progress=progress,
         )  # fmt: skip
@@ -259,8 +259,8 @@ def prepare_instructions(
     from rich.table import Table
 
     from mindllm.data.store import Store
-    from mindllm.data.tables import read_table
     from mindllm.instructions import add, summary
+    from mindllm.utils.tables import read_table
 
     data = Store(store)
     with bars() as progress:

@@ -1,1 +1,1 @@
-"""Data: the store, the readers that fill it, a simulator, and training batches."""
+"""A prepared data set on disk, and the batches drawn from it."""

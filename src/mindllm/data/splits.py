@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mindllm.errors import InputError
+from mindllm.utils.errors import InputError
 
 SPLITS = ("train", "val", "test", "unused")
 AS_PREPARED = "as prepared"  # the split of the trials tables

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mindllm.conversation import check_conversation
-from mindllm.data.spaces import load_measure, load_space, whole
 from mindllm.data.splits import AS_PREPARED
-from mindllm.data.statistics import Statistics
-from mindllm.errors import InputError
-from mindllm.files import partial, read_json, whole_file
-from mindllm.voxels import VoxelSpace
+from mindllm.fmri.masker import VoxelSpace
+from mindllm.fmri.masker_io import load_measure, load_space
+from mindllm.fmri.scaling import Statistics
+from mindllm.language.conversation import check_conversation
+from mindllm.utils.errors import InputError
+from mindllm.utils.files import partial, read_json, whole, whole_file
 
 FORMAT = 1
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -185,3 +185,11 @@ def frame(table: pa.Table) -> pd.DataFrame:
             table = table.append_column(field, pa.nulls(len(table), field.type))
     kept = table.to_pandas(types_mapper=lambda kind: pd.ArrowDtype(kind) if pa.types.is_list(kind) else None)
     return kept.astype({"trial": "Int64"})
+
+
+def mean_values(store: Store, subject: str, groups: Sequence[np.ndarray]) -> np.ndarray:
+    """Normalized values (B, V): the mean of each group of trials."""
+    rows = np.concatenate([np.atleast_1d(group) for group in groups])
+    starts = np.cumsum([0, *[np.size(group) for group in groups]])[:-1]
+    sums = np.add.reduceat(store.values(subject, rows), starts, axis=0)
+    return sums / np.array([np.size(group) for group in groups], np.float32)[:, None]

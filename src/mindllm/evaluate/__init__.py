@@ -1,1 +1,1 @@
-"""Scores beside their controls, and the report that shows them."""
+"""Predictions, and their scores beside the controls."""

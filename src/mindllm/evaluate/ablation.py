@@ -8,14 +8,15 @@ import pandas as pd
 from rich.progress import Progress
 
 from mindllm.data.store import Store
-from mindllm.evaluate.conditions import METRICS
-from mindllm.evaluate.controls import Readings, Said
-from mindllm.evaluate.gather import own_seed
-from mindllm.evaluate.readers import Reader
-from mindllm.evaluate.scores import bootstrap_interval, people_means, rank_credit
-from mindllm.evaluate.task import Task
-from mindllm.explain.attention import NOWHERE, attention_by_region
-from mindllm.progress import counting
+from mindllm.evaluate.evaluation_set import Task
+from mindllm.evaluate.predictor import Reader
+from mindllm.evaluate.results import Readings, Said
+from mindllm.metrics.identification import rank_credit
+from mindllm.metrics.inference import bootstrap_interval, people_means
+from mindllm.metrics.registry import METRICS
+from mindllm.model.attention_maps import NOWHERE, attention_by_region
+from mindllm.utils.progress import counting
+from mindllm.utils.seeds import own_seed
 
 REGIONS = 6
 SCORES = ("top1", "pairwise")  # of identification

@@ -15,16 +15,16 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mindllm.config import EncoderConfig
-from mindllm.data.batches import Trials, Words
-from mindllm.data.store import Store
-from mindllm.encoder import Encoder
-from mindllm.evaluate.controls import Said
-from mindllm.evaluate.readers import mean_values
-from mindllm.evaluate.scores import normalize_answer
-from mindllm.evaluate.task import Task
-from mindllm.llm import LanguageModel
-from mindllm.objective import embed, text_targets
+from mindllm.data.conversations import Words
+from mindllm.data.dataset import Trials
+from mindllm.data.store import Store, mean_values
+from mindllm.evaluate.evaluation_set import Task
+from mindllm.evaluate.results import Said
+from mindllm.metrics.exact_match import normalize_answer
+from mindllm.model.configuration import EncoderConfig
+from mindllm.model.encoder import Encoder
+from mindllm.model.language_model import LanguageModel
+from mindllm.model.text_embeddings import embed, text_targets
 
 FIELDS = 512  # smoothed places of the brain that ridge reads
 ALPHAS = np.logspace(0, 6, 7)

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from mindllm.errors import InputError
-from mindllm.evaluate.conditions import METRICS
-from mindllm.evaluate.controls import Readings, Said, excess, judge, pool, tabulate
-from mindllm.evaluate.gather import own_seed
-from mindllm.evaluate.report import FORMAT
-from mindllm.evaluate.scores import p_value, sign_flips
-from mindllm.evaluate.task import Task
-from mindllm.evaluate.texts import TEXT_METRICS, text_scores
-from mindllm.files import read_json
-from mindllm.score.captions import no_java
+from mindllm.evaluate.evaluation_set import Task
+from mindllm.evaluate.results import FORMAT, Readings, Said
+from mindllm.evaluate.score import excess, judge, pool, tabulate
+from mindllm.evaluate.text_scores import TEXT_METRICS, text_scores
+from mindllm.metrics.captions import no_java
+from mindllm.metrics.inference import p_value, sign_flips
+from mindllm.metrics.registry import METRICS
+from mindllm.utils.errors import InputError
+from mindllm.utils.files import read_json
+from mindllm.utils.seeds import own_seed
 
 WHAT = "a report (made by `mindllm evaluate`)"
 Key = tuple[str, int, str]

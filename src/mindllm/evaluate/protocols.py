@@ -9,11 +9,13 @@ from rich.progress import Progress
 
 from mindllm.data.store import Store
 from mindllm.evaluate.conditions import ALL
-from mindllm.evaluate.controls import Readings, Said, judge, pool, tabulate
-from mindllm.evaluate.gather import Gathered, own_seed
-from mindllm.evaluate.task import Task
-from mindllm.evaluate.texts import text_scores
-from mindllm.progress import counting
+from mindllm.evaluate.evaluation_set import Task
+from mindllm.evaluate.predict import Gathered
+from mindllm.evaluate.results import Readings, Said
+from mindllm.evaluate.score import judge, pool, tabulate
+from mindllm.evaluate.text_scores import text_scores
+from mindllm.utils.progress import counting
+from mindllm.utils.seeds import own_seed
 
 SHOWN = ("brain", "shuffled", "no_brain")
 Rows = Sequence[dict[str, Any]]

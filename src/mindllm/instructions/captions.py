@@ -4,16 +4,16 @@ import csv
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from mindllm.errors import InputError
-from mindllm.instructions import forms
-from mindllm.instructions.given import Given
-from mindllm.instructions.items import Item, Wanted, genome
+from mindllm.instructions import file_formats
+from mindllm.instructions.base import Item, Wanted, genome
+from mindllm.instructions.source_files import Given
+from mindllm.utils.errors import InputError
 
 
 def coco_captions(given: Given, wanted: Wanted) -> Iterator[Item]:
     """One conversation per caption; the image's other captions count as right too."""
     said: dict[int, dict[str, str]] = defaultdict(dict)
-    for _, _, record in given.records(forms.CAPTIONS):
+    for _, _, record in given.records(file_formats.CAPTIONS):
         if record.image_id in wanted:
             said[record.image_id].setdefault(record.caption, str(record.id))
     yield from with_others(said)
@@ -31,7 +31,7 @@ def one_caption(given: Given, wanted: Wanted) -> Iterator[Item]:
 def paragraphs(given: Given, wanted: Wanted) -> Iterator[Item]:
     """One conversation per paragraph."""
     coco, said = genome(given, wanted), defaultdict[int, dict[str, str]](dict)
-    for _, _, record in given.records(forms.PARAGRAPHS):
+    for _, _, record in given.records(file_formats.PARAGRAPHS):
         if record.image_id in coco:
             said[coco[record.image_id]].setdefault(record.paragraph, str(record.image_id))
     yield from with_others(said)
@@ -40,7 +40,7 @@ def paragraphs(given: Given, wanted: Wanted) -> Iterator[Item]:
 def own_captions(given: Given, wanted: Wanted) -> Iterator[Item]:
     """One conversation per caption of a stimulus."""
     said: dict[str, dict[str, str]] = defaultdict(dict)
-    for path in given.files[forms.TABLE]:
+    for path in given.files[file_formats.TABLE]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             separator = "\t" if "\t" in file.readline() else ","
             file.seek(0)

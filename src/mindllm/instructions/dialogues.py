@@ -2,22 +2,22 @@
 
 from collections.abc import Iterator
 
-from mindllm.errors import InputError
-from mindllm.instructions import forms
-from mindllm.instructions.forms import Form
-from mindllm.instructions.given import Given, checked
-from mindllm.instructions.items import UNANSWERED, Item, Wanted
-from mindllm.instructions.records import Talk
+from mindllm.instructions import file_formats
+from mindllm.instructions.base import UNANSWERED, Item, Wanted
+from mindllm.instructions.file_formats import Form
+from mindllm.instructions.schemas import Talk
+from mindllm.instructions.source_files import Given, checked
+from mindllm.utils.errors import InputError
 
 
 def visdial(given: Given, wanted: Wanted) -> Iterator[Item]:
     """All rounds of a dialogue; questions and answers are numbers of texts that stand beside the dialogues."""
-    for path in given.files[forms.DIALOGUES]:
+    for path in given.files[file_formats.DIALOGUES]:
         asked, answered = (
             [str(value).strip() for _, value in given.values(path, f"data.{kind}")] for kind in ("questions", "answers")
         )
-        for number, (place, value) in enumerate(given.values(path, forms.DIALOGUES.at), 1):
-            record = checked(forms.DIALOGUES, value, f"{path}, {place}, record {number}")
+        for number, (place, value) in enumerate(given.values(path, file_formats.DIALOGUES.at), 1):
+            record = checked(file_formats.DIALOGUES, value, f"{path}, {place}, record {number}")
             if any(turn.answer is None for turn in record.dialog):
                 yield UNANSWERED
                 continue
@@ -29,19 +29,19 @@ def visdial(given: Given, wanted: Wanted) -> Iterator[Item]:
                 ]
             except IndexError as error:
                 raise InputError(
-                    f"{path}, {forms.DIALOGUES.at}, record {number}: a number is beyond the {len(asked)} questions or the {len(answered)} answers of the file. Fetch it again."
+                    f"{path}, {file_formats.DIALOGUES.at}, record {number}: a number is beyond the {len(asked)} questions or the {len(answered)} answers of the file. Fetch it again."
                 ) from error
             yield Item(record.image_id, f"{path.stem}-{number}", talk, [talk[-1][1]])
 
 
 def llava(given: Given, wanted: Wanted) -> Iterator[Item]:
     """Conversations with GPT-4, which say where the image stands."""
-    return conversations(given, forms.LLAVA, wanted)
+    return conversations(given, file_formats.LLAVA, wanted)
 
 
 def lvis(given: Given, wanted: Wanted) -> Iterator[Item]:
     """Conversations with GPT-4V, in the same layout."""
-    return conversations(given, forms.LVIS, wanted)
+    return conversations(given, file_formats.LVIS, wanted)
 
 
 def conversations(given: Given, form: Form[Talk], wanted: Wanted) -> Iterator[Item]:

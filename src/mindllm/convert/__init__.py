@@ -1,0 +1,1 @@
+"""The authors' checkpoints as model folders."""

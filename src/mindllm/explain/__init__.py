@@ -1,1 +1,0 @@
-"""What a model looks at, as maps and pictures."""

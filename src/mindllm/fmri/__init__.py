@@ -1,0 +1,1 @@
+"""Images, voxels, spaces and scaling; no torch."""

@@ -1,0 +1,1 @@
+"""Text in and around the language model; no fMRI."""

@@ -1,0 +1,1 @@
+"""Scores as pure functions of arrays and strings; no store, no model."""

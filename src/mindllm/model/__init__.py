@@ -1,0 +1,1 @@
+"""Everything between a person's betas and text; nothing here knows a store."""

@@ -1,0 +1,54 @@
+"""Where the fMRI tokens look: the attention A is a map of the brain, the same for every trial of a person."""
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+
+from mindllm.fmri.masker import VoxelSpace
+from mindllm.model.encoder import Voxels
+from mindllm.model.modeling import MindLLM
+
+PIECE_BYTES = 2**26
+NOWHERE = "(in no region)"
+
+
+@torch.inference_mode()
+def attention_mass(model: MindLLM, space: VoxelSpace | Voxels) -> np.ndarray:
+    """The share of the attention that each voxel gets, averaged over the queries: (V,) float64, sums to one.
+
+    A (N, V) is made a few queries at a time, so that 200,000 voxels and 1,024 queries fit in little memory.
+    """
+    encoder = model.encoder
+    voxels = space if isinstance(space, Voxels) else encoder.locate(space)
+    keys = encoder.keys(voxels)  # (V, d)
+    total = torch.zeros(len(keys), dtype=torch.float32, device=keys.device)
+    for queries in encoder.queries.split(max(1, PIECE_BYTES // (4 * len(keys)))):
+        total += torch.softmax(queries @ keys.T * encoder.scale, -1).sum(0)
+    mass = total.cpu().double().numpy()
+    return mass / mass.sum()
+
+
+def attention_map(model: MindLLM, space: VoxelSpace) -> nib.Nifti1Image:
+    """Where the tokens look, on the subject's grid: 1 = as much as if every voxel were looked at alike; 0 outside the voxels."""
+    return space.unmask((attention_mass(model, space) * len(space)).astype(np.float32))
+
+
+def attention_by_region(model: MindLLM, space: VoxelSpace) -> pd.DataFrame:
+    """Attention per region, most first: `parcellation`, `region`, `voxels`, `attention` (share; sums to one per parcellation),
+    `voxel_share`, and `times_uniform` = attention / voxel_share.
+
+    Voxels that a parcellation does not label stand together in one row, so that nothing is left out of the sum.
+    """
+    mass = attention_mass(model, space)
+    tables = []
+    for parcellation, numbers in space.regions.items():
+        names = {0: NOWHERE} | dict(space.region_names[parcellation])
+        found, member = np.unique(numbers, return_inverse=True)
+        counts = np.bincount(member)
+        table = pd.DataFrame({"parcellation": parcellation, "region": [names[int(n)] for n in found], "voxels": counts})
+        table = table.assign(attention=np.bincount(member, mass), voxel_share=counts / len(space))
+        tables.append(table.sort_values("attention", ascending=False, kind="stable"))
+    columns = ["parcellation", "region", "voxels", "attention", "voxel_share"]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+    return table.assign(times_uniform=table["attention"] / table["voxel_share"])

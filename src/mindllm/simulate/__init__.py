@@ -1,0 +1,1 @@
+"""A simulator with planted truth: people with real anatomy who look at scenes whose every word is known."""

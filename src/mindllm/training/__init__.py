@@ -1,0 +1,1 @@
+"""Training: options, losses, the loop."""
