@@ -13,7 +13,6 @@ import torch
 import typer
 import yaml
 
-from conftest import REGIONS
 from mindllm.cli import app
 from mindllm.convert.mindllm_checkpoint import convert
 from mindllm.data.store import Store
@@ -24,7 +23,8 @@ from mindllm.model.encoder import Encoder
 from mindllm.model.language_model import LanguageModel
 from mindllm.model.modeling import MindLLM
 from mindllm.training.configuration import TrainConfig
-from published import Sizes, make_published
+from tests.conftest import REGIONS
+from tests.published import Sizes, make_published
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import REGIONS
 from mindllm.data.quality_control import Check, grouped
 from mindllm.data.resplit import make_split
 from mindllm.data.store import Store
@@ -17,6 +16,7 @@ from mindllm.data.store_writer import StoreWriter, captions
 from mindllm.fmri.masker import VoxelSpace
 from mindllm.fmri.templates import grey_matter
 from mindllm.report.store_report import inspect, write_page
+from tests.conftest import REGIONS
 
 PEOPLE = ["sub-01", "sub-02"]
 STIMULI = [f"stim{n}" for n in range(12)]

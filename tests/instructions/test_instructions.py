@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import make_space
 from mindllm.data.store import Store
 from mindllm.data.store_writer import captions, write
 from mindllm.evaluate import question_answering
@@ -21,6 +20,7 @@ from mindllm.instructions.source_files import recognise
 from mindllm.language.conversation import QUESTION, ask, check_conversation
 from mindllm.metrics.tasks import score
 from mindllm.utils.errors import InputError
+from tests.conftest import make_space
 
 KNOWN, NEIGHBOURS = 262148, (262147, 262149)  # the image that is asked about; the numbers beside it are shown too
 GENOME = {2410408: KNOWN, 2410407: None, 2410409: KNOWN + 1}  # Visual Genome's numbers
@@ -736,7 +736,7 @@ def test_captions_are_those_of_the_store_made_from_a_table(store: Store, tmp_pat
 
 
 def test_the_page_tells_every_source() -> None:
-    lines = (Path(__file__).parents[1] / "docs" / "instructions.md").read_text("utf-8").splitlines()
+    lines = (Path(__file__).parents[2] / "docs" / "instructions.md").read_text("utf-8").splitlines()
     for name, source in SOURCES.items():
         files, said = (line for line in lines if re.match(rf"\| .*`{name}`.* \| .* \|$", line))
         for told in (*(form.name for form in source.files), source.url, source.licence):

@@ -19,7 +19,7 @@ from mindllm.model import checkpoint
 from mindllm.model.modeling import MindLLM
 from mindllm.model.processing import IGNORE, Prompt
 from mindllm.utils.errors import InputError
-from published import ENCODER, Sizes, make_published, reference_tokens, relabel, write_volume
+from tests.published import ENCODER, Sizes, make_published, reference_tokens, relabel, write_volume
 
 REGIONS = {"HCP_MMP1": 9, "floc-faces": 2, "Kastner2015": 4}
 

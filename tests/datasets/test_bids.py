@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import REGIONS, TEXTS, make_bids
 from mindllm.data.store import Store
 from mindllm.datasets.bids import prepare
 from mindllm.utils.errors import InputError
+from tests.conftest import REGIONS, TEXTS, make_bids
 
 
 @pytest.fixture

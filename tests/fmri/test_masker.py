@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import REGIONS, make_space
 from mindllm.fmri import masker as voxels_module
 from mindllm.fmri.masker import VoxelSpace
 from mindllm.fmri.scaling import moments, standardize
 from mindllm.utils.errors import InputError
 from mindllm.utils.validation import check_finite
+from tests.conftest import REGIONS, make_space
 
 
 def grid(kind: str, seed: int) -> np.ndarray:

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import make_space
 from mindllm.data.dataset import Trials
 from mindllm.data.resplit import make_split, overlap
 from mindllm.data.splits import by_cluster, by_sessions, by_subject
@@ -16,6 +15,7 @@ from mindllm.data.store import Store
 from mindllm.data.store_writer import captions, write
 from mindllm.language.sentence_embeddings import embed, nearest_similarity
 from mindllm.utils.errors import InputError
+from tests.conftest import make_space
 
 THINGS = {
     "animal": ["a dog runs on grass", "a puppy plays with a ball", "a cat sleeps on a sofa", "two cats look at a bird", "a horse stands in a field", "a cow eats grass"],

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import make_bids
 from mindllm import cli
 from mindllm.cli import options
 from mindllm.data.store import Store
 from mindllm.evaluate.conditions import CONDITIONS
 from mindllm.training.configuration import TrainConfig
 from mindllm.utils.errors import InputError
+from tests.conftest import make_bids
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -171,9 +171,7 @@ def test_errors_end_in_one_message_and_status_1(
 
 @pytest.mark.parametrize("layout", ["mosaic", "glmsingle", "laion"])
 def test_other_layouts_become_stores(run: Run, tmp_path: Path, layout: str) -> None:
-    import test_glmsingle
-    import test_laion
-    import test_mosaic
+    from tests.datasets import test_glmsingle, test_laion_fmri, test_mosaic
 
     root, out = tmp_path / "root", tmp_path / "store"
     root.mkdir()
@@ -187,7 +185,7 @@ def test_other_layouts_become_stores(run: Run, tmp_path: Path, layout: str) -> N
         given = ["--design", root / "design.tsv", "--mask", "masks/{subject}_mask.nii.gz", "--test", "0.2"]  # fmt: skip
         told = "2 subjects, 50 trials, 6 stimuli with text"
     else:
-        test_laion.write_laion(root)
+        test_laion_fmri.write_laion(root)
         given = ["--sessions", "1-2", "--mask", "laion-general", "--subjects", "sub-03", "--native"]
         told = "1 subjects, 16 trials, 8 stimuli with text"
     status, printed, err = run("prepare", layout, root, "--out", out, *given)

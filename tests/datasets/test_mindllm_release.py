@@ -19,7 +19,7 @@ from mindllm.data.store import Store
 from mindllm.datasets.mindllm_release import prepare
 from mindllm.evaluate.evaluator import evaluate
 from mindllm.utils.errors import InputError
-from published import Sizes, make_published, write_volume
+from tests.published import Sizes, make_published, write_volume
 
 COCO = {n: 1000 + 7 * n for n in range(60)}  # 0-based NSD number -> COCO id
 TRAIN, VAL, TEST = {"subj01": range(20), "subj02": range(20, 40)}, range(40, 44), range(50, 56)

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import REGIONS
 from mindllm.data.store import Store
 from mindllm.model.decode import Decoded, decode
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
+from tests.conftest import REGIONS
 
 SUBJECT = "sub-02"
 SHORT: dict[str, Any] = {"max_new_tokens": 6}

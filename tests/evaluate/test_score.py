@@ -35,7 +35,7 @@ from mindllm.report.summary import find
 from mindllm.training.configuration import TrainConfig
 from mindllm.training.trainer import train
 from mindllm.utils.errors import InputError
-from test_evaluate import STIMULI, make_store, planted, quick
+from tests.evaluate.test_evaluator import STIMULI, make_store, planted, quick
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 7])

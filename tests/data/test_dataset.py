@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import make_space
 from mindllm.data.conversations import Words
 from mindllm.data.dataset import Trials
 from mindllm.data.sampler import Batch
@@ -15,6 +14,7 @@ from mindllm.data.store_writer import write
 from mindllm.evaluate.question_answering import collect
 from mindllm.language.conversation import ask
 from mindllm.utils.errors import InputError
+from tests.conftest import make_space
 
 SPACE = make_space(voxels=20)
 

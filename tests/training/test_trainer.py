@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import TEXTS, make_space
 from mindllm.data.store import Store
 from mindllm.data.store_writer import captions, write
 from mindllm.model import checkpoint
@@ -24,6 +23,7 @@ from mindllm.model.modeling import MindLLM
 from mindllm.training.configuration import StageConfig, TrainConfig, read_config
 from mindllm.training.trainer import Experiment, choose_trials, train
 from mindllm.utils.errors import InputError
+from tests.conftest import TEXTS, make_space
 
 SIZES = {"n_queries": 16, "key_width": 24, "n_frequencies": 3, "region_width": 4, "hidden": 32, "n_tokens": 3, "token_width": 8, "code_width": 8}  # fmt: skip
 

@@ -130,7 +130,7 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from test_sessions import prepare
+from tests.datasets.test_parallel import prepare
 from mindllm.utils.errors import InputError
 limit = int(sys.argv[2])
 if limit:
@@ -148,7 +148,7 @@ def test_a_full_disk_is_told_and_the_next_call_completes(tmp_path: Path, workers
     (tmp_path / "first").mkdir()
     (tmp_path / "second").mkdir()
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[2])
     full = subprocess.run([*command, "300", here, "first", workers], capture_output=True, text=True, check=False)
     assert full.returncode == 1, full.stderr
     assert "told: no room to write" in full.stderr

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import TEXTS, make_space
 from mindllm.data.splits import split_stimuli
 from mindllm.data.store import Store
 from mindllm.data.store_writer import StoreWriter, captions, write
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import partial, whole_file
+from tests.conftest import TEXTS, make_space
 
 SPACE = make_space(voxels=30)
 TALK = captions(pd.DataFrame({"stimulus": ["a", "b"], "caption": ["a dog", "a cat"]}))

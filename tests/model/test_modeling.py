@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TEXTS, make_space
 from mindllm.language.conversation import QUESTION, ask
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
+from tests.conftest import TEXTS, make_space
 
 
 @pytest.fixture

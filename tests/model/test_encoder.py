@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import REGIONS, make_space
 from mindllm.model.configuration import PRESETS, EncoderConfig
 from mindllm.model.encoder import Encoder
 from mindllm.utils.errors import InputError
+from tests.conftest import REGIONS, make_space
 
 NAMES = {p: list(names.values()) for p, names in REGIONS.items()}
 SMALL = EncoderConfig(n_queries=16, key_width=24, n_frequencies=3, region_width=4, hidden=32, n_tokens=3, token_width=8)

@@ -18,12 +18,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import test_glmsingle
-import test_laion
-import test_mosaic
-import test_nsd
-import test_official
-from conftest import make_bids
 from mindllm.data.conversations import Words
 from mindllm.data.dataset import Trials
 from mindllm.data.store import Store
@@ -32,6 +26,8 @@ from mindllm.fmri.masker import VoxelSpace
 from mindllm.fmri.transforms import MNI305_TO_MNI152
 from mindllm.instructions import add
 from mindllm.utils.errors import InputError
+from tests.conftest import make_bids
+from tests.datasets import test_glmsingle, test_laion_fmri, test_mindllm_release, test_mosaic, test_nsd
 
 Thing = int | str  # what was shown: an image's COCO id, or what else tells it
 ABOUT_STIMULI = Counter({"coco-caption": 2, "vqa-v2": 1, "caption": 1})
@@ -172,26 +168,30 @@ def in_glmsingle(root: Path) -> Planted:
 
 
 def in_laion(root: Path) -> Planted:
-    test_laion.write_laion(root)
+    test_laion_fmri.write_laion(root)
     store = laion_fmri.prepare(root, root / "store", sessions=[1, 2], dtype="float32")
-    labels = sorted({label for person in test_laion.PEOPLE for label in test_laion.images(person)})
+    labels = sorted({label for person in test_laion_fmri.PEOPLE for label in test_laion_fmri.images(person)})
     number: dict[str, Thing] = {label: 5000 + n for n, label in enumerate(labels)}
     meaning = {
-        person: {test_laion.code(label): number[label] for label in test_laion.images(person)}
-        for person in test_laion.PEOPLE
+        person: {test_laion_fmri.code(label): number[label] for label in test_laion_fmri.images(person)}
+        for person in test_laion_fmri.PEOPLE
     }
     mark = [
         Mark(
-            nib.affines.apply_affine(MNI305_TO_MNI152 @ test_laion.TO_305 @ test_laion.AFFINE, test_laion.MARK),
+            nib.affines.apply_affine(
+                MNI305_TO_MNI152 @ test_laion_fmri.TO_305 @ test_laion_fmri.AFFINE, test_laion_fmri.MARK
+            ),
             "laion",
             "laion-dorsal",
         )
     ]
     shown = {
-        p: [number[label] for session in (1, 2) for label in test_laion.shown(p, session)] for p in test_laion.PEOPLE
+        p: [number[label] for session in (1, 2) for label in test_laion_fmri.shown(p, session)]
+        for p in test_laion_fmri.PEOPLE
     }
     runs = {
-        p: [f"{session}.{n // 3}" for session in (1, 2) for n in range(count)] for p, count in test_laion.PEOPLE.items()
+        p: [f"{session}.{n // 3}" for session in (1, 2) for n in range(count)]
+        for p, count in test_laion_fmri.PEOPLE.items()
     }
     images = pd.DataFrame({"stimulus": labels, "coco_id": number.values()})
     return Planted(
@@ -232,24 +232,28 @@ def in_bids(root: Path) -> Planted:
 
 def in_prepared(root: Path, layout: str) -> Planted:
     """In the layouts of the authors' prepared data the voxel is the eighth of the mask."""
-    test_official.write_official(root)
-    (test_official.write_nsd0 if layout == "nsd0" else test_official.write_mindeye)(root)
+    test_mindllm_release.write_official(root)
+    (test_mindllm_release.write_nsd0 if layout == "nsd0" else test_mindllm_release.write_mindeye)(root)
     marks, shown, runs = {}, {}, {}
-    for subject, mask in test_official.masks(root).items():
+    for subject, mask in test_mindllm_release.masks(root).items():
         ijk = tuple(np.argwhere(mask)[7].tolist())
         relabel(root / "data" / "roi" / subject / "A.nii.gz", {ijk: 3})
         marks[subject], shown[subject], runs[subject] = [Mark(1.8 * np.array(ijk), "A", "3")], [], []
         person, splits = (
             int(subject[4:]),
-            {"train": test_official.TRAIN[subject], "val": test_official.VAL, "test": test_official.TEST},
+            {
+                "train": test_mindllm_release.TRAIN[subject],
+                "val": test_mindllm_release.VAL,
+                "test": test_mindllm_release.TEST,
+            },
         )
         if layout == "nsd0":
             with h5py.File(root / "data" / "nsd0" / f"subject_{person}.h5", "r+") as file:
                 for split, repeats in (("train", 2), ("test", 3)):
-                    order = test_official.order_of(person, splits[split], repeats)
+                    order = test_mindllm_release.order_of(person, splits[split], repeats)
                     for key, (image, _) in enumerate(order):
                         file[f"{split}/{key}/visual_voxels"][7] = image
-                    shown[subject] += [test_official.COCO[image] for image, _ in order]
+                    shown[subject] += [test_mindllm_release.COCO[image] for image, _ in order]
                     runs[subject] += [split] * len(order)
         else:
             for split, images in splits.items():
@@ -258,15 +262,15 @@ def in_prepared(root: Path, layout: str) -> Planted:
                     values = np.load(file)
                     values[:, 7] = image
                     np.save(file, values)
-                    shown[subject] += [test_official.COCO[image]] * len(values)
+                    shown[subject] += [test_mindllm_release.COCO[image]] * len(values)
     if layout == "mindeye":
-        test_official.write_info(root)
+        test_mindllm_release.write_info(root)
     store = mindllm_release.prepare(root, root / "store", sources=["coco-caption"], val=0)
-    names = {coco: str(image if layout == "mindeye" else coco) for image, coco in test_official.COCO.items()}
+    names = {coco: str(image if layout == "mindeye" else coco) for image, coco in test_mindllm_release.COCO.items()}
     return Planted(
         store,
         marks,
-        lambda s, value: test_official.COCO[round(value)],
+        lambda s, value: test_mindllm_release.COCO[round(value)],
         shown,
         names,
         runs if layout == "nsd0" else None,
