@@ -30,7 +30,7 @@ real: $(READY)
 	@test -n "$(DATA)" || { echo "say where the data is: make real DATA=<folder of BIDS derivatives>"; exit 2; }
 	@test -d $(RUNS)/real/store || $(BIN)/mindllm prepare bids $(DATA) --out $(RUNS)/real/store
 	$(BIN)/mindllm train $(RUNS)/real/store --out $(RUNS)/real/model --subjects $(TRAIN_SUBJECTS) --resume
-	$(BIN)/mindllm evaluate $(RUNS)/real/model $(RUNS)/real/store --subjects $(LEFT_OUT_SUBJECTS) --out $(RUNS)/real/report --controls full
+	$(BIN)/mindllm evaluate $(RUNS)/real/model $(RUNS)/real/store --subjects $(LEFT_OUT_SUBJECTS) --out $(RUNS)/real/report --controls all
 
 test: $(READY)
 	$(BIN)/pytest -n 2

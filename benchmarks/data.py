@@ -20,12 +20,12 @@ import generate
 import numpy as np
 import pandas as pd
 
-from mindllm.data.dataset import Trials
+from mindllm.data.dataset import TrialDataset
 from mindllm.data.store import Store
-from mindllm.data.store_writer import captions, write
+from mindllm.data.store_writer import conversations_from_captions, write_store
 from mindllm.datasets import bids, glmsingle, laion_fmri, mindllm_release, mosaic, nsd
-from mindllm.fmri.masker import VoxelSpace
-from mindllm.instructions import add
+from mindllm.fmri.masker import VoxelMasker
+from mindllm.instructions import attach_source
 
 VOXELS = 15_724
 
@@ -45,21 +45,27 @@ def memory(kind: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 2**10
 
 
-def measured(prepare: Callable[..., Store], arguments: dict[str, Any], out: Path, pipe: Any) -> None:
+def measured(
+    prepare: Callable[..., Store], arguments: dict[str, Any], out: Path, pipe: Any
+) -> None:
     """Prepare in this process, and tell what it took."""
     before, start = memory("VmHWM"), time.perf_counter()
     store = prepare(**arguments, out=out)
     trials = sum(len(store.trials(s)) for s in store.subjects)
-    voxels = len(store.space(store.subjects[0]))
+    voxels = len(store.masker(store.subjects[0]))
     pipe.send((time.perf_counter() - start, memory("VmHWM"), before, trials, voxels))
 
 
-def reader(name: str, prepare: Callable[..., Store], arguments: dict[str, Any], folder: Path) -> None:
+def reader(
+    name: str, prepare: Callable[..., Store], arguments: dict[str, Any], folder: Path
+) -> None:
     """One line about one reader."""
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**30
     out, (mine, theirs) = folder.parent / "store", multiprocessing.Pipe()
     shutil.rmtree(out, ignore_errors=True)
-    process = multiprocessing.get_context("spawn").Process(target=measured, args=(prepare, arguments, out, theirs))
+    process = multiprocessing.get_context("spawn").Process(
+        target=measured, args=(prepare, arguments, out, theirs)
+    )
     process.start()
     while process.is_alive() and not mine.poll(1):
         pass
@@ -76,7 +82,12 @@ def of_nsd(folder: Path) -> None:
         root = folder / "nsd"
         generate.nsd(root, nifti=nifti)
         for mask in ("nsdgeneral", "brain"):
-            reader(f"NSD session, {name}, {mask}", nsd.prepare, {"root": root, "sessions": [1], "mask": mask}, root)
+            reader(
+                f"NSD session, {name}, {mask}",
+                nsd.prepare,
+                {"root": root, "sessions": [1], "mask": mask},
+                root,
+            )
         shutil.rmtree(root)
 
 
@@ -94,7 +105,12 @@ def of_mosaic(folder: Path) -> None:
 
 def of_glmsingle(folder: Path) -> None:
     design = generate.glmsingle(folder / "glmsingle")
-    reader("GLMsingle session", glmsingle.prepare, {"folder": design.parent, "design": design}, design.parent)
+    reader(
+        "GLMsingle session",
+        glmsingle.prepare,
+        {"folder": design.parent, "design": design},
+        design.parent,
+    )
     shutil.rmtree(design.parent)
 
 
@@ -117,10 +133,15 @@ def of_instructions(folder: Path) -> None:
     ijk = np.argwhere(np.ones((2, 2, 2))).astype(np.int32)
     table = pd.DataFrame({"stimulus": images, "coco_id": images})
     nothing = pd.DataFrame({"stimulus": [], "source": [], "turns": [], "answers": []})
-    space = VoxelSpace("subj01", (2, 2, 2), np.eye(4), ijk, ijk.astype(np.float32), {}, {})
-    store = write(folder / "asked", [(space, np.zeros((len(images), 8), np.float32), table)], nothing, name="asked")
+    space = VoxelMasker("subj01", (2, 2, 2), np.eye(4), ijk, ijk.astype(np.float32), {}, {})
+    store = write_store(
+        folder / "asked",
+        [(space, np.zeros((len(images), 8), np.float32), table)],
+        nothing,
+        name="asked",
+    )
     before, start = memory("VmHWM"), time.perf_counter()
-    added = add(store, "vqa-v2", sorted(files.glob("*.json")))
+    added = attach_source(store, "vqa-v2", sorted(files.glob("*.json")))
     print(
         f"{added}: {time.perf_counter() - start:.1f} s, peak {memory('VmHWM'):.0f} MiB ({before:.0f} before)",
         flush=True,
@@ -132,27 +153,37 @@ def of_instructions(folder: Path) -> None:
 def of_loading(folder: Path, trials: int = 9000, batch: int = 128) -> None:
     rng = np.random.default_rng(0)
     ijk = np.stack(np.unravel_index(np.arange(VOXELS), (30, 30, 30)), 1)
-    space = VoxelSpace("subj01", (30, 30, 30), np.diag([2.0, 2, 2, 1]), ijk, ijk * 2.0, {}, {})
-    table = pd.DataFrame({"stimulus": np.arange(trials) % 3000, "session": np.arange(trials) // 750})
-    texts = captions(pd.DataFrame({"stimulus": range(3000), "caption": [f"caption {n}" for n in range(3000)]}))
+    space = VoxelMasker("subj01", (30, 30, 30), np.diag([2.0, 2, 2, 1]), ijk, ijk * 2.0, {}, {})
+    table = pd.DataFrame(
+        {"stimulus": np.arange(trials) % 3000, "session": np.arange(trials) // 750}
+    )
+    texts = conversations_from_captions(
+        pd.DataFrame({"stimulus": range(3000), "caption": [f"caption {n}" for n in range(3000)]})
+    )
     betas = rng.normal(size=(trials, VOXELS)).astype(np.float16)
-    store = write(folder / "loading", [(space, betas, table)], texts, name="loading", dtype="float16")
+    store = write_store(
+        folder / "loading", [(space, betas, table)], texts, name="loading", dtype="float16"
+    )
     del betas
     for rows in np.array_split(rng.permutation(trials), 50):  # warm
-        store.values("subj01", rows)
+        store.betas("subj01", rows, standardize=True)
     before, start, count = memory("RssAnon"), time.perf_counter(), 0
 
     def grown() -> float:
         return memory("RssAnon") - before
 
     while time.perf_counter() - start < 20:
-        store.values("subj01", rng.integers(trials, size=batch))
+        store.betas("subj01", rng.integers(trials, size=batch), standardize=True)
         count += batch
     print(f"loading: {count / (time.perf_counter() - start):.0f} random trials/s of {VOXELS} voxels in batches of {batch}, memory {grown():+.0f} MiB after {count} trials", flush=True)  # fmt: skip
-    pool, start, count = Trials(store, ["subj01"]), time.perf_counter(), 0
+    pool, start, count = TrialDataset(store, ["subj01"]), time.perf_counter(), 0
     while time.perf_counter() - start < 20:
-        for person in pool.batch(rng, batch, 4, (0.1, 0.6), 0.0, 0.0).people:
-            count += len(store.values(person.subject, person.rows)[:, person.keep])
+        for person in pool.sample_batch(rng, batch, 4, (0.1, 0.6), 0.0, 0.0).subjects:
+            count += len(
+                store.betas(person.subject, person.trial_indices, standardize=True)[
+                    :, person.voxel_indices
+                ]
+            )
     print(f"loading, as training draws them: {count / (time.perf_counter() - start):.0f} trials/s, memory {grown():+.0f} MiB", flush=True)  # fmt: skip
     shutil.rmtree(store.path)
 
@@ -164,13 +195,19 @@ PARTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--folder", type=Path, help="where the generated files go (some GiB); default: a temporary folder"
+        "--folder",
+        type=Path,
+        help="where the generated files go (some GiB); default: a temporary folder",
     )
     parser.add_argument("--only", default=",".join(PARTS), help="comma-separated")
     asked = parser.parse_args()
-    print(f"{platform.machine()}, {multiprocessing.cpu_count()} cores, Python {platform.python_version()}")
+    print(
+        f"{platform.machine()}, {multiprocessing.cpu_count()} cores, Python {platform.python_version()}"
+    )
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         for part in asked.only.split(","):
             apart(PARTS[part], Path(folder))

@@ -44,12 +44,18 @@ def nsd(root: Path, sessions: int = 1, voxels: int = 15_724, nifti: bool = False
     savemat(folder / "nsd_expdesign.mat", {"masterordering": order[None], "subjectim": images, "sharedix": shared[None], "stimpattern": pattern, "basiccnt": np.zeros((3, 40))})  # fmt: skip
     trial = np.zeros(73000, int)
     trial[images[0, order[:10000] - 1] - 1] = np.arange(10000) + 1
-    pd.DataFrame({"cocoId": 100_000 + np.arange(73000) * 3, "nsdId": np.arange(73000), "subject1_rep0": trial}).to_csv(
-        folder / "nsd_stim_info_merged.csv"
-    )
+    pd.DataFrame(
+        {
+            "cocoId": 100_000 + np.arange(73000) * 3,
+            "nsdId": np.arange(73000),
+            "subject1_rep0": trial,
+        }
+    ).to_csv(folder / "nsd_stim_info_merged.csv")
     ijk = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
     brain = (((ijk - np.array(shape) / 2) / (np.array(shape) / 2)) ** 2).sum(-1) < 0.62
-    behind = np.argsort(np.where(brain, ((ijk - [40, 15, 40]) ** 2).sum(-1), np.inf), axis=None)[:voxels]
+    behind = np.argsort(np.where(brain, ((ijk - [40, 15, 40]) ** 2).sum(-1), np.inf), axis=None)[
+        :voxels
+    ]
     mask = np.where(brain, 0, -1).astype(np.int16)
     mask.reshape(-1)[behind] = 1
     person = root / "nsddata" / "ppdata" / "subj01"
@@ -59,8 +65,14 @@ def nsd(root: Path, sessions: int = 1, voxels: int = 15_724, nifti: bool = False
     place = np.array([91, 127, 73]) + np.array([-1, 1, 1]) * 1.8 * (ijk - np.array(shape) / 2) + 0.3
     place[~brain] = 9999
     save(person / "transforms" / "MNI-to-func1pt8.nii.gz", place.astype(np.float32), affine)
-    betas = root / "nsddata_betas" / "ppdata" / "subj01" / "func1pt8mm" / "betas_fithrf_GLMdenoise_RR"
-    save(betas / "ncsnr.nii.gz", np.where(brain, rng.gamma(2, 0.2, shape), np.nan).astype(np.float32), affine)
+    betas = (
+        root / "nsddata_betas" / "ppdata" / "subj01" / "func1pt8mm" / "betas_fithrf_GLMdenoise_RR"
+    )
+    save(
+        betas / "ncsnr.nii.gz",
+        np.where(brain, rng.gamma(2, 0.2, shape), np.nan).astype(np.float32),
+        affine,
+    )
     values = rng.integers(-900, 900, (750, *shape[::-1]), dtype=np.int16)
     values[:, ~brain.T] = 0
     for session in range(1, sessions + 1):
@@ -76,20 +88,33 @@ def mosaic(folder: Path, trials: int = 3000, name: str = "sub-01_NSD") -> Path:
     """One person's HDF5 file of MOSAIC: a float64 data set of 91,282 numbers per trial, a third of the pictures tested thrice."""
     folder.mkdir(parents=True, exist_ok=True)
     rng, file = np.random.default_rng(0), folder / f"{name}.hdf5"
-    numbers, bad = rng.normal(size=GRAYORDINATES + trials), np.sort(rng.permutation(GRAYORDINATES)[:2000])
+    numbers, bad = (
+        rng.normal(size=GRAYORDINATES + trials),
+        np.sort(rng.permutation(GRAYORDINATES)[:2000]),
+    )
     with h5py.File(file, "w") as content:
         content.attrs["subjectID"] = name
         ceilings = content.create_group("noiseceilings", track_order=True)
         ceilings[f"{name}_phase-test_n-1_noiseceiling"] = rng.uniform(0, 60, GRAYORDINATES)
         betas = content.create_group("betas", track_order=True)
         for trial in range(trials):
-            picture, repeat, phase = f"{trial // 3:012d}", trial % 3, "test" if trial // 3 < trials // 9 else "train"
+            picture, repeat, phase = (
+                f"{trial // 3:012d}",
+                trial % 3,
+                "test" if trial // 3 < trials // 9 else "train",
+            )
             values = numbers[trial : trial + GRAYORDINATES].copy()
             values[bad] = np.nan
             one = betas.create_dataset(
-                f"{name}_stimulus-{picture}_phase-{phase}_rep-{repeat}", data=values, track_order=True
+                f"{name}_stimulus-{picture}_phase-{phase}_rep-{repeat}",
+                data=values,
+                track_order=True,
             )
-            one.attrs["nan_indices"], one.attrs["phase"], one.attrs["repetition"] = bad, phase, repeat
+            one.attrs["nan_indices"], one.attrs["phase"], one.attrs["repetition"] = (
+                bad,
+                phase,
+                repeat,
+            )
             one.attrs["presented_stimulus_filename"] = f"{picture}.jpg"
     return file
 
@@ -105,7 +130,10 @@ def glmsingle(folder: Path, shape: tuple[int, int, int] = (81, 104, 83), trials:
             betas[x] = np.roll(slab, x, -1)
         content["R2"] = np.zeros(shape, np.float32)
         content["noisepool"] = h5py.Empty("f")
-    nib.save(nib.Nifti1Image(ball(shape).astype(np.uint8), np.diag([1.8, 1.8, 1.8, 1])), folder / "sub-01_mask.nii.gz")
+    nib.save(
+        nib.Nifti1Image(ball(shape).astype(np.uint8), np.diag([1.8, 1.8, 1.8, 1])),
+        folder / "sub-01_mask.nii.gz",
+    )
     table = pd.DataFrame({"subject": "sub-01", "session": "1", "file": "sub-01/ses-1", "mask": "sub-01_mask.nii.gz", "stimulus": [f"picture{n // 3}" for n in range(trials)]})  # fmt: skip
     table.to_csv(folder / "design.tsv", sep="\t", index=False)
     return folder / "design.tsv"
@@ -113,7 +141,7 @@ def glmsingle(folder: Path, shape: tuple[int, int, int] = (81, 104, 83), trials:
 
 def laion(folder: Path, trials: int = 1044, distinct: int = 12) -> Path:
     """One session of LAION-fMRI's sub-01: (143, 143, 143, trials) float32, in which `distinct` volumes take turns."""
-    rng, p = np.random.default_rng(0), layout.Person(folder, "sub-01")
+    rng, p = np.random.default_rng(0), layout.LAIONSubjectFiles(folder, "sub-01")
     betas, table = p.session(1)
     betas.parent.mkdir(parents=True, exist_ok=True)
     brain = ball(layout.SHAPE, 0.55)
@@ -132,11 +160,20 @@ def laion(folder: Path, trials: int = 1044, distinct: int = 12) -> Path:
         file.write(gzip.compress(header.binaryblock + bytes(4)))
         for trial in range(trials):
             file.write(parts[trial % distinct])
-    labels = [f"shared_4rep_NSD_{n}.jpg" if n % 3 else f"unique_sub-01_LAION_{n}.jpg" for n in np.arange(trials) // 2]
+    labels = [
+        f"shared_4rep_NSD_{n}.jpg" if n % 3 else f"unique_sub-01_LAION_{n}.jpg"
+        for n in np.arange(trials) // 2
+    ]
     pd.DataFrame({"session": "ses-01", "run": 1 + np.arange(trials) // 88, "beta_index": range(trials), "label": labels}).to_csv(table, sep="\t", index=False)  # fmt: skip
     stem = p.betas / "sub-01_task-images_space-T1w_"
-    nib.save(nib.Nifti1Image(brain * np.float32(5), affine), f"{stem}stat-rsquare_desc-R2mean_statmap.nii.gz")
-    nib.save(nib.Nifti1Image(brain * np.float32(60), affine), f"{stem}desc-Noiseceiling12rep_statmap.nii.gz")
+    nib.save(
+        nib.Nifti1Image(brain * np.float32(5), affine),
+        f"{stem}stat-rsquare_desc-R2mean_statmap.nii.gz",
+    )
+    nib.save(
+        nib.Nifti1Image(brain * np.float32(60), affine),
+        f"{stem}desc-Noiseceiling12rep_statmap.nii.gz",
+    )
     roi = p.rois / "laion" / "sub-01_space-T1w_res-1pt8_label-laion-general_mask.nii.gz"
     roi.parent.mkdir(parents=True)
     nib.save(nib.Nifti1Image(ball(layout.SHAPE, 0.25).astype(np.uint8), affine), roi)
@@ -156,7 +193,13 @@ def bids(folder: Path, shape: tuple[int, int, int] = (97, 115, 97), trials: int 
     volumes[brain] = rng.normal(size=(int(brain.sum()), 1)) + np.arange(trials) % 7
     save(Path(f"{stem}_stat-effect_desc-SingletrialBetas_statmap.nii.gz"), volumes, affine)
     save(Path(f"{stem}_desc-brain_mask.nii.gz"), brain.astype(np.uint8), affine)
-    table = pd.DataFrame({"volume": range(trials), "stimulus": np.arange(trials) // 2, "caption": "a made-up caption"})
+    table = pd.DataFrame(
+        {
+            "volume": range(trials),
+            "stimulus": np.arange(trials) // 2,
+            "caption": "a made-up caption",
+        }
+    )
     table.to_csv(place / "sub-01_task-x_desc-SingletrialBetas_trials.tsv", sep="\t", index=False)
     return folder
 
@@ -178,9 +221,13 @@ def official(folder: Path, trials: int = 3000, voxels: int = 15_724) -> Path:
     mask = np.zeros(NSD_SHAPE, np.int16)
     mask.reshape(-1)[:voxels] = 1
     save(folder / "roi" / "subj01" / "nsdgeneral.nii.gz", mask, np.diag([1.8, 1.8, 1.8, 1]))
-    chat = [{"role": "user", "content": "<fMRI>\nWhat?"}, {"role": "assistant", "content": "a made-up caption"}]
+    chat = [
+        {"role": "user", "content": "<fMRI>\nWhat?"},
+        {"role": "assistant", "content": "a made-up caption"},
+    ]
     samples = [
-        {"coco_id": n, "from": "coco-caption", "chat": chat, "answers": ["a made-up caption"]} for n in range(trials)
+        {"coco_id": n, "from": "coco-caption", "chat": chat, "answers": ["a made-up caption"]}
+        for n in range(trials)
     ]
     (folder / "cache" / "coco-caption.json").write_text(json.dumps(samples))
     return folder
@@ -200,11 +247,17 @@ def vqa(folder: Path, questions: int = 443_757) -> Path:
         key = {"image_id": image, "question_id": image * 1000 + number}
         said = [words[(number + n // 4) % len(words)] for n in range(10)]
         asked.append(key | {"question": "What colour is the thing on the left of the picture?"})
-        ten = [{"answer": a, "answer_confidence": "yes", "answer_id": n} for n, a in enumerate(said, 1)]
+        ten = [
+            {"answer": a, "answer_confidence": "yes", "answer_id": n} for n, a in enumerate(said, 1)
+        ]
         answered.append(key | {"question_type": "what color is the", "multiple_choice_answer": said[0], "answers": ten, "answer_type": "other"})  # fmt: skip
     about = {"info": info, "data_subtype": "train2014", "data_type": "mscoco"}
-    (folder / "v2_OpenEnded_mscoco_train2014_questions.json").write_text(json.dumps(about | {"questions": asked}))
-    (folder / "v2_mscoco_train2014_annotations.json").write_text(json.dumps(about | {"annotations": answered}))
+    (folder / "v2_OpenEnded_mscoco_train2014_questions.json").write_text(
+        json.dumps(about | {"questions": asked})
+    )
+    (folder / "v2_mscoco_train2014_annotations.json").write_text(
+        json.dumps(about | {"annotations": answered})
+    )
     return folder
 
 

@@ -25,22 +25,31 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mindllm.datasets import bids
-from mindllm.evaluate.evaluator import evaluate
+from mindllm.evaluation.evaluator import evaluate
 from mindllm.simulate.configuration import SimulateConfig
 from mindllm.simulate.simulator import simulate
 from mindllm.training.configuration import StageConfig, TrainConfig
 from mindllm.training.trainer import train
 
 LEVELS = (0.01, 0.05, 0.1, 0.2)
-CONTINUOUS = "identification_pairwise"  # hits are few and whole numbers; this score has hardly any ties
+CONTINUOUS = "identification_2way"  # hits are few and whole numbers; this score has hardly any ties
 
 
 def main() -> None:
     """Run the experiments that are missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--experiments", type=int, default=200)
-    parser.add_argument("--first", type=int, default=0, help="the first seed: two processes may share the work")
-    parser.add_argument("--signal", type=float, default=0.0, help="0: the null; 1: as the simulator's people have it")
+    parser.add_argument(
+        "--first", type=int, default=0, help="the first seed: two processes may share the work"
+    )
+    parser.add_argument(
+        "--signal",
+        type=float,
+        default=0.0,
+        help="0: the null; 1: as the simulator's people have it",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/null"))
     given = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -48,25 +57,34 @@ def main() -> None:
     llm, lines = given.out / "llm", given.out / f"signal-{given.signal:g}.jsonl"
     if not llm.exists():
         tiny_llm(llm)
-    done = {json.loads(line)["seed"] for line in lines.read_text().splitlines()} if lines.exists() else set()
-    for seed in track([s for s in range(given.first, given.experiments) if s not in done], description="experiments"):
+    done = (
+        {json.loads(line)["seed"] for line in lines.read_text().splitlines()}
+        if lines.exists()
+        else set()
+    )
+    for seed in track(
+        [s for s in range(given.first, given.experiments) if s not in done],
+        description="experiments",
+    ):
         found = experiment(seed, given.signal, llm)
         with lines.open("a") as file:
             file.write(json.dumps({"seed": seed, "p": found}) + "\n")
-    records = [json.loads(line)["p"] for line in lines.read_text().splitlines()][: given.experiments]
+    records = [json.loads(line)["p"] for line in lines.read_text().splitlines()][
+        : given.experiments
+    ]
     print(summary(records, given.signal))
 
 
 def experiment(seed: int, signal: float, llm: Path) -> dict[str, float]:
     """One experiment: `condition|metric` -> p-value of the person left out."""
     people = SimulateConfig(
-        people=3, resolution_mm=10, train_stimuli=30, val_stimuli=1, test_stimuli=24, repeats=1, runs_per_session=2,
+        n_subjects=3, resolution_mm=10, train_stimuli=30, val_stimuli=1, test_stimuli=24, n_repetitions=1, runs_per_session=2,
         signal=signal, seed=seed,
     )  # fmt: skip
     config = TrainConfig(
-        llm=str(llm), seed=seed, save_every=1000, check_every=1000,
-        encoder={"n_queries": 32, "hidden": 64, "n_tokens": 4, "token_width": 32, "code_width": 32},
-        align=StageConfig(steps=30, batch_size=60, people=2), language=StageConfig(steps=10, batch_size=8, people=2),
+        language_model=str(llm), seed=seed, save_steps=1000, eval_steps=1000,
+        encoder={"num_queries": 32, "hidden_size": 64, "num_fmri_tokens": 4, "token_dim": 32, "embedding_dim": 32},
+        alignment=StageConfig(max_steps=30, batch_size=60, subjects_per_batch=2), instruction_tuning=StageConfig(max_steps=10, batch_size=8, subjects_per_batch=2),
     )  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="null-"))
     try:
@@ -91,13 +109,17 @@ def summary(records: list[dict[str, float]], signal: float) -> str:
     """Per condition: shares of p-values below each level (all scores in brackets), and whether they are uniform."""
     lines = [f"{len(records)} experiments, signal {signal:g}", "", "| the brain above | " + " | ".join(f"p < {level}" for level in LEVELS) + " | uniform (KS) | largest share p < 0.05 of any score |"]  # fmt: skip
     lines.append("|---" * (len(LEVELS) + 3) + "|")
-    names = [name for name in dict.fromkeys(key.split("|")[0] for key in records[0]) if name != "brain"]
+    names = [
+        name for name in dict.fromkeys(key.split("|")[0] for key in records[0]) if name != "fmri"
+    ]
     for name in names:
         p = np.array([record[f"{name}|{CONTINUOUS}"] for record in records])
         shares = " | ".join(f"{100 * (p < level).mean():.1f} %" for level in LEVELS)
         metrics = [key for key in records[0] if key.split("|")[0] == name]
         worst = max(np.mean([record[key] < 0.05 for record in records]) for key in metrics)
-        uniform = kstest(p + np.random.default_rng(0).uniform(-0.5, 0.5, len(p)) / 2001, "uniform").pvalue
+        uniform = kstest(
+            p + np.random.default_rng(0).uniform(-0.5, 0.5, len(p)) / 2001, "uniform"
+        ).pvalue
         lines.append(f"| {name} | {shares} | p = {uniform:.2f} | {100 * worst:.1f} % |")
     error = 100 * (0.05 * 0.95 / len(records)) ** 0.5
     return "\n".join([*lines, "", f"Standard error of a 5 % share: {error:.1f} points."])
@@ -109,7 +131,11 @@ def tiny_llm(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|im_start|>", "<|im_end|>"]
-    texts = ["two women jumping on a beach with an umbrella", "a dog running in a park", "What is this person seeing?"]
+    texts = [
+        "two women jumping on a beach with an umbrella",
+        "a dog running in a park",
+        "What is this person seeing?",
+    ]
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )

@@ -19,11 +19,11 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from mindllm.language.conversation import QUESTION, ask
+from mindllm.language.conversation import QUESTION, build_conversation
 from mindllm.model.configuration import PRESETS
 from mindllm.model.decode import decode
-from mindllm.model.encoder import Encoder, Voxels
-from mindllm.model.language_model import load_llm
+from mindllm.model.encoder import FMRIEncoder, VoxelFeatures
+from mindllm.model.language_model import load_language_model
 from mindllm.model.modeling import MindLLM
 
 
@@ -40,18 +40,22 @@ def seconds(function: Callable[[], object], repeats: int = 3) -> float:
 
 @torch.no_grad()
 def attention(batch: int = 32, voxels: int = 15_724) -> None:
-    encoder = Encoder(PRESETS["default"], {})
-    person = Voxels(torch.rand(voxels, 3) * 1.6 - 0.8, torch.zeros(voxels, 0, dtype=torch.int64))
+    encoder = FMRIEncoder(PRESETS["default"], {})
+    person = VoxelFeatures(
+        torch.rand(voxels, 3) * 1.6 - 0.8, torch.zeros(voxels, 0, dtype=torch.int64)
+    )
     values = torch.randn(batch, voxels)
 
     def per_trial() -> torch.Tensor:
         rows = []
-        for row in values:  # keys and weights anew for every trial, as when they are part of the batch
-            rows.append(encoder.attention(person) @ row)
+        for (
+            row
+        ) in values:  # keys and weights anew for every trial, as when they are part of the batch
+            rows.append(encoder.attention_weights(person) @ row)
         return torch.stack(rows)
 
-    torch.testing.assert_close(per_trial(), encoder.look(person, values), rtol=1e-3, atol=1e-4)
-    slow, fast = seconds(per_trial), seconds(lambda: encoder.look(person, values))
+    torch.testing.assert_close(per_trial(), encoder.attend(person, values), rtol=1e-3, atol=1e-4)
+    slow, fast = seconds(per_trial), seconds(lambda: encoder.attend(person, values))
     print(
         f"attention, {batch} trials x {voxels} voxels: per trial {slow:.2f} s, once per person {fast:.3f} s, ratio {slow / fast:.1f}"
     )
@@ -59,14 +63,32 @@ def attention(batch: int = 32, voxels: int = 15_724) -> None:
 
 @torch.no_grad()
 def scoring(model: MindLLM, scans: int = 4, candidates: int = 60) -> None:
-    tokens = torch.randn(scans, model.encoder.config.n_tokens, model.encoder.config.token_width) * 0.1
+    tokens = (
+        torch.randn(scans, model.encoder.config.num_fmri_tokens, model.encoder.config.token_dim)
+        * 0.1
+    )
     verbs, things = (
         ("holding", "painting", "washing", "watching", "carrying", "dropping"),
-        ("a cup", "a car", "a dog", "the floor", "a book", "dishes", "a bike", "a plant", "food", "a ball"),
+        (
+            "a cup",
+            "a car",
+            "a dog",
+            "the floor",
+            "a book",
+            "dishes",
+            "a bike",
+            "a plant",
+            "food",
+            "a ball",
+        ),
     )
     answers = [f"a person {verb} {thing}" for verb in verbs for thing in things][:candidates]
-    one_by_one = lambda: [model.log_likelihood(tokens, [model.prompter(ask(QUESTION, a))] * scans)[0] for a in answers]  # noqa: E731
-    slow, fast = seconds(one_by_one, 1), seconds(lambda: model.score(tokens, answers), 1)
+
+    def one_by_one():
+        prompts = [model.processor(build_conversation(QUESTION, answer)) for answer in answers]
+        return [model.log_likelihood(tokens, [prompt] * scans)[0] for prompt in prompts]
+
+    slow, fast = seconds(one_by_one, 1), seconds(lambda: model.score_candidates(tokens, answers), 1)
     print(
         f"scoring {candidates} candidates for {scans} scans: one by one {slow:.1f} s, as a tree {fast:.1f} s, ratio {slow / fast:.1f}"
     )
@@ -78,7 +100,12 @@ def large_scan(model: MindLLM, side: int = 59, volumes: int = 12) -> None:
     affine[:3, 3] = -side
     with tempfile.TemporaryDirectory() as folder:
         scan, mask = Path(folder) / "scan.nii", Path(folder) / "mask.nii"
-        nib.save(nib.Nifti1Image(rng.normal(size=(side, side, side, volumes)).astype(np.float32), affine), scan)
+        nib.save(
+            nib.Nifti1Image(
+                rng.normal(size=(side, side, side, volumes)).astype(np.float32), affine
+            ),
+            scan,
+        )
         inside = np.zeros(side**3, np.uint8)
         inside[:200_000] = 1
         nib.save(nib.Nifti1Image(inside.reshape(side, side, side), affine), mask)
@@ -91,10 +118,14 @@ def large_scan(model: MindLLM, side: int = 59, volumes: int = 12) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--llm", default=None, help="a language model; default: the small one")
-    llm = load_llm(parser.parse_args().llm)
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {llm.name}")
+    llm = load_language_model(parser.parse_args().llm)
+    print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {llm.name}"
+    )
     torch.manual_seed(0)
     model = MindLLM(PRESETS["default"], {}, llm).eval()
     large_scan(model)  # first: the peak of the process so far must be the model's own

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mindllm.data.store import Store
-from mindllm.data.store_writer import captions, write
-from mindllm.fmri.masker import VoxelSpace
-from mindllm.model.configuration import EncoderConfig
-from mindllm.model.language_model import LanguageModel, load_llm
+from mindllm.data.store_writer import conversations_from_captions, write_store
+from mindllm.fmri.masker import VoxelMasker
+from mindllm.model.configuration import MindLLMConfig
+from mindllm.model.language_model import FrozenLanguageModel, load_language_model
 from mindllm.model.modeling import MindLLM
 
 CHATML = (
@@ -52,10 +52,14 @@ def tiny_llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     special = ["<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        TEXTS, trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
+        TEXTS,
+        trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet),
     )
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
     )
     wrapped.chat_template = CHATML
     wrapped.save_pretrained(folder)
@@ -70,26 +74,34 @@ def tiny_llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny_llm(tiny_llm_folder: Path) -> LanguageModel:
-    return load_llm(tiny_llm_folder)
+def tiny_llm(tiny_llm_folder: Path) -> FrozenLanguageModel:
+    return load_language_model(tiny_llm_folder)
 
 
 @pytest.fixture
-def tiny_config() -> EncoderConfig:
-    return EncoderConfig(
-        n_queries=16, key_width=24, n_frequencies=3, region_width=4, hidden=32, n_tokens=3, token_width=8
+def tiny_config() -> MindLLMConfig:
+    return MindLLMConfig(
+        num_queries=16,
+        key_dim=24,
+        num_frequencies=3,
+        parcel_embedding_dim=4,
+        hidden_size=32,
+        num_fmri_tokens=3,
+        token_dim=8,
     )
 
 
 @pytest.fixture
-def tiny_model(tiny_llm: LanguageModel, tiny_config: EncoderConfig) -> MindLLM:
+def tiny_model(tiny_llm: FrozenLanguageModel, tiny_config: MindLLMConfig) -> MindLLM:
     torch.manual_seed(1)
-    return MindLLM(tiny_config, {p: list(names.values()) for p, names in REGIONS.items()}, tiny_llm).eval()
+    return MindLLM(
+        tiny_config, {p: list(names.values()) for p, names in REGIONS.items()}, tiny_llm
+    ).eval()
 
 
 def make_space(
     name: str = "sub-01", voxels: int = 60, seed: int = 0, shape: tuple[int, int, int] = (12, 10, 8)
-) -> VoxelSpace:
+) -> VoxelMasker:
     """Random voxels on an oblique, flipped 8 mm grid around the origin, with two parcellations."""
     rng = np.random.default_rng(seed)
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
@@ -102,11 +114,13 @@ def make_space(
         p: nib.Nifti1Image(rng.integers(0, len(names) + 1, shape).astype(np.int16), affine)
         for p, names in REGIONS.items()
     }
-    return VoxelSpace.from_mask(nib.Nifti1Image(mask, affine), atlases, names=REGIONS, name=name)
+    return VoxelMasker.from_mask_img(
+        nib.Nifti1Image(mask, affine), atlases, parcel_names=REGIONS, subject=name
+    )
 
 
 @pytest.fixture
-def space() -> VoxelSpace:
+def space() -> VoxelMasker:
     return make_space()
 
 
@@ -119,19 +133,25 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     for n, name in enumerate(["sub-01", "sub-02", "sub-03"]):
         space = make_space(name, 50 + 10 * n, seed=n)
         shown = np.tile(np.arange(len(TEXTS)), 4)
-        betas = 100 + 5 * (np.cos(space.mm @ waves[shown].T).T + 0.3 * rng.normal(size=(len(shown), len(space))))
+        betas = 100 + 5 * (
+            np.cos(space.coords_mm @ waves[shown].T).T
+            + 0.3 * rng.normal(size=(len(shown), len(space)))
+        )
         trials = pd.DataFrame(
-            {"stimulus": [f"stim{i}" for i in shown], "session": np.repeat(["1", "2"], len(shown) // 2)}
+            {
+                "stimulus": [f"stim{i}" for i in shown],
+                "session": np.repeat(["1", "2"], len(shown) // 2),
+            }
         )
         subjects.append((space, betas.astype(np.float32), trials))
     table = pd.DataFrame({"stimulus": [f"stim{i}" for i in range(len(TEXTS))], "caption": TEXTS})
-    return write(
+    return write_store(
         tmp_path_factory.mktemp("store") / "tiny",
         subjects,
-        captions(table),
+        conversations_from_captions(table),
         name="tiny",
-        origin="made by the tests",
-        licence="MIT",
+        source="made by the tests",
+        license="MIT",
     )
 
 
@@ -144,27 +164,39 @@ def make_bids(root: Path, people: int = 2, sessions: int = 2) -> dict[str, np.nd
     waves, planted = rng.normal(size=(len(TEXTS), 3)) / 40, {}
     for n in range(people):
         name = f"sub-{n + 1:02d}"
-        own = space.select(np.sort(rng.permutation(len(space))[: 60 + 10 * n]))
+        own = space.select_voxels(np.sort(rng.permutation(len(space))[: 60 + 10 * n]))
         folder = root / name / "func"
         folder.mkdir(parents=True)
-        mask = own.unmask(np.ones(len(own), np.uint8))
+        mask = own.inverse_transform(np.ones(len(own), np.uint8))
         nib.save(mask, folder / f"{name}_task-images_space-MNI152_desc-brain_mask.nii.gz")
         planted[name] = np.empty((0, len(own)), np.float32)
         for session in range(sessions):
             shown = rng.permutation(np.tile(np.arange(len(TEXTS)), 2))
-            raw = 100 * np.cos(own.mm @ waves[shown].T).T + 20 * rng.normal(size=(len(shown), len(own)))
-            planted[name] = np.concatenate([planted[name], raw.round().astype(np.float32) * 0.5 + 40])
-            image = own.unmask(raw.round().astype(np.int16))  # what stands in the file, before slope and intercept
+            raw = 100 * np.cos(own.coords_mm @ waves[shown].T).T + 20 * rng.normal(
+                size=(len(shown), len(own))
+            )
+            planted[name] = np.concatenate(
+                [planted[name], raw.round().astype(np.float32) * 0.5 + 40]
+            )
+            image = own.inverse_transform(
+                raw.round().astype(np.int16)
+            )  # what stands in the file, before slope and intercept
             image.header.set_slope_inter(0.5, 40)
             place = folder if sessions == 1 else root / name / f"ses-{session + 1:02d}" / "func"
             place.mkdir(parents=True, exist_ok=True)
             stem = name if sessions == 1 else f"{name}_ses-{session + 1:02d}"
-            nib.save(image, place / f"{stem}_task-images_space-MNI152_stat-effect_desc-SingletrialBetas_statmap.nii.gz")
+            nib.save(
+                image,
+                place
+                / f"{stem}_task-images_space-MNI152_stat-effect_desc-SingletrialBetas_statmap.nii.gz",
+            )
             trials = {"stimulus": [f"stim{i}" for i in shown], "caption": [TEXTS[i] for i in shown]}
             pd.DataFrame({"volume": range(len(shown)), **trials}).to_csv(
-                place / f"{stem}_task-images_desc-SingletrialBetas_trials.tsv", sep="\t", index=False
+                place / f"{stem}_task-images_desc-SingletrialBetas_trials.tsv",
+                sep="\t",
+                index=False,
             )
-    labels = space.unmask(space.regions["visual"].astype(np.int16))
+    labels = space.inverse_transform(space.parcel_labels["visual"].astype(np.int16))
     nib.save(labels, root / "atlas-visual_space-MNI152_dseg.nii.gz")
     table = pd.DataFrame({"index": REGIONS["visual"].keys(), "name": REGIONS["visual"].values()})
     table.to_csv(root / "atlas-visual_dseg.tsv", sep="\t", index=False)

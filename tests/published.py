@@ -34,7 +34,12 @@ def write_volume(file: Path, values: np.ndarray) -> None:
 
 
 def make_published(
-    folder: Path, subjects: list[int], regions: dict[str, int], sizes: Sizes, seed: int = 0, outside: float = 0.1
+    folder: Path,
+    subjects: list[int],
+    regions: dict[str, int],
+    sizes: Sizes,
+    seed: int = 0,
+    outside: float = 0.1,
 ) -> dict[str, Tensor]:
     """Write `folder`/model.ckpt and `folder`/roi of random people, grids and weights; the state dict is returned."""
     rng = np.random.default_rng(seed)
@@ -56,7 +61,9 @@ def make_published(
     encoder = {
         "neuro_informed_attn.query_embeddings": random(1, s.queries, s.rank),
         "coords_encoding.b": random(s.frequencies, 3, scale=5),
-        "region_feature_project.weight": random(s.rank, s.rank + s.region_width * len(regions), scale=0.3),
+        "region_feature_project.weight": random(
+            s.rank, s.rank + s.region_width * len(regions), scale=0.3
+        ),
         "region_feature_project.bias": random(s.rank),
         "neuro_informed_attn_post.0.weight": random(s.queries),
         "neuro_informed_attn_post.0.bias": random(s.queries),
@@ -67,11 +74,19 @@ def make_published(
         encoder |= {f"coords_transform.{2 * i}.weight": random(s.rank, width, scale=width**-0.5)}
         encoder |= {f"coords_transform.{2 * i}.bias": random(s.rank)}
     for i in range(s.layers):
-        encoder |= {f"mlp.{i}.0.weight": random(s.queries, s.queries, scale=0.2), f"mlp.{i}.0.bias": random(s.queries)}
+        encoder |= {
+            f"mlp.{i}.0.weight": random(s.queries, s.queries, scale=0.2),
+            f"mlp.{i}.0.bias": random(s.queries),
+        }
         encoder |= {f"mlp.{i}.1.weight": random(s.queries), f"mlp.{i}.1.bias": random(s.queries)}
-    encoder |= {f"roi_embeds.{name}": random(count + 1, s.region_width) for name, count in regions.items()}
+    encoder |= {
+        f"roi_embeds.{name}": random(count + 1, s.region_width) for name, count in regions.items()
+    }
     state |= {ENCODER + name: tensor for name, tensor in encoder.items()}
-    state |= {"projector.weight": random(s.llm_width, s.token_width), "projector.bias": random(s.llm_width)}
+    state |= {
+        "projector.weight": random(s.llm_width, s.token_width),
+        "projector.bias": random(s.llm_width),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": state, "pytorch-lightning_version": "2.4.0"}, folder / "model.ckpt")
     return state
@@ -82,12 +97,20 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def normalize(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * weight + bias
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(
+        x.var(-1, keepdims=True) + 1e-5
+    ) * weight + bias
 
 
-def reference_tokens(state: dict[str, Tensor], number: int, values: np.ndarray, sizes: Sizes) -> np.ndarray:
+def reference_tokens(
+    state: dict[str, Tensor], number: int, values: np.ndarray, sizes: Sizes
+) -> np.ndarray:
     """fMRI tokens (B, T, width) of the published model in double precision, one trial and one voxel's key after the other."""
-    w = {name.removeprefix(ENCODER): tensor.double().numpy() for name, tensor in state.items() if "subject" not in name}
+    w = {
+        name.removeprefix(ENCODER): tensor.double().numpy()
+        for name, tensor in state.items()
+        if "subject" not in name
+    }
     mask = state[f"{ENCODER}visual_mask_subject_{number}"].numpy()
     keys = []
     for place in zip(*np.nonzero(mask), strict=True):
@@ -100,12 +123,19 @@ def reference_tokens(state: dict[str, Tensor], number: int, values: np.ndarray, 
         for name in sorted(n.removeprefix("roi_embeds.") for n in w if n.startswith("roi_embeds.")):
             label = state[f"{ENCODER}roi_{name}_subject_{number}"].numpy()[place]
             found.append(w[f"roi_embeds.{name}"][label])  # -1 takes the last row
-        keys.append(w["region_feature_project.weight"] @ np.concatenate(found) + w["region_feature_project.bias"])
+        keys.append(
+            w["region_feature_project.weight"] @ np.concatenate(found)
+            + w["region_feature_project.bias"]
+        )
     attention = softmax(w["neuro_informed_attn.query_embeddings"][0] @ np.array(keys).T, axis=1)
     out = []
     for trial in values:
         x = gelu(
-            normalize(attention @ trial, w["neuro_informed_attn_post.0.weight"], w["neuro_informed_attn_post.0.bias"])
+            normalize(
+                attention @ trial,
+                w["neuro_informed_attn_post.0.weight"],
+                w["neuro_informed_attn_post.0.bias"],
+            )
         )
         for i in range(sizes.layers):
             inner = w[f"mlp.{i}.0.weight"] @ x + w[f"mlp.{i}.0.bias"]
@@ -124,9 +154,13 @@ def relabel(source: Path, rois: Path, folder: Path, people: dict[int, int], seed
     number = {}
     for name in names:
         rows = len(state[f"roi_embeds.{name}"])
-        number[name] = torch.from_numpy(rng.permutation(rows))  # old -> new, "in no region" among them
+        number[name] = torch.from_numpy(
+            rng.permutation(rows)
+        )  # old -> new, "in no region" among them
         spare = torch.randn(3, state[f"roi_embeds.{name}"].shape[1])  # regions that nobody has
-        new[f"roi_embeds.{name}"] = torch.cat([state[f"roi_embeds.{name}"][number[name].argsort()], spare])
+        new[f"roi_embeds.{name}"] = torch.cat(
+            [state[f"roi_embeds.{name}"][number[name].argsort()], spare]
+        )
     for old, now in people.items():
         new[f"visual_mask_subject_{now}"] = mask = state[f"visual_mask_subject_{old}"]
         write_volume(folder / "roi" / f"subj{now:02d}" / "nsdgeneral.nii.gz", mask.numpy())
@@ -136,7 +170,9 @@ def relabel(source: Path, rois: Path, folder: Path, people: dict[int, int], seed
             write_volume(folder / "roi" / f"subj{now:02d}" / f"{name}.nii.gz", labels.numpy())
     _, queries, rank = state["neuro_informed_attn.query_embeddings"].shape
     q, k = torch.from_numpy(rng.permutation(queries)), torch.from_numpy(rng.permutation(rank))
-    new["neuro_informed_attn.query_embeddings"] = state["neuro_informed_attn.query_embeddings"][:, q][:, :, k]
+    new["neuro_informed_attn.query_embeddings"] = state["neuro_informed_attn.query_embeddings"][
+        :, q
+    ][:, :, k]
     for part in ("weight", "bias"):
         new[f"region_feature_project.{part}"] = state[f"region_feature_project.{part}"][k]
         new[f"neuro_informed_attn_post.0.{part}"] = state[f"neuro_informed_attn_post.0.{part}"][q]
@@ -145,6 +181,9 @@ def relabel(source: Path, rois: Path, folder: Path, people: dict[int, int], seed
                 new[f"{layer}.{part}"] = state[f"{layer}.{part}"][q]
             new[f"mlp.{i}.0.weight"] = state[f"mlp.{i}.0.weight"][q][:, q]
     new["head.weight"] = state["head.weight"][:, q]
-    whole = {name if name.startswith("projector.") else ENCODER + name: tensor for name, tensor in new.items()}
+    whole = {
+        name if name.startswith("projector.") else ENCODER + name: tensor
+        for name, tensor in new.items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": whole}, folder / "model.ckpt")

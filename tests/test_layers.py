@@ -16,15 +16,24 @@ PATH = (
 
 def test_a_file_imports_only_from_lower_floors() -> None:
     done = subprocess.run(
-        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True, text=True
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 kept, 0 broken" in done.stdout
 
 
 def test_every_file_stands_on_a_floor() -> None:
-    named = set(re.findall(r"mindllm\.(\w+)", (ROOT / "pyproject.toml").read_text().split("layers = [")[1]))
-    there = {p.stem for p in SOURCE.iterdir() if not p.name.startswith("_") and (p.is_dir() or p.suffix == ".py")}
+    named = set(
+        re.findall(r"mindllm\.(\w+)", (ROOT / "pyproject.toml").read_text().split("layers = [")[1])
+    )
+    there = {
+        p.stem
+        for p in SOURCE.iterdir()
+        if not p.name.startswith("_") and (p.is_dir() or p.suffix == ".py")
+    }
     assert named == there
 
 
@@ -39,7 +48,9 @@ def test_no_file_is_called_utils() -> None:
     assert not [p for p in SOURCE.rglob("*.py") if "util" in p.stem]
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE))
+)
 def test_nothing_unpickles(path: Path) -> None:
     text = path.read_text()
     if path.name == "glmsingle.py":  # whose files are pickles: what they may name is listed there

@@ -14,13 +14,13 @@ import typer
 import yaml
 
 from mindllm.cli import app
-from mindllm.convert.mindllm_checkpoint import convert
+from mindllm.convert.mindllm_checkpoint import convert_checkpoint
 from mindllm.data.store import Store
-from mindllm.data.store_writer import captions, write
+from mindllm.data.store_writer import conversations_from_captions, write_store
 from mindllm.model import checkpoint
-from mindllm.model.configuration import PRESETS, EncoderConfig
-from mindllm.model.encoder import Encoder
-from mindllm.model.language_model import LanguageModel
+from mindllm.model.configuration import PRESETS, MindLLMConfig
+from mindllm.model.encoder import FMRIEncoder
+from mindllm.model.language_model import FrozenLanguageModel
 from mindllm.model.modeling import MindLLM
 from mindllm.training.configuration import TrainConfig
 from tests.conftest import REGIONS
@@ -28,7 +28,12 @@ from tests.published import Sizes, make_published
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    README,
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 ids = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 
 
@@ -57,7 +62,9 @@ def command_of(words: list[str]) -> tuple[typer.core.TyperCommand, list[str]]:
     found = typer.main.get_command(app)
     while hasattr(found, "commands"):
         assert words, f"{found.name}: no verb is given"
-        assert words[0] in found.commands, f"there is no command {words[0]!r}; there are {sorted(found.commands)}"
+        assert words[0] in found.commands, (
+            f"there is no command {words[0]!r}; there are {sorted(found.commands)}"
+        )
         found, words = found.commands[words[0]], words[1:]
     return found, words
 
@@ -71,7 +78,9 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         command, rest = command_of(words[1:])
         known = {name: parameter for parameter in command.params for name in parameter.opts}
         for word in rest:
-            assert not word.startswith("--") or word in known, f"{' '.join(words)}: no option {word}"
+            assert not word.startswith("--") or word in known, (
+                f"{' '.join(words)}: no option {word}"
+            )
 
 
 def test_whole_commands_of_the_readme_are_understood() -> None:
@@ -127,7 +136,10 @@ def test_the_tree_is_the_repository() -> None:
         for path in (ROOT / "src" / "mindllm").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    docs = {path.relative_to(ROOT).as_posix() + "/" * path.is_dir() for path in (ROOT / "docs").iterdir()}
+    docs = {
+        path.relative_to(ROOT).as_posix() + "/" * path.is_dir()
+        for path in (ROOT / "docs").iterdir()
+    }
     assert not sorted((source | docs) - named), "files that the README's tree lacks"
 
 
@@ -162,9 +174,17 @@ def test_the_citation_is_valid_and_of_this_version() -> None:
 
 
 def test_error_messages_in_the_docs_stand_in_the_code() -> None:
-    section = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").split("## What errors mean")[1]
-    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src" / "mindllm").rglob("*.py"))
-    quoted = [q for row in re.findall(r"^\| (`.+?) \|", section, re.M) for q in re.findall(r"`([^`]+)`", row)]
+    section = (
+        (ROOT / "docs" / "data.md").read_text(encoding="utf-8").split("## What errors mean")[1]
+    )
+    code = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "src" / "mindllm").rglob("*.py")
+    )
+    quoted = [
+        q
+        for row in re.findall(r"^\| (`.+?) \|", section, re.M)
+        for q in re.findall(r"`([^`]+)`", row)
+    ]
     assert len(quoted) > 30
     for quote in quoted:
         for piece in re.split(r"\.\.\.|\d+|\[|\]|\*\S*", quote):
@@ -174,39 +194,60 @@ def test_error_messages_in_the_docs_stand_in_the_code() -> None:
 def test_defaults_and_sizes_in_the_docs_are_those_of_the_code() -> None:
     text, config = (ROOT / "docs" / "method.md").read_text(encoding="utf-8"), TrainConfig()
     table = dict(re.findall(r"^\| `(\w+)` \| ([\d. to]+) \|", text, re.M))
-    assert set(table) == {"voxel_dropout", "jitter_mm", "stretch", "mix", "disagree", "noise", "code_noise"}
+    assert set(table) == {
+        "voxel_dropout",
+        "coord_jitter_mm",
+        "affine_jitter_sd",
+        "mix",
+        "repetition_noise_scale",
+        "noise",
+        "embedding_noise_scale",
+    }
     for name, value in table.items():
         found = getattr(config, name)
-        assert value == (f"{found[0]} to {found[1]}" if isinstance(found, tuple) else str(found)), name
-    assert f"({config.align.steps} steps of up to {config.align.batch_size} trials" in text
-    assert f"({config.language.steps} steps of {config.language.batch_size})" in text
+        assert value == (f"{found[0]} to {found[1]}" if isinstance(found, tuple) else str(found)), (
+            name
+        )
+    assert (
+        f"({config.alignment.max_steps} steps of up to {config.alignment.batch_size} trials" in text
+    )
+    assert (
+        f"({config.instruction_tuning.max_steps} steps of {config.instruction_tuning.batch_size})"
+        in text
+    )
 
     def row(head: str) -> list[str]:
-        return [cell.strip() for cell in re.findall(rf"^\| ?{re.escape(head)} \|(.+)\|$", text, re.M)[0].split("|")]
+        return [
+            cell.strip()
+            for cell in re.findall(rf"^\| ?{re.escape(head)} \|(.+)\|$", text, re.M)[0].split("|")
+        ]
 
     assert row("") == [f"`{name}`" for name in PRESETS]
     for place, preset in enumerate(PRESETS.values()):
-        assert row("queries")[place] == str(preset.n_queries)
-        assert row("key width")[place] == str(preset.key_width)
-        assert row("linear layers to the key")[place] == str(preset.key_layers)
-        assert row("region embedding")[place] == str(preset.region_width)
-        assert row("fMRI tokens")[place] == f"{preset.n_tokens} × {preset.token_width}"
+        assert row("queries")[place] == str(preset.num_queries)
+        assert row("key width")[place] == str(preset.key_dim)
+        assert row("linear layers to the key")[place] == str(preset.num_key_layers)
+        assert row("region embedding")[place] == str(preset.parcel_embedding_dim)
+        assert row("fMRI tokens")[place] == f"{preset.num_fmri_tokens} × {preset.token_dim}"
         with torch.device("meta"):
-            encoder = Encoder(preset, {})
+            encoder = FMRIEncoder(preset, {})
         for head, part in (
             ("weights (no parcellation)", encoder),
-            ("of them, in the layer that makes the tokens", encoder.head.leave),
+            ("of them, in the layer that makes the tokens", encoder.head.token_proj),
         ):
             said = row(head)[place].split()[0]
             digits = len(said.partition(".")[2])
-            assert said == f"{sum(p.numel() for p in part.parameters()) / 1e6:.{digits}f}", (head, preset)
+            assert said == f"{sum(p.numel() for p in part.parameters()) / 1e6:.{digits}f}", (
+                head,
+                preset,
+            )
 
 
 @pytest.fixture
 def desk(
     tmp_path: Path,
-    tiny_llm: LanguageModel,
-    tiny_config: EncoderConfig,
+    tiny_llm: FrozenLanguageModel,
+    tiny_config: MindLLMConfig,
     tiny_store: Store,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
@@ -227,11 +268,25 @@ def desk(
         (tmp_path / f"sub-03_{name}.nii.gz").symlink_to(tmp_path / f"{name}.nii.gz")
     (tmp_path / "atlas-HCPEx_dseg.tsv").write_text("index\tname\n1\tV1\n2\tV2\n")
     make_published(tmp_path / "source", [1], {"HCP_MMP1": 3}, Sizes())
-    published = convert(tmp_path / "source/model.ckpt", tmp_path / "source/roi", tiny_llm.name, tmp_path / "published")
-    space = published.spaces["subj01"]
-    trials, said = pd.DataFrame({"stimulus": ["0", "1", "2"]}), pd.DataFrame({"stimulus": ["0"], "caption": ["a dog"]})
+    published = convert_checkpoint(
+        tmp_path / "source/model.ckpt",
+        tmp_path / "source/roi",
+        tiny_llm.name,
+        tmp_path / "published",
+    )
+    space = published.maskers["subj01"]
+    trials, said = (
+        pd.DataFrame({"stimulus": ["0", "1", "2"]}),
+        pd.DataFrame({"stimulus": ["0"], "caption": ["a dog"]}),
+    )
     betas = rng.normal(size=(3, len(space))).astype(np.float32)
-    write(tmp_path / "nsd", [(space, betas, trials)], captions(said), name="nsd", normalized=True)
+    write_store(
+        tmp_path / "nsd",
+        [(space, betas, trials)],
+        conversations_from_captions(said),
+        name="nsd",
+        standardized=True,
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -240,12 +295,19 @@ RUNNABLE = [
     (page.name, number, code)
     for page in PAGES
     for number, code in enumerate(
-        re.findall(r"^<!-- runnable -->\n```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S), 1
+        re.findall(
+            r"^<!-- runnable -->\n```python\n(.*?)^```$",
+            page.read_text(encoding="utf-8"),
+            re.M | re.S,
+        ),
+        1,
     )
 ]
 
 
-@pytest.mark.parametrize(("page", "number", "code"), RUNNABLE, ids=[f"{page}-{number}" for page, number, _ in RUNNABLE])
+@pytest.mark.parametrize(
+    ("page", "number", "code"), RUNNABLE, ids=[f"{page}-{number}" for page, number, _ in RUNNABLE]
+)
 def test_python_in_the_docs_runs(page: str, number: int, code: str, desk: Path) -> None:
     exec(compile(code, f"{page}, block {number}", "exec"), {"__name__": "__main__"})
 

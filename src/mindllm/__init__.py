@@ -3,26 +3,35 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "MindLLM", "Store", "VoxelSpace", "captions", "load", "normalize", "write"]
+__all__ = [
+    "InputError",
+    "MindLLM",
+    "Store",
+    "VoxelMasker",
+    "conversations_from_captions",
+    "load",
+    "standardize_betas",
+    "write_store",
+]
 
 if TYPE_CHECKING:
     from mindllm.data.store import Store
-    from mindllm.data.store_writer import captions, write
-    from mindllm.fmri.masker import VoxelSpace
-    from mindllm.fmri.scaling import normalize
+    from mindllm.data.store_writer import conversations_from_captions, write_store
+    from mindllm.fmri.masker import VoxelMasker
+    from mindllm.fmri.scaling import standardize_betas
     from mindllm.model.checkpoint import load
     from mindllm.model.modeling import MindLLM
     from mindllm.utils.errors import InputError
 
-HOMES = {
+_LAZY_IMPORTS = {
     "load": "model.checkpoint",
     "Store": "data.store",
-    "write": "data.store_writer",
-    "captions": "data.store_writer",
+    "write_store": "data.store_writer",
+    "conversations_from_captions": "data.store_writer",
     "InputError": "utils.errors",
     "MindLLM": "model.modeling",
-    "VoxelSpace": "fmri.masker",
-    "normalize": "fmri.scaling",
+    "VoxelMasker": "fmri.masker",
+    "standardize_betas": "fmri.scaling",
 }
 
 
@@ -30,6 +39,6 @@ def __getattr__(name: str) -> Any:
     """The public names, imported when first used: `import mindllm` itself loads nothing heavy."""
     from importlib import import_module
 
-    if name not in HOMES:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'mindllm' has no attribute {name!r}")
-    return getattr(import_module(f"mindllm.{HOMES[name]}"), name)
+    return getattr(import_module(f"mindllm.{_LAZY_IMPORTS[name]}"), name)

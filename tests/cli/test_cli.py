@@ -15,7 +15,7 @@ import yaml
 from mindllm import cli
 from mindllm.cli import options
 from mindllm.data.store import Store
-from mindllm.evaluate.conditions import CONDITIONS
+from mindllm.evaluation.conditions import CONDITIONS
 from mindllm.training.configuration import TrainConfig
 from mindllm.utils.errors import InputError
 from tests.conftest import make_bids
@@ -50,9 +50,15 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_llm_folder: Path) -> Pa
     """A folder with BIDS derivatives, and options for a training of a second."""
     place = tmp_path_factory.mktemp("cli")
     make_bids(place / "bids", people=3)
-    sizes = {"n_queries": 16, "key_width": 24, "n_frequencies": 3, "region_width": 4, "hidden": 32, "n_tokens": 3, "token_width": 8, "code_width": 8}  # fmt: skip
-    stage = {"steps": 4, "batch_size": 12}
-    content = {"encoder": sizes, "dtype": "float32", "llm": str(tiny_llm_folder), "align": stage, "language": stage}
+    sizes = {"num_queries": 16, "key_dim": 24, "num_frequencies": 3, "parcel_embedding_dim": 4, "hidden_size": 32, "num_fmri_tokens": 3, "token_dim": 8, "embedding_dim": 8}  # fmt: skip
+    stage = {"max_steps": 4, "batch_size": 12}
+    content = {
+        "encoder": sizes,
+        "dtype": "float32",
+        "language_model": str(tiny_llm_folder),
+        "alignment": stage,
+        "instruction_tuning": stage,
+    }
     (place / "options.yaml").write_text(yaml.safe_dump(content))
     return place
 
@@ -60,9 +66,21 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_llm_folder: Path) -> Pa
 @pytest.fixture(scope="module")
 def model(place: Path) -> Path:
     """The commands up to a model, in a process of their own."""
-    prepare = ["prepare", "bids", "bids", "--out", "store", "--test", "0.34"]
-    train = ["train", "store", "--out", "model", "--config", "options.yaml", "--subjects", "sub-01,sub-02"]
-    for words, told in ((prepare, "store: 3 subjects, 72 trials, 6 stimuli"), (train, "model: trained")):
+    prepare = ["prepare", "bids", "bids", "--out", "store", "--test-fraction", "0.34"]
+    train = [
+        "train",
+        "store",
+        "--out",
+        "model",
+        "--config",
+        "options.yaml",
+        "--subjects",
+        "sub-01,sub-02",
+    ]
+    for words, told in (
+        (prepare, "store: 3 subjects, 72 trials, 6 stimuli"),
+        (train, "model: trained"),
+    ):
         done = subprocess.run(
             [sys.executable, "-c", "from mindllm.cli import main; main()", *words],
             cwd=place, capture_output=True, text=True, check=True,
@@ -76,7 +94,13 @@ def scan_of(place: Path, subject: str) -> list[object]:
     """What `decode` needs of the second session of a subject."""
     scan = next((place / "bids" / subject / "ses-02").rglob("*_statmap.nii.gz"))
     mask = next((place / "bids" / subject).rglob("*_mask.nii.gz"))
-    return [scan, "--mask", mask, "--atlas", f"visual={place / 'bids' / 'atlas-visual_space-MNI152_dseg.nii.gz'}"]
+    return [
+        scan,
+        "--mask",
+        mask,
+        "--atlas",
+        f"visual={place / 'bids' / 'atlas-visual_space-MNI152_dseg.nii.gz'}",
+    ]
 
 
 def test_decode_prints_json_alone_on_stdout(place: Path, model: Path, run: Run) -> None:
@@ -85,7 +109,9 @@ def test_decode_prints_json_alone_on_stdout(place: Path, model: Path, run: Run) 
     assert status == 0, err
     found = json.loads(out)
     assert [d["volume"] for d in found] == [5, 0, 1, 2]
-    assert all(set(d) == {"volume", "text", "evidence"} and isinstance(d["evidence"], float) for d in found)
+    assert all(
+        set(d) == {"volume", "text", "evidence"} and isinstance(d["evidence"], float) for d in found
+    )
     status, out, _ = run(*given, "--volumes", "5,0-2")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == ["5", "0", "1", "2"]
@@ -113,17 +139,23 @@ def test_stream_prints_words_as_they_come(place: Path, model: Path, run: Run) ->
 
 
 def test_evaluate_writes_its_report(place: Path, model: Path, run: Run, tmp_path: Path) -> None:
-    status, out, err = run("evaluate", model, place / "store", "--subjects", "sub-03,sub-01", "--out", tmp_path / "r")
+    status, out, err = run(
+        "evaluate", model, place / "store", "--subjects", "sub-03,sub-01", "--out", tmp_path / "r"
+    )
     assert status == 0, err
     assert "report.html" in out
     report = json.loads((tmp_path / "r" / "report.json").read_text())
-    assert {row["condition"] for row in report["rows"]} == set(CONDITIONS) - set(report["meta"]["missing"]) - {
+    assert {row["condition"] for row in report["rows"]} == set(CONDITIONS) - set(
+        report["meta"]["missing"]
+    ) - {
         "human",
         "other_model",
     }
     assert {row["subject"] for row in report["rows"]} >= {"sub-01", "sub-03"}
     lines = (tmp_path / "r" / "predictions.jsonl").read_text().splitlines()
-    assert len(lines) == 2 * 2 * 2 * 2  # two people, two test stimuli, shown twice in each of two sessions
+    assert (
+        len(lines) == 2 * 2 * 2 * 2
+    )  # two people, two test stimuli, shown twice in each of two sessions
 
 
 def test_config_is_accepted_back(run: Run, tmp_path: Path, place: Path) -> None:
@@ -132,7 +164,14 @@ def test_config_is_accepted_back(run: Run, tmp_path: Path, place: Path) -> None:
     assert TrainConfig(**yaml.safe_load(out)) == TrainConfig()
     (tmp_path / "options.yaml").write_text(out)
     # Read as options of a training, whose store is then not found.
-    status, _, err = run("train", place / "nowhere", "--out", tmp_path / "model", "--config", tmp_path / "options.yaml")
+    status, _, err = run(
+        "train",
+        place / "nowhere",
+        "--out",
+        tmp_path / "model",
+        "--config",
+        tmp_path / "options.yaml",
+    )
     assert (status, "is not a store" in err) == (1, True)
 
 
@@ -178,29 +217,44 @@ def test_other_layouts_become_stores(run: Run, tmp_path: Path, layout: str) -> N
     if layout == "mosaic":
         test_mosaic.write_anatomy(root)
         test_mosaic.write_person(root, "sub-01", "NSD")
-        given: list[object] = ["--anatomy", root, "--regions", "A1,A3", "--subjects", "sub-01_NSD"]
+        given: list[object] = [
+            "--surface-dir",
+            root,
+            "--parcels",
+            "A1,A3",
+            "--subjects",
+            "sub-01_NSD",
+        ]
         told = "1 subjects, 5 trials, 0 stimuli with text"
     elif layout == "glmsingle":
         test_glmsingle.write_outputs(root)
-        given = ["--design", root / "design.tsv", "--mask", "masks/{subject}_mask.nii.gz", "--test", "0.2"]  # fmt: skip
+        given = ["--design", root / "design.tsv", "--mask", "masks/{subject}_mask.nii.gz", "--test-fraction", "0.2"]  # fmt: skip
         told = "2 subjects, 50 trials, 6 stimuli with text"
     else:
         test_laion_fmri.write_laion(root)
-        given = ["--sessions", "1-2", "--mask", "laion-general", "--subjects", "sub-03", "--native"]
+        given = [
+            "--sessions",
+            "1-2",
+            "--mask",
+            "laion-general",
+            "--subjects",
+            "sub-03",
+            "--native-space",
+        ]
         told = "1 subjects, 16 trials, 8 stimuli with text"
     status, printed, err = run("prepare", layout, root, "--out", out, *given)
     assert status == 0, err
     assert f"store: {told}" in printed
     assert ("It holds no text yet" in printed) == (layout == "mosaic")
     store = Store(out)
-    assert store.meta["reader"] == layout
+    assert store.meta["prepared_by"] == layout
     if layout == "mosaic":
-        assert store.meta["options"]["regions"] == ["A1", "A3"]
+        assert store.meta["options"]["parcels"] == ["A1", "A3"]
     if layout == "glmsingle":
         assert "test" in set(store.trials("sub-01")["split"])
     if layout == "laion":
         assert store.meta["options"]["sessions"] == {"sub-03": [1, 2]}
-        assert store.meta["options"]["native"]
+        assert store.meta["options"]["native_space"]
 
 
 @pytest.fixture
@@ -210,7 +264,10 @@ def tiny(tiny_store: Store, tmp_path: Path) -> Path:
 
 
 def test_instructions_are_added_to_a_store(run: Run, tiny: Path, tmp_path: Path) -> None:
-    said = [{"image_id": image, "id": n, "caption": f"picture {image}"} for n, image in enumerate((101, 102, 900))]
+    said = [
+        {"image_id": image, "id": n, "caption": f"picture {image}"}
+        for n, image in enumerate((101, 102, 900))
+    ]
     (tmp_path / "captions.json").write_text(json.dumps({"images": [], "annotations": said}))
     given = ["prepare", "instructions", "coco-caption", tmp_path / "captions.json", "--store", tiny]
     status, _, err = run(*given)
@@ -223,7 +280,9 @@ def test_instructions_are_added_to_a_store(run: Run, tiny: Path, tmp_path: Path)
     assert "perception and scene" in out
     table = Store(tiny).conversations.set_index("source")
     assert table.loc["coco-caption", "stimulus"].tolist() == ["stim1", "stim2"]
-    assert table.loc["coco-caption", "turns"].iloc[1][0]["content"].startswith("<fMRI>\n"), "in the published words"
+    assert table.loc["coco-caption", "turns"].iloc[1][0]["content"].startswith("<fMRI>\n"), (
+        "in the published words"
+    )
     assert len(table.loc["caption"]) == 6, "what was there stays"
     status, _, err = run(*given, "--images", tmp_path / "nothing.csv")
     assert status == 1
@@ -231,10 +290,10 @@ def test_instructions_are_added_to_a_store(run: Run, tiny: Path, tmp_path: Path)
 
 
 SPLITS: dict[str, tuple[list[object], str]] = {
-    "stimulus": (["--test", "0.34", "--val", "0.17", "--seed", "3"], "s (stimuli drawn at random, 0.34 to test, 0.17 to val; made from the split as prepared): 36 train, 24 test, 12 val trials"),
+    "stimulus": (["--test", "0.34", "--val", "0.17", "--seed", "3"], "s (stimuli drawn at random, 0.34 to test, 0.17 to val; made from the split default): 36 train, 24 test, 12 val trials"),
     "cluster": (["--test", "0.2", "--clusters", "3"], "s (whole clusters of stimuli of like meaning, 3 in all, 0.2 to test; "),
-    "subject": (["--test", "sub-03", "--val", "sub-02"], "s (people left out: test sub-03; val sub-02; made from the split as prepared): 24 train, 24 val, 24 test trials"),
-    "sessions": (["--sessions", "1", "--subjects", "sub-02"], "s (the first 1 sessions of sub-02 for training; made from the split as prepared): 60 train, 12 unused trials"),
+    "subject": (["--test", "sub-03", "--val", "sub-02"], "s (people left out: test sub-03; val sub-02; made from the split default): 24 train, 24 val, 24 test trials"),
+    "sessions": (["--sessions", "1", "--subjects", "sub-02"], "s (the first 1 sessions of sub-02 for training; made from the split default): 60 train, 12 unused trials"),
 }  # fmt: skip
 
 
@@ -255,14 +314,22 @@ def test_a_store_is_split_anew(run: Run, tiny: Path, by: str) -> None:
     ("given", "message"),
     [
         (["--by", "chance"], "--by chance: expected stimulus, cluster, subject or sessions."),
-        (["--by", "stimulus", "--test", "sub-03"], "expected shares of the stimuli, e.g. --test 0.2 --val 0.1."),
+        (
+            ["--by", "stimulus", "--test", "sub-03"],
+            "expected shares of the stimuli, e.g. --test 0.2 --val 0.1.",
+        ),
         (["--by", "stimulus"], "a share is needed of the stimuli to test with, e.g. --test 0.2."),
         (["--by", "subject", "--test", "sub-09"], "there is no subject sub-09"),
-        (["--by", "sessions", "--sessions", "3"], "sub-01 has 2 sessions; the first 3 were asked for"),
+        (
+            ["--by", "sessions", "--sessions", "3"],
+            "sub-01 has 2 sessions; the first 3 were asked for",
+        ),
         (["--by", "stimulus", "--test", "0.3", "--from", "other"], "has no split 'other'"),
     ],
 )
-def test_what_cannot_be_split_is_said(run: Run, tiny: Path, given: list[object], message: str) -> None:
+def test_what_cannot_be_split_is_said(
+    run: Run, tiny: Path, given: list[object], message: str
+) -> None:
     status, _, err = run("split", tiny, "s", *given)
     assert status == 1
     assert message in err
@@ -271,57 +338,86 @@ def test_what_cannot_be_split_is_said(run: Run, tiny: Path, given: list[object],
 
 def test_inspect_shows_what_a_store_holds(run: Run, tiny: Path, tmp_path: Path) -> None:
     assert run("split", tiny, "half", "--by", "stimulus", "--test", "0.5")[0] == 0
-    status, out, err = run("inspect", tiny, "--split-name", "half", "--out", tmp_path / "page")
+    status, out, err = run("qc", tiny, "--split-scheme", "half", "--out", tmp_path / "page")
     assert status == 0, err
     assert "split  half (others: half)" in out
-    assert all(word in out for word in ("People (split: ", "Parcellations", "sub-03", "visual", "lobes"))
+    assert all(
+        word in out for word in ("People (split: ", "Parcellations", "sub-03", "visual", "lobes")
+    )
     assert "What is this person seeing?" in out
     assert "fine  sessions  3 people; sub-01: 2 different ones" in out
     assert f"page: {tmp_path / 'page' / 'index.html'}" in out
     assert (tmp_path / "page" / "index.html").is_file()
-    assert "page: " not in run("inspect", tiny)[1]
+    assert "page: " not in run("qc", tiny)[1]
 
 
 def test_a_model_is_evaluated_with_its_own_split(
     run: Run, place: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scores of text need Java, and the pictures nilearn: neither is what this is about."""
-    monkeypatch.setattr("mindllm.evaluate.evaluator.no_java", lambda: "not asked for")
-    monkeypatch.setattr("mindllm.report.brain_figures.draw", lambda *a, **k: ({}, {}))
+    monkeypatch.setattr(
+        "mindllm.evaluation.evaluator.java_unavailable_reason", lambda: "not asked for"
+    )
+    monkeypatch.setattr("mindllm.report.brain_figures.draw_figures", lambda *a, **k: ({}, {}))
     for name, seed in (("mine", 0), ("other", 1)):
-        assert run("split", tiny, name, "--by", "stimulus", "--test", "0.34", "--seed", seed)[0] == 0
+        assert (
+            run("split", tiny, name, "--by", "stimulus", "--test", "0.34", "--seed", seed)[0] == 0
+        )
     model, report = tmp_path / "model", tmp_path / "report"
     given = ["--config", place / "options.yaml", "--subjects", "sub-01,sub-02"]
-    status, _, err = run("train", tiny, "--out", model, *given, "--split-name", "mine")
+    status, _, err = run("train", tiny, "--out", model, *given, "--split-scheme", "mine")
     assert status == 0, err
-    evaluate = ["evaluate", model, tiny, "--subjects", "sub-01", "--out", report, "--max-new-tokens", "1"]
-    told = "mine (stimuli drawn at random, 0.34 to test; made from the split as prepared)"
+    evaluate = [
+        "evaluate",
+        model,
+        tiny,
+        "--subjects",
+        "sub-01",
+        "--out",
+        report,
+        "--max-new-tokens",
+        "1",
+    ]
+    told = "mine (stimuli drawn at random, 0.34 to test; made from the split default)"
     status, _, err = run(*evaluate)
     assert status == 0, err
     assert json.loads((report / "report.json").read_text())["meta"]["data"]["split"] == told
     assert told in (report / "report.md").read_text()
-    shown = {json.loads(line)["stimulus"] for line in (report / "predictions.jsonl").read_text().splitlines()}
+    shown = {
+        json.loads(line)["stimulus"]
+        for line in (report / "predictions.jsonl").read_text().splitlines()
+    }
     trials = Store(tiny, "mine").trials("sub-01")
     assert shown == set(trials.loc[trials["split"] == "test", "stimulus"])
-    for other in ("other", "as prepared"):
-        status, _, err = run(*evaluate, "--split-name", other)
+    for other in ("other", "default"):
+        status, _, err = run(*evaluate, "--split-scheme", other)
         assert status == 1
-        assert f"the model was trained with the split 'mine' of tiny, and {tiny} is opened with '{other}'" in err
-        assert "Give --split-name 'mine' (here are as prepared, mine, other)." in err
+        assert (
+            f"the model was trained with the split 'mine' of tiny, and {tiny} is opened with '{other}'"
+            in err
+        )
+        assert "Give --split-scheme 'mine' (here are default, mine, other)." in err
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [(None, None), ("0", [0]), ("0,3,5", [0, 3, 5]), (" 4 , 1-3,", [4, 1, 2, 3]), ("2-2", [2]), ("7,7", [7, 7])],
+    [
+        (None, None),
+        ("0", [0]),
+        ("0,3,5", [0, 3, 5]),
+        (" 4 , 1-3,", [4, 1, 2, 3]),
+        ("2-2", [2]),
+        ("7,7", [7, 7]),
+    ],
 )
 def test_lists_of_volumes(text: str | None, expected: list[int] | None) -> None:
-    assert options.numbers(text) == expected
+    assert options.parse_int_ranges(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", ",", "a", "1-", "-1", "1-b", "5-3", "1.5", "1-2-3", "²"])
 def test_what_is_no_list_of_volumes(text: str) -> None:
     with pytest.raises(InputError, match="expected such as 0,3,5 or 0-9"):
-        options.numbers(text)
+        options.parse_int_ranges(text)
 
 
 def test_imports_do_nothing(tmp_path: Path) -> None:
@@ -332,11 +428,16 @@ heavy = {"torch", "transformers", "pandas", "nibabel", "numpy"} & set(sys.module
 import mindllm.cli
 heavy |= {"torch", "transformers", "matplotlib", "nilearn"} & set(sys.modules)
 assert not heavy, heavy
-import mindllm.training.trainer, mindllm.model.decode, mindllm.evaluate.evaluator, mindllm.datasets.bids, mindllm.plotting.brain
+import mindllm.training.trainer, mindllm.model.decode, mindllm.evaluation.evaluator, mindllm.datasets.bids, mindllm.plotting.brain
 assert not logging.getLogger().handlers, "an import configured the logger"
 assert mindllm.load is not None and mindllm.InputError is not None
 """
     # matplotlib makes its own folder of settings; that is kept out of the way.
-    env = {"HOME": str(tmp_path), "MPLCONFIGDIR": str(tmp_path.parent), "PATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {
+        "HOME": str(tmp_path),
+        "MPLCONFIGDIR": str(tmp_path.parent),
+        "PATH": "",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)
     assert not list(tmp_path.rglob("*"))

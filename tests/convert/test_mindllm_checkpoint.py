@@ -14,10 +14,10 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mindllm.convert.mindllm_checkpoint import convert
+from mindllm.convert.mindllm_checkpoint import convert_checkpoint
 from mindllm.model import checkpoint
 from mindllm.model.modeling import MindLLM
-from mindllm.model.processing import IGNORE, Prompt
+from mindllm.model.processing import IGNORE_INDEX, EncodedPrompt
 from mindllm.utils.errors import InputError
 from tests.published import ENCODER, Sizes, make_published, reference_tokens, relabel, write_volume
 
@@ -41,8 +41,10 @@ def converted(golden: Path, request, tmp_path_factory) -> tuple[MindLLM, dict[st
         people = {1: 6, 2: 1, 8: 3}
         relabel(source, rois, folder / "source", people, seed=5)
         source, rois = folder / "source" / "model.ckpt", folder / "source" / "roi"
-    convert(source, rois, str(golden / "tiny-vicuna"), folder / "model")
-    return checkpoint.load(folder / "model"), {f"subj{a:02d}": f"subj{b:02d}" for a, b in people.items()}
+    convert_checkpoint(source, rois, str(golden / "tiny-vicuna"), folder / "model")
+    return checkpoint.load(folder / "model"), {
+        f"subj{a:02d}": f"subj{b:02d}" for a, b in people.items()
+    }
 
 
 def close(found: torch.Tensor, expected: np.ndarray) -> None:
@@ -51,12 +53,14 @@ def close(found: torch.Tensor, expected: np.ndarray) -> None:
     assert (found.detach() - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
-def single(prompt: Prompt, fmri_id: int) -> tuple[list[int], list[int]]:
+def single(prompt: EncodedPrompt, fmri_id: int) -> tuple[list[int], list[int]]:
     """A prompt's ids and loss mask with one place for the scan, as the golden answers have them."""
-    keep = np.ones(len(prompt.ids), bool)
-    keep[prompt.places[1:]] = False
-    assert (prompt.ids[prompt.places] == fmri_id).all()
-    return prompt.ids[keep].tolist(), (prompt.labels[keep] != IGNORE).astype(int).tolist()
+    keep = np.ones(len(prompt.input_ids), bool)
+    keep[prompt.fmri_token_positions[1:]] = False
+    assert (prompt.input_ids[prompt.fmri_token_positions] == fmri_id).all()
+    return prompt.input_ids[keep].tolist(), (prompt.labels[keep] != IGNORE_INDEX).astype(
+        int
+    ).tolist()
 
 
 def test_golden_tokens(golden: Path, converted) -> None:
@@ -79,7 +83,9 @@ def test_golden_conversations(golden: Path, converted) -> None:
     arrays, cases = np.load(golden / "arrays.npz"), json.loads((golden / "cases.json").read_text())
     tokens = torch.cat(
         [
-            model.encode(arrays[f"voxels_{c['subject']}"][c["row"]], model.spaces[names[c["subject"]]]).detach()
+            model.encode(
+                arrays[f"voxels_{c['subject']}"][c["row"]], model.spaces[names[c["subject"]]]
+            ).detach()
             for c in cases
         ]
     )
@@ -96,12 +102,16 @@ def test_golden_conversations(golden: Path, converted) -> None:
     assert greedy(model, tokens, [c["chat"] for c in cases]) == [c["greedy_ids"] for c in cases]
     for case, prompt, token in zip(cases, whole, tokens, strict=True):
         batch = model.tensors([prompt])
-        logits = model.llm.model(inputs_embeds=model.embeds(batch["ids"], batch["places"], token[None])).logits
+        logits = model.llm.model(
+            inputs_embeds=model.embeds(batch["ids"], batch["places"], token[None])
+        ).logits
         close(logits[0, -8:], arrays[f"{case['subject']}_chat{case['row']}_logits_last8"])
 
 
 def greedy(model: MindLLM, tokens: torch.Tensor, chats: list) -> list[list[int]]:
-    return model.generate_ids(tokens, [chat[:-1] for chat in chats], max_new_tokens=24)[:, :24].tolist()
+    return model.generate_ids(tokens, [chat[:-1] for chat in chats], max_new_tokens=24)[
+        :, :24
+    ].tolist()
 
 
 @pytest.mark.parametrize(
@@ -109,30 +119,48 @@ def greedy(model: MindLLM, tokens: torch.Tensor, chats: list) -> list[list[int]]
     [
         ([3], {"only": 3}, Sizes(layers=0)),
         ([8, 1], REGIONS, Sizes()),
-        (list(range(1, 9)), REGIONS | {"B": 1, "a": 30}, Sizes(queries=33, rank=12, frequencies=7, tokens=5, layers=3)),
+        (
+            list(range(1, 9)),
+            REGIONS | {"B": 1, "a": 30},
+            Sizes(queries=33, rank=12, frequencies=7, tokens=5, layers=3),
+        ),
     ],
     ids=["one person", "two people", "eight people"],
 )
-def test_other_sizes(subjects: list[int], regions, sizes: Sizes, tiny_llm_folder: Path, tmp_path: Path) -> None:
+def test_other_sizes(
+    subjects: list[int], regions, sizes: Sizes, tiny_llm_folder: Path, tmp_path: Path
+) -> None:
     """Everything comes from the files; voxels outside the cortex (-1) are read as the authors' code reads them."""
     state = make_published(tmp_path, subjects, regions, sizes, seed=len(subjects))
-    convert(tmp_path / "model.ckpt", tmp_path / "roi", str(tiny_llm_folder), tmp_path / "model")
+    convert_checkpoint(
+        tmp_path / "model.ckpt", tmp_path / "roi", str(tiny_llm_folder), tmp_path / "model"
+    )
     model = checkpoint.load(tmp_path / "model")
-    assert list(model.spaces) == [f"subj{n:02d}" for n in sorted(subjects)]
+    assert list(model.maskers) == [f"subj{n:02d}" for n in sorted(subjects)]
     for number in subjects:
-        space = model.spaces[f"subj{number:02d}"]
+        space = model.maskers[f"subj{number:02d}"]
         values = np.random.default_rng(number).normal(size=(3, len(space))).astype(np.float32)
         close(model.encode(values, space), reference_tokens(state, number, values, sizes))
-        assert {name for table in space.region_names.values() for name in table.values()} >= {"1", "not cortex"}
-    assert model.card["converted_from"]["tensors"].keys() == state.keys()
+        assert {name for table in space.parcel_names.values() for name in table.values()} >= {
+            "1",
+            "not cortex",
+        }
+    assert model.model_card["converted_from"]["tensors"].keys() == state.keys()
 
 
-def test_region_names_come_from_lookup_tables(tiny_llm_folder: Path, tmp_path: Path, caplog) -> None:
+def test_region_names_come_from_lookup_tables(
+    tiny_llm_folder: Path, tmp_path: Path, caplog
+) -> None:
     make_published(tmp_path, [1], {"A": 2, "B": 2}, Sizes(), outside=0)
     (tmp_path / "roi" / "A.ctab").write_text("0 Unknown 0 0 0 0\n1 V1 10 0 0 0\n2 V2 20 0 0 0\n")
     (tmp_path / "roi" / "subj01" / "B.tsv").write_text("index\tname\n1\tleft\n2\tright\n")
-    convert(tmp_path / "model.ckpt", tmp_path / "roi", str(tiny_llm_folder), tmp_path / "model")
-    assert checkpoint.load(tmp_path / "model").encoder.regions == {"A": ["V1", "V2"], "B": ["left", "right"]}
+    convert_checkpoint(
+        tmp_path / "model.ckpt", tmp_path / "roi", str(tiny_llm_folder), tmp_path / "model"
+    )
+    assert checkpoint.load(tmp_path / "model").encoder.parcel_names == {
+        "A": ["V1", "V2"],
+        "B": ["left", "right"],
+    }
 
 
 def drop(name: str) -> Callable[[dict], None]:
@@ -171,7 +199,7 @@ def published(tmp_path: Path) -> Path:
 def refused(folder: Path, llm: Path, message: str) -> None:
     """Nothing is written, and the message names the culprit."""
     with pytest.raises(InputError, match=message):
-        convert(folder / "model.ckpt", folder / "roi", str(llm), folder / "model")
+        convert_checkpoint(folder / "model.ckpt", folder / "roi", str(llm), folder / "model")
     assert not (folder / "model").exists()
     assert not list(folder.glob("*partial*"))
 
@@ -229,7 +257,9 @@ ROIS = {
 
 
 @pytest.mark.parametrize("case", ROIS)
-def test_roi_files_that_do_not_fit_are_refused(published: Path, tiny_llm_folder: Path, case: str) -> None:
+def test_roi_files_that_do_not_fit_are_refused(
+    published: Path, tiny_llm_folder: Path, case: str
+) -> None:
     spoil, message = ROIS[case]
     spoil(published / "roi")
     refused(published, tiny_llm_folder, message)
@@ -240,27 +270,44 @@ class Bomb:
         return os.mkdir, ("bomb-went-off",)
 
 
-def test_code_in_a_checkpoint_is_refused_and_not_run(published: Path, tiny_llm_folder: Path, monkeypatch) -> None:
+def test_code_in_a_checkpoint_is_refused_and_not_run(
+    published: Path, tiny_llm_folder: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(published)
     content = torch.load("model.ckpt", weights_only=True)
     torch.save(content | {"hyper_parameters": Bomb()}, "model.ckpt")
     refused(published, tiny_llm_folder, r"reading it would run code \(.*mkdir")
-    (published / "model.ckpt").write_bytes(pickle.dumps(content | {"hyper_parameters": Bomb()}))  # no zip file
+    (published / "model.ckpt").write_bytes(
+        pickle.dumps(content | {"hyper_parameters": Bomb()})
+    )  # no zip file
     refused(published, tiny_llm_folder, "is refused")
     assert not Path("bomb-went-off").exists()
 
 
-def test_settings_beside_the_weights_are_passed_over(published: Path, tiny_llm_folder: Path, monkeypatch) -> None:
+def test_settings_beside_the_weights_are_passed_over(
+    published: Path, tiny_llm_folder: Path, monkeypatch
+) -> None:
     """Lightning writes the arguments of the module, a tokenizer among them: read as empty stand-ins."""
     content = torch.load(published / "model.ckpt", weights_only=True)
-    settings = {"tokenizer": AutoTokenizer.from_pretrained(tiny_llm_folder), "peft_config": LoraConfig(r=4), "lr": 1e-3}
+    settings = {
+        "tokenizer": AutoTokenizer.from_pretrained(tiny_llm_folder),
+        "peft_config": LoraConfig(r=4),
+        "lr": 1e-3,
+    }
     torch.save(content | {"hyper_parameters": settings}, published / "model.ckpt")
-    monkeypatch.setattr(LoraConfig, "__setstate__", lambda *_: pytest.fail("it was run"), raising=False)
     monkeypatch.setattr(
-        type(settings["tokenizer"]), "__setstate__", lambda *_: pytest.fail("it was run"), raising=False
+        LoraConfig, "__setstate__", lambda *_: pytest.fail("it was run"), raising=False
     )
-    convert(published / "model.ckpt", published / "roi", str(tiny_llm_folder), published / "model")
-    assert checkpoint.load(published / "model").spaces
+    monkeypatch.setattr(
+        type(settings["tokenizer"]),
+        "__setstate__",
+        lambda *_: pytest.fail("it was run"),
+        raising=False,
+    )
+    convert_checkpoint(
+        published / "model.ckpt", published / "roi", str(tiny_llm_folder), published / "model"
+    )
+    assert checkpoint.load(published / "model").maskers
 
 
 @pytest.mark.parametrize(
@@ -273,7 +320,9 @@ def test_settings_beside_the_weights_are_passed_over(published: Path, tiny_llm_f
         ({"state_dict": {"a": 1}}, "holds no `state_dict` of tensors"),
     ],
 )
-def test_other_files_are_refused(published: Path, tiny_llm_folder: Path, content, message: str) -> None:
+def test_other_files_are_refused(
+    published: Path, tiny_llm_folder: Path, content, message: str
+) -> None:
     if isinstance(content, bytes):
         (published / "model.ckpt").write_bytes(content)
     else:
@@ -289,36 +338,54 @@ def test_a_truncated_checkpoint_is_refused(published: Path, tiny_llm_folder: Pat
     refused(published, tiny_llm_folder, "there is no file")
 
 
-def test_a_language_model_of_another_width_is_refused(tmp_path: Path, tiny_llm_folder: Path) -> None:
+def test_a_language_model_of_another_width_is_refused(
+    tmp_path: Path, tiny_llm_folder: Path
+) -> None:
     make_published(tmp_path, [1], {"A": 2}, Sizes(llm_width=48))
     refused(tmp_path, tiny_llm_folder, "for a language model of width 48; .* has width 32")
 
 
 def test_lora_weights_are_carried_over(published: Path, tiny_llm_folder: Path) -> None:
     torch.manual_seed(0)
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"]
+    )
     theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llm_folder), config).eval()
-    weights = {name: torch.randn_like(tensor) * 0.2 for name, tensor in get_peft_model_state_dict(theirs).items()}
+    weights = {
+        name: torch.randn_like(tensor) * 0.2
+        for name, tensor in get_peft_model_state_dict(theirs).items()
+    }
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if "lora" in name:
                 parameter.copy_(weights[name.replace(".default", "")])
     content = torch.load(published / "model.ckpt", weights_only=True)
     torch.save(content | {"peft_model": weights}, published / "model.ckpt")
-    convert(published / "model.ckpt", published / "roi", str(tiny_llm_folder), published / "model")
+    convert_checkpoint(
+        published / "model.ckpt", published / "roi", str(tiny_llm_folder), published / "model"
+    )
     model = checkpoint.load(published / "model")
     ids = torch.arange(12)[None]
-    torch.testing.assert_close(model.llm.model(input_ids=ids).logits, theirs(input_ids=ids).logits)
+    torch.testing.assert_close(
+        model.language_model.model(input_ids=ids).logits, theirs(input_ids=ids).logits
+    )
     checkpoint.save(model, published / "again")  # and saved again, as after further training
     again = checkpoint.load(published / "again")
-    torch.testing.assert_close(again.llm.model(input_ids=ids).logits, theirs(input_ids=ids).logits)
-    assert not any(parameter.requires_grad for parameter in again.llm.model.parameters())
+    torch.testing.assert_close(
+        again.language_model.model(input_ids=ids).logits, theirs(input_ids=ids).logits
+    )
+    assert not any(parameter.requires_grad for parameter in again.language_model.model.parameters())
 
     for change, message in (
         ({"nonsense": torch.ones(2)}, r"unknown tensors \['nonsense'\]"),
-        ({"base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": torch.ones(4, 32)}, "no layers .*layers.9"),
+        (
+            {"base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": torch.ones(4, 32)},
+            "no layers .*layers.9",
+        ),
     ):
         torch.save(content | {"peft_model": weights | change}, published / "odd.ckpt")
         with pytest.raises(InputError, match=message):
-            convert(published / "odd.ckpt", published / "roi", str(tiny_llm_folder), published / "odd")
+            convert_checkpoint(
+                published / "odd.ckpt", published / "roi", str(tiny_llm_folder), published / "odd"
+            )
         assert not (published / "odd").exists()

@@ -18,13 +18,19 @@ from hypothesis import strategies as st
 
 from mindllm.data.splits import split_stimuli
 from mindllm.data.store import Store
-from mindllm.data.store_writer import StoreWriter, captions, write
+from mindllm.data.store_writer import (
+    StoreWriter,
+    conversations_from_captions,
+    write_store,
+)
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import partial, whole_file
+from mindllm.utils.files import atomic_write, partial_path
 from tests.conftest import TEXTS, make_space
 
 SPACE = make_space(voxels=30)
-TALK = captions(pd.DataFrame({"stimulus": ["a", "b"], "caption": ["a dog", "a cat"]}))
+TALK = conversations_from_captions(
+    pd.DataFrame({"stimulus": ["a", "b"], "caption": ["a dog", "a cat"]})
+)
 
 
 def table(count: int = 20, **columns: Any) -> pd.DataFrame:
@@ -36,39 +42,45 @@ def values(count: int = 20, seed: int = 0) -> np.ndarray:
 
 
 def make(path: Path, betas: np.ndarray, trials: pd.DataFrame, **options: Any) -> Store:
-    return write(path, [(SPACE, betas, trials)], TALK, name="test", **options)
+    return write_store(path, [(SPACE, betas, trials)], TALK, name="test", **options)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_what_is_written_is_read_back(tmp_path: Path, dtype: str) -> None:
     betas, trials = values(), table(session=["1", "2"] * 10, note=range(20))
-    make(tmp_path / "store", betas, trials, origin="here", licence="MIT", dtype=dtype)
+    make(tmp_path / "store", betas, trials, source="here", license="MIT", dtype=dtype)
     store = Store(tmp_path / "store")
-    assert not partial(store.path).exists()
+    assert not partial_path(store.path).exists()
     assert store.subjects == ["sub-01"]
-    assert (store.meta["name"], store.meta["origin"], store.meta["licence"]) == ("test", "here", "MIT")
+    assert (store.meta["name"], store.meta["source"], store.meta["license"]) == (
+        "test",
+        "here",
+        "MIT",
+    )
     np.testing.assert_array_equal(store.betas("sub-01"), betas.astype(dtype))
     assert isinstance(store.betas("sub-01"), np.memmap)
-    read = store.space("sub-01")
-    assert (read.name, read.shape) == (SPACE.name, SPACE.shape)
-    for field in ("affine", "ijk", "mm"):
+    read = store.masker("sub-01")
+    assert (read.subject, read.shape) == (SPACE.subject, SPACE.shape)
+    for field in ("affine", "voxel_indices", "coords_mm"):
         np.testing.assert_allclose(getattr(read, field), getattr(SPACE, field), rtol=1e-6)
-    assert read.region_names == SPACE.region_names
-    for p in SPACE.regions:
-        np.testing.assert_array_equal(read.regions[p], SPACE.regions[p])
+    assert read.parcel_names == SPACE.parcel_names
+    for p in SPACE.parcel_labels:
+        np.testing.assert_array_equal(read.parcel_labels[p], SPACE.parcel_labels[p])
     found = store.trials("sub-01")
     assert found["stimulus"].tolist() == trials["stimulus"].tolist()
     assert found["note"].tolist() == trials["note"].tolist()
     assert (found["run"] == "1").all()
     assert (found["split"] == "train").all()
-    assert found["repeat"].tolist() == [i // 2 for i in range(20)]
+    assert found["repetition"].tolist() == [i // 2 for i in range(20)]
     assert store.conversations["answers"].tolist() == [["a dog"], ["a cat"]]
     assert store.conversations["turns"][0] == TALK["turns"][0]
 
 
 def test_all_captions_of_a_stimulus_count_as_right() -> None:
-    talk = captions(
-        pd.DataFrame({"stimulus": [1, 1, 2, 1], "caption": ["x", "y", "z", "x"]}), source="coco", question="What?"
+    talk = conversations_from_captions(
+        pd.DataFrame({"stimulus": [1, 1, 2, 1], "caption": ["x", "y", "z", "x"]}),
+        source="coco",
+        question="What?",
     )
     assert talk["answers"].tolist() == [["x", "y"], ["y", "x"], ["z"]]
     assert talk["stimulus"].tolist() == ["1", "1", "2"]
@@ -77,18 +89,23 @@ def test_all_captions_of_a_stimulus_count_as_right() -> None:
 
 
 def test_statistics_come_from_training_trials_alone(tmp_path: Path) -> None:
-    trials = pd.DataFrame({"stimulus": ["a"] * 12 + ["b"] * 8, "split": ["train"] * 12 + ["test"] * 8})
+    trials = pd.DataFrame(
+        {"stimulus": ["a"] * 12 + ["b"] * 8, "split": ["train"] * 12 + ["test"] * 8}
+    )
     betas = values()
     changed = betas.copy()
     changed[12:] = 1e3 * values(8, seed=1)
     one, two = make(tmp_path / "one", betas, trials), make(tmp_path / "two", changed, trials)
-    np.testing.assert_array_equal(one.statistics("sub-01").mean, two.statistics("sub-01").mean)
-    np.testing.assert_array_equal(one.statistics("sub-01").std, two.statistics("sub-01").std)
-    assert one.statistics("sub-01").origin == "training trials"
-    seen = one.values("sub-01", range(12))
+    np.testing.assert_array_equal(one.scaler("sub-01").mean, two.scaler("sub-01").mean)
+    np.testing.assert_array_equal(one.scaler("sub-01").std, two.scaler("sub-01").std)
+    assert one.scaler("sub-01").fitted_on == "training trials"
+    seen = one.betas("sub-01", range(12), standardize=True)
     np.testing.assert_allclose(seen.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(seen.std(0), 1, atol=1e-4)
-    np.testing.assert_array_equal(one.values("sub-01")[[15, 3]], one.values("sub-01", [15, 3]))
+    np.testing.assert_array_equal(
+        one.betas("sub-01", standardize=True)[[15, 3]],
+        one.betas("sub-01", [15, 3], standardize=True),
+    )
 
 
 def test_statistics_are_per_session_and_pooled_where_a_session_is_short(tmp_path: Path) -> None:
@@ -96,41 +113,67 @@ def test_statistics_are_per_session_and_pooled_where_a_session_is_short(tmp_path
     betas = values(24)
     betas[10:20, ::2] += 30
     store = make(tmp_path / "store", betas, table(24, session=sessions))
-    z = store.values("sub-01")
+    z = store.betas("sub-01", standardize=True)
     for part in (slice(0, 10), slice(10, 20)):
         np.testing.assert_allclose(z[part].mean(0), 0, atol=1e-5)
         np.testing.assert_allclose(z[part].std(0), 1, atol=1e-4)
-    pooled = make(tmp_path / "pooled", betas, table(24)).values("sub-01")
+    pooled = make(tmp_path / "pooled", betas, table(24)).betas("sub-01", standardize=True)
     np.testing.assert_allclose(z[20:], pooled[20:], atol=1e-4)
 
 
 def test_a_person_without_training_trials_says_what_normalized_it(tmp_path: Path) -> None:
     store = make(tmp_path / "store", values(), table(split="test"))
-    assert "no training trials" in store.statistics("sub-01").origin
-    np.testing.assert_allclose(store.values("sub-01").std(0), 1, atol=1e-4)
-    with pytest.raises(InputError, match="4 trials are too few to normalize voxels with; at least 8"):
+    assert "no training trials" in store.scaler("sub-01").fitted_on
+    np.testing.assert_allclose(store.betas("sub-01", standardize=True).std(0), 1, atol=1e-4)
+    with pytest.raises(
+        InputError, match="4 trials are too few to normalize voxels with; at least 8"
+    ):
         make(tmp_path / "short", values(4), table(4))
 
 
 def test_voxels_that_never_vary_become_zero(tmp_path: Path) -> None:
     betas = values()
     betas[:, 3], betas[:, 7] = 0, 250
-    z = make(tmp_path / "store", betas, table()).values("sub-01")
+    z = make(tmp_path / "store", betas, table()).betas("sub-01", standardize=True)
     assert np.isfinite(z).all()
     assert (z[:, [3, 7]] == 0).all()
     assert (z.std(0) > 0.9).sum() == len(SPACE) - 2
 
 
 BAD = {
-    "no stimulus": (values(), table().rename(columns={"stimulus": "image"}), r"needs a column `stimulus`.*'image'"),
+    "no stimulus": (
+        values(),
+        table().rename(columns={"stimulus": "image"}),
+        r"needs a column `stimulus`.*'image'",
+    ),
     "a gap": (values(), table().replace("b", None), "needs a column `stimulus` without gaps"),
-    "split": (values(), table(split=["train", "dev"] * 10), r"unknown split \['dev'\]; expected train, val, test"),
-    "split gap": (values(), table(split=["train", None] * 10), "sub-01: unknown split .*expected train, val, test"),
-    "two splits": (values(), table(split=["train"] * 10 + ["test"] * 10), r"2 stimuli stand in two splits, first 'a'"),
+    "split": (
+        values(),
+        table(split=["train", "dev"] * 10),
+        r"unknown split \['dev'\]; expected train, val, test",
+    ),
+    "split gap": (
+        values(),
+        table(split=["train", None] * 10),
+        "sub-01: unknown split .*expected train, val, test",
+    ),
+    "two splits": (
+        values(),
+        table(split=["train"] * 10 + ["test"] * 10),
+        r"2 stimuli stand in two splits, first 'a'",
+    ),
     "width": (values()[:, 1:], table(), r"shape \(20, 29\); expected \(30,\) or \(trials, 30\)"),
     "rows": (values(18), table(), "18 rows of betas, but 20 rows of trials"),
-    "NaN": (np.where(np.arange(30) == 4, np.nan, values()), table(), r"NaN or infinite values in 1 of 30 voxels"),
-    "infinity": (np.where(np.arange(30) == 4, np.inf, values()), table(), r"NaN or infinite values in 1 of 30 voxels"),
+    "NaN": (
+        np.where(np.arange(30) == 4, np.nan, values()),
+        table(),
+        r"NaN or infinite values in 1 of 30 voxels",
+    ),
+    "infinity": (
+        np.where(np.arange(30) == 4, np.inf, values()),
+        table(),
+        r"NaN or infinite values in 1 of 30 voxels",
+    ),
     "overflow": (1e4 * values(), table(), r"do not fit float16; use --dtype float32"),
 }
 
@@ -142,13 +185,18 @@ def test_bad_arrays_and_tables(tmp_path: Path, kind: str) -> None:
         make(tmp_path / "store", betas, trials, dtype="float16")
     assert not (tmp_path / "store").exists()
     # What went wrong leaves nothing behind that a right call would take for its own.
-    np.testing.assert_array_equal(make(tmp_path / "store", values(), table()).betas("sub-01"), values())
+    np.testing.assert_array_equal(
+        make(tmp_path / "store", values(), table()).betas("sub-01"), values()
+    )
 
 
 def test_a_stimulus_in_two_splits_across_subjects(tmp_path: Path) -> None:
-    people = [(make_space(name, 30), values(), table(split=split)) for name, split in (("s1", "train"), ("s2", "test"))]
+    people = [
+        (make_space(name, 30), values(), table(split=split))
+        for name, split in (("s1", "train"), ("s2", "test"))
+    ]
     with pytest.raises(InputError, match=r"'a': train \(s1\), test \(s2\)"):
-        write(tmp_path / "store", people, TALK, name="test")
+        write_store(tmp_path / "store", people, TALK, name="test")
 
 
 def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
@@ -166,9 +214,11 @@ def test_what_is_no_store(tmp_path: Path) -> None:
             Store(tmp_path / name)
     store = make(tmp_path / "store", values(), table())
     with pytest.raises(InputError, match=r"has no subject sub-99; it holds sub-01"):
-        store.choose(["sub-01", "sub-99"])
-    (store.path / "dataset.json").write_text(json.dumps(store.meta | {"format": 2}))
-    with pytest.raises(InputError, match=r"store format 2; this version of mindllm reads up to 1. Upgrade"):
+        store.select_subjects(["sub-01", "sub-99"])
+    (store.path / "dataset.json").write_text(json.dumps(store.meta | {"format": 3}))
+    with pytest.raises(
+        InputError, match=r"store format 3; this version of mindllm reads 2. Upgrade"
+    ):
         Store(store.path)
     (store.path / "dataset.json").write_text('{"format": ')
     with pytest.raises(InputError, match="damaged and cannot be read as JSON"):
@@ -176,11 +226,19 @@ def test_what_is_no_store(tmp_path: Path) -> None:
 
 
 def read_all(store: Store) -> tuple[Any, ...]:
-    return store.conversations, store.values("sub-01"), store.space("sub-01")
+    return store.conversations, store.betas("sub-01", standardize=True), store.masker("sub-01")
 
 
 @pytest.mark.parametrize(
-    "name", ["betas.npy", "trials.parquet", "voxels.parquet", "statistics.npz", "mask.nii.gz", "conversations.parquet"]
+    "name",
+    [
+        "betas.npy",
+        "trials.parquet",
+        "voxels.parquet",
+        "statistics.npz",
+        "mask.nii.gz",
+        "conversations.parquet",
+    ],
 )
 @pytest.mark.parametrize("harm", ["truncated", "missing"])
 def test_damaged_files_are_named(tmp_path: Path, name: str, harm: str) -> None:
@@ -190,15 +248,20 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, harm: str) -> None:
         file.unlink()
     else:
         os.truncate(file, file.stat().st_size // 2)
-    with pytest.raises(InputError, match=rf"{name} is missing, damaged or truncated .* Prepare the store anew"):
+    with pytest.raises(
+        InputError, match=rf"{name} is missing, damaged or truncated .* Prepare the store anew"
+    ):
         read_all(Store(path))
 
 
 def test_betas_of_another_shape_than_promised(tmp_path: Path) -> None:
     store = make(tmp_path / "store", values(), table())
     np.save(store.path / "subjects" / "sub-01" / "betas.npy", values(18))
-    with pytest.raises(InputError, match=r"has shape \(18, 30\); trials.parquet and voxels.parquet promise \(20, 30\)"):
-        store.values("sub-01")
+    with pytest.raises(
+        InputError,
+        match=r"has shape \(18, 30\); trials.parquet and voxels.parquet promise \(20, 30\)",
+    ):
+        store.betas("sub-01", standardize=True)
 
 
 @given(
@@ -208,12 +271,18 @@ def test_betas_of_another_shape_than_promised(tmp_path: Path) -> None:
     repeats=st.integers(1, 3),
 )
 @settings(max_examples=60, deadline=None)
-def test_no_stimulus_crosses_a_split(count: int, shares: tuple[float, float], seed: int, repeats: int) -> None:
+def test_no_stimulus_crosses_a_split(
+    count: int, shares: tuple[float, float], seed: int, repeats: int
+) -> None:
     stimuli = [f"s{i}" for i in range(count)] * repeats
     asked = dict(zip(("val", "test"), shares, strict=True))
     counts = [round(share * count) for share in shares]
-    if sum(counts) == count or any(share and not number for share, number in zip(shares, counts, strict=True)):
-        with pytest.raises(InputError, match=r"empty; take a larger share|train empty; take smaller shares"):
+    if sum(counts) == count or any(
+        share and not number for share, number in zip(shares, counts, strict=True)
+    ):
+        with pytest.raises(
+            InputError, match=r"empty; take a larger share|train empty; take smaller shares"
+        ):
             split_stimuli(stimuli, asked, seed)
         return
     found = split_stimuli(stimuli, asked, seed)
@@ -224,7 +293,9 @@ def test_no_stimulus_crosses_a_split(count: int, shares: tuple[float, float], se
     assert sizes["train"] > 0
 
 
-@pytest.mark.parametrize("shares", [{"val": 0.6, "test": 0.4}, {"dev": 0.1}, {"val": -0.2}, {"val": float("nan")}])
+@pytest.mark.parametrize(
+    "shares", [{"val": 0.6, "test": 0.4}, {"dev": 0.1}, {"val": -0.2}, {"val": float("nan")}]
+)
 def test_bad_shares(shares: dict[str, float]) -> None:
     with pytest.raises(InputError, match="expected shares of val and test that sum to less than 1"):
         split_stimuli(TEXTS, shares)
@@ -234,14 +305,14 @@ def test_bad_shares(shares: dict[str, float]) -> None:
 SCRIPT = """
 import resource, sys, time
 import numpy as np, pandas as pd
-from mindllm.fmri.masker import VoxelSpace
-from mindllm.data.store_writer import StoreWriter, captions
+from mindllm.fmri.masker import VoxelMasker
+from mindllm.data.store_writer import StoreWriter, conversations_from_captions
 from mindllm.utils.errors import InputError
 
 path, wait, limit = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-writer = StoreWriter(path, name="n", origin="o", licence="l", reader="r", options={})
+writer = StoreWriter(path, name="n", source="o", license="l", prepared_by="r", options={})
 
 def pieces(seed):
     rng = np.random.default_rng(seed)
@@ -251,12 +322,12 @@ def pieces(seed):
 
 try:
     for seed, name in enumerate(["sub-01", "sub-02"]):
-        if not writer.has(name):
+        if not writer.has_subject(name):
             print("writing", name, flush=True)
             ijk = np.argwhere(np.ones((9, 10, 10))).astype("int32")
-            space = VoxelSpace(name, (9, 10, 10), np.eye(4), ijk, ijk.astype("float32"), {}, {})
-            writer.subject(space, pd.DataFrame({"stimulus": ["a", "b"] * 20}), pieces(seed))
-    writer.finish(captions(pd.DataFrame({"stimulus": ["a"], "caption": ["a dog"]})))
+            space = VoxelMasker(name, (9, 10, 10), np.eye(4), ijk, ijk.astype("float32"), {}, {})
+            writer.write_subject(space, pd.DataFrame({"stimulus": ["a", "b"] * 20}), pieces(seed))
+    writer.finish(conversations_from_captions(pd.DataFrame({"stimulus": ["a"], "caption": ["a dog"]})))
 except InputError as error:
     sys.exit(f"told: {error}")
 """
@@ -271,19 +342,28 @@ def content(path: Path) -> dict[str, str]:
     return {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def test_a_killed_preparation_leaves_no_store_and_the_next_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    with subprocess.Popen(script(tmp_path / "killed", wait=0.1), stdout=subprocess.PIPE, text=True) as process:
+def test_a_killed_preparation_leaves_no_store_and_the_next_goes_on_to_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    with subprocess.Popen(
+        script(tmp_path / "killed", wait=0.1), stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
-        assert [process.stdout.readline() for _ in range(2)] == ["writing sub-01\n", "writing sub-02\n"]
+        assert [process.stdout.readline() for _ in range(2)] == [
+            "writing sub-01\n",
+            "writing sub-02\n",
+        ]
         process.kill()
     assert not (tmp_path / "killed").exists()
-    with pytest.raises(InputError, match=r"not prepared to its end. Run the same `mindllm prepare` command again"):
+    with pytest.raises(
+        InputError, match=r"not prepared to its end. Run the same `mindllm prepare` command again"
+    ):
         Store(tmp_path / "killed")
     again = subprocess.run(script(tmp_path / "killed"), capture_output=True, text=True, check=True)
     assert again.stdout == "writing sub-02\n"
     subprocess.run(script(tmp_path / "whole"), capture_output=True, check=True)
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
-    assert not partial(tmp_path / "killed").exists()
+    assert not partial_path(tmp_path / "killed").exists()
 
 
 @pytest.mark.parametrize("kind", ["file size limit", "small disk"])
@@ -294,8 +374,13 @@ def test_a_full_disk_is_told_and_leaves_no_store(tmp_path: Path, kind: str) -> N
     if kind == "small disk":
         mount = f'mount -t tmpfs -o size=100k tmpfs {disk} && "$@"; code=$?; ls -A {disk} >&2; exit $code'
         command = ["unshare", "-rm", "sh", "-c", mount, "-", *command]
-        if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
-            pytest.skip("a small disk is made with unshare and mount, which this machine does not permit")
+        if (
+            not shutil.which("unshare")
+            or subprocess.run(["unshare", "-rm", "true"], check=False).returncode
+        ):
+            pytest.skip(
+                "a small disk is made with unshare and mount, which this machine does not permit"
+            )
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert f"told: no room to write {disk / 'store'}" in done.stderr
@@ -309,12 +394,12 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "store", Path("/proc/nowhere/store")):
         with pytest.raises(InputError, match=r"cannot write .* Choose a folder you may write to"):
-            StoreWriter(place, name="n", origin="o", licence="l", reader="r", options={})
+            StoreWriter(place, name="n", source="o", license="l", prepared_by="r", options={})
 
 
 def test_a_file_may_be_read_by_whom_any_other_may(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
-    with whole_file(tmp_path / "file") as path:
+    with atomic_write(tmp_path / "file") as path:
         path.write_text("x")
         path.chmod(0o600)
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -33,15 +33,22 @@ def test_planted_values_come_back(tmp_path: Path) -> None:
     labels = nib.load(one(tmp_path / "bids", "*dseg.nii.gz"))
     for subject, betas in planted.items():
         np.testing.assert_array_equal(store.betas(subject), betas)
-        space, trials = store.space(subject), store.trials(subject)
+        space, trials = store.masker(subject), store.trials(subject)
         assert np.abs(labels.affine[:3, :3][~np.eye(3, dtype=bool)]).min() > 0.1  # oblique
-        np.testing.assert_allclose(space.mm, nib.affines.apply_affine(labels.affine, space.ijk), atol=1e-3)
-        np.testing.assert_array_equal(space.regions["visual"], np.asarray(labels.dataobj)[tuple(space.ijk.T)])
+        np.testing.assert_allclose(
+            space.coords_mm, nib.affines.apply_affine(labels.affine, space.voxel_indices), atol=1e-3
+        )
+        np.testing.assert_array_equal(
+            space.parcel_labels["visual"], np.asarray(labels.dataobj)[tuple(space.voxel_indices.T)]
+        )
         assert trials["session"].tolist() == ["01"] * 12 + ["02"] * 12
-        tables = [pd.read_csv(f, sep="\t") for f in sorted((tmp_path / "bids" / subject).rglob("*_trials.tsv"))]
+        tables = [
+            pd.read_csv(f, sep="\t")
+            for f in sorted((tmp_path / "bids" / subject).rglob("*_trials.tsv"))
+        ]
         assert trials["stimulus"].tolist() == pd.concat(tables)["stimulus"].tolist()
         assert "file" not in trials
-    assert store.regions == {"visual": REGIONS["visual"]}
+    assert store.parcel_names == {"visual": REGIONS["visual"]}
     said = store.conversations.set_index("stimulus")["answers"]
     assert {s: a[0] for s, a in said.items()} == {f"stim{i}": text for i, text in enumerate(TEXTS)}
 
@@ -62,13 +69,17 @@ def test_the_naming_of_laion_fmri(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     for file in sorted(root.rglob("*_statmap.nii.gz")):
         file.rename(file.with_name(file.name.replace("MNI152", "T1w")))
     for session, file in enumerate(sorted(root.rglob("*_trials.tsv")), 1):
-        table = pd.read_csv(file, sep="\t").rename(columns={"volume": "beta_index", "stimulus": "label"})
+        table = pd.read_csv(file, sep="\t").rename(
+            columns={"volume": "beta_index", "stimulus": "label"}
+        )
         table.assign(session=session, run=7)[["session", "run", "beta_index", "label"]].to_csv(
             file, sep="\t", index=False
         )
     mask = nib.load(one(root, "*brain_mask.nii.gz"))
     inside = np.asarray(mask.dataobj) > 0
-    r2 = np.where(inside, 0.25, np.where(np.indices(inside.shape)[0] % 2, 0, np.nan)).astype(np.float32)
+    r2 = np.where(inside, 0.25, np.where(np.indices(inside.shape)[0] % 2, 0, np.nan)).astype(
+        np.float32
+    )
     one(root, "*brain_mask.nii.gz").unlink()
     nib.save(
         nib.Nifti1Image(r2, mask.affine),
@@ -105,15 +116,24 @@ def nan_in_one_voxel(data: np.ndarray, ijk: np.ndarray) -> np.ndarray:
     return data
 
 
-def test_nan_is_refused_or_its_voxels_are_left_out(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nan_is_refused_or_its_voxels_are_left_out(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = prepare(root, root.parent / "whole")
     harm_values(root, nan_in_one_voxel)
     with pytest.raises(InputError, match=r"NaN or infinite values in 1 of 60 voxels .*--nan drop"):
         prepare(root, root.parent / "store")
     store = prepare(root, root.parent / "store", nan="drop")
-    assert "sub-01: 1 of 60 voxels hold NaN or infinity in some trial and are left out" in caplog.text
-    np.testing.assert_array_equal(store.betas("sub-01"), np.delete(whole.betas("sub-01"), 3, axis=1))
-    np.testing.assert_array_equal(store.space("sub-01").ijk, np.delete(whole.space("sub-01").ijk, 3, axis=0))
+    assert (
+        "sub-01: 1 of 60 voxels hold NaN or infinity in some trial and are left out" in caplog.text
+    )
+    np.testing.assert_array_equal(
+        store.betas("sub-01"), np.delete(whole.betas("sub-01"), 3, axis=1)
+    )
+    np.testing.assert_array_equal(
+        store.masker("sub-01").voxel_indices,
+        np.delete(whole.masker("sub-01").voxel_indices, 3, axis=0),
+    )
     harm_values(root, lambda data, ijk: data * np.nan)
     with pytest.raises(InputError, match=r"all 60 voxels of its mask hold NaN .* so none is left"):
         prepare(root, root.parent / "none", nan="drop")
@@ -140,7 +160,9 @@ def edit(root: Path, change: Any) -> None:
 def other_grid(root: Path) -> None:
     file = one(root, "atlas-visual*.nii.gz")
     image = nib.load(file)
-    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1, 1, -1, 1])), file)
+    nib.save(
+        nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1, 1, -1, 1])), file
+    )
 
 
 def truncated(root: Path) -> None:
@@ -210,14 +232,16 @@ def test_shares_are_of_stimuli_and_a_column_split_is_kept(
 ) -> None:
     shares = {"val": 1 / 6, "test": 2 / 6}
     store = prepare(root, tmp_path / "store", split=shares, seed=3)
-    kinds = pd.concat([store.trials(s) for s in store.subjects]).groupby("stimulus")["split"].unique()
+    kinds = (
+        pd.concat([store.trials(s) for s in store.subjects]).groupby("stimulus")["split"].unique()
+    )
     assert sorted(len(k) for k in kinds) == [1] * 6
     assert kinds.str[0].value_counts().to_dict() == {"train": 3, "test": 2, "val": 1}
     for file in root.rglob("*_trials.tsv"):
         table = pd.read_csv(file, sep="\t")
-        table.assign(split=table["stimulus"].map(lambda s: "test" if s == "stim4" else "train")).to_csv(
-            file, sep="\t", index=False
-        )
+        table.assign(
+            split=table["stimulus"].map(lambda s: "test" if s == "stim4" else "train")
+        ).to_csv(file, sep="\t", index=False)
     trials = prepare(root, tmp_path / "own", split=shares).trials("sub-02")
     assert "have a column `split`; the shares" in caplog.text
     assert set(trials.loc[trials["split"] == "test", "stimulus"]) == {"stim4"}
@@ -233,8 +257,8 @@ def test_the_actions_data_is_what_it_is_known_to_be(shared: Path, tmp_path: Path
     assert Store(tmp_path / "store").subjects == few
     for subject in few:
         assert store.betas(subject).shape == (120, known[subject])
-        assert set(store.space(subject).regions) == {"HCPEx", "Wang2015"}
-        assert np.isfinite(store.values(subject)).all()
+        assert set(store.masker(subject).parcel_labels) == {"HCPEx", "Wang2015"}
+        assert np.isfinite(store.betas(subject, standardize=True)).all()
     assert store.conversations["stimulus"].nunique() == 120
     assert len({answers[0] for answers in store.conversations["answers"]}) == 60
     for subject in known.index:  # the others: masks alone, so that this stays fast

@@ -18,16 +18,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mindllm.data.conversations import Words
-from mindllm.data.dataset import Trials
+from mindllm.data.conversations import ConversationDataset
+from mindllm.data.dataset import TrialDataset
 from mindllm.data.store import Store
 from mindllm.datasets import bids, laion_fmri, mindllm_release, mosaic, nsd
-from mindllm.fmri.masker import VoxelSpace
+from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.transforms import MNI305_TO_MNI152
-from mindllm.instructions import add
+from mindllm.instructions import attach_source
 from mindllm.utils.errors import InputError
 from tests.conftest import make_bids
-from tests.datasets import test_glmsingle, test_laion_fmri, test_mindllm_release, test_mosaic, test_nsd
+from tests.datasets import (
+    test_glmsingle,
+    test_laion_fmri,
+    test_mindllm_release,
+    test_mosaic,
+    test_nsd,
+)
 
 Thing = int | str  # what was shown: an image's COCO id, or what else tells it
 ABOUT_STIMULI = Counter({"coco-caption": 2, "vqa-v2": 1, "caption": 1})
@@ -64,7 +70,7 @@ class Planted:
     def read(self) -> None:
         """What each trial shows, by its values alone."""
         for subject, marks in self.marks.items():
-            space, betas = self.store.space(subject), self.store.betas(subject)
+            space, betas = self.store.masker(subject), self.store.betas(subject)
             values = [betas[:, nearest(space, mark.mm)].tolist() for mark in marks]
             self.seen[subject] = [self.thing(subject, *some) for some in zip(*values, strict=True)]
 
@@ -75,9 +81,9 @@ class Planted:
         return [things[i - 1] if i and runs[i - 1] == run else None for i, run in enumerate(runs)]
 
 
-def nearest(space: VoxelSpace, mm: Sequence[float]) -> int:
-    far = np.abs(space.mm - np.asarray(mm)).max(1)
-    assert far.min() < 2e-3, f"{space.name} has no voxel at {mm}"
+def nearest(space: VoxelMasker, mm: Sequence[float]) -> int:
+    far = np.abs(space.coords_mm - np.asarray(mm)).max(1)
+    assert far.min() < 2e-3, f"{space.subject} has no voxel at {mm}"
     return int(far.argmin())
 
 
@@ -95,13 +101,24 @@ def in_nsd(root: Path) -> Planted:
     test_nsd.write_nsd(root)
     marks = {}
     for person, shape in test_nsd.PEOPLE.items():
-        relabel(nsd.Person(root, person).functional / "roi" / "floc-faces.nii.gz", {(2, 2, 2): 2, (3, 2, 2): 1})
+        relabel(
+            nsd.NSDSubjectFiles(root, person).functional / "roi" / "floc-faces.nii.gz",
+            {(2, 2, 2): 2, (3, 2, 2): 1},
+        )
         low, high = (10 * (np.array([i, 2, 2]) - np.array(shape) // 2) + 0.25 for i in (2, 3))
-        marks[f"subj{person:02d}"] = [Mark(low, "floc-faces", "FFA-1"), Mark(high, "floc-faces", "OFA")]
+        marks[f"subj{person:02d}"] = [
+            Mark(low, "floc-faces", "FFA-1"),
+            Mark(high, "floc-faces", "OFA"),
+        ]
     store = nsd.prepare(root, root / "store", sessions=[1, 2], dtype="float32")
-    shown = {f"subj{p:02d}": (100_000 + 3 * test_nsd.shown(root, p)[:1500]).tolist() for p in test_nsd.PEOPLE}
+    shown = {
+        f"subj{p:02d}": (100_000 + 3 * test_nsd.shown(root, p)[:1500]).tolist()
+        for p in test_nsd.PEOPLE
+    }
     lengths = [63 - run % 2 for run in range(12)]
-    runs = [f"{session}.{run}" for session in (1, 2) for run in range(12) for _ in range(lengths[run])]
+    runs = [
+        f"{session}.{run}" for session in (1, 2) for run in range(12) for _ in range(lengths[run])
+    ]
 
     def thing(subject: str, rest: float, thirty_thousands: float) -> int:
         return 100_000 + 3 * (round(rest * 300) + 15000 + 30000 * round(thirty_thousands * 300))
@@ -114,19 +131,29 @@ def in_mosaic(root: Path) -> Planted:
     (root / "anatomy").mkdir()
     test_mosaic.write_anatomy(root / "anatomy")
     files = {
-        side: nib.load(root / "anatomy" / test_mosaic.FILES[side]) for side in ("left", "right", "areas", "voxels")
+        side: nib.load(root / "anatomy" / test_mosaic.FILES[side])
+        for side in ("left", "right", "areas", "voxels")
     }
     axis = files["areas"].header.get_axis(1)
     assert test_mosaic.MARKS == [0, test_mosaic.LEFT + 10304, test_mosaic.GRAYORDINATES - 1]
-    mm = [files["left"].agg_data("pointset")[axis.vertex[0]], files["right"].agg_data("pointset")[axis.vertex[40000]]]
-    ijk = np.argwhere(np.asarray(files["voxels"].dataobj).T == 49)[-1][::-1]  # the first index runs fastest
+    mm = [
+        files["left"].agg_data("pointset")[axis.vertex[0]],
+        files["right"].agg_data("pointset")[axis.vertex[40000]],
+    ]
+    ijk = np.argwhere(np.asarray(files["voxels"].dataobj).T == 49)[-1][
+        ::-1
+    ]  # the first index runs fastest
     mm.append(nib.affines.apply_affine(files["voxels"].affine, ijk))
-    regions = [("HCP_MMP1", "A1"), ("HCP_MMP1", f"A{10304 % 180 + 1}"), ("subcortex", test_mosaic.STRUCTURES[49])]
+    regions = [
+        ("HCP_MMP1", "A1"),
+        ("HCP_MMP1", f"A{10304 % 180 + 1}"),
+        ("subcortex", test_mosaic.STRUCTURES[49]),
+    ]
     marks = [Mark(place, *region) for place, region in zip(mm, regions, strict=True)]
     people = {"sub-01_NSD": "NSD", "sub-02_BOLD5000": "BOLD5000"}
     for name, dataset in people.items():
         test_mosaic.write_person(root, name.split("_")[0], dataset)
-    store = mosaic.prepare(root, root / "store", anatomy=root / "anatomy", dtype="float32")
+    store = mosaic.prepare(root, root / "store", surface_dir=root / "anatomy", dtype="float32")
     names = {262145: "coco:262145", 9: "coco:9", 25: "coco:25", "012": "NSD:012", "n01440764_1": "imagenet:n01440764_1", "tower_a_b": "BOLD5000:tower_a_b"}  # fmt: skip
 
     def thing_of(picture: str) -> Thing:
@@ -138,7 +165,8 @@ def in_mosaic(root: Path) -> Planted:
         return thing_of(test_mosaic.SHOWN[people[subject]][number - 1][0])
 
     shown = {
-        name: [thing_of(picture) for picture, *_ in test_mosaic.SHOWN[dataset]] for name, dataset in people.items()
+        name: [thing_of(picture) for picture, *_ in test_mosaic.SHOWN[dataset]]
+        for name, dataset in people.items()
     }
     return Planted(store, dict.fromkeys(people, marks), thing, shown, names, runs=None)
 
@@ -158,7 +186,12 @@ def in_glmsingle(root: Path) -> Planted:
     mark = [Mark(nib.affines.apply_affine(affine, test_glmsingle.MARK), "Areas", "V2")]
     subjects = sorted({subject for subject, _ in test_glmsingle.TRIALS})
     shown = {
-        s: [things[n] for who, session in test_glmsingle.TRIALS if who == s for n in test_glmsingle.shown(s, session)]
+        s: [
+            things[n]
+            for who, session in test_glmsingle.TRIALS
+            if who == s
+            for n in test_glmsingle.shown(s, session)
+        ]
         for s in subjects
     }
     runs = {s: [f"{e}.{n // 4}" for (who, e), count in test_glmsingle.TRIALS.items() if who == s for n in range(count)] for s in subjects}  # fmt: skip
@@ -170,16 +203,21 @@ def in_glmsingle(root: Path) -> Planted:
 def in_laion(root: Path) -> Planted:
     test_laion_fmri.write_laion(root)
     store = laion_fmri.prepare(root, root / "store", sessions=[1, 2], dtype="float32")
-    labels = sorted({label for person in test_laion_fmri.PEOPLE for label in test_laion_fmri.images(person)})
+    labels = sorted(
+        {label for person in test_laion_fmri.PEOPLE for label in test_laion_fmri.images(person)}
+    )
     number: dict[str, Thing] = {label: 5000 + n for n, label in enumerate(labels)}
     meaning = {
-        person: {test_laion_fmri.code(label): number[label] for label in test_laion_fmri.images(person)}
+        person: {
+            test_laion_fmri.code(label): number[label] for label in test_laion_fmri.images(person)
+        }
         for person in test_laion_fmri.PEOPLE
     }
     mark = [
         Mark(
             nib.affines.apply_affine(
-                MNI305_TO_MNI152 @ test_laion_fmri.TO_305 @ test_laion_fmri.AFFINE, test_laion_fmri.MARK
+                MNI305_TO_MNI152 @ test_laion_fmri.TO_305 @ test_laion_fmri.AFFINE,
+                test_laion_fmri.MARK,
             ),
             "laion",
             "laion-dorsal",
@@ -233,12 +271,18 @@ def in_bids(root: Path) -> Planted:
 def in_prepared(root: Path, layout: str) -> Planted:
     """In the layouts of the authors' prepared data the voxel is the eighth of the mask."""
     test_mindllm_release.write_official(root)
-    (test_mindllm_release.write_nsd0 if layout == "nsd0" else test_mindllm_release.write_mindeye)(root)
+    (test_mindllm_release.write_nsd0 if layout == "nsd0" else test_mindllm_release.write_mindeye)(
+        root
+    )
     marks, shown, runs = {}, {}, {}
     for subject, mask in test_mindllm_release.masks(root).items():
         ijk = tuple(np.argwhere(mask)[7].tolist())
         relabel(root / "data" / "roi" / subject / "A.nii.gz", {ijk: 3})
-        marks[subject], shown[subject], runs[subject] = [Mark(1.8 * np.array(ijk), "A", "3")], [], []
+        marks[subject], shown[subject], runs[subject] = (
+            [Mark(1.8 * np.array(ijk), "A", "3")],
+            [],
+            [],
+        )
         person, splits = (
             int(subject[4:]),
             {
@@ -265,8 +309,11 @@ def in_prepared(root: Path, layout: str) -> Planted:
                     shown[subject] += [test_mindllm_release.COCO[image]] * len(values)
     if layout == "mindeye":
         test_mindllm_release.write_info(root)
-    store = mindllm_release.prepare(root, root / "store", sources=["coco-caption"], val=0)
-    names = {coco: str(image if layout == "mindeye" else coco) for image, coco in test_mindllm_release.COCO.items()}
+    store = mindllm_release.prepare(root, root / "store", sources=["coco-caption"], val_fraction=0)
+    names = {
+        coco: str(image if layout == "mindeye" else coco)
+        for image, coco in test_mindllm_release.COCO.items()
+    }
     return Planted(
         store,
         marks,
@@ -307,14 +354,21 @@ def write_vqa(folder: Path, images: Sequence[int]) -> None:
     """A question about each image; the answers stand in another order than the questions."""
     folder.mkdir()
     info = {"info": {"description": "This is v2.0 of the VQA dataset.", "version": "2.0"}}
-    asked = [{"image_id": image, "question": f"Is this #{image}#?", "question_id": 1000 * image} for image in images]
+    asked = [
+        {"image_id": image, "question": f"Is this #{image}#?", "question_id": 1000 * image}
+        for image in images
+    ]
     said = [
         {"image_id": image, "question_id": 1000 * image, "question_type": "is", "answer_type": "other", "multiple_choice_answer": f"#{image}#",
          "answers": [{"answer": f"#{image}#", "answer_confidence": "yes", "answer_id": k} for k in range(1, 11)]}
         for image in images[::-1]
     ]  # fmt: skip
-    (folder / "v2_OpenEnded_mscoco_train2014_questions.json").write_text(json.dumps(info | {"questions": asked}))
-    (folder / "v2_mscoco_train2014_annotations.json").write_text(json.dumps(info | {"annotations": said}))
+    (folder / "v2_OpenEnded_mscoco_train2014_questions.json").write_text(
+        json.dumps(info | {"questions": asked})
+    )
+    (folder / "v2_mscoco_train2014_annotations.json").write_text(
+        json.dumps(info | {"annotations": said})
+    )
 
 
 def beside(numbers: Iterable[int], step: int) -> list[int]:
@@ -334,14 +388,20 @@ def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     write_vqa(files / "vqa", images)
     own = {name: f"Own words about #{thing}#" for thing, name in planted.names.items()}
     for name in list(own):
-        others = [str(n) for n in beside([int(name)], 1)] if name.isdecimal() else [f"{name}1", name[:-1]]
+        others = (
+            [str(n) for n in beside([int(name)], 1)]
+            if name.isdecimal()
+            else [f"{name}1", name[:-1]]
+        )
         own |= {other: "Own words about #another#" for other in others if other not in own}
-    (files / "own.tsv").write_text("stimulus\tcaption\n" + "".join(f"{a}\t{b}\n" for a, b in own.items()))
-    add(store, "coco-caption", [files / "coco"], images=planted.images)
-    add(store, "vqa-v2", [files / "vqa"], images=planted.images)
-    add(store, "caption", [files / "own.tsv"])
+    (files / "own.tsv").write_text(
+        "stimulus\tcaption\n" + "".join(f"{a}\t{b}\n" for a, b in own.items())
+    )
+    attach_source(store, "coco-caption", [files / "coco"], images=planted.images)
+    attach_source(store, "vqa-v2", [files / "vqa"], images=planted.images)
+    attach_source(store, "caption", [files / "own.tsv"])
     if planted.runs is not None:
-        add(store, "coco-caption-previous", [files / "coco"], images=planted.images)
+        attach_source(store, "coco-caption-previous", [files / "coco"], images=planted.images)
     return planted
 
 
@@ -356,10 +416,10 @@ def about(row: Any) -> set[str]:
 def test_a_voxel_is_where_it_was_planted_and_says_what_was_shown(planted: Planted) -> None:
     assert planted.store.subjects == list(planted.shown)
     for subject, marks in planted.marks.items():
-        space = planted.store.space(subject)
+        space = planted.store.masker(subject)
         for mark in marks:
-            number = space.regions[mark.parcellation][nearest(space, mark.mm)]
-            assert space.region_names[mark.parcellation][number] == mark.region
+            number = space.parcel_labels[mark.parcellation][nearest(space, mark.mm)]
+            assert space.parcel_names[mark.parcellation][number] == mark.region
         if planted.runs is None:
             assert Counter(planted.seen[subject]) == Counter(planted.shown[subject])
         else:
@@ -377,18 +437,24 @@ def test_every_trial_is_told_what_was_shown(planted: Planted) -> None:
             rows = told[stimulus]
             expected = ABOUT_STIMULI if isinstance(thing, int) else Counter(["caption"])
             assert Counter(row.source for row in rows) == expected, f"{subject}, trial {row}"
-            assert {name for row in rows for name in about(row)} == {str(thing)}, f"{subject}, trial {row}"
+            assert {name for row in rows for name in about(row)} == {str(thing)}, (
+                f"{subject}, trial {row}"
+            )
 
 
 def test_the_image_before_is_that_of_the_trial_before(planted: Planted) -> None:
     if planted.runs is None:
         with pytest.raises(InputError, match="does not tell in which order its trials were shown"):
-            add(planted.store, "coco-caption-previous", [planted.store.path.parent / "files" / "coco"])
+            attach_source(
+                planted.store,
+                "coco-caption-previous",
+                [planted.store.path.parent / "files" / "coco"],
+            )
         return
     table = planted.store.conversations
     table = table[table["stimulus"].isna()]
     assert set(table["source"]) == {"coco-caption-previous"}
-    found = {(row.subject, row.trial): about(row) for row in table.itertuples()}
+    found = {(row.subject, row.trial_index): about(row) for row in table.itertuples()}
     assert len(found) == len(table), "one each"
     expected = {
         (subject, row): {str(thing)}
@@ -401,20 +467,31 @@ def test_the_image_before_is_that_of_the_trial_before(planted: Planted) -> None:
 
 def test_training_reads_of_a_sample_what_its_scans_show(planted: Planted) -> None:
     store, rng, kinds = planted.store, np.random.default_rng(0), set()
-    for split in sorted({kind for subject in store.subjects for kind in store.trials(subject)["split"]}):
-        trials = Trials(store, store.subjects, split)
-        words = Words(store, [trials])
+    for split in sorted(
+        {kind for subject in store.subjects for kind in store.trials(subject)["split"]}
+    ):
+        trials = TrialDataset(store, store.subjects, split)
+        words = ConversationDataset(store, [trials])
         for _ in range(12):
-            batch = trials.batch(rng, 40, len(store.subjects), (0.1, 0.6), 0.3, 0.0)
-            read = [(person.subject, int(row)) for person in batch.people for row in person.rows]
-            for sample, turns in enumerate(words.conversations(batch, rng)):
-                mine = [read[i] for i in np.flatnonzero(batch.mix[sample])]
+            batch = trials.sample_batch(rng, 40, len(store.subjects), (0.1, 0.6), 0.3, 0.0)
+            read = [
+                (person.subject, int(row))
+                for person in batch.subjects
+                for row in person.trial_indices
+            ]
+            for sample, turns in enumerate(words.sample_conversations(batch, rng)):
+                mine = [read[i] for i in np.flatnonzero(batch.mixing_weights[sample])]
                 shown = {str(planted.seen[subject][row]) for subject, row in mine}
                 text = " ".join(turn["content"] for turn in turns)
-                kind = next((k for k in ("previously", "Own words", "Is this", "picture") if k in text), "other")
+                kind = next(
+                    (k for k in ("previously", "Own words", "Is this", "picture") if k in text),
+                    "other",
+                )
                 kinds.add(kind)
                 if kind == "previously":
                     ((subject, row),) = mine  # of one trial, not of a mix
                     shown = {str(planted.before(subject)[row])}
                 assert set(re.findall("#(.+?)#", text)) == shown, f"{mine}: {text}"
-    assert kinds == {"Own words", "Is this", "picture"} | ({"previously"} if planted.runs else set())
+    assert kinds == {"Own words", "Is this", "picture"} | (
+        {"previously"} if planted.runs else set()
+    )

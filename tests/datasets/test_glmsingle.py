@@ -44,11 +44,16 @@ def mask(subject: str) -> np.ndarray:
     return out
 
 
-def write_python(folder: Path, values: np.ndarray, conditions: np.ndarray, pickle: bool = False) -> None:
+def write_python(
+    folder: Path, values: np.ndarray, conditions: np.ndarray, pickle: bool = False
+) -> None:
     """What glmsingle.py writes: every key a data set at the root in C order, None as an empty one; or a dictionary in a .npy."""
     folder.mkdir(parents=True)
     rest: dict[str, Any] = {"R2": values[..., 0], "FRACvalue": values[..., 0], "pcnum": 3, "meanvol": values[..., 0], "noisepool": None}  # fmt: skip
-    np.save(folder / "DESIGNINFO.npy", np.array({"stimorder": conditions.tolist(), "numtrialrun": [len(conditions)]}))
+    np.save(
+        folder / "DESIGNINFO.npy",
+        np.array({"stimorder": conditions.tolist(), "numtrialrun": [len(conditions)]}),
+    )
     if pickle:
         np.save(folder / f"{TYPED}.npy", np.array({"betasmd": values, **rest}))
         return
@@ -62,7 +67,9 @@ def write_matlab(folder: Path, values: np.ndarray, conditions: np.ndarray) -> No
     """What save -v7.3 writes: chunked HDF5, dimensions in reverse; conditions from 1."""
     folder.mkdir(parents=True)
     with h5py.File(folder / f"{TYPED}.mat", "w", userblock_size=512) as content:
-        content.create_dataset("modelmd", data=values.T, chunks=(3, *values.shape[2::-1]), compression="gzip")
+        content.create_dataset(
+            "modelmd", data=values.T, chunks=(3, *values.shape[2::-1]), compression="gzip"
+        )
     with h5py.File(folder / "DESIGNINFO.mat", "w", userblock_size=512) as content:
         content.create_dataset("stimorder", data=conditions[:, None] + 1.0)
 
@@ -90,7 +97,9 @@ def write_outputs(root: Path) -> None:
         save(root / "masks" / f"{subject}_mask.nii.gz", mask(subject).astype(np.uint8))
         labels = np.full(GRID, int(subject[-1]), np.int16)
         save(root / "masks" / f"{subject}_atlas-Areas_dseg.nii.gz", labels)
-        (root / "masks" / f"{subject}_atlas-Areas_dseg.tsv").write_text("index\tname\n1\tV1\n2\tV2\n")
+        (root / "masks" / f"{subject}_atlas-Areas_dseg.tsv").write_text(
+            "index\tname\n1\tV1\n2\tV2\n"
+        )
     design().to_csv(root / "design.tsv", sep="\t", index=False)
 
 
@@ -105,19 +114,23 @@ def prepare(root: Path, out: Path, **options: Any) -> Store:
 
 
 def test_every_trial_is_that_of_its_stimulus_in_every_format(root: Path, tmp_path: Path) -> None:
-    store = prepare(root, tmp_path / "store", workers=2)
+    store = prepare(root, tmp_path / "store", n_jobs=2)
     assert store.subjects == ["sub-01", "sub-02"]
     for name in store.subjects:
         sessions = [session for subject, session in TRIALS if subject == name]
         conditions = np.concatenate([shown(name, session) for session in sessions])
-        trials, space = store.trials(name), store.space(name)
+        trials, space = store.trials(name), store.masker(name)
         assert trials["stimulus"].tolist() == [STIMULI[n] for n in conditions]
-        assert [None if pd.isna(n) else n for n in trials["coco_id"]] == [1000 + n if n else None for n in conditions]
+        assert [None if pd.isna(n) else n for n in trials["coco_id"]] == [
+            1000 + n if n else None for n in conditions
+        ]
         assert trials["session"].tolist() == [s for s in sessions for _ in range(TRIALS[name, s])]
-        np.testing.assert_array_equal(space.ijk, np.argwhere(mask(name)))
-        np.testing.assert_allclose(space.mm, 2 * space.ijk)
-        assert {space.region_names["Areas"][n] for n in space.regions["Areas"]} == {"V1" if name == "sub-01" else "V2"}
-        at = np.flatnonzero((space.ijk == MARK).all(1))[0]
+        np.testing.assert_array_equal(space.voxel_indices, np.argwhere(mask(name)))
+        np.testing.assert_allclose(space.coords_mm, 2 * space.voxel_indices)
+        assert {space.parcel_names["Areas"][n] for n in space.parcel_labels["Areas"]} == {
+            "V1" if name == "sub-01" else "V2"
+        }
+        at = np.flatnonzero((space.voxel_indices == MARK).all(1))[0]
         assert store.betas(name)[:, at].tolist() == (conditions + 0.5).tolist()
         expected = np.concatenate([betas(name, session)[mask(name)].T for session in sessions])
         np.testing.assert_array_equal(store.betas(name), expected)
@@ -131,8 +144,8 @@ def test_every_trial_is_that_of_its_stimulus_in_every_format(root: Path, tmp_pat
 def test_parts_larger_than_a_worker_reads_at_a_time(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(glmsingle, "PART", 3)
-    monkeypatch.setattr(glmsingle, "PIECE_BYTES", 500)
+    monkeypatch.setattr(glmsingle, "CHUNK_SIZE", 3)
+    monkeypatch.setattr(glmsingle, "CHUNK_BYTES", 500)
     store = prepare(root, tmp_path / "store")
     expected = np.concatenate([betas("sub-01", s)[mask("sub-01")].T for s in ("1", "2")])
     np.testing.assert_array_equal(store.betas("sub-01"), expected)
@@ -154,14 +167,20 @@ def test_voxels_in_a_row_are_those_of_the_mask(root: Path, tmp_path: Path) -> No
 
 
 def test_splits_models_and_files_named_one_by_one(root: Path, tmp_path: Path) -> None:
-    table = design().query("subject == 'sub-01' and session == '1'").drop(columns=["session", "caption"])
+    table = (
+        design()
+        .query("subject == 'sub-01' and session == '1'")
+        .drop(columns=["session", "caption"])
+    )
     table.assign(file=f"sub-01/ses-1/{TYPED}.hdf5").to_csv(root / "one.tsv", sep="\t", index=False)
-    store = prepare(root, tmp_path / "one", design=root / "one.tsv", test=0.3, val=0.3)
+    store = prepare(
+        root, tmp_path / "one", design=root / "one.tsv", test_fraction=0.3, val_fraction=0.3
+    )
     assert set(store.trials("sub-01")["split"]) == {"train", "val", "test"}
     assert store.trials("sub-01")["session"].nunique() == 1
     assert not len(store.conversations)
     table.assign(split="train").to_csv(root / "two.tsv", sep="\t", index=False)
-    b = prepare(root, tmp_path / "b", design=root / "two.tsv", model="TYPEB", test=0.3)
+    b = prepare(root, tmp_path / "b", design=root / "two.tsv", model="TYPEB", test_fraction=0.3)
     np.testing.assert_allclose(b.betas("sub-01"), store.betas("sub-01") + 100, atol=1e-4)
     assert set(b.trials("sub-01")["split"]) == {"train"}, "the table's own split"
 
@@ -173,7 +192,7 @@ def test_nan_is_refused_or_left_out(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds NaN or infinite values in 1 of"):
         prepare(root, tmp_path / "store", subjects=["sub-01"])
     store = prepare(root, tmp_path / "store", subjects=["sub-01"], nan="drop")
-    np.testing.assert_array_equal(store.space("sub-01").ijk, np.argwhere(mask("sub-01")))
+    np.testing.assert_array_equal(store.masker("sub-01").voxel_indices, np.argwhere(mask("sub-01")))
     save(root / "masks" / "sub-01_mask.nii.gz", (np.indices(GRID)[:2].sum(0) == 0).astype(np.uint8))
     with pytest.raises(InputError, match="all 3 voxels of the mask hold NaN"):
         prepare(root, tmp_path / "none", subjects=["sub-01"], nan="drop")
@@ -189,7 +208,8 @@ def test_nothing_in_a_pickle_is_run(root: Path, tmp_path: Path) -> None:
     content = np.load(file, allow_pickle=True).item()
     np.save(file, content | {"params": Bad()}, allow_pickle=True)
     with pytest.raises(
-        InputError, match=r"it names pathlib\.Path\.touch|it names builtins\.getattr|which is neither a number nor text"
+        InputError,
+        match=r"it names pathlib\.Path\.touch|it names builtins\.getattr|which is neither a number nor text",
     ):
         prepare(tmp_path / "copy", tmp_path / "store")
     assert not (tmp_path / "run").exists()
@@ -219,13 +239,18 @@ def test_tables_that_do_not_fit(root: Path, tmp_path: Path, change: dict, messag
     [
         ({"subjects": ["sub-03"]}, "has no subject sub-03; it has sub-01, sub-02"),
         ({"mask": None}, "sub-01 has 0 masks; expected one"),
-        ({"model": "TYPEC"}, r"there is no .*TYPEC_FITHRF_GLMDENOISE\.hdf5, .*found: TYPEB_FITHRF.hdf5, TYPED"),
+        (
+            {"model": "TYPEC"},
+            r"there is no .*TYPEC_FITHRF_GLMDENOISE\.hdf5, .*found: TYPEB_FITHRF.hdf5, TYPED",
+        ),
         ({"model": "TYPEA"}, "model='TYPEA' is unknown; expected TYPEB or TYPEC or TYPED"),
         ({"nan": "zero"}, "nan='zero' is unknown"),
         ({"design": "nothing.tsv"}, r"there is no file nothing\.tsv: expected the design table"),
     ],
 )
-def test_what_is_not_there_is_named(root: Path, tmp_path: Path, options: dict, message: str) -> None:
+def test_what_is_not_there_is_named(
+    root: Path, tmp_path: Path, options: dict, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         prepare(root, tmp_path / "store", **options)
 
@@ -240,7 +265,9 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
         assert not (tmp_path / "store").exists()
 
     file.write_bytes(whole[: len(whole) // 2])
-    attempt(r"ses-1/TYPED_FITHRF_GLMDENOISE_RR\.hdf5 is damaged, truncated, or holds no single-trial betas")
+    attempt(
+        r"ses-1/TYPED_FITHRF_GLMDENOISE_RR\.hdf5 is damaged, truncated, or holds no single-trial betas"
+    )
     with h5py.File(file, "w") as content:
         content["R2"] = np.zeros(GRID)
     attempt("holds no single-trial betas of GLMsingle .*betasmd")
@@ -249,7 +276,9 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
     attempt(r"has 5 trials; the design table has 20")
     with h5py.File(file, "w") as content:
         content["betasmd"] = betas("sub-01", "1")[:4]
-    attempt(r"betas on a grid of \(4, 4, 3\); the mask of sub-01 has the grid \(5, 4, 3\) and 35 voxels")
+    attempt(
+        r"betas on a grid of \(4, 4, 3\); the mask of sub-01 has the grid \(5, 4, 3\) and 35 voxels"
+    )
     file.write_bytes(whole)
     pickled = root / "sub-02" / "ses-1" / f"{TYPED}.npy"
     pickled.write_bytes(pickled.read_bytes()[:200])

@@ -17,7 +17,7 @@ import mindllm
 from mindllm.cli import app
 from mindllm.data.store import Store
 from mindllm.datasets.mindllm_release import prepare
-from mindllm.evaluate.evaluator import evaluate
+from mindllm.evaluation.evaluator import evaluate
 from mindllm.utils.errors import InputError
 from tests.published import Sizes, make_published, write_volume
 
@@ -79,7 +79,9 @@ def root(tmp_path: Path) -> Path:
 
 def write_info(root: Path) -> None:
     table = pd.DataFrame({"cocoId": COCO.values(), "nsdId": COCO.keys()})
-    table.to_csv(root / "data" / "nsd_stim_info_merged.csv")  # with the unnamed index that NSD's has
+    table.to_csv(
+        root / "data" / "nsd_stim_info_merged.csv"
+    )  # with the unnamed index that NSD's has
 
 
 def masks(root: Path) -> dict[str, np.ndarray]:
@@ -89,7 +91,11 @@ def masks(root: Path) -> dict[str, np.ndarray]:
 
 def order_of(person: int, images: range, repeats: int) -> list[list[int]]:
     """Image and repeat of each trial in the order of its key."""
-    return np.random.default_rng(person).permutation([(i, r) for i in images for r in range(repeats)]).tolist()
+    return (
+        np.random.default_rng(person)
+        .permutation([(i, r) for i in images for r in range(repeats)])
+        .tolist()
+    )
 
 
 def write_nsd0(root: Path, volumes: bool = False) -> None:
@@ -119,7 +125,9 @@ def write_mindeye(root: Path) -> None:
             folder = root / "data" / "webdataset_avg_split" / split / subject
             folder.mkdir(parents=True)
             for image in images:
-                values = np.stack([value_of(person, image, r, int(mask.sum())) for r in range(3)]).astype(np.float16)
+                values = np.stack(
+                    [value_of(person, image, r, int(mask.sum())) for r in range(3)]
+                ).astype(np.float16)
                 np.save(folder / f"sample{900 - image:06d}.nsdgeneral.npy", values)
                 np.save(folder / f"sample{900 - image:06d}.coco73k.npy", np.array([image]))
 
@@ -134,15 +142,15 @@ def test_every_trial_has_its_values_and_its_text(root: Path, layout: str, named:
         write_nsd0(root, volumes=layout.endswith("volumes"))
     if named or layout == "mindeye":
         write_info(root)
-    store = prepare(root, root / "store", val=0.2)
+    store = prepare(root, root / "store", val_fraction=0.2)
     named = named or layout == "mindeye"
     assert store.subjects == ["subj01", "subj02"]
-    assert store.meta["normalized"]
+    assert store.meta["standardized"]
     number = {str(n if named else c): n for n, c in COCO.items()}
     for subject in store.subjects:
         trials, person = store.trials(subject), int(subject[4:])
-        assert set(store.space(subject).regions) == {"A", "B"}
-        values = store.values(subject)
+        assert set(store.masker(subject).parcel_labels) == {"A", "B"}
+        values = store.betas(subject, standardize=True)
         for row, trial in enumerate(trials.itertuples()):
             image = number[trial.stimulus]
             assert trial.coco_id == COCO[image]
@@ -150,7 +158,7 @@ def test_every_trial_has_its_values_and_its_text(root: Path, layout: str, named:
             near = [np.abs(values[row] - p).max() < 1e-2 for p in planted]
             assert sum(near) == 1, f"{subject}, trial {row} of image {image} has other values"
             if layout == "mindeye":
-                assert near[trial.repeat]
+                assert near[trial.repetition]
             assert trial.split == "test" if image in TEST else trial.split in ("train", "val")
     told = store.conversations.dropna(subset="stimulus")
     for row in told.itertuples():
@@ -162,7 +170,13 @@ def test_every_trial_has_its_values_and_its_text(root: Path, layout: str, named:
             assert f"image {image} ?" in row.turns[0]["content"]
             assert row.answers == ["red"]
         else:
-            assert row.answers == ["two. Here is the explanation: There are two.", "two", "2", "two", "There are two."]
+            assert row.answers == [
+                "two. Here is the explanation: There are two.",
+                "two",
+                "2",
+                "two",
+                "There are two.",
+            ]
     assert told["source"].iloc[0] == "coco-caption"
     shown = {number[s] for subject in store.subjects for s in store.trials(subject)["stimulus"]}
     assert {number[s] for s in told["stimulus"]} == shown, "the image that nobody saw is left out"
@@ -170,7 +184,7 @@ def test_every_trial_has_its_values_and_its_text(root: Path, layout: str, named:
 
 def test_validation_comes_from_training_stimuli(root: Path) -> None:
     write_nsd0(root)
-    store = prepare(root / "data", root / "store", val=0.25, seed=3)
+    store = prepare(root / "data", root / "store", val_fraction=0.25, seed=3)
     trials = pd.concat([store.trials(s) for s in store.subjects])
     kinds = trials.groupby("split")["stimulus"].agg(set)
     assert len(kinds["val"]) == 10
@@ -178,13 +192,22 @@ def test_validation_comes_from_training_stimuli(root: Path) -> None:
     assert not kinds["val"] & (kinds["test"] | kinds["train"])
     before = store.conversations[store.conversations["stimulus"].isna()]
     assert [(r.subject, r.source, r.answers) for r in before.itertuples()] == [("subj01", "coco-caption-previous", ["before"])] * 2  # fmt: skip
-    keys = [store.trials("subj01").iloc[t][["split", "key"]].tolist() for t in before["trial"]]
+    keys = [
+        store.trials("subj01").iloc[t][["split", "key"]].tolist() for t in before["trial_index"]
+    ]
     assert sorted(k for _, k in keys) == ["1", "4"]
 
 
 def test_options(root: Path) -> None:
     write_nsd0(root)
-    store = prepare(root, root / "store", subjects=["subj02"], sources=["coco-qa"], val=0, dtype="float16")
+    store = prepare(
+        root,
+        root / "store",
+        subjects=["subj02"],
+        sources=["coco-qa"],
+        val_fraction=0,
+        dtype="float16",
+    )
     assert store.subjects == ["subj02"]
     assert set(store.conversations["source"]) == {"coco-qa"}
     assert store.betas("subj02").dtype == np.float16
@@ -200,16 +223,16 @@ def test_voxels_outside_the_cortex_are_a_region_of_their_own(root: Path) -> None
     labels[np.cumsum(inside).reshape(inside.shape) <= 4] = -1
     write_volume(file, labels)
     store = prepare(root, root / "store")
-    assert store.regions["A"] == {1: "1", 2: "2", 3: "3", 4: "not cortex"}
-    assert store.space("subj02").regions["A"][:4].tolist() == [4] * 4
-    assert store.space("subj01").regions["A"].max() == 3
+    assert store.parcel_names["A"] == {1: "1", 2: "2", 3: "3", 4: "not cortex"}
+    assert store.masker("subj02").parcel_labels["A"][:4].tolist() == [4] * 4
+    assert store.masker("subj01").parcel_labels["A"].max() == 3
 
 
 def test_an_interrupted_preparation_goes_on(root: Path, monkeypatch) -> None:
-    from mindllm.datasets.release_layouts import Nsd0
+    from mindllm.datasets.release_layouts import HDF5Layout
 
     write_nsd0(root)
-    whole = Nsd0.pieces
+    whole = HDF5Layout.iter_chunks
 
     def interrupted(self, subject, trials, ijk):
         for n, piece in enumerate(whole(self, subject, trials, ijk)):
@@ -217,13 +240,15 @@ def test_an_interrupted_preparation_goes_on(root: Path, monkeypatch) -> None:
                 raise KeyboardInterrupt
             yield piece
 
-    monkeypatch.setattr(Nsd0, "pieces", interrupted)
+    monkeypatch.setattr(HDF5Layout, "iter_chunks", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(root, root / "store")
     with pytest.raises(InputError, match="was not prepared to its end"):
         Store(root / "store")
     read = []
-    monkeypatch.setattr(Nsd0, "pieces", lambda self, s, *rest: read.append(s) or whole(self, s, *rest))
+    monkeypatch.setattr(
+        HDF5Layout, "iter_chunks", lambda self, s, *rest: read.append(s) or whole(self, s, *rest)
+    )
     prepare(root, root / "store")
     assert read == ["subj02"]
 
@@ -322,10 +347,13 @@ def test_two_layouts_ask_for_one(root: Path) -> None:
 
 def test_references_take_the_form_of_their_task() -> None:
     from mindllm.datasets.mindllm_release import right
-    from mindllm.evaluate.question_answering import reference
+    from mindllm.evaluation.question_answering import reference
 
     def stored(said: str, published) -> list[str]:
-        return right([{"role": "user", "content": "<fMRI>?"}, {"role": "assistant", "content": said}], published)
+        return right(
+            [{"role": "user", "content": "<fMRI>?"}, {"role": "assistant", "content": said}],
+            published,
+        )
 
     ten = ["two"] * 6 + ["2"] * 4
     assert sorted(reference(stored("two", ten), "vqa")) == sorted(ten)
@@ -341,7 +369,7 @@ def test_references_take_the_form_of_their_task() -> None:
 
 
 def test_shuffled_scans_show_something_else() -> None:
-    from mindllm.evaluate.question_answering import elsewhere
+    from mindllm.evaluation.question_answering import elsewhere
 
     shown = np.array(["a", "a", "b", "c", "c", "c"])
     assert (shown[elsewhere(shown, np.random.default_rng(0))] != shown).all()
@@ -360,11 +388,21 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
         assert result.exit_code == 0, result.output
         return result.stdout
 
-    run("prepare", "official", ".", "--out", "store", "--val", "0.2", "--sources", "coco-caption")
+    run(
+        "prepare",
+        "mindllm-release",
+        ".",
+        "--out",
+        "store",
+        "--val-fraction",
+        "0.2",
+        "--sources",
+        "coco-caption",
+    )
     told = run(
         "convert",
         "model.ckpt",
-        "--roi",
+        "--roi-dir",
         "data/roi",
         "--llm",
         tiny_llm_folder,
@@ -376,10 +414,14 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
     assert "tensors used, none left over" in told.replace("\n", " ")
     published = mindllm.load("model")
     store = Store("store")
-    values = store.values("subj02", [3])
-    assert published.spaces["subj02"].regions.keys() == store.space("subj02").regions.keys()
+    values = store.betas("subj02", [3], standardize=True)
+    assert (
+        published.maskers["subj02"].parcel_labels.keys()
+        == store.masker("subj02").parcel_labels.keys()
+    )
     torch.testing.assert_close(
-        published.encode(values, published.spaces["subj02"]), published.encode(values, store.space("subj02"))
+        published.encode(values, published.maskers["subj02"]),
+        published.encode(values, store.masker("subj02")),
     )
 
     # evaluate: the people and their test trials, the model's own question
@@ -390,24 +432,54 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
     run("evaluate", "model", "store", "--out", "report", "--max-new-tokens", 4)
 
     # answer: the questions of a source, scored officially; the repeats of an image averaged
-    run("prepare", "official", ".", "--out", "asked", "--val", "0", "--sources", "coco-qa")
-    run("answer", "model", "asked", "--source", "coco-qa", "--average", "--max-new-tokens", 4, "--out", "answers")
+    run(
+        "prepare",
+        "mindllm-release",
+        ".",
+        "--out",
+        "asked",
+        "--val-fraction",
+        "0",
+        "--sources",
+        "coco-qa",
+    )
+    run(
+        "evaluate-qa",
+        "model",
+        "asked",
+        "--source",
+        "coco-qa",
+        "--average-repetitions",
+        "--max-new-tokens",
+        4,
+        "--out",
+        "answers",
+    )
     told = json.loads(Path("answers/scores.json").read_text())
     assert (told["items"], told["task"], told["repeats"]) == (2 * len(TEST), "exact", "averaged")
-    assert set(told["scores"]) == {"brain", "shuffled", "no_brain"}
-    said = json.loads(Path("answers/predictions-brain.json").read_text())
+    assert set(told["scores"]) == {"fmri", "shuffled_trials", "null_tokens"}
+    said = json.loads(Path("answers/predictions-fmri.json").read_text())
     asked = Store("asked")
     trials = asked.trials("subj01")
     shown = str(COCO[TEST[0]])
-    mean = asked.values("subj01", np.flatnonzero(trials["stimulus"] == shown)).mean(0)
+    mean = asked.betas(
+        "subj01", np.flatnonzero(trials["stimulus"] == shown), standardize=True
+    ).mean(0)
     question = f"<fMRI>\nwhat is in image {TEST[0]} ?\nAnswer the question with a short phrase."
-    alone = published.decode(mean, asked.space("subj01"), question, max_new_tokens=4)[0]
+    alone = published.decode(mean, asked.masker("subj01"), question, max_new_tokens=4)[0]
     assert said[f"subj01/{shown}/0"] == alone
-    again = run("score", "answers/predictions-brain.json", "answers/references.json", "--task", "exact", "--json")
-    assert json.loads(again)["scores"] == told["scores"]["brain"]
+    again = run(
+        "score",
+        "answers/predictions-fmri.json",
+        "answers/references.json",
+        "--task",
+        "exact",
+        "--json",
+    )
+    assert json.loads(again)["scores"] == told["scores"]["fmri"]
 
     # decode: with the voxels that travel along, or with the ROI files
-    scan = store.space("subj02").unmask(store.betas("subj02")[:9])
+    scan = store.masker("subj02").inverse_transform(store.betas("subj02")[:9])
     nib.save(scan, "scan.nii.gz")
     own = run(
         "decode",
@@ -415,7 +487,7 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
         "scan.nii.gz",
         "--subject",
         "subj02",
-        "--normalized",
+        "--standardized",
         "--volumes",
         "0-2",
         "--max-new-tokens",
@@ -423,28 +495,63 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
         "--json",
     )
     rois = Path("data/roi/subj02")
-    files = ["--mask", rois / "nsdgeneral.nii.gz", *(w for p in "AB" for w in ("--atlas", f"{p}={rois / p}.nii.gz"))]
+    files = [
+        "--mask",
+        rois / "nsdgeneral.nii.gz",
+        *(w for p in "AB" for w in ("--atlas", f"{p}={rois / p}.nii.gz")),
+    ]
     same = run(
-        "decode", "model", "scan.nii.gz", *files, "--normalized", "--volumes", "0-2", "--max-new-tokens", 8, "--json"
+        "decode",
+        "model",
+        "scan.nii.gz",
+        *files,
+        "--standardized",
+        "--volumes",
+        "0-2",
+        "--max-new-tokens",
+        8,
+        "--json",
     )
     assert same == own
     assert [a["volume"] for a in json.loads(own)] == [0, 1, 2]
-    run("decode", "model", "scan.nii.gz", "--subject", "subj02", "--max-new-tokens", 8)  # raw values are normalized
-    expected = published.decode(store.values("subj02", [0, 1, 2]), published.spaces["subj02"], max_new_tokens=8)
+    run(
+        "decode", "model", "scan.nii.gz", "--subject", "subj02", "--max-new-tokens", 8
+    )  # raw values are normalized
+    expected = published.decode(
+        store.betas("subj02", [0, 1, 2], standardize=True),
+        published.maskers["subj02"],
+        max_new_tokens=8,
+    )
     assert [a["text"] for a in json.loads(own)] == expected
 
     # train further: the whole encoder, through the language model
-    Path("options.yaml").write_text("{language: {steps: 3, batch_size: 4, learning_rate: 0.01}, check_every: 1}")
-    run("train", "store", "--out", "further", "--start", "model", "--config", "options.yaml")
+    Path("options.yaml").write_text(
+        "{instruction_tuning: {max_steps: 3, batch_size: 4, learning_rate: 0.01}, eval_steps: 1}"
+    )
+    run("train", "store", "--out", "further", "--init-from", "model", "--config", "options.yaml")
     further = mindllm.load("further")
-    assert further.card["subjects"] == ["subj01", "subj02"]
-    assert further.card["started_from"]["converted_from"]["file"] == "model.ckpt"
-    assert list(further.spaces) == ["subj01", "subj02"]
-    assert "stimuli" not in further.card
+    assert further.model_card["subjects"] == ["subj01", "subj02"]
+    assert further.model_card["started_from"]["converted_from"]["file"] == "model.ckpt"
+    assert list(further.maskers) == ["subj01", "subj02"]
+    assert "stimuli" not in further.model_card
     before = dict(published.named_parameters())
     moved = {name for name, p in further.named_parameters() if not torch.equal(p, before[name])}
-    assert {"encoder.queries", "encoder.head.leave.weight", "projector.weight", "encoder.region_key.weight"} <= moved
+    assert {
+        "encoder.queries",
+        "encoder.head.token_proj.weight",
+        "projector.weight",
+        "encoder.parcel_proj.weight",
+    } <= moved
     run("evaluate", "further", "store", "--out", "report-further", "--max-new-tokens", 4)
-    run("decode", "further", "scan.nii.gz", "--subject", "subj02", "--normalized", "--max-new-tokens", 8)
+    run(
+        "decode",
+        "further",
+        "scan.nii.gz",
+        "--subject",
+        "subj02",
+        "--standardized",
+        "--max-new-tokens",
+        8,
+    )
     rows = json.loads(Path("report-further/report.json").read_text())["rows"]
     assert rows

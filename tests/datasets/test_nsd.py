@@ -33,7 +33,9 @@ def save(path: Path, values: np.ndarray) -> None:
 def shown(root: Path, person: int) -> np.ndarray:
     """0-based nsdId of every trial, worked out from the 1-based files without the reader."""
     design = loadmat(root / nsd.EXPERIMENT / "nsd_expdesign.mat")
-    return np.array([design["subjectim"][person - 1, place - 1] - 1 for place in design["masterordering"][0]])
+    return np.array(
+        [design["subjectim"][person - 1, place - 1] - 1 for place in design["masterordering"][0]]
+    )
 
 
 def write_nsd(root: Path) -> None:
@@ -58,7 +60,7 @@ def write_nsd(root: Path) -> None:
             info[f"subject{person}_rep{repeat}"] = trial
     info.to_csv(folder / "nsd_stim_info_merged.csv")
     for person, shape in PEOPLE.items():
-        files = nsd.Person(root, person)
+        files = nsd.NSDSubjectFiles(root, person)
         mask = np.full(shape, -1, np.int16)
         mask[1:-1, 1:-1, 1:-1] = 0
         mask[1:-1, 2:4, 1:-1] = 1
@@ -67,13 +69,17 @@ def write_nsd(root: Path) -> None:
         save(files.functional / "roi" / "floc-faces.nii.gz", regions)
         save(files.functional / "roi" / "lh.floc-faces.nii.gz", regions)
         save(files.functional / "brainmask.nii.gz", (mask >= 0).astype(np.uint8))
-        left = np.where(np.arange(shape[0])[:, None, None] < shape[0] / 2, mask, -1).astype(np.int16)
+        left = np.where(np.arange(shape[0])[:, None, None] < shape[0] / 2, mask, -1).astype(
+            np.int16
+        )
         save(files.functional / "roi" / "lh.nsdgeneral.nii.gz", left)
         files.labels[0].mkdir(parents=True)
         (files.labels[0] / "floc-faces.mgz.ctab").write_text("0 Unknown\n1 OFA\n2 FFA-1\n3 FFA-2\n")
         ijk = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
         # The template is stored from right to left: what is left in the scan has a high number there.
-        place = np.array([91, 127, 73]) + np.array([-1, 1, 1]) * (10 * (ijk - np.array(shape) // 2) + 0.25)
+        place = np.array([91, 127, 73]) + np.array([-1, 1, 1]) * (
+            10 * (ijk - np.array(shape) // 2) + 0.25
+        )
         place[1, 2, 1] = 9999  # outside
         save(files.transform, place.astype(np.float32))
         if person == 1:
@@ -85,7 +91,9 @@ def write_nsd(root: Path) -> None:
             betas[2, 2, 2] = (
                 shown(root, person)[(session - 1) * 750 : session * 750] % 30000 - 15000
             )  # says what was shown
-            betas[3, 2, 2] = shown(root, person)[(session - 1) * 750 : session * 750] // 30000  # and so does this
+            betas[3, 2, 2] = (
+                shown(root, person)[(session - 1) * 750 : session * 750] // 30000
+            )  # and so does this
             file = files.betas(nsd.BETAS) / f"betas_session{session:02d}"
             file.parent.mkdir(parents=True, exist_ok=True)
             if person == 1:
@@ -104,7 +112,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return nsd.prepare(root, tmp_path_factory.mktemp("out") / "store", sessions=[1, 2], dtype="float32", workers=2)
+    return nsd.prepare(
+        root, tmp_path_factory.mktemp("out") / "store", sessions=[1, 2], dtype="float32", n_jobs=2
+    )
 
 
 def test_every_trial_is_that_of_its_image(root: Path, store: Store) -> None:
@@ -114,48 +124,69 @@ def test_every_trial_is_that_of_its_image(root: Path, store: Store) -> None:
         trials = store.trials(name)
         assert trials["stimulus"].tolist() == expected.astype(str).tolist()
         assert trials["coco_id"].tolist() == (100_000 + expected * 3).tolist()
-        voxel = np.flatnonzero((store.space(name).ijk == 2).all(1))[0]
-        np.testing.assert_allclose(store.betas(name)[:, voxel] * 300, expected % 30000 - 15000, atol=0.01)
+        voxel = np.flatnonzero((store.masker(name).voxel_indices == 2).all(1))[0]
+        np.testing.assert_allclose(
+            store.betas(name)[:, voxel] * 300, expected % 30000 - 15000, atol=0.01
+        )
         assert trials["session"].tolist() == ["1"] * 750 + ["2"] * 750
-        assert trials["run"].iloc[[0, 62, 63, 124, 125, 749, 750]].tolist() == ["1", "1", "2", "2", "3", "12", "1"]
-        assert (trials["repeat"] == 0).all(), "in the made-up design nothing is shown again before trial 10,000"
+        assert trials["run"].iloc[[0, 62, 63, 124, 125, 749, 750]].tolist() == [
+            "1",
+            "1",
+            "2",
+            "2",
+            "3",
+            "12",
+            "1",
+        ]
+        assert (trials["repetition"] == 0).all(), (
+            "in the made-up design nothing is shown again before trial 10,000"
+        )
 
 
 def test_both_formats_and_any_voxel(root: Path, store: Store) -> None:
-    with h5py.File(nsd.Person(root, 1).session(nsd.BETAS, 2)) as content:
+    with h5py.File(nsd.NSDSubjectFiles(root, 1).session(nsd.BETAS, 2)) as content:
         first = content["betas"][:].T
-    second = np.asarray(nib.load(nsd.Person(root, 5).session(nsd.BETAS, 1)).dataobj)
-    for name, session, rows in (("subj01", first, slice(750, 1500)), ("subj05", second, slice(0, 750))):
-        expected = session[tuple(store.space(name).ijk.T)].T / 300
+    second = np.asarray(nib.load(nsd.NSDSubjectFiles(root, 5).session(nsd.BETAS, 1)).dataobj)
+    for name, session, rows in (
+        ("subj01", first, slice(750, 1500)),
+        ("subj05", second, slice(0, 750)),
+    ):
+        expected = session[tuple(store.masker(name).voxel_indices.T)].T / 300
         np.testing.assert_allclose(store.betas(name)[rows], expected, rtol=1e-5)
 
 
 def test_places_are_mni_millimetres(store: Store) -> None:
     for name, shape in (("subj01", PEOPLE[1]), ("subj05", PEOPLE[5])):
-        space = store.space(name)
+        space = store.masker(name)
         middle = np.array(shape) // 2
-        np.testing.assert_allclose(space.mm, 10 * (space.ijk - middle) + 0.25, atol=1e-3)
-        assert not (space.ijk == [1, 2, 1]).all(1).any(), "outside the template"
+        np.testing.assert_allclose(
+            space.coords_mm, 10 * (space.voxel_indices - middle) + 0.25, atol=1e-3
+        )
+        assert not (space.voxel_indices == [1, 2, 1]).all(1).any(), "outside the template"
         assert len(space) == (shape[0] - 2) * 2 * (shape[2] - 2) - 1
-        assert set(space.region_names["floc-faces"].values()) >= {"OFA", "FFA-1", "FFA-2"}
-        assert "lh.floc-faces" not in space.regions
+        assert set(space.parcel_names["floc-faces"].values()) >= {"OFA", "FFA-1", "FFA-2"}
+        assert "lh.floc-faces" not in space.parcel_labels
 
 
-def test_the_shared_images_are_the_test_and_both_conventions_have_a_name(root: Path, store: Store) -> None:
+def test_the_shared_images_are_the_test_and_both_conventions_have_a_name(
+    root: Path, store: Store
+) -> None:
     info = pd.read_csv(root / nsd.EXPERIMENT / "nsd_stim_info_merged.csv")
     shared = set(info.loc[info["shared1000"], "nsdId"].astype(str))
     trials = store.trials("subj01")
     assert ((trials["split"] == "test") == trials["stimulus"].isin(shared)).all()
-    assert set(store.sets["1000"]) == shared
+    assert set(store.stimulus_sets["1000"]) == shared
     early = set(shown(root, 1)[: 37 * 750].astype(str)) & shared
-    assert set(store.sets["982"]) == early
-    assert store.statistics("subj01").origin == "training trials"
+    assert set(store.stimulus_sets["982"]) == early
+    assert store.scaler("subj01").fitted_on == "training trials"
 
 
 def test_other_masks_and_choices(root: Path, tmp_path: Path) -> None:
-    brain = nsd.prepare(root, tmp_path / "brain", subjects=[5], sessions=[2], mask="brain", val=0.2)
-    assert len(brain.space("subj05")) == 3 * 4 * 5 - 1
-    assert "nsdgeneral" in brain.space("subj05").regions
+    brain = nsd.prepare(
+        root, tmp_path / "brain", subjects=[5], sessions=[2], mask="brain", val_fraction=0.2
+    )
+    assert len(brain.masker("subj05")) == 3 * 4 * 5 - 1
+    assert "nsdgeneral" in brain.masker("subj05").parcel_labels
     assert set(brain.trials("subj05")["session"]) == {"2"}
     assert set(brain.trials("subj05")["split"]) == {"train", "val", "test"}
     assert brain.betas("subj05").dtype == np.float16
@@ -165,13 +196,18 @@ def test_other_masks_and_choices(root: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"subjects": [1, 3]}, "has no subject 3; it holds 1, 5"),
-        ({}, r"subj01 lacks the sessions 3-40 of betas_fithrf_GLMdenoise_RR \(38 of 40\).*--sessions 1-2"),
+        (
+            {},
+            r"subj01 lacks the sessions 3-40 of betas_fithrf_GLMdenoise_RR \(38 of 40\).*--sessions 1-2",
+        ),
         ({"sessions": [1, 41]}, r"sessions 1 to 40; \[41\] were asked for"),
         ({"betas": "betas_assumehrf"}, "has the versions betas_fithrf_GLMdenoise_RR"),
         ({"sessions": [1], "mask": "V1"}, "no mask .*choose brain or one of floc-faces"),
     ],
 )
-def test_what_is_not_there_is_named(root: Path, tmp_path: Path, options: dict, message: str) -> None:
+def test_what_is_not_there_is_named(
+    root: Path, tmp_path: Path, options: dict, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         nsd.prepare(root, tmp_path / "store", **options)
     with pytest.raises(InputError, match="does not hold NSD"):
@@ -187,7 +223,7 @@ def damaged(root: Path, tmp_path: Path) -> Path:
 
 def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -> None:
     copy = damaged(root, tmp_path)
-    file = nsd.Person(copy, 1).session(nsd.BETAS, 2)
+    file = nsd.NSDSubjectFiles(copy, 1).session(nsd.BETAS, 2)
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"betas_session02\.hdf5 are damaged or truncated"):
@@ -211,7 +247,9 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
     finally:
         module.read_betas = original
     assert before
-    assert [path.name for path in read][:1] == ["betas_session02.hdf5"], "the first session was kept"
+    assert [path.name for path in read][:1] == ["betas_session02.hdf5"], (
+        "the first session was kept"
+    )
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
         "conversations.parquet",
         "dataset.json",
@@ -229,11 +267,11 @@ def test_another_release_or_person_is_noticed(root: Path, tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"disagree about 10000 of 10000 images of subj01"):
         nsd.prepare(copy, tmp_path / "store", sessions=[1])
     table.to_csv(info)
-    files = nsd.Person(copy, 1)
-    nib.save(nib.load(nsd.Person(root, 5).transform), files.transform)
+    files = nsd.NSDSubjectFiles(copy, 1)
+    nib.save(nib.load(nsd.NSDSubjectFiles(root, 5).transform), files.transform)
     with pytest.raises(InputError, match="another person's"):
         nsd.prepare(copy, tmp_path / "store", subjects=[1], sessions=[1])
-    place = np.asarray(nib.load(nsd.Person(root, 1).transform).dataobj).copy()
+    place = np.asarray(nib.load(nsd.NSDSubjectFiles(root, 1).transform).dataobj).copy()
     place[..., 0] = np.where(place[..., 0] < 9000, 182 - place[..., 0], 9999)
     save(files.transform, place)
     with pytest.raises(InputError, match="mirrored"):
@@ -249,7 +287,9 @@ def cut(file: Path, root: Path) -> None:
 
 def moved(file: Path, root: Path) -> None:
     image = nib.load(file)
-    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1.1, 1, 1, 1])), file)
+    nib.save(
+        nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1.1, 1, 1, 1])), file
+    )
 
 
 def exchanged(file: Path, root: Path) -> None:
@@ -259,7 +299,7 @@ def exchanged(file: Path, root: Path) -> None:
 
 
 def of_another(file: Path, root: Path) -> None:
-    other = nsd.Person(root, 5).session(nsd.BETAS, 2)
+    other = nsd.NSDSubjectFiles(root, 5).session(nsd.BETAS, 2)
     with h5py.File(file, "w") as content:
         content["betas"] = np.asarray(nib.load(other).dataobj).T
 
@@ -282,7 +322,7 @@ def test_after_any_trouble_the_same_call_completes(
     root: Path, store: Store, tmp_path: Path, place: Callable, trouble: Callable, message: str
 ) -> None:
     copy = damaged(root, tmp_path)
-    file = place([nsd.Person(copy, 1), nsd.Person(copy, 5)])
+    file = place([nsd.NSDSubjectFiles(copy, 1), nsd.NSDSubjectFiles(copy, 5)])
     whole = file.read_bytes()
     trouble(file, copy)
     with pytest.raises(InputError, match=message):
@@ -296,8 +336,8 @@ def test_after_any_trouble_the_same_call_completes(
 
 
 def test_noise_ceilings_come_with_the_voxels(root: Path, store: Store) -> None:
-    file = nsd.Person(root, 1).betas(nsd.BETAS) / "ncsnr.nii.gz"
-    expected = np.asarray(nib.load(file).dataobj)[tuple(store.space("subj01").ijk.T)]
+    file = nsd.NSDSubjectFiles(root, 1).betas(nsd.BETAS) / "ncsnr.nii.gz"
+    expected = np.asarray(nib.load(file).dataobj)[tuple(store.masker("subj01").voxel_indices.T)]
     np.testing.assert_array_equal(store.ncsnr("subj01"), expected)
     assert np.isnan(expected).any()
     assert store.ncsnr("subj05") is None

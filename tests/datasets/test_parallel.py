@@ -13,18 +13,22 @@ import pytest
 
 from mindllm.data.store import Store
 from mindllm.data.store_writer import StoreWriter
-from mindllm.datasets.parallel import Recording, Session, write_recordings
-from mindllm.fmri.masker import VoxelSpace
+from mindllm.datasets.parallel import SessionReader, SubjectRecording, write_recordings
+from mindllm.fmri.masker import VoxelMasker
 from mindllm.utils.errors import InputError
 
 TRIALS, VOXELS = 6, 20
 
 
 def betas_of(session: int) -> np.ndarray:
-    return (np.random.default_rng(session).normal(size=(TRIALS, VOXELS)) + 100 * session).astype(np.float32)
+    return (np.random.default_rng(session).normal(size=(TRIALS, VOXELS)) + 100 * session).astype(
+        np.float32
+    )
 
 
-def read(session: int, log: Path, trouble: Path | None = None, shape: tuple[int, int] = (TRIALS, VOXELS)) -> np.ndarray:
+def read(
+    session: int, log: Path, trouble: Path | None = None, shape: tuple[int, int] = (TRIALS, VOXELS)
+) -> np.ndarray:
     """A session's betas; the file `trouble` says what happens to session 2 until it is taken away."""
     kind = trouble.read_text() if trouble and trouble.exists() and session == 2 else ""
     if kind == "killed":
@@ -42,29 +46,50 @@ def read(session: int, log: Path, trouble: Path | None = None, shape: tuple[int,
     return values[:-1] if kind == "short" else values[:, :-1] if kind == "narrow" else values
 
 
-def recordings(log: Path, people: int = 2, sessions: int = 3, trouble: Path | None = None) -> list[Recording]:
+def recordings(
+    log: Path, people: int = 2, sessions: int = 3, trouble: Path | None = None
+) -> list[SubjectRecording]:
     out = []
     for person in range(people):
         numbers = [person * 10 + n for n in range(1, sessions + 1)]
         trials = pd.DataFrame(
-            {"stimulus": [f"s{n}" for n in range(TRIALS)] * sessions, "session": np.repeat(numbers, TRIALS)}
+            {
+                "stimulus": [f"s{n}" for n in range(TRIALS)] * sessions,
+                "session": np.repeat(numbers, TRIALS),
+            }
         )
         # Sessions come in another order than their rows stand in the table.
         jobs = [
-            Session(f"sub-{person}, session {n}", np.flatnonzero(trials["session"] == n), bind(read, n, log, trouble))
+            SessionReader(
+                f"sub-{person}, session {n}",
+                np.flatnonzero(trials["session"] == n),
+                bind(read, n, log, trouble),
+            )
             for n in numbers[::-1]
         ]
         ijk = np.argwhere(np.ones((4, 5, 1))).astype(np.int32)
-        space = VoxelSpace(f"sub-{person}", (4, 5, 1), np.eye(4), ijk, ijk.astype(np.float32), {}, {})
-        out.append(Recording(space, trials, jobs, np.linspace(0, 1, VOXELS, dtype=np.float32) if person else None))
+        space = VoxelMasker(
+            f"sub-{person}", (4, 5, 1), np.eye(4), ijk, ijk.astype(np.float32), {}, {}
+        )
+        out.append(
+            SubjectRecording(
+                space, trials, jobs, np.linspace(0, 1, VOXELS, dtype=np.float32) if person else None
+            )
+        )
     return out
 
 
 def prepare(
-    out: Path, log: Path, *, workers: int = 1, dtype: str = "float32", trouble: Path | None = None, **options: object
+    out: Path,
+    log: Path,
+    *,
+    n_jobs: int = 1,
+    dtype: str = "float32",
+    trouble: Path | None = None,
+    **options: object,
 ) -> Store:
-    writer = StoreWriter(out, name="n", origin="o", licence="l", reader="r", options={})
-    write_recordings(writer, recordings(log, trouble=trouble), dtype, workers=workers, **options)  # type: ignore[arg-type]
+    writer = StoreWriter(out, name="n", source="o", license="l", prepared_by="r", options={})
+    write_recordings(writer, recordings(log, trouble=trouble), dtype, n_jobs=n_jobs, **options)  # type: ignore[arg-type]
     return writer.finish(pd.DataFrame({"stimulus": [], "source": [], "turns": [], "answers": []}))
 
 
@@ -85,7 +110,7 @@ def check(store: Store) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_session_comes_to_its_rows(tmp_path: Path, workers: int) -> None:
-    check(prepare(tmp_path / "store", tmp_path, workers=workers))
+    check(prepare(tmp_path / "store", tmp_path, n_jobs=workers))
 
 
 @pytest.mark.parametrize(
@@ -100,19 +125,23 @@ def test_every_session_comes_to_its_rows(tmp_path: Path, workers: int) -> None:
         ("narrow", r"sub-0, session 2 have shape \(6, 19\); expected .* \(trials, 20\)"),
     ],
 )
-def test_what_goes_wrong_is_told_and_the_next_call_goes_on(tmp_path: Path, kind: str, message: str) -> None:
+def test_what_goes_wrong_is_told_and_the_next_call_goes_on(
+    tmp_path: Path, kind: str, message: str
+) -> None:
     workers = 2 if kind in ("killed", "damaged") else 1  # one worker is this very process
     trouble = tmp_path / "trouble"
     trouble.write_text(kind)
     with pytest.raises(InputError, match=message):
-        prepare(tmp_path / "store", tmp_path, workers=workers, dtype="float16", trouble=trouble)
+        prepare(tmp_path / "store", tmp_path, n_jobs=workers, dtype="float16", trouble=trouble)
     assert not (tmp_path / "store").exists()
     trouble.unlink()
     (tmp_path / "read-2").unlink(missing_ok=True)
-    for done in tmp_path.glob("read-*"):  # those under way as the other failed may not have been kept
+    for done in tmp_path.glob(
+        "read-*"
+    ):  # those under way as the other failed may not have been kept
         if not list((tmp_path / "store.partial").rglob(f"*{done.name}")):
             done.unlink()
-    store = prepare(tmp_path / "store", tmp_path, workers=workers, dtype="float16", trouble=trouble)
+    store = prepare(tmp_path / "store", tmp_path, n_jobs=workers, dtype="float16", trouble=trouble)
     np.testing.assert_allclose(store.betas("sub-0")[TRIALS : 2 * TRIALS], betas_of(2), rtol=1e-3)
 
 
@@ -123,7 +152,9 @@ def test_sessions_that_were_kept_are_not_read_again(tmp_path: Path) -> None:
         prepare(tmp_path / "store", tmp_path, trouble=trouble)
     assert (tmp_path / "read-3").exists(), "the first one in the list was read and kept"
     trouble.unlink()
-    check(prepare(tmp_path / "store", tmp_path, trouble=trouble))  # reading session 3 twice would be an error
+    check(
+        prepare(tmp_path / "store", tmp_path, trouble=trouble)
+    )  # reading session 3 twice would be an error
 
 
 SCRIPT = """
@@ -137,7 +168,7 @@ if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 here = Path(sys.argv[1])
 try:
-    prepare(here / "store", here / sys.argv[4], workers=int(sys.argv[5]))
+    prepare(here / "store", here / sys.argv[4], n_jobs=int(sys.argv[5]))
 except InputError as error:
     sys.exit(f"told: {error}")
 """
@@ -149,26 +180,41 @@ def test_a_full_disk_is_told_and_the_next_call_completes(tmp_path: Path, workers
     (tmp_path / "second").mkdir()
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     here = str(Path(__file__).parents[2])
-    full = subprocess.run([*command, "300", here, "first", workers], capture_output=True, text=True, check=False)
+    full = subprocess.run(
+        [*command, "300", here, "first", workers], capture_output=True, text=True, check=False
+    )
     assert full.returncode == 1, full.stderr
     assert "told: no room to write" in full.stderr
     assert not (tmp_path / "store").exists()
-    assert not list((tmp_path / "store.partial").rglob("*.npy")), "nothing half-written passes for a session"
-    subprocess.run([*command, "0", here, "second", workers], capture_output=True, text=True, check=True)
+    assert not list((tmp_path / "store.partial").rglob("*.npy")), (
+        "nothing half-written passes for a session"
+    )
+    subprocess.run(
+        [*command, "0", here, "second", workers], capture_output=True, text=True, check=True
+    )
     check(Store(tmp_path / "store"))
 
 
 def test_on_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distributed = pytest.importorskip("distributed")
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_"):
-        monkeypatch.setenv(name, "1")  # a local cluster sets these in this process too; they are set back at the end
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True) as cluster:
-        check(prepare(tmp_path / "store", tmp_path, dask=cluster.scheduler_address))
+    for name in (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MALLOC_TRIM_THRESHOLD_",
+    ):
+        monkeypatch.setenv(
+            name, "1"
+        )  # a local cluster sets these in this process too; they are set back at the end
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True
+    ) as cluster:
+        check(prepare(tmp_path / "store", tmp_path, dask_scheduler=cluster.scheduler_address))
 
 
 def test_no_cluster_there(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     with pytest.raises(InputError, match=r"no dask scheduler at tcp://127\.0\.0\.1:9"):
-        prepare(tmp_path / "store", tmp_path, dask="tcp://127.0.0.1:9")
+        prepare(tmp_path / "store", tmp_path, dask_scheduler="tcp://127.0.0.1:9")
     with pytest.raises(InputError, match="no dask scheduler at nonsense"):
-        prepare(tmp_path / "store", tmp_path, dask="nonsense")
+        prepare(tmp_path / "store", tmp_path, dask_scheduler="nonsense")

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindllm.fmri import masker as voxels_module
-from mindllm.fmri.masker import VoxelSpace
-from mindllm.fmri.scaling import moments, standardize
+from mindllm.fmri.masker import VoxelMasker
+from mindllm.fmri.scaling import apply_mean_std, fit_mean_std
 from mindllm.utils.errors import InputError
 from mindllm.utils.validation import check_finite
 from tests.conftest import REGIONS, make_space
@@ -21,7 +21,9 @@ def grid(kind: str, seed: int) -> np.ndarray:
     """An affine: oblique (rotated), flipped, sheared."""
     rng = np.random.default_rng(seed)
     linear, _ = np.linalg.qr(rng.normal(size=(3, 3)))
-    linear = linear @ np.diag(rng.uniform(1, 4, 3) * ([-1, 1, -1] if kind == "flipped" else [1, 1, 1]))
+    linear = linear @ np.diag(
+        rng.uniform(1, 4, 3) * ([-1, 1, -1] if kind == "flipped" else [1, 1, 1])
+    )
     if kind == "sheared":
         linear = linear @ np.array([[1, 0.3, 0], [0, 1, 0.2], [0, 0, 1]])
     affine = np.eye(4)
@@ -36,32 +38,40 @@ def test_unmask_of_mask_is_identity(kind: str, seed: int) -> None:
     affine = grid(kind, seed)
     mask = rng.random((5, 6, 7)) < 0.3
     mask[2, 3, 4] = True
-    space = VoxelSpace.from_mask(nib.Nifti1Image(mask.astype(np.uint8), affine))
+    space = VoxelMasker.from_mask_img(nib.Nifti1Image(mask.astype(np.uint8), affine))
     values = rng.normal(size=(3, len(space))).astype(np.float32)
-    image = space.unmask(values)
-    np.testing.assert_array_equal(space.read(image), values)
+    image = space.inverse_transform(values)
+    np.testing.assert_array_equal(space.transform(image), values)
     assert (image.get_fdata()[~mask] == 0).all()
-    np.testing.assert_allclose(space.mm, nib.affines.apply_affine(affine, np.argwhere(mask)), atol=1e-3)
+    np.testing.assert_allclose(
+        space.coords_mm, nib.affines.apply_affine(affine, np.argwhere(mask)), atol=1e-3
+    )
 
 
 @given(order=st.permutations(range(20)))
 @settings(max_examples=20, deadline=None)
 def test_labels_stay_with_their_voxels(order: list[int]) -> None:
     space = make_space(voxels=20)
-    chosen = space.select(np.array(order))
+    chosen = space.select_voxels(np.array(order))
     for p in REGIONS:
-        np.testing.assert_array_equal(chosen.regions[p], space.regions[p][order])
-    np.testing.assert_array_equal(chosen.mm, space.mm[order])
+        np.testing.assert_array_equal(chosen.parcel_labels[p], space.parcel_labels[p][order])
+    np.testing.assert_array_equal(chosen.coords_mm, space.coords_mm[order])
 
 
-def test_reading_in_pieces_equals_reading_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_in_pieces_equals_reading_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     space = make_space()
     values = np.random.default_rng(0).normal(size=(11, len(space))).astype(np.float32)
-    nib.save(space.unmask(values), tmp_path / "scan.nii.gz")
-    monkeypatch.setattr(voxels_module, "PIECE_BYTES", int(np.prod(space.shape)) * 4 * 3)  # three volumes at a time
-    np.testing.assert_array_equal(space.read(tmp_path / "scan.nii.gz"), values)
-    np.testing.assert_array_equal(space.read(tmp_path / "scan.nii.gz", [7, 0, 7]), values[[7, 0, 7]])
-    assert max(len(v) for _, v in space.read_pieces(tmp_path / "scan.nii.gz")) == 3
+    nib.save(space.inverse_transform(values), tmp_path / "scan.nii.gz")
+    monkeypatch.setattr(
+        voxels_module, "CHUNK_BYTES", int(np.prod(space.shape)) * 4 * 3
+    )  # three volumes at a time
+    np.testing.assert_array_equal(space.transform(tmp_path / "scan.nii.gz"), values)
+    np.testing.assert_array_equal(
+        space.transform(tmp_path / "scan.nii.gz", [7, 0, 7]), values[[7, 0, 7]]
+    )
+    assert max(len(v) for _, v in space.iter_transform(tmp_path / "scan.nii.gz")) == 3
 
 
 def test_slope_and_intercept_of_integer_data(tmp_path: Path) -> None:
@@ -71,14 +81,14 @@ def test_slope_and_intercept_of_integer_data(tmp_path: Path) -> None:
     raw = nib.Nifti1Image(np.full((*space.shape, 2), 1000.0), space.affine, image.header)
     raw.header.set_data_dtype(np.int16)
     nib.save(raw, tmp_path / "scan.nii.gz")
-    np.testing.assert_allclose(space.read(tmp_path / "scan.nii.gz"), 1000, rtol=1e-3)
+    np.testing.assert_allclose(space.transform(tmp_path / "scan.nii.gz"), 1000, rtol=1e-3)
 
 
 def test_standardize_is_safe_for_voxels_that_never_vary() -> None:
     values = np.random.default_rng(0).normal(50, 3, (40, 6)).astype(np.float32)
     values[:, 2], values[:, 4] = 0.0, 1e4
-    count, mean, std = moments([values[:15], values[15:]])
-    out = standardize(values, mean, std)
+    count, mean, std = fit_mean_std([values[:15], values[15:]])
+    out = apply_mean_std(values, mean, std)
     assert count == 40
     assert np.isfinite(out).all()
     assert (out[:, [2, 4]] == 0).all()
@@ -90,45 +100,57 @@ def test_bad_masks_and_atlases(tmp_path: Path) -> None:
     ones = np.ones((4, 4, 4), np.uint8)
     mask = nib.Nifti1Image(ones, affine)
     with pytest.raises(InputError, match="is empty: no voxel is above 0"):
-        VoxelSpace.from_mask(nib.Nifti1Image(ones * 0, affine))
+        VoxelMasker.from_mask_img(nib.Nifti1Image(ones * 0, affine))
     with pytest.raises(InputError, match="holds NaN"):
-        VoxelSpace.from_mask(nib.Nifti1Image(np.full((4, 4, 4), np.nan), affine))
+        VoxelMasker.from_mask_img(nib.Nifti1Image(np.full((4, 4, 4), np.nan), affine))
     with pytest.raises(InputError, match=r"has shape \(4, 4\); expected 3 dimensions"):
-        VoxelSpace.from_mask(nib.Nifti1Image(ones[0], affine))
+        VoxelMasker.from_mask_img(nib.Nifti1Image(ones[0], affine))
     with pytest.raises(InputError, match="there is no file"):
-        VoxelSpace.from_mask(tmp_path / "mask.nii.gz")
+        VoxelMasker.from_mask_img(tmp_path / "mask.nii.gz")
     with pytest.raises(InputError, match="singular affine"):
-        VoxelSpace.from_mask(nib.spatialimages.SpatialImage(ones, np.diag([2.0, 2, 0, 1])))
+        VoxelMasker.from_mask_img(nib.spatialimages.SpatialImage(ones, np.diag([2.0, 2, 0, 1])))
     with pytest.raises(
         InputError,
         match=r"atlas visual .* is on another grid than the mask[\s\S]*expected shape \(4, 4, 4\)[\s\S]*found shape \(5, 4, 4\)[\s\S]*resample_to_img",
     ):
-        VoxelSpace.from_mask(mask, {"visual": nib.Nifti1Image(np.ones((5, 4, 4), np.int16), affine)}, names=REGIONS)
+        VoxelMasker.from_mask_img(
+            mask,
+            {"visual": nib.Nifti1Image(np.ones((5, 4, 4), np.int16), affine)},
+            parcel_names=REGIONS,
+        )
     with pytest.raises(InputError, match="not whole numbers"):
-        VoxelSpace.from_mask(mask, {"visual": nib.Nifti1Image(ones * 0.5, affine)}, names=REGIONS)
-    with pytest.raises(InputError, match=r"uses the region numbers \[9\] that its lookup table does not name"):
-        VoxelSpace.from_mask(mask, {"visual": nib.Nifti1Image(ones * 9, affine)}, names=REGIONS)
+        VoxelMasker.from_mask_img(
+            mask, {"visual": nib.Nifti1Image(ones * 0.5, affine)}, parcel_names=REGIONS
+        )
+    with pytest.raises(
+        InputError, match=r"uses the region numbers \[9\] that its lookup table does not name"
+    ):
+        VoxelMasker.from_mask_img(
+            mask, {"visual": nib.Nifti1Image(ones * 9, affine)}, parcel_names=REGIONS
+        )
     nib.save(nib.Nifti1Image(ones, affine), tmp_path / "atlas-visual_dseg.nii.gz")
     with pytest.raises(InputError, match="no lookup table with the region names beside"):
-        VoxelSpace.from_mask(mask, {"visual": tmp_path / "atlas-visual_dseg.nii.gz"})
+        VoxelMasker.from_mask_img(mask, {"visual": tmp_path / "atlas-visual_dseg.nii.gz"})
     (tmp_path / "atlas-visual_dseg.tsv").write_text("number\tname\n1\tV1\n")
     with pytest.raises(InputError, match="expected `index` and `name`"):
-        VoxelSpace.from_mask(mask, {"visual": tmp_path / "atlas-visual_dseg.nii.gz"})
+        VoxelMasker.from_mask_img(mask, {"visual": tmp_path / "atlas-visual_dseg.nii.gz"})
 
 
 def test_bad_scans(tmp_path: Path) -> None:
     space = make_space()
     values = np.random.default_rng(0).normal(size=(4, len(space))).astype(np.float32)
-    image = space.unmask(values)
+    image = space.inverse_transform(values)
     with pytest.raises(InputError, match="is on another grid than the mask"):
-        space.read(nib.Nifti1Image(image.dataobj, image.affine @ np.diag([-1, 1, 1, 1])))
+        space.transform(nib.Nifti1Image(image.dataobj, image.affine @ np.diag([-1, 1, 1, 1])))
     with pytest.raises(InputError, match="has volumes 0 to 3"):
-        space.read(image, [4])
+        space.transform(image, [4])
     values[2, 5] = np.inf
-    with pytest.raises(InputError, match=r"NaN or infinite values in 1 of 60 voxels .*\(first trial concerned: 2\)"):
-        space.read(space.unmask(values))
+    with pytest.raises(
+        InputError, match=r"NaN or infinite values in 1 of 60 voxels .*\(first trial concerned: 2\)"
+    ):
+        space.transform(space.inverse_transform(values))
     with pytest.raises(InputError, match=r"shape \(4, 59\); expected \(60,\) or \(trials, 60\)"):
-        space.unmask(values[:, 1:])
+        space.inverse_transform(values[:, 1:])
     nib.save(image, tmp_path / "whole.nii.gz")
     data = (tmp_path / "whole.nii.gz").read_bytes()
     (tmp_path / "half.nii.gz").write_bytes(data[: len(data) // 2])
@@ -136,9 +158,9 @@ def test_bad_scans(tmp_path: Path) -> None:
     (tmp_path / "noise.nii.gz").write_bytes(b"this is no image")
     for name in ("half.nii.gz", "half.nii"):
         with pytest.raises(InputError, match="damaged or truncated: its header promises shape"):
-            space.read(tmp_path / name)
+            space.transform(tmp_path / name)
     with pytest.raises(InputError, match="cannot be read as a NIfTI image"):
-        space.read(tmp_path / "noise.nii.gz")
+        space.transform(tmp_path / "noise.nii.gz")
 
 
 def test_check_finite_passes_finite_values() -> None:

@@ -12,21 +12,29 @@ import pandas as pd
 import pytest
 
 from mindllm.data.store import Store
-from mindllm.data.store_writer import captions, write
-from mindllm.evaluate import question_answering
-from mindllm.instructions import SOURCES, add, collect, json_stream, summary
+from mindllm.data.store_writer import conversations_from_captions, write_store
+from mindllm.evaluation import question_answering
+from mindllm.instructions import SOURCES, attach_source, collect, json_stream, summary
 from mindllm.instructions.registry import ASPECTS, Style
-from mindllm.instructions.source_files import recognise
-from mindllm.language.conversation import QUESTION, ask, check_conversation
+from mindllm.instructions.source_files import detect_file_formats
+from mindllm.language.conversation import QUESTION, build_conversation, check_conversation
 from mindllm.metrics.tasks import score
 from mindllm.utils.errors import InputError
 from tests.conftest import make_space
 
-KNOWN, NEIGHBOURS = 262148, (262147, 262149)  # the image that is asked about; the numbers beside it are shown too
+KNOWN, NEIGHBOURS = (
+    262148,
+    (262147, 262149),
+)  # the image that is asked about; the numbers beside it are shown too
 GENOME = {2410408: KNOWN, 2410407: None, 2410409: KNOWN + 1}  # Visual Genome's numbers
 SHOWN = {"known": KNOWN, "below": NEIGHBOURS[0], "above": NEIGHBOURS[1], "twin": KNOWN}
 SHORT = "Answer the question with a short phrase."
-INFO = {"description": "This is v2.0 of the VQA dataset.", "url": "http://visualqa.org", "version": "2.0", "year": 2017}
+INFO = {
+    "description": "This is v2.0 of the VQA dataset.",
+    "url": "http://visualqa.org",
+    "version": "2.0",
+    "year": 2017,
+}
 OLD = INFO | {"description": "This is v1.0 of the VQA dataset.", "version": "1.0"}
 PEOPLE = ["down", "at table", "down", "down", "skateboard", "down", "table", "down", "down", "down"]
 
@@ -41,20 +49,26 @@ def put(path: Path, content: Any) -> Path:
 def store(tmp_path: Path) -> Store:
     """Two people; in each run the order is known, above, below, twin."""
     order = ["known", "above", "below", "twin"] * 2
-    trials = pd.DataFrame({"stimulus": order, "run": ["1"] * 4 + ["2"] * 4, "coco_id": [SHOWN[s] for s in order]})
+    trials = pd.DataFrame(
+        {"stimulus": order, "run": ["1"] * 4 + ["2"] * 4, "coco_id": [SHOWN[s] for s in order]}
+    )
     rng = np.random.default_rng(0)
     people = [
-        (make_space(f"sub-0{n}", 20, seed=n), rng.normal(size=(8, 20)).astype(np.float32), trials) for n in (1, 2)
+        (make_space(f"sub-0{n}", 20, seed=n), rng.normal(size=(8, 20)).astype(np.float32), trials)
+        for n in (1, 2)
     ]
     empty = pd.DataFrame({"stimulus": [], "source": [], "turns": [], "answers": []})
-    return write(tmp_path / "store", people, empty, name="shown")
+    return write_store(tmp_path / "store", people, empty, name="shown")
 
 
 # Each function writes a source's files into a folder: one question about KNOWN, others about images that were not shown.
 
 
 def coco(folder: Path) -> None:
-    for split, numbers in {"train": [(KNOWN, 11), (9, 12)], "val": [(KNOWN, 13), (KNOWN + 1000, 14)]}.items():
+    for split, numbers in {
+        "train": [(KNOWN, 11), (9, 12)],
+        "val": [(KNOWN, 13), (KNOWN + 1000, 14)],
+    }.items():
         put(folder / f"captions_{split}2017.json", {
             "info": {"description": "COCO 2017 Dataset", "version": "1.0"}, "licenses": [{"id": 1, "name": "", "url": ""}],
             "images": [{"license": 1, "file_name": f"{image:012}.jpg", "height": 1, "width": 1, "id": image} for image, _ in numbers],
@@ -80,7 +94,10 @@ def paragraph(folder: Path) -> None:
 
 def coco_qa(folder: Path) -> None:
     for split, image in {"train": KNOWN, "test": 9}.items():
-        put(folder / split / "questions.txt", f"what is the color of the {split} bus\nhow many dogs run\n")
+        put(
+            folder / split / "questions.txt",
+            f"what is the color of the {split} bus\nhow many dogs run\n",
+        )
         put(folder / split / "answers.txt", "red\ntwo\n")
         put(folder / split / "img_ids.txt", f"{image}\n57870\n")
         put(folder / split / "types.txt", "2\n1\n")
@@ -95,9 +112,18 @@ def genome_qa(folder: Path) -> None:
 
 
 def vqa(
-    folder: Path, prefix: str = "v2_", info: Any = INFO, per_image: int = 1000, split: str = "train", **more: Any
+    folder: Path,
+    prefix: str = "v2_",
+    info: Any = INFO,
+    per_image: int = 1000,
+    split: str = "train",
+    **more: Any,
 ) -> None:
-    pairs = [(KNOWN, KNOWN * per_image), (9, 9 * per_image)] if split == "train" else [(42, 42 * per_image)]
+    pairs = (
+        [(KNOWN, KNOWN * per_image), (9, 9 * per_image)]
+        if split == "train"
+        else [(42, 42 * per_image)]
+    )
     put(folder / f"{prefix}OpenEnded_mscoco_{split}2014_questions.json", {
         "info": info, "task_type": "Open-Ended", "data_type": "mscoco", "license": {"url": "", "name": ""}, "data_subtype": f"{split}2014",
         "questions": [{"image_id": image, "question": f"Where is he looking, {number}?", "question_id": number} for image, number in pairs],
@@ -147,13 +173,19 @@ def fsvqa(folder: Path) -> None:
     pairs = [(KNOWN, KNOWN * 10), (9, 90)]
     put(
         folder / "fsvqa_original_train_questions.json",
-        {"questions": [{"question_id": n, "img_id": i, "question": "where is he looking?"} for i, n in pairs]},
+        {
+            "questions": [
+                {"question_id": n, "img_id": i, "question": "where is he looking?"}
+                for i, n in pairs
+            ]
+        },
     )
     put(
         folder / "fsvqa_original_train_annotations.json",
         {
             "annotations": [
-                {"question_id": n, "img_id": i, "answers": [{"answer": "He is looking down."}]} for i, n in pairs
+                {"question_id": n, "img_id": i, "answers": [{"answer": "He is looking down."}]}
+                for i, n in pairs
             ]
         },
     )
@@ -214,7 +246,9 @@ def vsr(folder: Path) -> None:
         "vote_false_validator_id": "[2, 10, 1]",
         "reference_frame": None,
     }
-    lines = [one | {"image": f"{image:012}.jpg", "label": label} for image, label in ((KNOWN, 0), (9, 1))]
+    lines = [
+        one | {"image": f"{image:012}.jpg", "label": label} for image, label in ((KNOWN, 0), (9, 1))
+    ]
     for split in ("random", "zeroshot"):  # which share statements
         put(folder / split / "train.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
@@ -239,12 +273,23 @@ def a_okvqa(folder: Path) -> None:
     )
     put(
         folder / "aokvqa_v1p0_test.json",
-        [one | {"split": "test", "image_id": 77, "question_id": "x", "difficult_direct_answer": False}],
+        [
+            one
+            | {
+                "split": "test",
+                "image_id": 77,
+                "question_id": "x",
+                "difficult_direct_answer": False,
+            }
+        ],
     )
 
 
 def visdial(folder: Path) -> None:
-    rounds = [{"answer": n % 3, "gt_index": 5, "question": n % 2, "answer_options": list(range(3))} for n in range(10)]
+    rounds = [
+        {"answer": n % 3, "gt_index": 5, "question": n % 2, "answer_options": list(range(3))}
+        for n in range(10)
+    ]
     put(folder / "visdial_1.0_train.json", {"version": "1.0", "split": "train", "data": {
         "dialogs": [{"image_id": image, "dialog": rounds, "caption": "a bedroom is filled with posters"} for image in (KNOWN, 9)],
         "answers": ["yes", "no, in the image", "3"], "questions": ["is the image in color", "is the girl alone?"],
@@ -310,7 +355,10 @@ def gqa(folder: Path) -> None:
             "5": common | said | {"imageId": "n161313"},
         },
     )
-    put(folder / "test_balanced_questions.json", {"6": {"imageId": "2", "question": "Is it red?", "isBalanced": True}})
+    put(
+        folder / "test_balanced_questions.json",
+        {"6": {"imageId": "2", "question": "Is it red?", "isBalanced": True}},
+    )
 
 
 def own(folder: Path) -> None:
@@ -362,12 +410,15 @@ def test_a_question_goes_to_its_image_and_to_no_other(
 ) -> None:
     _, question, said, answers, key, full = CASES[source]
     table = table_of(store, source, tmp_path / "files")
-    assert set(table["stimulus"]) == {"known", "twin"}  # both show the image; not the numbers beside it
+    assert set(table["stimulus"]) == {
+        "known",
+        "twin",
+    }  # both show the image; not the numbers beside it
     assert table["subject"].isna().all()
-    assert table["trial"].isna().all()
+    assert table["trial_index"].isna().all()
     assert (table["source"] == source).all()
     row = table[(table["stimulus"] == "known")].iloc[0]
-    assert row["turns"] == ask(question, said)
+    assert row["turns"] == build_conversation(question, said)
     assert row["answers"] == answers
     assert row["key"] == key
     if source not in ("coco-caption", "caption"):  # which have a row per caption
@@ -375,7 +426,9 @@ def test_a_question_goes_to_its_image_and_to_no_other(
     for turns in table["turns"]:
         check_conversation(turns)
     if full:
-        monkeypatch.setattr("mindllm.metrics.tasks.no_java", lambda: "there is no Java")  # accuracies alone
+        monkeypatch.setattr(
+            "mindllm.metrics.tasks.java_unavailable_reason", lambda: "there is no Java"
+        )  # accuracies alone
         task = question_answering.SOURCES.get(source, "exact")
         found = score({"q": said}, {"q": question_answering.reference(row["answers"], task)}, task)
         assert [found.values[name] for name in full] == [100.0] * len(full)
@@ -391,24 +444,26 @@ def test_all_captions_of_an_image_count(store: Store, tmp_path: Path) -> None:
 def test_the_image_before_in_the_same_run(store: Store, tmp_path: Path) -> None:
     table = table_of(store, "coco-caption-previous", tmp_path / "files")
     # known, above, below, twin, known, above, below, twin: known comes right before rows 1 and 5; twin before the next run's
-    assert table[["subject", "trial"]].values.tolist() == [[s, t] for s in ("sub-01", "sub-02") for t in (1, 5)]
+    assert table[["subject", "trial_index"]].values.tolist() == [
+        [s, t] for s in ("sub-01", "sub-02") for t in (1, 5)
+    ]
     assert table["stimulus"].isna().all()
     assert (
         table["turns"].map(lambda turns: turns[0]["content"])
         == "Please describe the image the subject saw previously.\n<fMRI>"
     ).all()
     assert table["answers"].tolist() == [["A dog, told 11.", "A dog, told 13."]] * 4
-    assert "(trials" not in str(add(store, "coco-caption-previous", [tmp_path / "files"]))
-    assert Store(store.path).conversations["trial"].tolist() == [1, 5, 1, 5]
+    assert "(trials" not in str(attach_source(store, "coco-caption-previous", [tmp_path / "files"]))
+    assert Store(store.path).conversations["trial_index"].tolist() == [1, 5, 1, 5]
 
 
 def test_the_image_before_as_the_prepared_data_says_it(store: Store, tmp_path: Path) -> None:
     for subject in store.subjects:
         trials = store.trials(subject)
         trials["prev_coco_id"] = [-1, 9, 9, KNOWN, 9, -1, 9, 9]
-    assert table_of(store, "coco-caption-previous", tmp_path / "files").groupby("trial")["answers"].first().map(
-        len
-    ).to_dict() == {1: 1, 2: 1, 3: 2, 4: 1, 6: 1, 7: 1}
+    assert table_of(store, "coco-caption-previous", tmp_path / "files").groupby("trial_index")[
+        "answers"
+    ].first().map(len).to_dict() == {1: 1, 2: 1, 3: 2, 4: 1, 6: 1, 7: 1}
 
 
 @pytest.mark.parametrize("source", list(DIALOGUES))
@@ -421,12 +476,22 @@ def test_dialogues_keep_their_rounds(
     check_conversation(turns)
     contents = [turn["content"] for turn in turns]
     if source == "visdial":
-        assert contents[:4] == ["is the image in color?\n<fMRI>", "yes", "is the girl alone?", "no, in the image"]
+        assert contents[:4] == [
+            "is the image in color?\n<fMRI>",
+            "yes",
+            "is the girl alone?",
+            "no, in the image",
+        ]
         assert contents[4] == "is the image in color?"
         assert len(turns) == 20
         assert "1 items have no answer" in caplog.text
     else:
-        assert contents == [f"{BUS}\n<fMRI>", "The bus in the image is white.", "Is the image dark?", "No."]
+        assert contents == [
+            f"{BUS}\n<fMRI>",
+            "The bus in the image is white.",
+            "Is the image dark?",
+            "No.",
+        ]
     assert table["answers"][0] == [contents[-1]]
 
 
@@ -438,7 +503,10 @@ def test_published_words(store: Store, tmp_path: Path) -> None:
         return [turn["content"] for turn in table["turns"][0]]
 
     assert words("coco-caption")[0] == "<fMRI>\nPlease describe the fMRI as simply as possible."
-    assert words("coco-caption-previous")[0] == "<fMRI>\nPlease describe the fMRI the subject saw previously."
+    assert (
+        words("coco-caption-previous")[0]
+        == "<fMRI>\nPlease describe the fMRI the subject saw previously."
+    )
     assert (
         words("vsr")[0]
         == "<fMRI>\nThe bench is left of the train.\nPlease answer yes or no about whether the statement about the fMRI is true."
@@ -465,7 +533,9 @@ def test_the_most_frequent_answer_where_the_file_does_not_say(store: Store, tmp_
     path = tmp_path / "f" / "mscoco_train2014_annotations.json"
     content = json.loads(path.read_text())
     tie = ["b", "a", "a", "b", "c", "d", "e", "f", "g", "h"]
-    content["annotations"][0]["answers"] = [{"answer": a, "raw_answer": a, "answer_confidence": "yes"} for a in tie]
+    content["annotations"][0]["answers"] = [
+        {"answer": a, "raw_answer": a, "answer_confidence": "yes"} for a in tie
+    ]
     put(path, content)
     assert collect(store, "ok-vqa", [tmp_path / "f"])["answers"][0] == [
         "b",
@@ -488,7 +558,10 @@ def test_train_and_val_in_any_order_and_names_that_clash(store: Store, tmp_path:
     for some in (files, files[::-1], [*files, tmp_path / "f"]):
         assert len(collect(store, "vqa-v2", some)) == 2
     ok_vqa(tmp_path / "ok")
-    renamed = [path.rename(path.with_name(f"{n}.txt")) for n, path in enumerate((tmp_path / "ok").iterdir())]
+    renamed = [
+        path.rename(path.with_name(f"{n}.txt"))
+        for n, path in enumerate((tmp_path / "ok").iterdir())
+    ]
     assert len(collect(store, "ok-vqa", renamed)) == 2
 
 
@@ -500,9 +573,13 @@ def test_images_may_be_told_by_a_table(store: Store, tmp_path: Path) -> None:
         collect(store, "vsr", [tmp_path / "f"])
     images = pd.DataFrame({"stimulus": ["below", "elsewhere"], "coco_id": [KNOWN, 5]})
     assert collect(store, "vsr", [tmp_path / "f"], images=images)["stimulus"].tolist() == ["below"]
-    with pytest.raises(InputError, match=r"columns \['stimulus', 'nsdId'\]; expected `stimulus` and `coco_id`"):
+    with pytest.raises(
+        InputError, match=r"columns \['stimulus', 'nsdId'\]; expected `stimulus` and `coco_id`"
+    ):
         collect(store, "vsr", [tmp_path / "f"], images=images.rename(columns={"coco_id": "nsdId"}))
-    with pytest.raises(InputError, match=r"names no stimulus of .*, whose stimuli are called as 'above'"):
+    with pytest.raises(
+        InputError, match=r"names no stimulus of .*, whose stimuli are called as 'above'"
+    ):
         collect(store, "vsr", [tmp_path / "f"], images=images.assign(stimulus="s"))
     with pytest.raises(InputError, match="'below' has two COCO ids, 262148 and 5"):
         collect(store, "vsr", [tmp_path / "f"], images=images.assign(stimulus="below"))
@@ -514,18 +591,39 @@ def test_added_to_a_store_and_summed_up(store: Store, tmp_path: Path) -> None:
     vsr(tmp_path / "vsr")
     llava(tmp_path / "llava")
     a_okvqa(tmp_path / "a")
-    assert str(add(store, "vsr", [tmp_path / "vsr"])) == "vsr: 2 conversations about 2 of 4 stimuli (50%)"
-    add(store, "llava", [tmp_path / "llava"])
-    add(store, "a-okvqa", [tmp_path / "a"])
-    add(store, "vsr", [tmp_path / "vsr"])  # in place of what was there
+    assert (
+        str(attach_source(store, "vsr", [tmp_path / "vsr"]))
+        == "vsr: 2 conversations about 2 of 4 stimuli (50%)"
+    )
+    attach_source(store, "llava", [tmp_path / "llava"])
+    attach_source(store, "a-okvqa", [tmp_path / "a"])
+    attach_source(store, "vsr", [tmp_path / "vsr"])  # in place of what was there
     coco(tmp_path / "coco")
-    add(store, "coco-caption-previous", [tmp_path / "coco"])
+    attach_source(store, "coco-caption-previous", [tmp_path / "coco"])
     table = summary(Store(store.path))
-    assert table["source"].tolist() == ["a-okvqa", "coco-caption-previous", "all", "llava", "vsr", "all"]
+    assert table["source"].tolist() == [
+        "a-okvqa",
+        "coco-caption-previous",
+        "all",
+        "llava",
+        "vsr",
+        "all",
+    ]
     rows = table.set_index(["aspect", "source"])
-    assert rows.loc[("complex reasoning", "all")].tolist() == [4, 2, "stimuli", 0.5, pytest.approx((7 + 1 + 1) / 3)]
+    assert rows.loc[("complex reasoning", "all")].tolist() == [
+        4,
+        2,
+        "stimuli",
+        0.5,
+        pytest.approx((7 + 1 + 1) / 3),
+    ]
     assert rows.loc[("complex reasoning", "llava"), "words"] == pytest.approx(4)
-    assert rows.loc[("memory and knowledge", "coco-caption-previous")].tolist()[:4] == [4, 4, "trials", 4 / 16]
+    assert rows.loc[("memory and knowledge", "coco-caption-previous")].tolist()[:4] == [
+        4,
+        4,
+        "trials",
+        4 / 16,
+    ]
     back = Store(store.path).conversations
     assert back[back["source"] == "vsr"]["key"].tolist() == ["train-1", "train-1"]
     assert list(back[back["source"] == "vsr"]["answers"].iloc[0]) == ["No."]
@@ -545,7 +643,9 @@ def boxes(folder: Path) -> Path:
         {
             "info": {},
             "images": [{"id": 9, "file_name": "x"}],
-            "annotations": [{"segmentation": [], "image_id": 9, "bbox": [0, 0, 1, 1], "category_id": 1, "id": 1}],
+            "annotations": [
+                {"segmentation": [], "image_id": 9, "bbox": [0, 0, 1, 1], "category_id": 1, "id": 1}
+            ],
         },
     )
 
@@ -560,7 +660,9 @@ def bare_ids(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())[1:]
 
 
-def changed(files: Callable[[Path], None], name: str, change: Callable[[str], str]) -> Callable[[Path], Path]:
+def changed(
+    files: Callable[[Path], None], name: str, change: Callable[[str], str]
+) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         files(folder)
         path = folder / name
@@ -592,12 +694,17 @@ def two_sets(folder: Path) -> Path:
     path = folder / "b" / "v2_OpenEnded_mscoco_val2014_questions.json"
     put(
         path,
-        path.read_text().replace('"image_id": 42', f'"image_id": {KNOWN}').replace('_id": 42000', f'_id": {KNOWN}000'),
+        path.read_text()
+        .replace('"image_id": 42', f'"image_id": {KNOWN}')
+        .replace('_id": 42000', f'_id": {KNOWN}000'),
     )
     return folder
 
 
-ANNOTATIONS, QUESTIONS = "v2_mscoco_train2014_annotations.json", "v2_OpenEnded_mscoco_train2014_questions.json"
+ANNOTATIONS, QUESTIONS = (
+    "v2_mscoco_train2014_annotations.json",
+    "v2_OpenEnded_mscoco_train2014_questions.json",
+)
 
 
 @pytest.mark.parametrize(("source", "files", "message"), [
@@ -671,11 +778,14 @@ def test_unneeded_files_in_a_folder_are_passed_over(
     with caplog.at_level(logging.WARNING):
         assert len(collect(store, "vqa-v2", [tmp_path / "f"])) == 2
     assert re.search(
-        r"vqa-v2 does not need, and passes over: \S*instances_train2017.json \(COCO object boxes\)", caplog.text
+        r"vqa-v2 does not need, and passes over: \S*instances_train2017.json \(COCO object boxes\)",
+        caplog.text,
     )
 
 
-def test_records_of_a_test_split_are_counted(store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_records_of_a_test_split_are_counted(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert len(table_of(store, "gqa", tmp_path / "f")) == 2
     assert "gqa: 1 items have no answer, as in a test split, and are left out" in caplog.text
 
@@ -683,8 +793,18 @@ def test_records_of_a_test_split_are_counted(store: Store, tmp_path: Path, caplo
 def test_every_place_of_a_file_is_found(tmp_path: Path) -> None:
     text = '{"a": 12345, "b": [1, -2.5e3, "\\u00e9", null], "data": {"c": [], "d": [{"x": 1}, {}], "e": {"f": [1]}}}'
     path = put(tmp_path / "x.json", text)
-    assert list(json_stream.beginnings(path)) == [("a", 12345), ("b", 1), ("data.d", {"x": 1}), ("data.e", {"f": [1]})]
-    assert list(json_stream.elements(path, "b")) == [("b", 1), ("b", -2500.0), ("b", "é"), ("b", None)]
+    assert list(json_stream.beginnings(path)) == [
+        ("a", 12345),
+        ("b", 1),
+        ("data.d", {"x": 1}),
+        ("data.e", {"f": [1]}),
+    ]
+    assert list(json_stream.elements(path, "b")) == [
+        ("b", 1),
+        ("b", -2500.0),
+        ("b", "é"),
+        ("b", None),
+    ]
     assert list(json_stream.elements(path, "data.d")) == [("data.d", {"x": 1}), ("data.d", {})]
     assert [place for place, _ in json_stream.elements(path, "*")] == ["a", "b", "data"]
     marked = tmp_path / "y.json"
@@ -704,9 +824,11 @@ def test_damage_is_an_error(tmp_path: Path) -> None:
 
 
 def test_no_more_of_a_file_is_read_than_tells_its_kind(tmp_path: Path) -> None:
-    path = put(tmp_path / "x.json", json.dumps([{"image_id": 1, "paragraph": "x"}])[:-1] + ", damaged")
-    assert [form.title for form in recognise(path)] == ["Visual Genome paragraphs"]
-    assert recognise(put(tmp_path / "y.json", {str(n): n for n in range(5000)})) == []
+    path = put(
+        tmp_path / "x.json", json.dumps([{"image_id": 1, "paragraph": "x"}])[:-1] + ", damaged"
+    )
+    assert [form.title for form in detect_file_formats(path)] == ["Visual Genome paragraphs"]
+    assert detect_file_formats(put(tmp_path / "y.json", {str(n): n for n in range(5000)})) == []
 
 
 def test_progress_is_shown_per_file(store: Store, tmp_path: Path) -> None:
@@ -723,7 +845,7 @@ def test_progress_is_shown_per_file(store: Store, tmp_path: Path) -> None:
 
 def test_captions_are_those_of_the_store_made_from_a_table(store: Store, tmp_path: Path) -> None:
     table = table_of(store, "caption", tmp_path / "f")
-    made = captions(
+    made = conversations_from_captions(
         pd.DataFrame(
             {
                 "stimulus": ["known", "known", "twin"],
@@ -739,8 +861,10 @@ def test_the_page_tells_every_source() -> None:
     lines = (Path(__file__).parents[2] / "docs" / "instructions.md").read_text("utf-8").splitlines()
     for name, source in SOURCES.items():
         files, said = (line for line in lines if re.match(rf"\| .*`{name}`.* \| .* \|$", line))
-        for told in (*(form.name for form in source.files), source.url, source.licence):
+        for told in (*(form.name for form in source.files), source.url, source.license):
             assert told in files, (name, told)
         for told in (source.aspect, f"`{question_answering.SOURCES.get(name, '')}`".strip("`")):
             assert told in said, (name, told)
-        assert not source.prompt or source.prompt in said or "as COCO-QA" in said or name == "caption", name
+        assert (
+            not source.prompt or source.prompt in said or "as COCO-QA" in said or name == "caption"
+        ), name

@@ -1,7 +1,6 @@
 """Official scores: the published ones of BrainHub, and hand-made cases of every protocol, the nasty ones among them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +24,14 @@ java = pytest.mark.skipif(captions.shutil.which("java") is None, reason="no Java
 def test_published_scores(shared: Path, system: str) -> None:
     said = read_keyed(shared / "brainhub" / f"{system}_sub01.json")
     right = read_keyed(shared / "brainhub" / "references.json")
-    shuffled = dict(sorted(said.items(), key=lambda item: item[1]))  # the order of a file means nothing
+    shuffled = dict(
+        sorted(said.items(), key=lambda item: item[1])
+    )  # the order of a file means nothing
     found = score(shuffled, right, "caption")
     assert [round(found.values[m], 2) for m in captions.METRICS[:-1]] == list(PUBLISHED[system])
     assert len(found.keys) == 982
     for name in ("ROUGE-L", "CIDEr"):
-        assert found.each[name].mean() == pytest.approx(found.values[name])
+        assert found.per_item[name].mean() == pytest.approx(found.values[name])
 
 
 @java
@@ -44,10 +45,10 @@ def test_captions_with_nasty_texts() -> None:
     }
     said = {"a": "", "b": "A naïve café, at night!", "c": "a cat sleeps\r\nhere", "d": "TWO BIRDS"}
     found = score(said, right, "caption")
-    assert found.each["ROUGE-L"].round(1).tolist() == [0, 100, 100, 100]
-    assert found.each["METEOR"][0] == 0
-    assert found.each["METEOR"][1:].min() > 40
-    assert found.each["BLEU-1"].round(1).tolist() == [0, 100, 100, 100]
+    assert found.per_item["ROUGE-L"].round(1).tolist() == [0, 100, 100, 100]
+    assert found.per_item["METEOR"][0] == 0
+    assert found.per_item["METEOR"][1:].min() > 40
+    assert found.per_item["BLEU-1"].round(1).tolist() == [0, 100, 100, 100]
 
 
 def normal(text: str) -> str:
@@ -87,14 +88,22 @@ def test_vqa_normalization(text: str, expected: str) -> None:
     ("text", "people", "expected"),
     [
         ("yes", ["yes"] * 10, 1.0),
-        ("yes", ["yes"] * 3 + ["no"] * 7, 0.9),  # three of ten: 2/3 for these three, 1 for the others
+        (
+            "yes",
+            ["yes"] * 3 + ["no"] * 7,
+            0.9,
+        ),  # three of ten: 2/3 for these three, 1 for the others
         ("yes", ["yes"] * 2 + ["no"] * 8, 0.6),
         ("yes", ["yes"] + ["no"] * 9, 0.3),
         ("no", ["yes"] * 10, 0.0),
         ("The Yes.", ["yes"] * 4 + ["no"] * 6, 1.0),
         ("two", ["2"] * 10, 1.0),
         ("two", ["two"] * 10, 0.0),  # the official code makes digits of the prediction alone
-        ("t-shirt", ["t-shirt"] * 9 + ["shirt"], 1.0),  # people differ: their punctuation is treated
+        (
+            "t-shirt",
+            ["t-shirt"] * 9 + ["shirt"],
+            1.0,
+        ),  # people differ: their punctuation is treated
         ("t-shirt", ["t-shirt"] * 10, 0.0),  # they agree: it is not
         ("", ["yes"] * 10, 0.0),
         ("", [""] * 10, 1.0),
@@ -116,8 +125,20 @@ def test_exact() -> None:
 def test_choice() -> None:
     options = [["a dog", "a cat", "bus", "Apple"]] * 9
     said = ["B", "(b)", "b.", "B. a cat", "a cat", "A cat.", "Apple", "none of them", ""]
-    assert vqa.choice(said, ["B"] * 6 + ["D", "A", "A"], options).tolist() == [1, 1, 1, 1, 1, 1, 1, 0, 0]
-    assert vqa.choice(["A dog"], ["B"], [["a cat", "a dog"]]).tolist() == [1], "words win over the article"
+    assert vqa.choice(said, ["B"] * 6 + ["D", "A", "A"], options).tolist() == [
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+        0,
+        0,
+    ]
+    assert vqa.choice(["A dog"], ["B"], [["a cat", "a dog"]]).tolist() == [1], (
+        "words win over the article"
+    )
 
 
 def test_anls() -> None:
@@ -179,11 +200,22 @@ def test_tdiuc() -> None:
 def test_boxes() -> None:
     assert grounding.first_box("a dog [0.1, 0.2,0.5,.9] and [0,0,1,1]") == (0.1, 0.2, 0.5, 0.9)
     assert grounding.first_box([[[0, 0, 1, 1]]]) == (0, 0, 1, 1)
-    assert grounding.first_box("nothing") is grounding.first_box([]) is grounding.first_box([0, 1, 2]) is None
+    assert (
+        grounding.first_box("nothing")
+        is grounding.first_box([])
+        is grounding.first_box([0, 1, 2])
+        is None
+    )
     assert grounding.iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
     assert grounding.iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0
-    right = {"1": {"person": [[0, 0, 1, 1]], "cup": [[0, 0, 0.5, 1]]}, "2": {"bus": [[0, 0, 1, 0.5]]}}
-    said = {"1": {"person": "[0,0,1,1]", "cup": "?"}, "2": {"bus": [[0, 0, 1, 1]]}}  # the bus: exactly 0.5 is not above
+    right = {
+        "1": {"person": [[0, 0, 1, 1]], "cup": [[0, 0, 0.5, 1]]},
+        "2": {"bus": [[0, 0, 1, 0.5]]},
+    }
+    said = {
+        "1": {"person": "[0,0,1,1]", "cup": "?"},
+        "2": {"bus": [[0, 0, 1, 1]]},
+    }  # the bus: exactly 0.5 is not above
     found = score(said, right, "grounding").values
     assert found["accuracy@0.5 (all)"] == pytest.approx(100 / 3)
     assert found["IoU (all)"] == pytest.approx(50)
@@ -196,13 +228,28 @@ def test_boxes() -> None:
 @pytest.mark.parametrize(
     ("said", "right", "task", "message"),
     [
-        ({"a": "x"}, {"a": "x", "b": "y"}, "exact", "1 of 2 references have no prediction \\(first: 'b'\\)"),
-        ({"a": "x", "c": "z"}, {"a": "x"}, "exact", "1 of 2 predictions no reference \\(first: 'c'\\)"),
+        (
+            {"a": "x"},
+            {"a": "x", "b": "y"},
+            "exact",
+            "1 of 2 references have no prediction \\(first: 'b'\\)",
+        ),
+        (
+            {"a": "x", "c": "z"},
+            {"a": "x"},
+            "exact",
+            "1 of 2 predictions no reference \\(first: 'c'\\)",
+        ),
         ({}, {}, "exact", "the file is empty"),
         ({"a": "x"}, {"a": "x"}, "bleu", "unknown task 'bleu'; known: caption"),
         ({"a": ["x", "y"]}, {"a": "x"}, "exact", "the prediction for 'a' is .*expected one text"),
         ({"a": "x"}, {"a": []}, "caption", "the reference for 'a' is \\[\\]; expected a text"),
-        ({"a": "2"}, {"a": "2"}, "vqa", "reference for 'a' is '2'; expected the list of ten people's answers"),
+        (
+            {"a": "2"},
+            {"a": "2"},
+            "vqa",
+            "reference for 'a' is '2'; expected the list of ten people's answers",
+        ),
         ({"a": "2"}, {"a": "many"}, "count", "reference for 'a' is 'many'; expected a number"),
         ({"a": "2"}, {"a": True}, "count", "expected a number"),
         ({"a": "2"}, {"a": ["2", "3"]}, "count", "expected a number"),
@@ -224,11 +271,18 @@ def test_without_java(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapture
 
 
 def test_files(tmp_path: Path) -> None:
-    place: Callable[[str], Path] = lambda text: (tmp_path / "f.json", (tmp_path / "f.json").write_text(text))[0]  # noqa: E731
+    def place(text: str) -> Path:
+        (tmp_path / "f.json").write_text(text)
+        return tmp_path / "f.json"
+
     assert read_keyed(place('[{"image_id": 7, "caption": "a dog"}]')) == {"7": "a dog"}
     assert read_keyed(place('[{"question_id": 7, "answer": "two"}]')) == {"7": "two"}
-    annotations = [{"image_id": 7, "id": n, "caption": text} for n, text in enumerate(("a dog", "the dog"))]
-    assert read_keyed(place(json.dumps({"info": {}, "annotations": annotations}))) == {"7": ["a dog", "the dog"]}
+    annotations = [
+        {"image_id": 7, "id": n, "caption": text} for n, text in enumerate(("a dog", "the dog"))
+    ]
+    assert read_keyed(place(json.dumps({"info": {}, "annotations": annotations}))) == {
+        "7": ["a dog", "the dog"]
+    }
     for text, message in (('{"a": 1, "a": 2}', "gives the key 'a' twice"), ("[1]", "holds a list; expected items"), ("3", "holds int"), ("{", "cannot be read as JSON")):  # fmt: skip
         with pytest.raises(InputError, match=message):
             read_keyed(place(text))
@@ -250,4 +304,4 @@ def test_the_command(tmp_path: Path) -> None:
 def test_each_item_is_in_the_order_of_the_references() -> None:
     found = score({"a": "1", "b": "2"}, {"b": "2", "a": "3"}, "exact")
     assert found.keys == ["b", "a"]
-    assert np.array_equal(found.each["accuracy"], [100, 0])
+    assert np.array_equal(found.per_item["accuracy"], [100, 0])

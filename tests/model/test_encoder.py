@@ -6,18 +6,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindllm.model.configuration import PRESETS, EncoderConfig
-from mindllm.model.encoder import Encoder
+from mindllm.model.configuration import PRESETS, MindLLMConfig
+from mindllm.model.encoder import FMRIEncoder
 from mindllm.utils.errors import InputError
 from tests.conftest import REGIONS, make_space
 
 NAMES = {p: list(names.values()) for p, names in REGIONS.items()}
-SMALL = EncoderConfig(n_queries=16, key_width=24, n_frequencies=3, region_width=4, hidden=32, n_tokens=3, token_width=8)
+SMALL = MindLLMConfig(
+    num_queries=16,
+    key_dim=24,
+    num_frequencies=3,
+    parcel_embedding_dim=4,
+    hidden_size=32,
+    num_fmri_tokens=3,
+    token_dim=8,
+)
 
 
-def encoder(config: EncoderConfig = SMALL, seed: int = 0) -> Encoder:
+def encoder(config: MindLLMConfig = SMALL, seed: int = 0) -> FMRIEncoder:
     torch.manual_seed(seed)
-    return Encoder(config, NAMES).eval()
+    return FMRIEncoder(config, NAMES).eval()
 
 
 def values(count: int, voxels: int, seed: int = 0) -> torch.Tensor:
@@ -28,7 +36,12 @@ VARIANTS = {
     "default": SMALL,
     "walkthrough": PRESETS["walkthrough"],
     "random": SMALL.model_copy(
-        update={"fourier": "random", "positions": "index", "coordinates": False, "key_layers": 3}
+        update={
+            "fourier_features": "random",
+            "coordinate_system": "index",
+            "append_coordinates": False,
+            "num_key_layers": 3,
+        }
     ),
 }
 
@@ -41,78 +54,88 @@ def test_permuting_voxels_changes_nothing(variant: str, seed: int) -> None:
     v = values(4, len(space))
     order = np.random.default_rng(seed).permutation(len(space))
     with torch.no_grad():
-        straight = net([(net.locate(space), v)])
-        permuted = net([(net.locate(space.select(order)), v[:, order.copy()])])
+        straight = net([(net.prepare_voxels(space), v)])
+        permuted = net([(net.prepare_voxels(space.select_voxels(order)), v[:, order.copy()])])
     torch.testing.assert_close(straight, permuted, rtol=1e-4, atol=1e-5)
 
 
 def test_mixed_batch_equals_its_rows_alone() -> None:
     net = encoder()
     people = [
-        (net.locate(make_space("a", 60, 1)), values(3, 60, 1)),
-        (net.locate(make_space("b", 45, 2)), values(2, 45, 2)),
+        (net.prepare_voxels(make_space("a", 60, 1)), values(3, 60, 1)),
+        (net.prepare_voxels(make_space("b", 45, 2)), values(2, 45, 2)),
     ]
     with torch.no_grad():
         together = net(people)
-        alone = torch.cat([net([(voxels, v[i : i + 1])]) for voxels, v in people for i in range(len(v))])
+        alone = torch.cat(
+            [net([(voxels, v[i : i + 1])]) for voxels, v in people for i in range(len(v))]
+        )
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_values_never_enter_the_attention_weights() -> None:
     """What is seen is linear in the values, with weights that sum to one: z(a v + b) = a z(v) + b."""
     net, space = encoder(), make_space()
-    voxels = net.locate(space)
+    voxels = net.prepare_voxels(space)
     v = values(5, len(space)) * 100
     with torch.no_grad():
-        seen = net.look(voxels, v)
-        torch.testing.assert_close(net.look(voxels, -3 * v + 7), -3 * seen + 7, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(seen, v @ net.attention(voxels).T, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(net.attention(voxels).sum(-1), torch.ones(net.config.n_queries))
+        seen = net.attend(voxels, v)
+        torch.testing.assert_close(
+            net.attend(voxels, -3 * v + 7), -3 * seen + 7, rtol=1e-4, atol=1e-3
+        )
+        torch.testing.assert_close(seen, v @ net.attention_weights(voxels).T, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(
+            net.attention_weights(voxels).sum(-1), torch.ones(net.config.num_queries)
+        )
 
 
 def test_regions_are_matched_by_name() -> None:
     net, space = encoder(), make_space()
     renumber = {0: 0, 1: 30, 2: 10, 3: 20}
     other = make_space()
-    other.regions["visual"][:] = [renumber[n] for n in space.regions["visual"]]
-    other.region_names["visual"] = {renumber[n]: name for n, name in REGIONS["visual"].items()}  # type: ignore[index]
-    assert torch.equal(net.locate(space).regions, net.locate(other).regions)
+    other.parcel_labels["visual"][:] = [renumber[n] for n in space.parcel_labels["visual"]]
+    other.parcel_names["visual"] = {renumber[n]: name for n, name in REGIONS["visual"].items()}  # type: ignore[index]
+    assert torch.equal(net.prepare_voxels(space).parcel_ids, net.prepare_voxels(other).parcel_ids)
 
 
 def test_a_missing_parcellation_is_all_zeros_and_an_unknown_name_an_error() -> None:
     net, space = encoder(), make_space()
-    del space.regions["lobes"]  # type: ignore[attr-defined]
-    assert (net.locate(space).regions[:, 1] == 0).all()
-    space.region_names["visual"] = {1: "V1", 2: "V2", 3: "somewhere"}  # type: ignore[index]
+    del space.parcel_labels["lobes"]  # type: ignore[attr-defined]
+    assert (net.prepare_voxels(space).parcel_ids[:, 1] == 0).all()
+    space.parcel_names["visual"] = {1: "V1", 2: "V2", 3: "somewhere"}  # type: ignore[index]
     with pytest.raises(
         InputError,
         match=r"visual has 1 region names that the model does not know: \['somewhere'\].*Expected names such as \['V1'",
     ):
-        net.locate(space)
+        net.prepare_voxels(space)
 
 
 def test_walkthrough_has_the_published_sizes() -> None:
     """3 coordinates + 24 Fourier + 8 region numbers = 35 -> keys of 64; 16 tokens of 128; people of 12,000 and 15,000 voxels."""
     torch.manual_seed(0)
-    net = Encoder(PRESETS["walkthrough"], {"visual": NAMES["visual"]}).eval()
-    layer = net.position_key[0]
-    assert layer.in_features + net.region_key.in_features == 3 + 24 + 8
+    net = FMRIEncoder(PRESETS["walkthrough"], {"visual": NAMES["visual"]}).eval()
+    layer = net.coord_proj[0]
+    assert layer.in_features + net.parcel_proj.in_features == 3 + 24 + 8
     assert (layer.out_features, len(net.queries)) == (64, 16)
     people = [make_space(str(n), n, shape=(40, 40, 30)) for n in (12_000, 15_000)]
     with torch.no_grad():
-        assert net([(net.locate(p), values(2, len(p))) for p in people]).shape == (4, 16, 128)
+        assert net([(net.prepare_voxels(p), values(2, len(p))) for p in people]).shape == (
+            4,
+            16,
+            128,
+        )
 
 
 def test_paper_has_the_published_number_of_weights() -> None:
     """139 M weights with the projector to a language model of width 4,096, of which the head's last layer is 134 M."""
     with torch.device("meta"):
-        net = Encoder(PRESETS["paper"], NAMES)
+        net = FMRIEncoder(PRESETS["paper"], NAMES)
     count = sum(p.numel() for p in net.parameters()) + 1024 * 4096
-    leave = sum(p.numel() for p in net.head.leave.parameters())
+    leave = sum(p.numel() for p in net.head.token_proj.parameters())
     assert round(leave / 1e6) == 134
     assert abs(count / 1e6 - 139) < 6
 
 
 def test_unknown_configuration_key() -> None:
     with pytest.raises(ValueError, match="n_querys"):
-        EncoderConfig(n_querys=3)  # type: ignore[call-arg]
+        MindLLMConfig(n_querys=3)  # type: ignore[call-arg]

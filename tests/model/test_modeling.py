@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mindllm.language.conversation import QUESTION, ask
+from mindllm.language.conversation import QUESTION, build_conversation
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
 from tests.conftest import TEXTS, make_space
@@ -16,29 +16,45 @@ def tokens(tiny_model: MindLLM) -> torch.Tensor:
     return tiny_model.encode(np.random.default_rng(0).normal(size=(5, len(space))), space)
 
 
-def test_the_tree_of_candidates_gives_each_ones_likelihood(tiny_model: MindLLM, tokens: torch.Tensor) -> None:
+def test_the_tree_of_candidates_gives_each_ones_likelihood(
+    tiny_model: MindLLM, tokens: torch.Tensor
+) -> None:
     candidates = [*TEXTS, "a dog", "a dog runs fast"]  # beginnings of one another
-    together = tiny_model.score(tokens, candidates, batch_size=2)
+    together = tiny_model.score_candidates(tokens, candidates, batch_size=2)
     for column, candidate in enumerate(candidates):
-        alone, _ = tiny_model.log_likelihood(tokens, [tiny_model.prompter(ask(QUESTION, candidate))] * len(tokens))
+        alone, _ = tiny_model.log_likelihood(
+            tokens, [tiny_model.processor(build_conversation(QUESTION, candidate))] * len(tokens)
+        )
         torch.testing.assert_close(together[:, column], alone.detach(), rtol=1e-4, atol=1e-4)
 
 
-def test_a_mixed_batch_of_conversations_equals_its_rows(tiny_model: MindLLM, tokens: torch.Tensor) -> None:
-    questions = ["What?", "<fMRI> is a scan. What is this person seeing right now?", "Which animal is it?"]
-    prompts = [tiny_model.prompter(ask(q, a)) for q, a in zip(questions, TEXTS, strict=False)]
+def test_a_mixed_batch_of_conversations_equals_its_rows(
+    tiny_model: MindLLM, tokens: torch.Tensor
+) -> None:
+    questions = [
+        "What?",
+        "<fMRI> is a scan. What is this person seeing right now?",
+        "Which animal is it?",
+    ]
+    prompts = [
+        tiny_model.processor(build_conversation(q, a))
+        for q, a in zip(questions, TEXTS, strict=False)
+    ]
     together, counts = tiny_model.log_likelihood(tokens[:3], prompts)
     for row, prompt in enumerate(prompts):
         alone, count = tiny_model.log_likelihood(tokens[row : row + 1], [prompt])
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
         assert counts[row] == count[0]
-    asked = [ask(q) for q in questions]
+    asked = [build_conversation(q) for q in questions]
     texts = tiny_model.generate(tokens[:3], asked, max_new_tokens=8)
-    assert texts == [tiny_model.generate(tokens[i : i + 1], asked[i : i + 1], max_new_tokens=8)[0] for i in range(3)]
+    assert texts == [
+        tiny_model.generate(tokens[i : i + 1], asked[i : i + 1], max_new_tokens=8)[0]
+        for i in range(3)
+    ]
 
 
 def test_the_scan_matters(tiny_model: MindLLM, tokens: torch.Tensor) -> None:
-    scores = tiny_model.score(tokens, TEXTS)
+    scores = tiny_model.score_candidates(tokens, TEXTS)
     assert (scores[0] - scores[1]).abs().max() > 1e-3
 
 
@@ -47,27 +63,43 @@ def test_decode_streams_and_samples(tiny_model: MindLLM) -> None:
     values = np.random.default_rng(0).normal(size=(2, len(space)))
     greedy = tiny_model.decode(values, space, max_new_tokens=8)
     heard: list[str] = []
-    streamed = tiny_model.generate(tiny_model.encode(values[:1], space), [ask()], stream=heard.append, max_new_tokens=8)
+    streamed = tiny_model.generate(
+        tiny_model.encode(values[:1], space),
+        [build_conversation()],
+        on_text=heard.append,
+        max_new_tokens=8,
+    )
     assert streamed == greedy[:1] == ["".join(heard).strip()]
     torch.manual_seed(0)
-    assert len(tiny_model.decode(values, space, max_new_tokens=8, do_sample=True, temperature=2.0)) == 2
+    assert (
+        len(tiny_model.decode(values, space, max_new_tokens=8, do_sample=True, temperature=2.0))
+        == 2
+    )
 
 
 def test_evidence_is_the_gain_over_no_brain(tiny_model: MindLLM, tokens: torch.Tensor) -> None:
-    evidence = tiny_model.evidence(tokens, [tiny_model.ask(None, text) for text in TEXTS[:5]])
-    gain = tiny_model.score(tokens, TEXTS[:5]).diag() - tiny_model.score(tiny_model.no_brain[None], TEXTS[:5])[0]
+    evidence = tiny_model.log_likelihood_ratio(
+        tokens, [tiny_model.build_conversation(None, text) for text in TEXTS[:5]]
+    )
+    gain = (
+        tiny_model.score_candidates(tokens, TEXTS[:5]).diag()
+        - tiny_model.score_candidates(tiny_model.null_tokens[None], TEXTS[:5])[0]
+    )
     torch.testing.assert_close(evidence.cpu(), gain, rtol=1e-4, atol=1e-4)
 
 
 def test_bad_values(tiny_model: MindLLM) -> None:
     space = make_space()
-    with pytest.raises(InputError, match=r"values of sub-01 have shape \(2, 59\); expected \(60,\) or \(trials, 60\)"):
+    with pytest.raises(
+        InputError,
+        match=r"values of sub-01 have shape \(2, 59\); expected \(60,\) or \(trials, 60\)",
+    ):
         tiny_model.encode(np.zeros((2, 59)), space)
     with pytest.raises(InputError, match="NaN or infinite values in 60 of 60 voxels"):
         tiny_model.encode(np.full((2, 60), np.nan), space)
 
 
 def test_placeholders_and_tokens_must_agree(tiny_model: MindLLM, tokens: torch.Tensor) -> None:
-    prompt = tiny_model.prompter(ask(answer="a dog"))
+    prompt = tiny_model.processor(build_conversation(answer="a dog"))
     with pytest.raises(InputError, match="places for fMRI tokens"):
         tiny_model.log_likelihood(tokens[:1, :2], [prompt])

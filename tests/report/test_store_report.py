@@ -9,28 +9,37 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mindllm.data.quality_control import Check, grouped
-from mindllm.data.resplit import make_split
+from mindllm.data.quality_control import QCResult, group_results
+from mindllm.data.resplit import create_split
 from mindllm.data.store import Store
-from mindllm.data.store_writer import StoreWriter, captions
-from mindllm.fmri.masker import VoxelSpace
-from mindllm.fmri.templates import grey_matter
-from mindllm.report.store_report import inspect, write_page
+from mindllm.data.store_writer import StoreWriter, conversations_from_captions
+from mindllm.fmri.masker import VoxelMasker
+from mindllm.fmri.templates import grey_matter_probability
+from mindllm.report.store_report import inspect_store, write_page
 from tests.conftest import REGIONS
 
 PEOPLE = ["sub-01", "sub-02"]
 STIMULI = [f"stim{n}" for n in range(12)]
 SIDES = {1: "L_V1", 2: "R_V1", 3: "in_all"}  # the last is of neither side
-PLACES, LEAK, TEXT = "voxels lie in the MNI brain", "no stimulus on both sides of the split", "text about the stimuli"
+PLACES, LEAK, TEXT = (
+    "voxels lie in the MNI brain",
+    "no stimulus on both sides of the split",
+    "text about the stimuli",
+)
 REPEATS = "trials belong to their stimuli"
 
 
 @cache
 def grey_voxels() -> np.ndarray:
     """Some places in grey matter, 8 mm apart."""
-    grid = np.stack(np.meshgrid(np.arange(-60, 61, 8), np.arange(-92, 61, 8), np.arange(-40, 61, 8), indexing="ij"), -1)
+    grid = np.stack(
+        np.meshgrid(
+            np.arange(-60, 61, 8), np.arange(-92, 61, 8), np.arange(-40, 61, 8), indexing="ij"
+        ),
+        -1,
+    )
     mm = grid.reshape(-1, 3).astype(np.float32)
-    mm = mm[(grey_matter(mm) > 0.5) & (np.abs(mm[:, 0]) > 5)]
+    mm = mm[(grey_matter_probability(mm) > 0.5) & (np.abs(mm[:, 0]) > 5)]
     return mm[np.random.default_rng(0).permutation(len(mm))[:80]]
 
 
@@ -42,7 +51,7 @@ def make(
     table: Callable[[pd.DataFrame], pd.DataFrame] = lambda trials: trials,
     told: int = len(STIMULI),
     ceilings: bool = False,
-    normalized: bool = False,
+    standardized: bool = False,
 ) -> Store:
     """Two people, twelve stimuli twice in each of two sessions, with patterns of their own; the first person as the options say."""
     rng = np.random.default_rng(1)
@@ -51,32 +60,38 @@ def make(
     sides[::9] = 3
     areas = rng.integers(0, 4, len(mm))
     patterns = rng.normal(size=(len(STIMULI), len(mm)))
-    writer = StoreWriter(path, name="made", origin="the tests", licence="MIT", reader="arrays", options={}, normalized=normalized)  # fmt: skip
+    writer = StoreWriter(path, name="made", source="the tests", license="MIT", prepared_by="arrays", options={}, standardized=standardized)  # fmt: skip
     for name in PEOPLE:
         mine = name == PEOPLE[0]
         order = np.concatenate([rng.permutation(len(STIMULI)) for _ in range(4)])
         values = 100 + 5 * patterns[order] + 5 * rng.normal(size=(len(order), len(mm)))
-        trials = pd.DataFrame({"stimulus": [STIMULI[n] for n in order], "session": np.repeat(["1", "2"], 24)})
+        trials = pd.DataFrame(
+            {"stimulus": [STIMULI[n] for n in order], "session": np.repeat(["1", "2"], 24)}
+        )
         trials["split"] = np.where(trials["stimulus"].isin(STIMULI[:2]), "test", "train")
-        space = VoxelSpace(
+        space = VoxelMasker(
             name, (100, 1, 1), np.eye(4), np.c_[np.arange(len(mm)), np.zeros((len(mm), 2), int)], places(mm) if mine else mm,
             {"sides": sides, "visual": areas}, {"sides": SIDES, "visual": REGIONS["visual"]},
         )  # fmt: skip
         values, trials = (betas(values), table(trials)) if mine else (values, trials)
         ncsnr = np.linspace(0, 1, len(mm)).astype(np.float32) if ceilings and mine else None
-        writer.subject(space, trials, [(np.arange(len(trials)), values.astype(np.float32))], ncsnr=ncsnr)
-    texts = pd.DataFrame({"stimulus": STIMULI[:told], "caption": [f"words about {name}" for name in STIMULI[:told]]})
-    return writer.finish(captions(texts))
+        writer.write_subject(
+            space, trials, [(np.arange(len(trials)), values.astype(np.float32))], ncsnr=ncsnr
+        )
+    texts = pd.DataFrame(
+        {"stimulus": STIMULI[:told], "caption": [f"words about {name}" for name in STIMULI[:told]]}
+    )
+    return writer.finish(conversations_from_captions(texts))
 
 
-def odd(store: Store) -> dict[str, Check]:
+def odd(store: Store) -> dict[str, QCResult]:
     """What is to be looked at, by name."""
-    return {check.name: check for check in inspect(store).checks if not check.fine}
+    return {check.name: check for check in inspect_store(store).checks if not check.passed}
 
 
 def test_a_good_store_is_fine(tmp_path: Path) -> None:
-    found = inspect(make(tmp_path / "store"))
-    assert not [check for check in found.checks if not check.fine]
+    found = inspect_store(make(tmp_path / "store"))
+    assert not [check for check in found.checks if not check.passed]
     assert {check.name for check in found.checks} == {
         PLACES, "sides of sides", "betas", "voxels vary", "normalization", "sessions", REPEATS, LEAK, TEXT
     }  # fmt: skip
@@ -91,7 +106,7 @@ def test_a_good_store_is_fine(tmp_path: Path) -> None:
     assert found.regions["people"].tolist() == [2, 2]
     assert found.regions["regions"].tolist() == ["3", "3"]
     assert found.regions["% of voxels in a region"].iloc[0] == "100"
-    assert found.about["split"] == "as prepared (others: none)"
+    assert found.about["split"] == "default (others: none)"
 
 
 def copied(values: np.ndarray) -> np.ndarray:
@@ -133,7 +148,7 @@ def test_what_is_wrong_is_pointed_at(tmp_path: Path, kind: str) -> None:
     found = odd(make(tmp_path / "store", **options))
     # A session that is a copy has the other's trials table, so its trials may not belong to their stimuli either.
     assert set(found) - ({REPEATS} if kind == "a session twice" else set()) == {name}
-    assert words in found[name].found
+    assert words in found[name].message
     assert found[name].subject == ("" if name == TEXT else "sub-01")
 
 
@@ -145,34 +160,40 @@ def test_a_stimulus_trained_on_and_tested(tmp_path: Path) -> None:
     trials.to_parquet(file)
     found = odd(Store(store.path))
     assert set(found) == {LEAK}
-    assert "1 stimuli stand in two splits, first 'stim0'" in found[LEAK].found
-    people = make_split(make(tmp_path / "other"), "people", "subject", people={"val": ["sub-02"]})
-    (shared,) = (check for check in inspect(people).checks if check.name == LEAK)
-    assert shared.fine, "people are what is split"
-    assert "a split by people, so stimuli are shared" in shared.found
+    assert "1 stimuli stand in two splits, first 'stim0'" in found[LEAK].message
+    people = create_split(
+        make(tmp_path / "other"), "people", "subject", subjects_by_split={"val": ["sub-02"]}
+    )
+    (shared,) = (check for check in inspect_store(people).checks if check.name == LEAK)
+    assert shared.passed, "people are what is split"
+    assert "a split by people, so stimuli are shared" in shared.message
 
 
 def test_values_that_came_normalized_have_no_statistics_to_check(tmp_path: Path) -> None:
-    found = inspect(make(tmp_path / "store", normalized=True, betas=lambda values: values - 100))
+    found = inspect_store(
+        make(tmp_path / "store", standardized=True, betas=lambda values: values - 100)
+    )
     assert not {"voxels vary", "normalization"} & {check.name for check in found.checks}
-    assert found.about["values"] == "normalized already"
+    assert found.about["values"] == "standardized already"
 
 
 def test_what_is_odd_stands_first() -> None:
-    checks = [Check("a", "x", True, "1"), Check("a", "y", True, "2"), Check("b", "x", False, "3"), Check("b", "y", True, "4")]  # fmt: skip
-    assert grouped(checks) == [checks[2], checks[0], Check("2 people; a", "y", True, "2")]
+    checks = [QCResult("a", "x", True, "1"), QCResult("a", "y", True, "2"), QCResult("b", "x", False, "3"), QCResult("b", "y", True, "4")]  # fmt: skip
+    assert group_results(checks) == [checks[2], checks[0], QCResult("2 people; a", "y", True, "2")]
 
 
 @pytest.mark.parametrize("ceilings", [True, False])
 def test_the_page_is_whole(tmp_path: Path, ceilings: bool) -> None:
     store = make(tmp_path / "store", ceilings=ceilings, told=9)
-    store.add(pd.DataFrame([{"subject": "sub-02", "trial": 5, "source": "before", "turns": [{"role": "user", "content": "<fMRI> What <b>before</b>?"}, {"role": "assistant", "content": "a dog"}], "answers": ["a dog"]}]))  # fmt: skip
-    make_split(store, "half", "stimulus", fractions={"test": 0.5})
+    store.add_conversations(pd.DataFrame([{"subject": "sub-02", "trial_index": 5, "source": "before", "turns": [{"role": "user", "content": "<fMRI> What <b>before</b>?"}, {"role": "assistant", "content": "a dog"}], "answers": ["a dog"]}]))  # fmt: skip
+    create_split(store, "half", "stimulus", fractions={"test": 0.5})
     data = Store(store.path, "half")
-    found = inspect(data)
+    found = inspect_store(data)
     assert found.about["split"] == "half (others: half)"
     page = write_page(found, data, tmp_path / "page")
-    names = {"index.html", "coverage.png", "trials.png"} | ({"noise-ceiling.png"} if ceilings else set())
+    names = {"index.html", "coverage.png", "trials.png"} | (
+        {"noise-ceiling.png"} if ceilings else set()
+    )
     assert {file.name for file in (tmp_path / "page").iterdir()} == names
     html = page.read_text()
     for name in names - {"index.html"}:
@@ -181,7 +202,10 @@ def test_the_page_is_whole(tmp_path: Path, ceilings: bool) -> None:
     assert "</html>" in html
     assert "half (others: half)" in html
     assert all(f"<td>{name}</td>" in html for name in PEOPLE)
-    assert [(about, source) for about, source, _ in found.samples][-1] == ("trial 5 of sub-02", "before")
+    assert [(about, source) for about, source, _ in found.samples][-1] == (
+        "trial 5 of sub-02",
+        "before",
+    )
     assert len(found.samples) == 3, "two of each source, where there are two"
     for about, source, turns in found.samples:
         assert f"{source}, {about}" in html

@@ -10,40 +10,46 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from mindllm.fmri.templates import bilateral
+from mindllm.fmri.templates import merge_hemispheres
 from mindllm.simulate.configuration import SimulateConfig
-from mindllm.simulate.ideal_observer import Population, noise_ceiling_identification
+from mindllm.simulate.ideal_observer import SubjectPrior, ideal_observer_accuracy
 from mindllm.simulate.scenes import ATTRIBUTES, TUNINGS, draw_stimuli
 from mindllm.simulate.simulator import simulate, summary
-from mindllm.simulate.subject import Person, simulate_person
-from mindllm.simulate.world import World, build_world
+from mindllm.simulate.subject import SimulatedSubject, simulate_subject
+from mindllm.simulate.world import SimulatedExperiment, build_experiment
 from mindllm.utils.errors import InputError
 
 TINY = SimulateConfig(
-    people=2, resolution_mm=8, train_stimuli=24, val_stimuli=4, test_stimuli=8, runs_per_session=2, waves=80
+    n_subjects=2,
+    resolution_mm=8,
+    train_stimuli=24,
+    val_stimuli=4,
+    test_stimuli=8,
+    runs_per_session=2,
+    n_fourier_features=80,
 )
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return build_world(TINY)
+def world() -> SimulatedExperiment:
+    return build_experiment(TINY)
 
 
 @pytest.fixture(scope="module")
-def person(world: World) -> Person:
-    return simulate_person(world, 0)
+def person(world: SimulatedExperiment) -> SimulatedSubject:
+    return simulate_subject(world, 0)
 
 
-def changed(world: World, **settings: float) -> World:
+def changed(world: SimulatedExperiment, **settings: float) -> SimulatedExperiment:
     """The same shared truth under other settings for people."""
     return replace(world, config=world.config.model_copy(update=settings))
 
 
 @pytest.fixture(scope="module")
-def often(world: World) -> tuple[World, Person]:
+def often(world: SimulatedExperiment) -> tuple[SimulatedExperiment, SimulatedSubject]:
     """Somebody who saw everything sixty times, without baselines."""
-    config = changed(world, repeats=60, run_offset=0.0)
-    return config, simulate_person(config, 0)
+    config = changed(world, n_repetitions=60, run_offset=0.0)
+    return config, simulate_subject(config, 0)
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +62,34 @@ def image(folder: Path, name: str, ending: str) -> nib.Nifti1Image:
     return nib.load(path)
 
 
-def test_layout_and_values_read_back(folder: Path, world: World, person: Person) -> None:
+def test_layout_and_values_read_back(
+    folder: Path, world: SimulatedExperiment, person: SimulatedSubject
+) -> None:
     betas = image(folder, "sub-01", "space-MNI152_res-8_stat-effect_desc-SingletrialBetas_statmap")
     mask = image(folder, "sub-01", "space-MNI152_res-8_desc-brain_mask")
-    trials = pd.read_csv(folder / "sub-01" / "func" / "sub-01_task-scenes_desc-SingletrialBetas_trials.tsv", sep="\t")
+    trials = pd.read_csv(
+        folder / "sub-01" / "func" / "sub-01_task-scenes_desc-SingletrialBetas_trials.tsv", sep="\t"
+    )
     slope = float(betas.dataobj.slope)
     assert betas.get_data_dtype() == np.int16
     assert slope not in (0, 1)
     assert betas.dataobj.inter != 0
     inside = np.asarray(mask.dataobj) > 0
-    np.testing.assert_array_equal(np.argwhere(inside), person.ijk)
-    np.testing.assert_allclose(betas.get_fdata()[inside].T, person.values, atol=slope * 0.51)
-    np.testing.assert_allclose(nib.affines.apply_affine(betas.affine, person.ijk), person.mm, atol=1e-4)
+    np.testing.assert_array_equal(np.argwhere(inside), person.voxel_indices)
+    np.testing.assert_allclose(betas.get_fdata()[inside].T, person.betas, atol=slope * 0.51)
+    np.testing.assert_allclose(
+        nib.affines.apply_affine(betas.affine, person.voxel_indices), person.coords_mm, atol=1e-4
+    )
     pd.testing.assert_frame_equal(trials, person.trials, check_dtype=False)
-    assert list(trials.columns[:7]) == ["volume", "stimulus", "session", "run", "repeat", "split", "caption"]
+    assert list(trials.columns[:7]) == [
+        "volume",
+        "stimulus",
+        "session",
+        "run",
+        "repetition",
+        "split",
+        "caption",
+    ]
     assert list(trials["volume"]) == list(range(betas.shape[3]))
     described = json.loads((folder / "dataset_description.json").read_text())
     assert described["DatasetType"] == "derivative"
@@ -88,10 +108,10 @@ def test_grid_is_oblique_flipped_and_shared_by_the_atlases(folder: Path) -> None
         assert set(np.unique(np.asarray(atlas.dataobj))) - {0} <= set(table["index"])
 
 
-def test_regions_lie_where_anatomy_puts_them(world: World) -> None:
-    mm = nib.affines.apply_affine(world.affine, world.ijk)
+def test_regions_lie_where_anatomy_puts_them(world: SimulatedExperiment) -> None:
+    mm = nib.affines.apply_affine(world.affine, world.voxel_indices)
     number = {name: index for index, name in world.names["HCPEx"].items()}
-    found = world.labels["HCPEx"][tuple(world.ijk.T)]
+    found = world.labels["HCPEx"][tuple(world.voxel_indices.T)]
     for region, expected in {
         "Primary_Visual_Cortex_L": (-10, -84, 2),
         "Fusiform_Face_Complex_R": (41, -55, -20),
@@ -99,41 +119,45 @@ def test_regions_lie_where_anatomy_puts_them(world: World) -> None:
         assert np.linalg.norm(mm[found == number[region]].mean(0) - expected) < 8
 
 
-def test_people_differ(world: World, person: Person) -> None:
-    other = simulate_person(world, 1)
-    a, b = ({tuple(row) for row in p.ijk} for p in (person, other))
+def test_people_differ(world: SimulatedExperiment, person: SimulatedSubject) -> None:
+    other = simulate_subject(world, 1)
+    a, b = ({tuple(row) for row in p.voxel_indices} for p in (person, other))
     assert len(a) != len(b)
     assert 0.3 < len(a & b) / len(a | b) < 0.95
-    assert not person.values[:, ~person.varies].any()
+    assert not person.betas[:, ~person.varies].any()
     assert (~person.varies).sum() == TINY.constant_voxels
-    assert (person.values[:, person.varies].std(0) > 0).all()
+    assert (person.betas[:, person.varies].std(0) > 0).all()
 
 
-def test_same_seed_same_person_however_many_people(world: World, person: Person) -> None:
-    again = simulate_person(changed(world, people=7), 0)
-    np.testing.assert_array_equal(again.values, person.values)
-    np.testing.assert_array_equal(again.ijk, person.ijk)
-    other = simulate_person(changed(world, seed=1), 0)
-    assert other.values.shape != person.values.shape or not np.allclose(other.values, person.values)
+def test_same_seed_same_person_however_many_people(
+    world: SimulatedExperiment, person: SimulatedSubject
+) -> None:
+    again = simulate_subject(changed(world, n_subjects=7), 0)
+    np.testing.assert_array_equal(again.betas, person.betas)
+    np.testing.assert_array_equal(again.voxel_indices, person.voxel_indices)
+    other = simulate_subject(changed(world, seed=1), 0)
+    assert other.betas.shape != person.betas.shape or not np.allclose(other.betas, person.betas)
 
 
-def test_places_live_in_place_regions(world: World, person: Person) -> None:
+def test_places_live_in_place_regions(world: SimulatedExperiment, person: SimulatedSubject) -> None:
     columns = [value for values in ATTRIBUTES.values() for value in values]
     rows = [columns.index(value) for value in ATTRIBUTES["place"]]
     by_place = (world.design[:, rows] @ person.patterns[rows]).var(0)
     numbers = {name: index for index, name in world.names["HCPEx"].items()}
     regions = tuple(r for t in TUNINGS if t.attribute == "place" for r in t.regions)
-    inside = np.isin(world.labels["HCPEx"][tuple(person.ijk.T)], bilateral(regions, numbers))
+    inside = np.isin(
+        world.labels["HCPEx"][tuple(person.voxel_indices.T)], merge_hemispheres(regions, numbers)
+    )
     assert by_place[inside & person.varies].mean() > 5 * by_place[~inside].mean()
 
 
-def test_no_signal_no_effect_and_ceilings_at_chance(world: World) -> None:
+def test_no_signal_no_effect_and_ceilings_at_chance(world: SimulatedExperiment) -> None:
     null = changed(world, signal=0.0)
-    nobody = simulate_person(null, 0)
+    nobody = simulate_subject(null, 0)
     assert not nobody.patterns.any()
     assert not nobody.noise_ceiling.any()
-    assert nobody.values.std() > 1
-    best = noise_ceiling_identification(null, nobody, Population.draw(null, people=3))
+    assert nobody.betas.std() > 1
+    best = ideal_observer_accuracy(null, nobody, SubjectPrior.draw(null, people=3))
     assert all(value == pytest.approx(1 / TINY.test_stimuli) for value in best.values())
 
 
@@ -152,13 +176,17 @@ def test_splits_are_by_stimulus_and_hold_no_new_value(seed: int) -> None:
 
 
 def test_no_stimulus_crosses_splits_in_any_person(folder: Path) -> None:
-    trials = pd.concat(pd.read_csv(path, sep="\t") for path in folder.glob("sub-*/func/*_trials.tsv"))
+    trials = pd.concat(
+        pd.read_csv(path, sep="\t") for path in folder.glob("sub-*/func/*_trials.tsv")
+    )
     assert (trials.groupby("stimulus")["split"].nunique() == 1).all()
-    assert (trials.groupby("stimulus").size() == TINY.people * TINY.repeats).all()
-    assert (trials.groupby(["stimulus", "repeat"])["session"].nunique() == 1).all()
+    assert (trials.groupby("stimulus").size() == TINY.n_subjects * TINY.n_repetitions).all()
+    assert (trials.groupby(["stimulus", "repetition"])["session"].nunique() == 1).all()
 
 
-def test_captions_are_unique_and_the_first_is_the_trials_one(folder: Path, person: Person) -> None:
+def test_captions_are_unique_and_the_first_is_the_trials_one(
+    folder: Path, person: SimulatedSubject
+) -> None:
     captions = pd.read_csv(folder / "stimuli" / "captions.tsv", sep="\t")
     assert captions["caption"].is_unique
     assert (captions.groupby("stimulus").size() > 1).all()
@@ -170,14 +198,18 @@ def test_captions_are_unique_and_the_first_is_the_trials_one(folder: Path, perso
         assert trial["place"] in trial["caption"]
 
 
-def test_noise_ceiling_agrees_with_many_repeats(often: tuple[World, Person]) -> None:
+def test_noise_ceiling_agrees_with_many_repeats(
+    often: tuple[SimulatedExperiment, SimulatedSubject],
+) -> None:
     config, person = often[0].config, often[1]
-    order = person.trials.sort_values(["stimulus", "repeat"])["volume"].to_numpy()
-    shown = person.values[order].reshape(-1, config.repeats, len(person.ijk))  # (S, n, V)
+    order = person.trials.sort_values(["stimulus", "repetition"])["volume"].to_numpy()
+    shown = person.betas[order].reshape(
+        -1, config.n_repetitions, len(person.voxel_indices)
+    )  # (S, n, V)
     noise = shown.var(1, ddof=1).mean(0)
-    signal = (shown.mean(1).var(0, ddof=0) - noise / config.repeats).clip(0)
+    signal = (shown.mean(1).var(0, ddof=0) - noise / config.n_repetitions).clip(0)
     with np.errstate(invalid="ignore"):
-        found = 100 * signal / (signal + noise / config.repeats)
+        found = 100 * signal / (signal + noise / config.n_repetitions)
     strong = person.noise_ceiling > 50
     assert strong.sum() > 20
     assert np.abs(found - person.noise_ceiling)[strong].mean() < 5
@@ -186,7 +218,12 @@ def test_noise_ceiling_agrees_with_many_repeats(often: tuple[World, Person]) -> 
 def test_ceilings_are_ordered_and_summarised(folder: Path) -> None:
     truth = json.loads((folder / "truth.json").read_text())
     best = truth["identification"]
-    assert truth["chance"] < best["unseen_person_single_trial"] < best["known_person_single_trial"] <= 1
+    assert (
+        truth["chance"]
+        < best["unseen_person_single_trial"]
+        < best["known_person_single_trial"]
+        <= 1
+    )
     assert best["known_person_single_trial"] < best["known_person_mean_over_repeats"]
     assert SimulateConfig(**truth["config"]) == TINY
     assert summary(folder).startswith("2 simulated people, ")
@@ -194,19 +231,22 @@ def test_ceilings_are_ordered_and_summarised(folder: Path) -> None:
     assert 0 <= ceiling.min() < ceiling.max() <= 100
 
 
-def test_an_ideal_observer_of_the_trials_scores_what_the_ceiling_says(often: tuple[World, Person]) -> None:
+def test_an_ideal_observer_of_the_trials_scores_what_the_ceiling_says(
+    often: tuple[SimulatedExperiment, SimulatedSubject],
+) -> None:
     world, person = often
     shown = np.flatnonzero(world.stimuli["split"] == "test")
     trials = person.trials[person.trials["split"] == "test"]
     values, patterns = (
-        x[:, person.varies] for x in (person.values[trials.index], world.design[shown] @ person.patterns)
+        x[:, person.varies]
+        for x in (person.betas[trials.index], world.design[shown] @ person.patterns)
     )
     noise = person.noise[:, person.varies]
     precision = np.linalg.inv(noise.T @ noise + TINY.voxel_noise**2 * np.eye(noise.shape[1]))
     apart = values[:, None] - patterns
     distance = np.einsum("tcv,vw,tcw->tc", apart, precision, apart, optimize=True)
     hits = world.stimuli["stimulus"].to_numpy()[shown[distance.argmin(1)]] == trials["stimulus"]
-    ceiling = noise_ceiling_identification(world, person, Population.draw(world, people=3))
+    ceiling = ideal_observer_accuracy(world, person, SubjectPrior.draw(world, people=3))
     assert len(hits) == 480
     assert hits.mean() == pytest.approx(ceiling["known_person_single_trial"], abs=0.06)
     assert hits.mean() < 0.99  # else this shows nothing
@@ -225,4 +265,4 @@ def test_unknown_settings_regions_and_too_many_scenes_are_errors() -> None:
     with pytest.raises(ValidationError, match="at most"):
         SimulateConfig(train_stimuli=100_000)
     with pytest.raises(InputError, match="Face_Area_L"):
-        bilateral(("Face_Area",), {"Primary_Visual_Cortex_L": 1})
+        merge_hemispheres(("Face_Area",), {"Primary_Visual_Cortex_L": 1})

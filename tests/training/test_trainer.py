@@ -17,25 +17,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mindllm.data.store import Store
-from mindllm.data.store_writer import captions, write
+from mindllm.data.store_writer import conversations_from_captions, write_store
 from mindllm.model import checkpoint
 from mindllm.model.modeling import MindLLM
 from mindllm.training.configuration import StageConfig, TrainConfig, read_config
-from mindllm.training.trainer import Experiment, choose_trials, train
+from mindllm.training.trainer import Trainer, choose_trials, train
 from mindllm.utils.errors import InputError
 from tests.conftest import TEXTS, make_space
 
-SIZES = {"n_queries": 16, "key_width": 24, "n_frequencies": 3, "region_width": 4, "hidden": 32, "n_tokens": 3, "token_width": 8, "code_width": 8}  # fmt: skip
+SIZES = {"num_queries": 16, "key_dim": 24, "num_frequencies": 3, "parcel_embedding_dim": 4, "hidden_size": 32, "num_fmri_tokens": 3, "token_dim": 8, "embedding_dim": 8}  # fmt: skip
 
 
 def options(llm: Path, align: int = 6, language: int = 4, **others: Any) -> TrainConfig:
     return TrainConfig(
         encoder=SIZES,
-        llm=str(llm),
+        language_model=str(llm),
         dtype="float32",
-        align=StageConfig(steps=align, batch_size=24),
-        language=StageConfig(steps=language, batch_size=8),
-        **{"check_every": 5, "save_every": 3} | others,
+        alignment=StageConfig(max_steps=align, batch_size=24),
+        instruction_tuning=StageConfig(max_steps=language, batch_size=8),
+        **{"eval_steps": 5, "save_steps": 3} | others,
     )
 
 
@@ -48,7 +48,9 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_store: Store, tiny_llm_folder: Path) -> Path:
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, tiny_store: Store, tiny_llm_folder: Path
+) -> Path:
     """A model folder after ten steps."""
     out = tmp_path_factory.mktemp("trained") / "model"
     train(tiny_store, out, options(tiny_llm_folder))
@@ -65,33 +67,39 @@ def ranked_first(model: MindLLM, store: Store) -> float:
     """
     hits = []
     for subject in store.subjects:
-        scores = model.score(model.encode(store.values(subject), store.space(subject)), TEXTS)
+        scores = model.score_candidates(
+            model.encode(store.betas(subject, standardize=True), store.masker(subject)), TEXTS
+        )
         scores = scores - scores.mean(0)
         right = store.trials(subject)["stimulus"].str.removeprefix("stim").astype(int).to_numpy()
         hits += (scores.argmax(1).numpy() == right).tolist()
     return float(np.mean(hits))
 
 
-def test_a_tiny_model_learns_a_handful_of_trials(tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path) -> None:
+def test_a_tiny_model_learns_a_handful_of_trials(
+    tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path
+) -> None:
     """With wrong labels, mixing or values the right captions could not come first more often than by chance."""
-    calm = {"voxel_dropout": (0, 0.3), "noise": 0.1, "code_noise": 0.5}
-    config = options(tiny_llm_folder, 150, 100, check_every=10, save_every=1000, seed=1, **calm)
+    calm = {"voxel_dropout": (0, 0.3), "query_noise_sd": 0.1, "embedding_noise_scale": 0.5}
+    config = options(tiny_llm_folder, 150, 100, eval_steps=10, save_steps=1000, seed=1, **calm)
     config.encoder = SIZES | {"dropout": 0.0}
-    config.align.learning_rate = config.language.learning_rate = 5e-3
+    config.alignment.learning_rate = config.instruction_tuning.learning_rate = 5e-3
     model = train(tiny_store, tmp_path / "model", config)
     assert ranked_first(model, tiny_store) > 0.5
     history = json.loads((tmp_path / "model" / "training.json").read_text())["history"]
-    for stage, share in (("align", 0.5), ("language", 0.9)):
+    for stage, share in (("alignment", 0.5), ("instruction_tuning", 0.9)):
         losses = [row["loss"] for row in history if row["stage"] == stage]
         assert losses[-1] < share * losses[0], (stage, losses)
-    assert model.card["subjects"] == tiny_store.subjects
-    assert model.no_brain.abs().max() > 0
+    assert model.model_card["subjects"] == tiny_store.subjects
+    assert model.null_tokens.abs().max() > 0
 
 
 # It repeats itself.
 
 
-def test_one_seed_one_model(tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path, trained: Path) -> None:
+def test_one_seed_one_model(
+    tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path, trained: Path
+) -> None:
     train(tiny_store, tmp_path / "same", options(tiny_llm_folder))
     train(tiny_store, tmp_path / "other", options(tiny_llm_folder, seed=1))
     assert same(weights(trained), weights(tmp_path / "same"))
@@ -105,17 +113,22 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("stop", [3, 6, 8, 9])
 def test_stopped_anywhere_it_goes_on_to_the_same_weights(
-    tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path, trained: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    tiny_store: Store,
+    tiny_llm_folder: Path,
+    trained: Path,
+    stop: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Six steps of the first stage and four of the second; checkpoints after 3, 6, 9 and 10."""
-    batch = Experiment.batch
+    batch = Trainer.batch
 
-    def until(self: Experiment, *args: Any) -> Any:
+    def until(self: Trainer, *args: Any) -> Any:
         if self.step == stop:
             raise Killed
         return batch(self, *args)
 
-    monkeypatch.setattr(Experiment, "batch", until)
+    monkeypatch.setattr(Trainer, "batch", until)
     with pytest.raises(Killed):
         train(tiny_store, tmp_path / "model", options(tiny_llm_folder))
     monkeypatch.undo()
@@ -124,8 +137,10 @@ def test_stopped_anywhere_it_goes_on_to_the_same_weights(
     assert same(weights(trained), weights(tmp_path / "model"))
 
 
-def test_killed_in_the_middle_it_resumes(tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path) -> None:
-    config = options(tiny_llm_folder, align=40, language=40, save_every=7)
+def test_killed_in_the_middle_it_resumes(
+    tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path
+) -> None:
+    config = options(tiny_llm_folder, align=40, language=40, save_steps=7)
     (tmp_path / "options.json").write_text(config.model_dump_json())
     out, state = tmp_path / "model", tmp_path / "model" / "training" / "state.safetensors"
     command = [sys.executable, "-c", "from mindllm.cli import main; main()", "train", str(tiny_store.path), "--out", str(out), "--config", str(tmp_path / "options.json"), "--resume"]  # fmt: skip
@@ -147,7 +162,11 @@ def test_killed_in_the_middle_it_resumes(tmp_path: Path, tiny_store: Store, tiny
 def test_a_place_that_cannot_be_written_is_told_at_once(tmp_path: Path, tiny_store: Store) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .* Choose a folder you may write to"):
-        train(tiny_store, tmp_path / "file" / "model", TrainConfig(llm="nowhere/to/be/found"))
+        train(
+            tiny_store,
+            tmp_path / "file" / "model",
+            TrainConfig(language_model="nowhere/to/be/found"),
+        )
 
 
 def test_a_full_disk_is_told(tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path) -> None:
@@ -167,7 +186,9 @@ except InputError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert f"no room to write {tmp_path / 'model' / 'training' / 'state.safetensors'}" in done.stdout
+    assert (
+        f"no room to write {tmp_path / 'model' / 'training' / 'state.safetensors'}" in done.stdout
+    )
     assert not [p for p in tmp_path.rglob("*") if "state" in p.name]
 
 
@@ -176,13 +197,13 @@ except InputError as error:
 
 def begin(store: Store, out: Path, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unfinished training: one checkpoint."""
-    save = Experiment.save
+    save = Trainer.save
 
-    def once(self: Experiment, path: Path) -> None:
+    def once(self: Trainer, path: Path) -> None:
         save(self, path)
         raise Killed
 
-    monkeypatch.setattr(Experiment, "save", once)
+    monkeypatch.setattr(Trainer, "save", once)
     with pytest.raises(Killed):
         train(store, out, config)
     monkeypatch.undo()
@@ -193,8 +214,10 @@ def test_resuming_with_other_options_or_a_damaged_checkpoint(
 ) -> None:
     out, config = tmp_path / "model", options(tiny_llm_folder)
     begin(tiny_store, out, config, monkeypatch)
-    with pytest.raises(InputError, match=r"begun with other options: noise: 0.\d+ then, 0.9 now"):
-        train(tiny_store, out, options(tiny_llm_folder, noise=0.9), resume=True)
+    with pytest.raises(
+        InputError, match=r"begun with other options: query_noise_sd: 0.\d+ then, 0.9 now"
+    ):
+        train(tiny_store, out, options(tiny_llm_folder, query_noise_sd=0.9), resume=True)
     with pytest.raises(InputError, match="begun with other options: subjects:"):
         train(tiny_store, out, config, subjects=["sub-01"], resume=True)
     state = out / "training" / "state.safetensors"
@@ -216,14 +239,17 @@ def test_a_finished_folder(tiny_store: Store, tiny_llm_folder: Path, trained: Pa
     ("given", "message"),
     [
         ("sed: 1", r"sed: Extra inputs are not permitted, found 1.*`mindllm config`"),
-        ("align: {steps: 5, batch_size: 0}", r"align.batch_size: .*greater than 0, found 0"),
-        ("align: {steps: 5, batchsize: 4}", r"align.batchsize: Extra inputs"),
-        ("mix: 1.5", r"mix: .*less than 1, found 1.5"),
+        (
+            "alignment: {max_steps: 5, batch_size: 0}",
+            r"alignment.batch_size: .*greater than 0, found 0",
+        ),
+        ("alignment: {max_steps: 5, batchsize: 4}", r"alignment.batchsize: Extra inputs"),
+        ("mixup_prob: 1.5", r"mixup_prob: .*less than 1, found 1.5"),
         ("noise: lots", r"noise: .*found 'lots'"),
         ("dtype: float8", r"dtype: .*found 'float8'"),
         ("preset: huge", r"unknown preset 'huge'; known: default"),
         ("encoder: {queries: 3}", r"encoder options: queries: Extra inputs"),
-        ("encoder: {n_queries: -3}", r"encoder options: n_queries: .*greater than 0, found -3"),
+        ("encoder: {num_queries: -3}", r"encoder options: num_queries: .*greater than 0, found -3"),
         ("- a list", r"expected keys and values.*found list"),
         ("a: [", r"cannot be read"),
     ],
@@ -231,20 +257,26 @@ def test_a_finished_folder(tiny_store: Store, tiny_llm_folder: Path, trained: Pa
 def test_bad_configuration(tmp_path: Path, given: str, message: str) -> None:
     (tmp_path / "options.yaml").write_text(given)
     with pytest.raises(InputError, match=message):
-        read_config(tmp_path / "options.yaml", {}).sizes()
+        read_config(tmp_path / "options.yaml", {}).encoder_config()
     with pytest.raises(InputError, match="cannot be read"):
         read_config(tmp_path / "nowhere.yaml", {})
 
 
-def small_store(path: Path, split: dict[str, list[str]], conversations: pd.DataFrame | None = None) -> Store:
+def small_store(
+    path: Path, split: dict[str, list[str]], conversations: pd.DataFrame | None = None
+) -> Store:
     """People who saw six stimuli twice, with a split of their own each."""
     subjects = []
     for n, (name, kinds) in enumerate(split.items()):
         space = make_space(name, 30, seed=n)
         trials = pd.DataFrame({"stimulus": [f"stim{i}" for i in range(6)] * 2, "split": kinds * 2})
         subjects.append((space, np.random.default_rng(n).normal(size=(12, 30)), trials))
-    told = captions(pd.DataFrame({"stimulus": [f"stim{i}" for i in range(6)], "caption": TEXTS}))
-    return write(path, subjects, told if conversations is None else conversations, name="small")
+    told = conversations_from_captions(
+        pd.DataFrame({"stimulus": [f"stim{i}" for i in range(6)], "caption": TEXTS})
+    )
+    return write_store(
+        path, subjects, told if conversations is None else conversations, name="small"
+    )
 
 
 def test_an_empty_split(tmp_path: Path, tiny_llm_folder: Path) -> None:
@@ -252,11 +284,18 @@ def test_an_empty_split(tmp_path: Path, tiny_llm_folder: Path) -> None:
     tested = small_store(tmp_path / "test", {"a": ["test"] * 6})
     with pytest.raises(InputError, match="no trial of the split 'train' with a conversation for a"):
         train(tested, tmp_path / "model", config)
-    silent = captions(pd.DataFrame({"stimulus": ["other"], "caption": ["a dog"]}))
+    silent = conversations_from_captions(
+        pd.DataFrame({"stimulus": ["other"], "caption": ["a dog"]})
+    )
     with pytest.raises(
-        InputError, match=r"no trial is left: .* Choose other subjects or sources, or prepare the store with captions"
+        InputError,
+        match=r"no trial is left: .* Choose other subjects or sources, or prepare the store with captions",
     ):
-        train(small_store(tmp_path / "silent", {"a": ["train"] * 6}, silent), tmp_path / "model", config)
+        train(
+            small_store(tmp_path / "silent", {"a": ["train"] * 6}, silent),
+            tmp_path / "model",
+            config,
+        )
     assert not (tmp_path / "model").exists()
 
 
@@ -266,53 +305,78 @@ def test_people_to_choose_the_checkpoint_with_are_not_trained_on(
     held = set()
     for seed in range(6):
         training, validation = choose_trials(
-            tiny_store, tiny_store.subjects, options(tiny_llm_folder, validate_people=1, seed=seed)
+            tiny_store,
+            tiny_store.subjects,
+            options(tiny_llm_folder, num_validation_subjects=1, seed=seed),
         )
         assert validation is not None
         assert sorted([*training.subjects, *validation.subjects]) == tiny_store.subjects
         held |= set(validation.subjects)
     assert len(held) > 1
-    with pytest.raises(InputError, match="validate_people=3 leaves none of 3 subjects"):
-        choose_trials(tiny_store, tiny_store.subjects, options(tiny_llm_folder, validate_people=3))
-    model = train(tiny_store, tmp_path / "model", options(tiny_llm_folder, validate_people=1))
-    assert len(model.card["subjects"]) == 2
-    assert sorted(model.card["subjects"] + model.card["validation_subjects"]) == tiny_store.subjects
+    with pytest.raises(InputError, match="num_validation_subjects=3 leaves none of 3 subjects"):
+        choose_trials(
+            tiny_store, tiny_store.subjects, options(tiny_llm_folder, num_validation_subjects=3)
+        )
+    model = train(
+        tiny_store, tmp_path / "model", options(tiny_llm_folder, num_validation_subjects=1)
+    )
+    assert len(model.model_card["subjects"]) == 2
+    assert (
+        sorted(model.model_card["subjects"] + model.model_card["validation_subjects"])
+        == tiny_store.subjects
+    )
     report = json.loads((tmp_path / "model" / "training.json").read_text())
     assert all(np.isfinite(row["val_loss"]) for row in report["history"])
 
 
-def test_the_split_val_is_used_where_there_is_one_and_test_never(tmp_path: Path, tiny_llm_folder: Path) -> None:
+def test_the_split_val_is_used_where_there_is_one_and_test_never(
+    tmp_path: Path, tiny_llm_folder: Path
+) -> None:
     kinds = ["train"] * 3 + ["val"] * 2 + ["test"]
     store = small_store(tmp_path / "store", {"a": kinds, "b": kinds})
-    training, validation = choose_trials(store, store.subjects, options(tiny_llm_folder, validate_people=1))
+    training, validation = choose_trials(
+        store, store.subjects, options(tiny_llm_folder, num_validation_subjects=1)
+    )
     assert validation is not None
     assert training.subjects == validation.subjects == ["a", "b"]
     assert set(training.table["stimulus"]) == {"stim0", "stim1", "stim2"}
     assert set(validation.table["stimulus"]) == {"stim3", "stim4"}
     model = train(store, tmp_path / "model", options(tiny_llm_folder))
-    assert model.card["stimuli"] == ["stim0", "stim1", "stim2"]
-    assert sorted(model.card["answers"]) == sorted(TEXTS[:3])
+    assert model.model_card["stimuli"] == ["stim0", "stim1", "stim2"]
+    assert sorted(model.model_card["answers"]) == sorted(TEXTS[:3])
 
 
-def test_training_that_diverges_is_told(tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path) -> None:
+def test_training_that_diverges_is_told(
+    tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path
+) -> None:
     config = options(tiny_llm_folder)
-    config.align.learning_rate = float("inf")
-    with pytest.raises(InputError, match=r"training diverged at step \d+ of the stage align.*Lower its learning_rate"):
+    config.alignment.learning_rate = float("inf")
+    with pytest.raises(
+        InputError,
+        match=r"training diverged at step \d+ of the stage align.*Lower its learning_rate",
+    ):
         train(tiny_store, tmp_path / "model", config)
 
 
 # The model folder.
 
 
-def test_a_model_folder_gives_the_same_tokens_and_text(trained: Path, tiny_store: Store, tmp_path: Path) -> None:
-    values, space = tiny_store.values("sub-02", range(4)), tiny_store.space("sub-02")
+def test_a_model_folder_gives_the_same_tokens_and_text(
+    trained: Path, tiny_store: Store, tmp_path: Path
+) -> None:
+    values, space = (
+        tiny_store.betas("sub-02", range(4), standardize=True),
+        tiny_store.masker("sub-02"),
+    )
     model = checkpoint.load(trained)
     checkpoint.save(model, tmp_path / "copy")
     again = checkpoint.load(tmp_path / "copy")
     assert torch.equal(model.encode(values, space), again.encode(values, space))
-    assert torch.equal(model.no_brain, again.no_brain)
-    assert model.decode(values, space, max_new_tokens=5) == again.decode(values, space, max_new_tokens=5)
-    assert again.card == model.card
+    assert torch.equal(model.null_tokens, again.null_tokens)
+    assert model.decode(values, space, max_new_tokens=5) == again.decode(
+        values, space, max_new_tokens=5
+    )
+    assert again.model_card == model.model_card
     assert not again.training
 
 
@@ -324,21 +388,21 @@ def changed(folder: Path, **content: Any) -> None:
 def smaller(folder: Path) -> None:
     tensors = weights(folder)
     tensors["projector.weight"] = tensors["projector.weight"][:, 1:].clone()
-    del tensors["no_brain"]
+    del tensors["null_tokens"]
     save_file(tensors, folder / "model.safetensors")
 
 
 HARM: dict[str, tuple[Any, str]] = {
-    "newer": (lambda f: changed(f, format=2, version="9.0"), r"model format 2 \(mindllm 9.0\); .* reads up to 1. Upgrade"),
+    "newer": (lambda f: changed(f, format=3), r"model format 3; this version of mindllm reads 2. Upgrade"),
     "encoder": (lambda f: changed(f, encoder={"layers": 3}), "config.json does not describe an encoder"),
-    "no llm named": (lambda f: changed(f, llm=None), "config.json does not name a language model"),
+    "no llm named": (lambda f: changed(f, language_model=None), "config.json does not name a language model"),
     "json": (lambda f: os.truncate(f / "config.json", 40), "config.json is damaged and cannot be read as JSON"),
     "truncated": (lambda f: os.truncate(f / "model.safetensors", 5000), "model.safetensors is missing or damaged"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing or damaged"),
     "no regions": (lambda f: (f / "regions.json").unlink(), "is not a model .*it has no regions.json"),
     "no config": (lambda f: (f / "config.json").unlink(), r"is not a model \(made by `mindllm train` or `mindllm convert`\): it has no config"),
-    "shapes": (smaller, r"does not fit config.json: no_brain: expected \(3, 8\), found None, projector.weight: expected \(32, 8\), found \(32, 7\)"),
-    "llm moved": (lambda f: changed(f, llm={"name": "/nowhere/llm", "fingerprint": "", "template": None}), "there is no folder /nowhere/llm.*Expected a folder"),
+    "shapes": (smaller, r"does not fit config.json: null_tokens: expected \(3, 8\), found None, projector.weight: expected \(32, 8\), found \(32, 7\)"),
+    "llm moved": (lambda f: changed(f, language_model={"name": "/nowhere/llm", "fingerprint": "", "chat_template": None}), "there is no folder /nowhere/llm.*Expected a folder"),
 }  # fmt: skip
 
 
@@ -356,11 +420,15 @@ def test_another_language_model_is_warned_about(
 ) -> None:
     shutil.copytree(tiny_llm_folder, tmp_path / "llm")
     with caplog.at_level(logging.WARNING):
-        checkpoint.load(trained, llm=str(tmp_path / "llm"))
+        checkpoint.load(trained, language_model=str(tmp_path / "llm"))
         assert "differs from the one" not in caplog.text
         tensors = load_file(tmp_path / "llm" / "model.safetensors")
-        save_file({n: 2 * t for n, t in tensors.items()}, tmp_path / "llm" / "model.safetensors", {"format": "pt"})
-        checkpoint.load(trained, llm=str(tmp_path / "llm"))
+        save_file(
+            {n: 2 * t for n, t in tensors.items()},
+            tmp_path / "llm" / "model.safetensors",
+            {"format": "pt"},
+        )
+        checkpoint.load(trained, language_model=str(tmp_path / "llm"))
     assert "differs from the one" in caplog.text
 
 
@@ -368,32 +436,52 @@ def test_a_language_model_that_is_not_to_be_had(
     tmp_path: Path, tiny_llm_folder: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match=r"there is no folder .*Expected a folder .*a .gguf file, or a hub id"):
+    with pytest.raises(
+        InputError, match=r"there is no folder .*Expected a folder .*a .gguf file, or a hub id"
+    ):
         train(tiny_store, tmp_path / "model", options(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="there is no file"):
         train(tiny_store, tmp_path / "model", options(tmp_path / "nowhere.gguf"))
     shutil.copytree(tiny_llm_folder, tmp_path / "llm")
     os.truncate(tmp_path / "llm" / "model.safetensors", 1000)
-    with pytest.raises(InputError, match=r"could not be loaded .* give --llm a folder that holds the model"):
+    with pytest.raises(
+        InputError, match=r"could not be loaded .* give --llm a folder that holds the model"
+    ):
         train(tiny_store, tmp_path / "model", options(tmp_path / "llm"))
     assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(
     ("preset", "sizes"),
-    [("walkthrough", {}), ("paper", {"n_queries": 32, "hidden": 32, "key_width": 16, "n_tokens": 4, "token_width": 8})],
+    [
+        ("walkthrough", {}),
+        (
+            "paper",
+            {
+                "num_queries": 32,
+                "hidden_size": 32,
+                "key_dim": 16,
+                "num_fmri_tokens": 4,
+                "token_dim": 8,
+            },
+        ),
+    ],
 )
 def test_every_preset_trains(
     tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path, preset: str, sizes: dict[str, int]
 ) -> None:
-    config = options(tiny_llm_folder, align=2, language=2).model_copy(update={"preset": preset, "encoder": sizes})
+    config = options(tiny_llm_folder, align=2, language=2).model_copy(
+        update={"preset": preset, "encoder": sizes}
+    )
     train(tiny_store, tmp_path / "model", config)
     model = checkpoint.load(tmp_path / "model")
-    space = tiny_store.space("sub-02")
-    texts = model.decode(tiny_store.values("sub-02", [0, 1]), space, max_new_tokens=4)
-    assert model.encode(tiny_store.values("sub-02", [0]), space).shape == (
+    space = tiny_store.masker("sub-02")
+    texts = model.decode(
+        tiny_store.betas("sub-02", [0, 1], standardize=True), space, max_new_tokens=4
+    )
+    assert model.encode(tiny_store.betas("sub-02", [0], standardize=True), space).shape == (
         1,
-        config.sizes().n_tokens,
-        config.sizes().token_width,
+        config.encoder_config().num_fmri_tokens,
+        config.encoder_config().token_dim,
     )
     assert len(texts) == 2

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from mindllm.cli import app
-from mindllm.data.resplit import make_split
+from mindllm.data.resplit import create_split
 from mindllm.data.store import Store
 from mindllm.datasets.glmsingle import prepare
-from mindllm.fmri.masker import VoxelSpace
+from mindllm.fmri.masker import VoxelMasker
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_name, remove_folder
 
@@ -22,7 +22,10 @@ MASK = np.ones((2, 2, 2), np.uint8)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b""
+        for p in folder.rglob("*")
+    }
 
 
 @pytest.fixture
@@ -50,14 +53,22 @@ def test_a_subject_of_a_design_table_is_refused_by_its_row(outputs: Path, name: 
     before = snapshot(outputs.parent) | {"in/design.tsv": b""}
     file = design(outputs, ["sub-01", name, name, name])
     with pytest.raises(InputError, match=r"design\.tsv, line 3: .* cannot name a subject"):
-        prepare(outputs, outputs.parent / "store", design=file, test=0.5)
+        prepare(outputs, outputs.parent / "store", design=file, test_fraction=0.5)
     assert snapshot(outputs.parent) | {"in/design.tsv": b""} == before
 
 
 def test_the_command_says_one_sentence_and_touches_nothing(outputs: Path) -> None:
     file = design(outputs, ["./thesis"] * 4)
     before = snapshot(outputs.parent)
-    words = ["prepare", "glmsingle", str(outputs), "--design", str(file), "--out", str(outputs.parent / "store")]
+    words = [
+        "prepare",
+        "glmsingle",
+        str(outputs),
+        "--design",
+        str(file),
+        "--out",
+        str(outputs.parent / "store"),
+    ]
     result = CliRunner().invoke(app, words)
     assert isinstance(result.exception, InputError)
     assert "'./thesis' cannot name a subject" in str(result.exception)
@@ -67,10 +78,12 @@ def test_the_command_says_one_sentence_and_touches_nothing(outputs: Path) -> Non
 @pytest.mark.parametrize("name", BAD)
 def test_python_callers_cannot_name_a_subject_so(name: str) -> None:
     with pytest.raises(InputError, match="cannot name a subject"):
-        VoxelSpace.from_mask(nib.Nifti1Image(MASK, np.eye(4)), name=name)
+        VoxelMasker.from_mask_img(nib.Nifti1Image(MASK, np.eye(4)), subject=name)
 
 
-@pytest.mark.parametrize("name", ["sub-01", "subj01", "S1_b", "Jürgen", "sub-01_NSD", "subject 1", "a.b", "x"])
+@pytest.mark.parametrize(
+    "name", ["sub-01", "subj01", "S1_b", "Jürgen", "sub-01_NSD", "subject 1", "a.b", "x"]
+)
 def test_ordinary_names_are_taken(name: str) -> None:
     assert check_name(name, "subject") == name
 
@@ -78,7 +91,7 @@ def test_ordinary_names_are_taken(name: str) -> None:
 def test_splits_are_checked_in_the_same_way(tiny_store: Store) -> None:
     for name in BAD:
         with pytest.raises(InputError, match="cannot name a split"):
-            make_split(tiny_store, name, "stimulus", fractions={"test": 0.5})
+            create_split(tiny_store, name, "stimulus", fractions={"test": 0.5})
 
 
 def test_only_what_lies_inside_is_removed(tmp_path: Path) -> None:

@@ -33,7 +33,10 @@ def show_version(wanted: bool) -> None:
 @app.callback()
 def every_command(
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and stop.")
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Print the version and stop."
+        ),
     ] = False,
 ) -> None:
     """Decode fMRI into text, and say honestly how much of the text came from the brain."""
@@ -53,6 +56,8 @@ def main() -> None:
         app()
     except InputError as error:
         errors.print(
-            f"[bold red]error:[/bold red] {str(error).replace('[', chr(92) + '[')}", highlight=False, soft_wrap=True
+            f"[bold red]error:[/bold red] {str(error).replace('[', chr(92) + '[')}",
+            highlight=False,
+            soft_wrap=True,
         )
         sys.exit(1)

@@ -12,18 +12,19 @@ from rich.table import Table
 
 from mindllm.data.store import Store
 from mindllm.datasets import bids
-from mindllm.evaluate.evaluator import evaluate
-from mindllm.evaluate.results import Report
+from mindllm.evaluation.evaluator import evaluate
+from mindllm.evaluation.results import EvaluationResult
 from mindllm.model import checkpoint
 from mindllm.simulate.configuration import SimulateConfig
 from mindllm.simulate.simulator import simulate, summary
 from mindllm.training.configuration import StageConfig, TrainConfig
 from mindllm.training.trainer import train
 
-SCENES = SimulateConfig(train_stimuli=40, val_stimuli=8, test_stimuli=40, repeats=3)
+SCENES = SimulateConfig(train_stimuli=40, val_stimuli=8, test_stimuli=40, n_repetitions=3)
 # Shorter than the defaults: what two CPU cores do in a few minutes.
 TRAINING = TrainConfig(
-    align=StageConfig(steps=120, batch_size=480), language=StageConfig(steps=60, batch_size=16, learning_rate=1e-3)
+    alignment=StageConfig(max_steps=120, batch_size=480),
+    instruction_tuning=StageConfig(max_steps=60, batch_size=16, learning_rate=1e-3),
 )
 logger = logging.getLogger(__name__)
 
@@ -31,36 +32,40 @@ logger = logging.getLogger(__name__)
 def demo(
     out: str | Path,
     console: Console,
-    bars: Callable[[], Progress],
-    people: int = 8,
+    make_progress: Callable[[], Progress],
+    n_subjects: int = 8,
     seed: int = 0,
     llm: str | None = None,
-) -> Report:
+) -> EvaluationResult:
     """Simulate, prepare, train, decode and evaluate in the folder `out`. A step that is already done is not done again."""
     out = Path(out)
     console.rule("1/4  simulate people with real anatomy and a planted code (about 15 s)")
     if not (out / "bids").exists():
         simulate(
             out / "bids",
-            SCENES.model_copy(update={"people": people, "seed": seed}),
+            SCENES.model_copy(update={"n_subjects": n_subjects, "seed": seed}),
             progress=lambda line: console.print(f"[dim]{line}[/dim]"),
         )
     console.print(summary(out / "bids"))
 
     console.rule("2/4  prepare: NIfTI and tables into a store (about 20 s)")
     if not (out / "store").exists():
-        with bars() as progress:
+        with make_progress() as progress:
             bids.prepare(out / "bids", out / "store", progress=progress)
     store = Store(out / "store")
     *trained, left_out = store.subjects
 
-    console.rule(f"3/4  train on {trained[0]} to {trained[-1]}; {left_out} is left out (about 5 min on two cores)")
-    config = TRAINING.model_copy(update={"seed": seed, "llm": llm})
-    with bars() as progress:
+    console.rule(
+        f"3/4  train on {trained[0]} to {trained[-1]}; {left_out} is left out (about 5 min on two cores)"
+    )
+    config = TRAINING.model_copy(update={"seed": seed, "language_model": llm})
+    with make_progress() as progress:
         train(store, out / "model", config, subjects=trained, resume=True, progress=progress)
 
-    console.rule(f"4/4  decode {left_out}, whom the model has never met, seeing what the others saw (about 4 min)")
-    with bars() as progress:
+    console.rule(
+        f"4/4  decode {left_out}, whom the model has never met, seeing what the others saw (about 4 min)"
+    )
+    with make_progress() as progress:
         model = checkpoint.load(out / "model", dtype=config.dtype)
         report = evaluate(
             model,
@@ -72,7 +77,7 @@ def demo(
             progress=progress,
             model_name=str(out / "model"),
         )
-    console.print(side_by_side(report, seed))
+    console.print(prediction_table(report, seed))
     console.print(report.table())
     truth = json.loads((out / "bids" / "truth.json").read_text(encoding="utf-8"))
     ceiling = truth["people"][left_out]["identification"]["unseen_person_single_trial"]
@@ -86,10 +91,13 @@ def demo(
     return report
 
 
-def side_by_side(report: Report, seed: int, count: int = 12) -> Table:
+def prediction_table(report: EvaluationResult, seed: int, count: int = 12) -> Table:
     """True and decoded captions of some trials, drawn at random: not the best ones."""
     table = Table(
-        "true", "decoded", title=f"{count} of {len(report.predictions)} trials, drawn at random", title_justify="left"
+        "true",
+        "decoded",
+        title=f"{count} of {len(report.predictions)} trials, drawn at random",
+        title_justify="left",
     )
     drawn = np.random.default_rng(seed).choice(
         len(report.predictions), min(count, len(report.predictions)), replace=False

@@ -9,15 +9,15 @@ import typer
 from mindllm.cli.options import (
     AsJson,
     BatchSize,
-    LlmPlace,
+    LanguageModelPath,
     ModelFolder,
     Seed,
-    SplitName,
+    SplitScheme,
     StoreFolder,
     bars,
     console,
     errors,
-    listed,
+    parse_list,
 )
 
 app = typer.Typer()
@@ -39,36 +39,43 @@ def evaluate(
             help="Folder for report.json, .md, .html, pictures, predictions and likelihoods; an earlier report there is replaced."
         ),
     ] = Path("report"),
-    llm: LlmPlace = None,
+    llm: LanguageModelPath = None,
     split: Annotated[
-        str | None, typer.Option(help="Which trials. Default: test; of people never trained on that have none, all.")
+        str | None,
+        typer.Option(
+            help="Which trials. Default: test; of people never trained on that have none, all."
+        ),
     ] = None,
-    split_name: SplitName = None,
+    split_scheme: SplitScheme = None,
     controls: Annotated[
         str,
         typer.Option(
-            help="standard, or full: also trains the model anew on shuffled pairs (as long as its own training took; goes on where it was interrupted) and leaves out regions."
+            help="default, or all: also trains the model anew on shuffled pairs (as long as its own training took; goes on where it was interrupted) and leaves out regions."
         ),
-    ] = "standard",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest decoded text, in tokens.")] = 48,
+    ] = "default",
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest decoded text, in tokens.")
+    ] = 48,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
 ) -> None:
     """Measure what the text owes to the brain: scores beside their controls, baselines and published results."""
     from mindllm.data.store import Store
-    from mindllm.evaluate.evaluation_set import open_store
-    from mindllm.evaluate.evaluator import check_controls
-    from mindllm.evaluate.evaluator import evaluate as run
+    from mindllm.evaluation.evaluation_set import open_store
+    from mindllm.evaluation.evaluator import check_controls
+    from mindllm.evaluation.evaluator import evaluate as run
     from mindllm.model.checkpoint import load
 
-    Store(store, split_name).choose(listed(subjects))  # before the language model is loaded, which takes a while
+    Store(store, split_scheme).select_subjects(
+        parse_list(subjects)
+    )  # before the language model is loaded, which takes a while
     check_controls(controls)
-    loaded = load(model, llm=llm)
+    loaded = load(model, language_model=llm)
     with bars() as progress:
         report = run(
             loaded,
-            open_store(store, loaded.card, split_name),
-            listed(subjects),
+            open_store(store, loaded.model_card, split_scheme),
+            parse_list(subjects),
             out,
             split=split,
             controls=controls,  # type: ignore[arg-type] # checked there
@@ -92,7 +99,7 @@ def compare(
     """Two models on the same trials, paired: the difference of every score, with its interval."""
     from rich.table import Table
 
-    from mindllm.evaluate.compare import compare as run
+    from mindllm.evaluation.compare import compare as run
     from mindllm.metrics.registry import METRICS
 
     with errors.status("comparing"):
@@ -100,13 +107,13 @@ def compare(
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    title = (
-        f"{found['first']} (first) and {found['second']} (second): {found['people']} people, {found['trials']} trials"
-    )
+    title = f"{found['first']} (first) and {found['second']} (second): {found['people']} people, {found['trials']} trials"
     table = Table("score", "first", "second", "difference", "95 % interval", "p", title=title)
     for row in found["rows"]:
-        scale = 100 if "p_value" in row or row["metric"].startswith(("exact", "identification")) else 1
-        low, high = scale * row["difference_low"], scale * row["difference_high"]
+        scale = (
+            100 if "p_value" in row or row["metric"].startswith(("exact", "identification")) else 1
+        )
+        low, high = scale * row["difference_ci_low"], scale * row["difference_ci_high"]
         p = f"{row['p_value']:.3f}" if "p_value" in row else ""
         table.add_row(
             METRICS[row["metric"]].label if row["metric"] in METRICS else row["metric"],

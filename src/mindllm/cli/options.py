@@ -13,21 +13,28 @@ from mindllm.utils.errors import InputError
 ModelFolder = Annotated[Path, typer.Argument(help="A model folder.")]
 StoreFolder = Annotated[Path, typer.Argument(help="A prepared store.")]
 NewModel = Annotated[Path, typer.Option(help="The model folder to write.")]
-Subjects = Annotated[str | None, typer.Option(help="Comma-separated, e.g. sub-01,sub-02. Default: all.")]
-SplitName = Annotated[
+Subjects = Annotated[
+    str | None, typer.Option(help="Comma-separated, e.g. sub-01,sub-02. Default: all.")
+]
+SplitScheme = Annotated[
     str | None,
     typer.Option(
-        "--split-name", help="A split made by `mindllm split`. Default: as prepared, or as the model was trained."
+        "--split-scheme",
+        help="A split made by `mindllm split`. Default: that of `prepare`, or as the model was trained.",
     ),
 ]
-Workers = Annotated[int, typer.Option(min=1, help="Sessions read at once, each by a process of its own.")]
-Dask = Annotated[
-    str | None, typer.Option(help="Address of a dask scheduler, whose workers see the same files, to read on.")
+NJobs = Annotated[
+    int, typer.Option(min=1, help="Sessions read at once, each by a process of its own.")
 ]
-StoredAs = Annotated[str, typer.Option(help="How betas are stored: float32 or float16.")]
+DaskScheduler = Annotated[
+    str | None,
+    typer.Option(help="Address of a dask scheduler, whose workers see the same files, to read on."),
+]
+StorageDtype = Annotated[str, typer.Option(help="How betas are stored: float32 or float16.")]
 NewStore = Annotated[Path, typer.Option(help="The store to write.")]
-LlmPlace = Annotated[
-    str | None, typer.Option(help="Where the language model stands, if not under the model's name for it.")
+LanguageModelPath = Annotated[
+    str | None,
+    typer.Option(help="Where the language model stands, if not under the model's name for it."),
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Trials read by the language model at once.")]
@@ -40,21 +47,23 @@ errors = Console(stderr=True)
 
 def bars() -> Progress:
     """Progress bars on the terminal's error stream, so that results alone are on the other."""
-    return progress.bars(errors)
+    return progress.make_progress(errors)
 
 
-def listed(text: str | None) -> list[str] | None:
+def parse_list(text: str | None) -> list[str] | None:
     """A comma-separated option as a list."""
     return [part.strip() for part in text.split(",") if part.strip()] if text else None
 
 
-def numbers(text: str | None) -> list[int] | None:
+def parse_int_ranges(text: str | None) -> list[int] | None:
     """`0,3,5-8` as a list of whole numbers."""
     out: list[int] = []
-    for part in listed(text) or []:
+    for part in parse_list(text) or []:
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
-            raise InputError(f"{text!r} is no list of whole numbers; expected such as 0,3,5 or 0-9.")
+            raise InputError(
+                f"{text!r} is no list of whole numbers; expected such as 0,3,5 or 0-9."
+            )
         out += range(int(first), int(last or first) + 1)
     if text is not None and not out:
         raise InputError(f"{text!r} names no number; expected such as 0,3,5 or 0-9.")

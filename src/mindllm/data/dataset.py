@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mindllm.data.sampler import Batch, Person, Trial
+from mindllm.data.sampler import SubjectBatch, TrialBatch, TrialKey
 from mindllm.data.store import Store
 from mindllm.utils.errors import InputError
 
 
-class Trials:
+class TrialDataset:
     """The trials that training may use: those of `split` of these subjects, of which some conversation tells.
 
     sources: whose conversations count; None: all.
@@ -30,7 +30,9 @@ class Trials:
         table = store.conversations
         table = table[table["source"].isin(list(sources))] if sources else table
         told = table["stimulus"].dropna().unique()
-        single = table[table["stimulus"].isna()].groupby("subject")["trial"].agg(set).to_dict()
+        single = (
+            table[table["stimulus"].isna()].groupby("subject")["trial_index"].agg(set).to_dict()
+        )
         parts = []
         for subject in subjects:
             trials = store.trials(subject)
@@ -40,7 +42,9 @@ class Trials:
                 known |= trials["row"].isin(single[subject])
             parts.append(trials[(trials["split"] == split) & known])
         self.table = pd.concat(parts, ignore_index=True)[["subject", "row", "stimulus"]]
-        self.table["about"] = self.table["row"]  # the trial whose conversations are its own: another one, when shuffled
+        self.table["about"] = self.table[
+            "row"
+        ]  # the trial whose conversations are its own: another one, when shuffled
         self.store, self.subjects = store, sorted(set(self.table["subject"]))
         if self.table.empty:
             whose = f" of {', '.join(sources)}" if sources else ""
@@ -52,7 +56,7 @@ class Trials:
     def __len__(self) -> int:
         return len(self.table)
 
-    def of(self, stimuli: Mapping[str, object]) -> Self:
+    def filter_stimuli(self, stimuli: Mapping[str, object]) -> Self:
         """Those of these trials that show one of these stimuli."""
         known = self.table["stimulus"].isin(list(stimuli))
         if known.all():
@@ -60,36 +64,44 @@ class Trials:
         some = copy(self)
         some.table = self.table[known].reset_index(drop=True)
         some.subjects = sorted(set(some.table["subject"]))
-        some.__dict__.pop("showing", None)
+        some.__dict__.pop("by_stimulus", None)
         return some
 
-    def shuffle_pairs(self, seed: int) -> None:
+    def permute_pairs(self, seed: int) -> None:
         """Pair each person's trials with what is told of that person's other trials, at random."""
         rng = np.random.default_rng(seed)
         places = self.table.groupby("subject").indices
         for subject in places:
             mine, others = places[subject], rng.permutation(places[subject])
-            self.table.loc[mine, ["stimulus", "about"]] = self.table.loc[others, ["stimulus", "about"]].to_numpy()
+            self.table.loc[mine, ["stimulus", "about"]] = self.table.loc[
+                others, ["stimulus", "about"]
+            ].to_numpy()
 
     @cached_property
-    def showing(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def by_stimulus(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The table's places (n,) sorted by stimulus; each place's stimulus as a number (n,); where each number begins."""
         numbers, _ = pd.factorize(self.table["stimulus"])
         order = np.argsort(numbers, kind="stable")
         return order, numbers, np.searchsorted(numbers[order], np.arange(numbers.max() + 2))
 
-    def batch(
-        self, rng: np.random.Generator, size: int, people: int, drop: tuple[float, float], mix: float, disagree: float
-    ) -> Batch:
+    def sample_batch(
+        self,
+        rng: np.random.Generator,
+        size: int,
+        num_subjects: int,
+        voxel_dropout: tuple[float, float],
+        mixup_prob: float,
+        repetition_noise_scale: float,
+    ) -> TrialBatch:
         """Draw `size` samples of at most `people` persons: each one trial or, with probability `mix`, a blend of two of one
         stimulus; plus up to `disagree` times the difference between two trials of another stimulus, which is all noise.
 
         drop: lowest and highest share of a person's voxels to leave out this time.
         """
-        chosen = rng.choice(self.subjects, min(people, len(self.subjects)), replace=False)
+        chosen = rng.choice(self.subjects, min(num_subjects, len(self.subjects)), replace=False)
         taken = self.table["subject"].isin(chosen).to_numpy()
         pool = np.flatnonzero(taken)
-        order, numbers, begins = self.showing
+        order, numbers, begins = self.by_stimulus
 
         def other(places: np.ndarray) -> np.ndarray:
             """For each trial a random one of the same stimulus, be it itself."""
@@ -97,33 +109,51 @@ class Trials:
             return np.array([rng.choice(some[taken[some]]) for some in same])
 
         one = pool[rng.permutation(len(pool))[:size]]
-        share = np.where(rng.random(len(one)) < mix, rng.random(len(one)), 1.0)
+        share = np.where(rng.random(len(one)) < mixup_prob, rng.random(len(one)), 1.0)
         noise = pool[rng.integers(len(pool), size=len(one))]
-        scale = disagree * rng.random(len(one)) / 2**0.5  # a difference has twice the variance of its parts
+        scale = (
+            repetition_noise_scale * rng.random(len(one)) / 2**0.5
+        )  # a difference has twice the variance of its parts
         used, columns = np.unique([one, other(one), noise, other(noise)], return_inverse=True)
         weights = np.zeros((len(one), len(used)))
-        for at, amount in zip(columns.reshape(4, -1), (share, 1 - share, scale, -scale), strict=True):
+        for at, amount in zip(
+            columns.reshape(4, -1), (share, 1 - share, scale, -scale), strict=True
+        ):
             np.add.at(weights, (np.arange(len(one)), at), amount)
         read = weights.any(0)
         persons = []
         for subject, group in self.table.loc[used[read]].groupby("subject", sort=False):
-            count = len(self.store.space(str(subject)))
-            kept = max(1, round(count * (1 - rng.uniform(*drop))))
-            persons.append(Person(str(subject), group["row"].to_numpy(), np.sort(rng.permutation(count)[:kept])))
+            count = len(self.store.masker(str(subject)))
+            kept = max(1, round(count * (1 - rng.uniform(*voxel_dropout))))
+            persons.append(
+                SubjectBatch(
+                    str(subject), group["row"].to_numpy(), np.sort(rng.permutation(count)[:kept])
+                )
+            )
         samples = self.table.loc[one]
-        alone = [trial if whole else None for trial, whole in zip(trials_of(samples), share == 1, strict=True)]
-        return Batch(persons, torch.from_numpy(weights[:, read]).float(), samples["stimulus"].tolist(), alone)
+        alone = [
+            trial if whole else None
+            for trial, whole in zip(trial_keys(samples), share == 1, strict=True)
+        ]
+        return TrialBatch(
+            persons, torch.from_numpy(weights[:, read]).float(), samples["stimulus"].tolist(), alone
+        )
 
-    def whole(self, size: int) -> Iterator[Batch]:
+    def iter_eval_batches(self, size: int) -> Iterator[TrialBatch]:
         """All trials in order, every voxel kept and nothing mixed, at most `size` trials of one person at a time."""
         for subject, group in self.table.groupby("subject"):
-            keep = np.arange(len(self.store.space(str(subject))))
+            keep = np.arange(len(self.store.masker(str(subject))))
             for start in range(0, len(group), size):
                 part = group.iloc[start : start + size]
-                people = [Person(str(subject), part["row"].to_numpy(), keep)]
-                yield Batch(people, torch.eye(len(part)), part["stimulus"].tolist(), list(trials_of(part)))
+                people = [SubjectBatch(str(subject), part["row"].to_numpy(), keep)]
+                yield TrialBatch(
+                    people, torch.eye(len(part)), part["stimulus"].tolist(), list(trial_keys(part))
+                )
 
 
-def trials_of(table: pd.DataFrame) -> list[Trial]:
+def trial_keys(table: pd.DataFrame) -> list[TrialKey]:
     """Whose conversations about single trials belong to these rows."""
-    return [(str(subject), int(row)) for subject, row in zip(table["subject"], table["about"], strict=True)]
+    return [
+        (str(subject), int(row))
+        for subject, row in zip(table["subject"], table["about"], strict=True)
+    ]

@@ -10,7 +10,7 @@ import pandas as pd
 from mindllm.utils.errors import InputError
 
 SPLITS = ("train", "val", "test", "unused")
-AS_PREPARED = "as prepared"  # the split of the trials tables
+DEFAULT_SPLIT = "default"  # the split of the trials tables
 Tables = Mapping[str, pd.DataFrame]  # subject -> trials
 
 
@@ -26,16 +26,26 @@ def check_splits(trials: Mapping[str, pd.DataFrame]) -> None:
         )
 
 
-def split_stimuli(stimuli: Sequence[str], fractions: Mapping[str, float], seed: int = 0) -> dict[str, str]:
+def split_stimuli(
+    stimuli: Sequence[str], fractions: Mapping[str, float], seed: int = 0
+) -> dict[str, str]:
     """Stimulus -> split, drawn at random: `fractions` of the stimuli go to each split named, the rest to train."""
-    if not sum(fractions.values()) < 1 or min(fractions.values(), default=0) < 0 or set(fractions) - {"val", "test"}:
-        raise InputError(f"split fractions {dict(fractions)}: expected shares of val and test that sum to less than 1.")
+    if (
+        not sum(fractions.values()) < 1
+        or min(fractions.values(), default=0) < 0
+        or set(fractions) - {"val", "test"}
+    ):
+        raise InputError(
+            f"split fractions {dict(fractions)}: expected shares of val and test that sum to less than 1."
+        )
     order = np.random.default_rng(seed).permutation(sorted(set(stimuli)))
     out, start = dict.fromkeys(order.tolist(), "train"), 0
     for split, fraction in fractions.items():
         count = round(fraction * len(order))
         if fraction and not count:
-            raise InputError(f"{fraction} of {len(order)} stimuli leaves the split {split} empty; take a larger share.")
+            raise InputError(
+                f"{fraction} of {len(order)} stimuli leaves the split {split} empty; take a larger share."
+            )
         out.update(dict.fromkeys(order[start : start + count].tolist(), split))
         start += count
     if "train" not in out.values():
@@ -45,23 +55,34 @@ def split_stimuli(stimuli: Sequence[str], fractions: Mapping[str, float], seed: 
     return out
 
 
-def draw_validation(trials: Tables, share: float, seed: int) -> dict[str, pd.DataFrame]:
+def hold_out_validation(trials: Tables, fraction: float, seed: int) -> dict[str, pd.DataFrame]:
     """The trials with a share of the training stimuli, drawn at random, as validation."""
-    if not share:
+    if not fraction:
         return dict(trials)
     train = pd.concat(trials.values()).query("split == 'train'")["stimulus"].unique().tolist()
-    drawn = {name for name, split in split_stimuli(train, {"val": share}, seed).items() if split == "val"}
-    return {s: t.assign(split=t["split"].mask(t["stimulus"].isin(drawn), "val")) for s, t in trials.items()}
+    drawn = {
+        name
+        for name, split in split_stimuli(train, {"val": fraction}, seed).items()
+        if split == "val"
+    }
+    return {
+        s: t.assign(split=t["split"].mask(t["stimulus"].isin(drawn), "val"))
+        for s, t in trials.items()
+    }
 
 
-def by_stimulus(trials: Tables, fractions: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
+def split_by_stimulus(
+    trials: Tables, fractions: Mapping[str, float], seed: int
+) -> dict[str, np.ndarray]:
     """Subject -> the split of each trial: shares of the stimuli, drawn at random."""
     names = pd.concat(trials.values())["stimulus"].unique().tolist()
     assigned = split_stimuli(names, fractions, seed)
-    return {subject: table["stimulus"].map(assigned).to_numpy(str) for subject, table in trials.items()}
+    return {
+        subject: table["stimulus"].map(assigned).to_numpy(str) for subject, table in trials.items()
+    }
 
 
-def by_cluster(
+def split_by_cluster(
     trials: Tables, clusters: Mapping[str, int], fractions: Mapping[str, float], seed: int
 ) -> dict[str, np.ndarray]:
     """Whole clusters of stimuli to each split, drawn at random until it holds its share of the stimuli (or just more).
@@ -69,7 +90,9 @@ def by_cluster(
     clusters: stimulus -> cluster; trials of other stimuli, of which nothing is known, are left unused.
     """
     sizes = Counter(clusters.values())
-    split_stimuli(list(map(str, sizes)), fractions, seed)  # refuses shares that leave a split without a cluster
+    split_stimuli(
+        list(map(str, sizes)), fractions, seed
+    )  # refuses shares that leave a split without a cluster
     left = np.random.default_rng(seed).permutation(sorted(sizes)).tolist()
     found: dict[int, str] = {}
     for split, fraction in fractions.items():
@@ -78,27 +101,40 @@ def by_cluster(
             held += sizes[left[-1]]
             found[left.pop()] = split
     if not left:
-        raise InputError(f"{len(sizes)} clusters are too few for the shares {dict(fractions)}; take more clusters.")
+        raise InputError(
+            f"{len(sizes)} clusters are too few for the shares {dict(fractions)}; take more clusters."
+        )
     assigned = {stimulus: found.get(cluster, "train") for stimulus, cluster in clusters.items()}
-    return {s: table["stimulus"].map(assigned).fillna("unused").to_numpy(str) for s, table in trials.items()}
+    return {
+        s: table["stimulus"].map(assigned).fillna("unused").to_numpy(str)
+        for s, table in trials.items()
+    }
 
 
-def by_subject(trials: Tables, people: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+def split_by_subject(
+    trials: Tables, subjects_by_split: Mapping[str, Sequence[str]]
+) -> dict[str, np.ndarray]:
     """The people named for `test` alone are tested, those for `val` choose the checkpoint, all others train as before.
 
     Who is tested is tested on their own test trials, where they have any, else on all trials; nothing else of them is used.
     """
-    whose = {subject: split for split, names in people.items() for subject in names}
+    whose = {subject: split for split, names in subjects_by_split.items() for subject in names}
     if unknown := sorted(set(whose) - set(trials)):
-        raise InputError(f"there is no subject {', '.join(unknown)}; there are {', '.join(trials)}.")
-    if not whose or len(whose) < sum(map(len, people.values())):
-        raise InputError(f"name people for test or val, each for one of them; found {dict(people) or 'nobody'}.")
+        raise InputError(
+            f"there is no subject {', '.join(unknown)}; there are {', '.join(trials)}."
+        )
+    if not whose or len(whose) < sum(map(len, subjects_by_split.values())):
+        raise InputError(
+            f"name people for test or val, each for one of them; found {dict(subjects_by_split) or 'nobody'}."
+        )
     if not set(trials) - set(whose):
-        raise InputError(f"all {len(trials)} subjects were named for {', '.join(people)}; leave some to train on.")
+        raise InputError(
+            f"all {len(trials)} subjects were named for {', '.join(subjects_by_split)}; leave some to train on."
+        )
     out = {}
     for subject, table in trials.items():
         out[subject] = table["split"].to_numpy(str)
-        if subject not in whose and people.get("test"):
+        if subject not in whose and subjects_by_split.get("test"):
             out[subject] = np.where(out[subject] == "test", "unused", out[subject])
         if split := whose.get(subject):
             pool = np.isin(out[subject], ["test"] if split == "test" else ["train", "val"])
@@ -106,7 +142,9 @@ def by_subject(trials: Tables, people: Mapping[str, Sequence[str]]) -> dict[str,
     return out
 
 
-def by_sessions(trials: Tables, count: int, subjects: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+def split_by_sessions(
+    trials: Tables, count: int, subjects: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
     """The first `count` sessions of these people (None: all) train, as do the trials of all others; what they test stays.
 
     One hour of scanning is about one session.
@@ -115,18 +153,26 @@ def by_sessions(trials: Tables, count: int, subjects: Sequence[str] | None = Non
     for subject, table in trials.items():
         own = table["split"].to_numpy(str)
         if subject in (subjects or trials):
-            order = table["session"].unique().tolist()  # trials stand in the order of their sessions
+            order = (
+                table["session"].unique().tolist()
+            )  # trials stand in the order of their sessions
             if not 0 < count <= len(order):
-                raise InputError(f"{subject} has {len(order)} sessions; the first {count} were asked for.")
+                raise InputError(
+                    f"{subject} has {len(order)} sessions; the first {count} were asked for."
+                )
             late = ~table["session"].isin(order[:count]).to_numpy()
             own = np.where(late & (own == "train"), "unused", own)
         out[subject] = own
-    if all((split == trials[subject]["split"].to_numpy(str)).all() for subject, split in out.items()):
-        raise InputError(f"training on the first {count} sessions changes nothing here: no later session trains.")
+    if all(
+        (split == trials[subject]["split"].to_numpy(str)).all() for subject, split in out.items()
+    ):
+        raise InputError(
+            f"training on the first {count} sessions changes nothing here: no later session trains."
+        )
     return out
 
 
-def in_words(split: Mapping[str, Any]) -> str:
+def describe_split(split: Mapping[str, Any]) -> str:
     """What a split is, for a report: its name, and the rule it was made by."""
     if "by" not in split:
         return str(split["name"])

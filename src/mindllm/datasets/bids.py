@@ -24,11 +24,11 @@ from rich.progress import Progress
 
 from mindllm.data.splits import split_stimuli
 from mindllm.data.store import Store
-from mindllm.data.store_writer import StoreWriter, captions
-from mindllm.datasets.parallel import Recording, Session, write_recordings
-from mindllm.fmri.atlases import name_atlases
-from mindllm.fmri.masker import VoxelSpace
-from mindllm.fmri.nifti import describe, open_image, read_array
+from mindllm.data.store_writer import StoreWriter, conversations_from_captions
+from mindllm.datasets.parallel import SessionReader, SubjectRecording, write_recordings
+from mindllm.fmri.atlases import atlases_by_name
+from mindllm.fmri.masker import VoxelMasker
+from mindllm.fmri.nifti import get_data, img_filename, load_img
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import read_json
 from mindllm.utils.tables import read_table
@@ -49,8 +49,8 @@ def prepare(
     nan: Literal["error", "drop"] = "error",
     dtype: str = "float32",
     seed: int = 0,
-    workers: int = 1,
-    dask: str | None = None,
+    n_jobs: int = 1,
+    dask_scheduler: str | None = None,
     progress: Progress | None = None,
 ) -> Store:
     """Make the store `out` of the BIDS derivatives in `root`. A second call after an interruption goes on.
@@ -64,26 +64,37 @@ def prepare(
         raise InputError(f"nan={nan!r} is unknown; expected error or drop.")
     found = sorted(path.name for path in root.glob("sub-*") if path.is_dir())
     if not found:
-        raise InputError(f"{root} holds no folder sub-*: expected BIDS derivatives with sub-XX/func/{BETAS}.")
+        raise InputError(
+            f"{root} holds no folder sub-*: expected BIDS derivatives with sub-XX/func/{BETAS}."
+        )
     unknown = sorted(set(subjects or []) - set(found))
     if unknown:
         raise InputError(f"{root} has no subject {', '.join(unknown)}; found {', '.join(found)}.")
     names = sorted(set(subjects or found))
     description = root / "dataset_description.json"
     about = read_json(description, "a BIDS dataset") if description.is_file() else {}
-    options = {"subjects": names, "mask": mask, "split": dict(split or {}), "nan": nan, "dtype": dtype, "seed": seed}
+    options = {
+        "subjects": names,
+        "mask": mask,
+        "split": dict(split or {}),
+        "nan": nan,
+        "dtype": dtype,
+        "seed": seed,
+    }
     tables = {name: read_trials(root, name) for name in names}
     assigned = {}
     if split and any("split" in table for table in tables.values()):
-        logger.warning("the trials tables have a column `split`; the shares %s are not used", dict(split))
+        logger.warning(
+            "the trials tables have a column `split`; the shares %s are not used", dict(split)
+        )
     elif split:
         assigned = split_stimuli(pd.concat(tables.values())["stimulus"].tolist(), split, seed)
     writer = StoreWriter(
         out,
         name=about.get("Name", root.name),
-        origin="; ".join(about.get("ReferencesAndLinks", [])) or str(root.name),
-        licence=about.get("License", "unknown"),
-        reader="bids",
+        source="; ".join(about.get("ReferencesAndLinks", [])) or str(root.name),
+        license=about.get("License", "unknown"),
+        prepared_by="bids",
         options=options,
     )
     recordings = []
@@ -91,13 +102,15 @@ def prepare(
         trials = tables[name]
         if assigned:
             trials["split"] = trials["stimulus"].map(assigned)
-        space = read_space(root, name, mask, trials, nan)
+        space = load_masker(root, name, mask, trials, nan)
         read = [
-            Session(f"{name}, {Path(str(file)).name}", rows.index.to_numpy(), bind(space.read, str(file), rows["volume"].tolist()))
+            SessionReader(f"{name}, {Path(str(file)).name}", rows.index.to_numpy(), bind(space.transform, str(file), rows["volume"].tolist()))
             for file, rows in trials.groupby("file", sort=False)
         ]  # fmt: skip
-        recordings.append(Recording(space, trials.drop(columns=["file"]), read))
-    write_recordings(writer, recordings, dtype, workers=workers, dask=dask, progress=progress)
+        recordings.append(SubjectRecording(space, trials.drop(columns=["file"]), read))
+    write_recordings(
+        writer, recordings, dtype, n_jobs=n_jobs, dask_scheduler=dask_scheduler, progress=progress
+    )
     return writer.finish(read_captions(root, tables))
 
 
@@ -105,12 +118,14 @@ def read_trials(root: Path, name: str) -> pd.DataFrame:
     """All trials of a subject, one row per volume of each of its betas files; `file` is the statmap it stands in."""
     files = sorted((root / name).rglob(BETAS))
     if not files:
-        raise InputError(f"{root / name} has no {BETAS}: expected one 4-D file of single-trial betas per session.")
+        raise InputError(
+            f"{root / name} has no {BETAS}: expected one 4-D file of single-trial betas per session."
+        )
     tables = []
     for file in files:
-        table = read_table(trials_file(file), "the table of the trials in the statmap beside it").rename(
-            columns=ALIASES
-        )
+        table = read_table(
+            trials_file(file), "the table of the trials in the statmap beside it"
+        ).rename(columns=ALIASES)
         if not {"volume", "stimulus"} <= set(table.columns):
             raise InputError(
                 f"{trials_file(file)} has the columns {list(table.columns)}; expected `volume` and `stimulus` (or `beta_index` and `label`)."
@@ -119,7 +134,7 @@ def read_trials(root: Path, name: str) -> pd.DataFrame:
             raise InputError(
                 f"{trials_file(file)} has {table['stimulus'].isna().sum()} rows without a stimulus; expected one in each row."
             )
-        image = open_image(file, f"betas of {name}")
+        image = load_img(file, f"betas of {name}")
         count = image.shape[3] if image.ndim == 4 else 1
         if sorted(table["volume"]) != list(range(count)):
             raise InputError(
@@ -128,7 +143,9 @@ def read_trials(root: Path, name: str) -> pd.DataFrame:
         session = re.search(r"_ses-([A-Za-z0-9]+)", file.name)
         defaults = {"session": session[1] if session else "1"}
         tables.append(
-            table.assign(file=str(file), **{k: v for k, v in defaults.items() if k not in table}).sort_values("volume")
+            table.assign(
+                file=str(file), **{k: v for k, v in defaults.items() if k not in table}
+            ).sort_values("volume")
         )  # in the order of showing, which tells what was seen before a trial
     return pd.concat(tables, ignore_index=True)
 
@@ -139,7 +156,9 @@ def trials_file(betas: Path) -> Path:
     return betas.with_name(stem.replace("_statmap", "_trials") + ".tsv")
 
 
-def read_space(root: Path, name: str, pattern: str | None, trials: pd.DataFrame, nan: str) -> VoxelSpace:
+def load_masker(
+    root: Path, name: str, pattern: str | None, trials: pd.DataFrame, nan: str
+) -> VoxelMasker:
     """The subject's voxels: its mask on the betas' grid, labelled by every parcellation found."""
     image = None
     for glob in [pattern] if pattern else MASKS:
@@ -149,15 +168,20 @@ def read_space(root: Path, name: str, pattern: str | None, trials: pd.DataFrame,
                 f"{name} has {len(files)} masks that match {glob}: {', '.join(f.name for f in files[:3])}. Name one with --mask."
             )
         if files:
-            image = open_image(files[0], f"mask of {name}", dimensions=3)
+            image = load_img(files[0], f"mask of {name}", dimensions=3)
             break
     if image is None:
-        raise InputError(f"{root / name} has no mask: expected {' or '.join([pattern] if pattern else MASKS)}.")
-    inside = np.nan_to_num(read_array(image, f"mask of {name}")) > 0
+        raise InputError(
+            f"{root / name} has no mask: expected {' or '.join([pattern] if pattern else MASKS)}."
+        )
+    inside = np.nan_to_num(get_data(image, f"mask of {name}")) > 0
     mask = nib.Nifti1Image(inside.astype(np.uint8), image.affine)
-    mask.file_map["image"].filename = describe(image)  # so that messages name the file
-    atlases = [*sorted(root.glob("atlas-*_dseg.nii*")), *sorted((root / name).rglob("*atlas-*_dseg.nii*"))]
-    space = VoxelSpace.from_mask(mask, name_atlases(atlases), name=name)
+    mask.file_map["image"].filename = img_filename(image)  # so that messages name the file
+    atlases = [
+        *sorted(root.glob("atlas-*_dseg.nii*")),
+        *sorted((root / name).rglob("*atlas-*_dseg.nii*")),
+    ]
+    space = VoxelMasker.from_mask_img(mask, atlases_by_name(atlases), subject=name)
     scans = trials["file"].unique()
     if "MNI" not in Path(scans[0]).name:
         logger.warning(
@@ -168,7 +192,7 @@ def read_space(root: Path, name: str, pattern: str | None, trials: pd.DataFrame,
     if nan == "drop":
         keep = np.ones(len(space), bool)
         for scan in scans:
-            for _, values in space.read_pieces(scan, finite=False):
+            for _, values in space.iter_transform(scan, finite=False):
                 keep &= np.isfinite(values).all(0)
         if not keep.all():
             logger.warning(
@@ -181,7 +205,7 @@ def read_space(root: Path, name: str, pattern: str | None, trials: pd.DataFrame,
             raise InputError(
                 f"{name}: all {len(keep)} voxels of its mask hold NaN or infinity in some trial, so none is left. Mend the scans or give another mask (--mask)."
             )
-        space = space.select(keep)
+        space = space.select_voxels(keep)
     return space
 
 
@@ -193,7 +217,11 @@ def read_captions(root: Path, tables: Mapping[str, pd.DataFrame]) -> pd.DataFram
         table = read_table(file, "captions", ("stimulus", "caption"))
         table = table[table["stimulus"].isin(set(shown["stimulus"]))]
     else:
-        table = shown[["stimulus", "caption"]] if "caption" in shown else pd.DataFrame({"stimulus": [], "caption": []})
+        table = (
+            shown[["stimulus", "caption"]]
+            if "caption" in shown
+            else pd.DataFrame({"stimulus": [], "caption": []})
+        )
     table = table.dropna()
     silent = sorted(set(shown["stimulus"]) - set(table["stimulus"]))
     if silent:
@@ -203,4 +231,4 @@ def read_captions(root: Path, tables: Mapping[str, pd.DataFrame]) -> pd.DataFram
             shown["stimulus"].nunique(),
             silent[0],
         )
-    return captions(table)
+    return conversations_from_captions(table)

@@ -29,25 +29,36 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from mindllm.data.splits import draw_validation, split_stimuli
+from mindllm.data.splits import hold_out_validation, split_stimuli
 from mindllm.data.store import Store
-from mindllm.data.store_writer import StoreWriter, captions
-from mindllm.datasets.parallel import Recording, Session, write_recordings
-from mindllm.fmri.atlases import name_atlases
-from mindllm.fmri.masker import PIECE_BYTES, VoxelSpace
+from mindllm.data.store_writer import StoreWriter, conversations_from_captions
+from mindllm.datasets.parallel import SessionReader, SubjectRecording, write_recordings
+from mindllm.fmri.atlases import atlases_by_name
+from mindllm.fmri.masker import CHUNK_BYTES, VoxelMasker
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import check_name, refuse_existing
+from mindllm.utils.files import check_name, check_not_exists
 from mindllm.utils.tables import read_table
 
-MODELS = {"TYPEB": "TYPEB_FITHRF", "TYPEC": "TYPEC_FITHRF_GLMDENOISE", "TYPED": "TYPED_FITHRF_GLMDENOISE_RR"}
+MODELS = {
+    "TYPEB": "TYPEB_FITHRF",
+    "TYPEC": "TYPEC_FITHRF_GLMDENOISE",
+    "TYPED": "TYPED_FITHRF_GLMDENOISE_RR",
+}
 SUFFIXES = (".hdf5", ".mat", ".npy")
-COLUMNS = ("stimulus", "session", "run", "repeat", "split", "coco_id")  # those that the store keeps
-PART = 250  # trials that a worker reads at a time
+COLUMNS = (
+    "stimulus",
+    "session",
+    "run",
+    "repetition",
+    "split",
+    "coco_id",
+)  # those that the store keeps
+CHUNK_SIZE = 250  # trials that a worker reads at a time
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Output:
+class GLMsingleOutput:
     """A file that GLMsingle wrote."""
 
     file: Path
@@ -80,7 +91,7 @@ class Output:
 
     def parts(self, trials: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """What a worker reads at a time: the first trial and the rows of the table. A pickle opens as a whole."""
-        size = len(trials) if self.file.suffix == ".npy" else PART
+        size = len(trials) if self.file.suffix == ".npy" else CHUNK_SIZE
         for start in range(0, len(trials), size):
             yield start, trials[start : start + size]
 
@@ -90,7 +101,7 @@ class Output:
         with self.opened() as betas:
             size = betas.dtype.itemsize * int(np.prod(betas.shape[1:]))
             lead = (getattr(betas, "chunks", None) or (1,))[0]
-            step = max(1, PIECE_BYTES // size // lead) * lead  # whole chunks
+            step = max(1, CHUNK_BYTES // size // lead) * lead  # whole chunks
             if self.matlab:
                 for t in range(start, stop, step):
                     part = betas[t : min(t + step, stop)]
@@ -114,12 +125,12 @@ def prepare(
     model: Literal["TYPEB", "TYPEC", "TYPED"] = "TYPED",
     order: Literal["C", "F"] | None = None,
     nan: Literal["error", "drop"] = "error",
-    test: float = 0.0,
-    val: float = 0.0,
+    test_fraction: float = 0.0,
+    val_fraction: float = 0.0,
     dtype: str = "float16",
     seed: int = 0,
-    workers: int = 1,
-    dask: str | None = None,
+    n_jobs: int = 1,
+    dask_scheduler: str | None = None,
     progress: Progress | None = None,
 ) -> Store:
     """Make the store `out` of GLMsingle's outputs in `folder`, as the table `design` describes them (see above).
@@ -132,39 +143,59 @@ def prepare(
     test, val: shares of the stimuli for test, where the table has no `split`, and of the training stimuli for val.
     Raises InputError, naming the file, for anything missing, damaged or not as the table says.
     """
-    refuse_existing(Path(out))
+    check_not_exists(Path(out))
     for option, value, known in (("model", model, MODELS), ("order", order, ("C", "F", None)), ("nan", nan, ("error", "drop"))):  # fmt: skip
         if value not in known:
-            raise InputError(f"{option}={value!r} is unknown; expected {' or '.join(map(str, known))}.")
+            raise InputError(
+                f"{option}={value!r} is unknown; expected {' or '.join(map(str, known))}."
+            )
     folder = Path(folder)
     table = read_design(Path(design), subjects)
     if "session" not in table:
         table["session"] = table["file"]  # an output is most often of one session
-    if "split" in table and test:
-        logger.warning("the design table has a column `split`; the share %s of test is not used", test)
-    elif test:
-        table["split"] = table["stimulus"].map(split_stimuli(table["stimulus"].tolist(), {"test": test}, seed))
+    if "split" in table and test_fraction:
+        logger.warning(
+            "the design table has a column `split`; the share %s of test is not used", test_fraction
+        )
+    elif test_fraction:
+        table["split"] = table["stimulus"].map(
+            split_stimuli(table["stimulus"].tolist(), {"test": test_fraction}, seed)
+        )
     tables = {str(name): rows.reset_index(drop=True) for name, rows in table.groupby("subject")}
     kept = {name: rows[[c for c in COLUMNS if c in rows]] for name, rows in tables.items()}
-    drawn = draw_validation({n: t if "split" in t else t.assign(split="train") for n, t in kept.items()}, val, seed)
+    drawn = hold_out_validation(
+        {n: t if "split" in t else t.assign(split="train") for n, t in kept.items()},
+        val_fraction,
+        seed,
+    )
     recordings = []
     for name, rows in tables.items():
-        space = VoxelSpace.from_mask(*find_mask(folder, name, rows, mask), name=name)
-        files = {str(file): trials.index.to_numpy() for file, trials in rows.groupby("file", sort=False)}
-        outputs = {Output(find_output(folder / file, model)): trials for file, trials in files.items()}
-        places = {output: check(output, rows.iloc[trials], space, order) for output, trials in outputs.items()}
+        space = VoxelMasker.from_mask_img(*find_mask(folder, name, rows, mask), subject=name)
+        files = {
+            str(file): trials.index.to_numpy() for file, trials in rows.groupby("file", sort=False)
+        }
+        outputs = {
+            GLMsingleOutput(find_output(folder / file, model)): trials
+            for file, trials in files.items()
+        }
+        places = {
+            output: check(output, rows.iloc[trials], space, order)
+            for output, trials in outputs.items()
+        }
         space, places = drop_nan(space, places) if nan == "drop" else (space, places)
         read = [
-            Session(f"{name}, {o.file}, trials {start + 1} to {start + len(part)}", part, bind(o.read, places[o], start, start + len(part)))
+            SessionReader(f"{name}, {o.file}, trials {start + 1} to {start + len(part)}", part, bind(o.read, places[o], start, start + len(part)))
             for o, trials in outputs.items()
             for start, part in o.parts(trials)
         ]  # fmt: skip
-        recordings.append(Recording(space, drawn[name], read))
-    options: dict[str, Any] = {"subjects": sorted(tables), "model": model, "mask": mask, "order": order, "nan": nan, "test": test, "val": val, "dtype": dtype, "seed": seed}  # fmt: skip
-    writer = StoreWriter(out, name=folder.resolve().name, origin="GLMsingle", licence="unknown", reader="glmsingle", options=options)  # fmt: skip
-    write_recordings(writer, recordings, dtype, workers=workers, dask=dask, progress=progress)
+        recordings.append(SubjectRecording(space, drawn[name], read))
+    options: dict[str, Any] = {"subjects": sorted(tables), "model": model, "mask": mask, "order": order, "nan": nan, "test_fraction": test_fraction, "val_fraction": val_fraction, "dtype": dtype, "seed": seed}  # fmt: skip
+    writer = StoreWriter(out, name=folder.resolve().name, source="GLMsingle", license="unknown", prepared_by="glmsingle", options=options)  # fmt: skip
+    write_recordings(
+        writer, recordings, dtype, n_jobs=n_jobs, dask_scheduler=dask_scheduler, progress=progress
+    )
     told = table if "caption" in table else pd.DataFrame({"stimulus": [], "caption": []})
-    return writer.finish(captions(told.dropna(subset=["caption"])))
+    return writer.finish(conversations_from_captions(told.dropna(subset=["caption"])))
 
 
 def read_design(file: Path, subjects: Sequence[str] | None) -> pd.DataFrame:
@@ -173,11 +204,15 @@ def read_design(file: Path, subjects: Sequence[str] | None) -> pd.DataFrame:
     table = read_table(file, "the design table", needed)
     for column in needed:
         if table[column].isna().any():
-            raise InputError(f"{file} has {table[column].isna().sum()} rows without a {column}; expected one in each.")
+            raise InputError(
+                f"{file} has {table[column].isna().sum()} rows without a {column}; expected one in each."
+            )
     for row, subject in enumerate(table["subject"], 2):  # the header is line 1
         check_name(subject, "subject", f"{file}, line {row}")
     if odd := sorted(set(subjects or []) - set(table["subject"])):
-        raise InputError(f"{file} has no subject {', '.join(odd)}; it has {', '.join(sorted(set(table['subject'])))}.")
+        raise InputError(
+            f"{file} has no subject {', '.join(odd)}; it has {', '.join(sorted(set(table['subject'])))}."
+        )
     if "coco_id" in table:
         table["coco_id"] = table["coco_id"].astype("Int64")
     return table[table["subject"].isin(list(subjects or table["subject"]))].reset_index(drop=True)
@@ -187,7 +222,9 @@ def find_output(place: Path, model: str) -> Path:
     """The file that the table names, or that of this model in the folder that it names."""
     if place.is_file():
         if place.suffix not in (*SUFFIXES, ".h5"):
-            raise InputError(f"{place} is no output of GLMsingle; expected a file that ends in {', '.join(SUFFIXES)}.")
+            raise InputError(
+                f"{place} is no output of GLMsingle; expected a file that ends in {', '.join(SUFFIXES)}."
+            )
         return place
     for suffix in SUFFIXES:
         if (file := place / f"{MODELS[model]}{suffix}").is_file():
@@ -196,7 +233,9 @@ def find_output(place: Path, model: str) -> Path:
     raise InputError(f"there is no {place / MODELS[model]}.hdf5, .mat or .npy (found: {there}).")
 
 
-def find_mask(folder: Path, subject: str, rows: pd.DataFrame, pattern: str | None) -> tuple[Path, dict[str, Path]]:
+def find_mask(
+    folder: Path, subject: str, rows: pd.DataFrame, pattern: str | None
+) -> tuple[Path, dict[str, Path]]:
     """A person's mask, and the parcellations beside it that are theirs or everybody's."""
     named = rows["mask"].dropna().unique().tolist() if "mask" in rows else []
     if not named and pattern:
@@ -207,10 +246,14 @@ def find_mask(folder: Path, subject: str, rows: pd.DataFrame, pattern: str | Non
         )
     file = folder / named[0]
     beside = sorted(file.parent.glob("*atlas-*_dseg.nii*"))
-    return file, name_atlases([f for f in beside if f.name.startswith(("atlas-", f"{subject}_"))])
+    return file, atlases_by_name(
+        [f for f in beside if f.name.startswith(("atlas-", f"{subject}_"))]
+    )
 
 
-def check(output: Output, rows: pd.DataFrame, space: VoxelSpace, order: Literal["C", "F"] | None) -> np.ndarray:
+def check(
+    output: GLMsingleOutput, rows: pd.DataFrame, space: VoxelMasker, order: Literal["C", "F"] | None
+) -> np.ndarray:
     """(V, 3) where the mask's voxels are in the output's grid. Raises InputError if table, mask and output do not fit."""
     shape = output.shape()
     if shape[3] != len(rows):
@@ -219,34 +262,49 @@ def check(output: Output, rows: pd.DataFrame, space: VoxelSpace, order: Literal[
         )
     check_design(output, rows["stimulus"].tolist())
     if shape[:3] == space.shape:
-        return space.ijk
+        return space.voxel_indices
     if shape[:3] != (len(space), 1, 1):
         raise InputError(
-            f"{output.file} has betas on a grid of {shape[:3]}; the mask of {space.name} has the grid {space.shape} and {len(space)} voxels. Give the mask of the very volumes that GLMsingle was given."
+            f"{output.file} has betas on a grid of {shape[:3]}; the mask of {space.subject} has the grid {space.shape} and {len(space)} voxels. Give the mask of the very volumes that GLMsingle was given."
         )
     at = np.zeros((len(space), 3), np.int32)
-    flat = np.ravel_multi_index(tuple(space.ijk.T), space.shape, order=order or ("F" if output.matlab else "C"))
+    flat = np.ravel_multi_index(
+        tuple(space.voxel_indices.T), space.shape, order=order or ("F" if output.matlab else "C")
+    )
     at[np.argsort(flat), 0] = np.arange(len(space))
     return at
 
 
-def drop_nan(space: VoxelSpace, places: Mapping[Output, np.ndarray]) -> tuple[VoxelSpace, dict[Output, np.ndarray]]:
+def drop_nan(
+    space: VoxelMasker, places: Mapping[GLMsingleOutput, np.ndarray]
+) -> tuple[VoxelMasker, dict[GLMsingleOutput, np.ndarray]]:
     """The voxels that every output has a number for. GLMsingle fits a voxel's trials together: the first tells of all."""
-    finite = np.all([np.isfinite(output.read(at, 0, 1)[0]) for output, at in places.items()], axis=0)
+    finite = np.all(
+        [np.isfinite(output.read(at, 0, 1)[0]) for output, at in places.items()], axis=0
+    )
     if not finite.all():
-        logger.warning("%s: %d of %d voxels hold NaN and are left out", space.name, (~finite).sum(), len(finite))
+        logger.warning(
+            "%s: %d of %d voxels hold NaN and are left out",
+            space.subject,
+            (~finite).sum(),
+            len(finite),
+        )
     if not finite.any():
-        raise InputError(f"{space.name}: all {len(space)} voxels of the mask hold NaN in some output.")
-    return space.select(finite), {output: at[finite] for output, at in places.items()}
+        raise InputError(
+            f"{space.subject}: all {len(space)} voxels of the mask hold NaN in some output."
+        )
+    return space.select_voxels(finite), {output: at[finite] for output, at in places.items()}
 
 
-def check_design(output: Output, stimuli: Sequence[str]) -> None:
+def check_design(output: GLMsingleOutput, stimuli: Sequence[str]) -> None:
     """Raise InputError unless the table shows a stimulus where GLMsingle's own design, if it is there, has its condition."""
     file = output.file.with_name("DESIGNINFO" + (".mat" if output.matlab else ".npy"))
     if not file.is_file():
         return
     if output.matlab and not h5py.is_hdf5(file):
-        logger.warning("%s was not saved with -v7.3, so the design table is not checked against it", file)
+        logger.warning(
+            "%s was not saved with -v7.3, so the design table is not checked against it", file
+        )
         return
     try:
         if output.matlab:
@@ -257,15 +315,22 @@ def check_design(output: Output, stimuli: Sequence[str]) -> None:
     except (OSError, KeyError) as error:
         raise InputError(f"{file} is damaged or holds no stimorder ({error}).") from error
     if len(conditions) != len(stimuli):
-        raise InputError(f"{file} tells of {len(conditions)} trials; the design table of {len(stimuli)}.")
+        raise InputError(
+            f"{file} tells of {len(conditions)} trials; the design table of {len(stimuli)}."
+        )
     both = pd.DataFrame({"condition": conditions, "stimulus": list(stimuli)}).drop_duplicates()
-    if wrong := both[both.duplicated("condition", keep=False) | both.duplicated("stimulus", keep=False)].size // 2:
+    if (
+        wrong := both[
+            both.duplicated("condition", keep=False) | both.duplicated("stimulus", keep=False)
+        ].size
+        // 2
+    ):
         raise InputError(
             f"the design table disagrees with {file} about {wrong} pairs of stimulus and condition: a condition must be one stimulus throughout. The rows are out of order, or of another person or session."
         )
 
 
-class Numbers(pickle.Unpickler):
+class SafeUnpickler(pickle.Unpickler):
     """Opens a pickle of numbers and text. Anything else that it names is refused, so that nothing in it can be run."""
 
     names = frozenset({
@@ -276,7 +341,9 @@ class Numbers(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         known = module.replace("numpy.core", "numpy._core")  # as numpy 1 called it
         if (known, name) not in self.names:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is neither a number nor text")
+            raise pickle.UnpicklingError(
+                f"it names {module}.{name}, which is neither a number nor text"
+            )
         return super().find_class(known, name)
 
 
@@ -285,10 +352,14 @@ def unpickle(file: Path) -> Mapping[str, Any]:
     try:
         with file.open("rb") as content:
             version = np.lib.format.read_magic(content)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
             if not read(content)[2].hasobject:
                 raise ValueError("it holds an array, and not a dictionary")
-            return dict(Numbers(content).load().item())
+            return dict(SafeUnpickler(content).load().item())
     except Exception as error:  # a damaged pickle may end in any error
         raise InputError(
             f"{file} is damaged or no output of GLMsingle ({type(error).__name__}: {error}). Make it anew, or let GLMsingle write HDF5 (wanthdf5=1)."

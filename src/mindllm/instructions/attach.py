@@ -11,11 +11,11 @@ import pandas as pd
 from rich.progress import Progress
 
 from mindllm.data.store import Store
-from mindllm.instructions.registry import ASPECTS, SOURCES, Style, find, worded
-from mindllm.instructions.source_files import Given
+from mindllm.instructions.registry import ASPECTS, SOURCES, Style, format_sample, get_source
+from mindllm.instructions.source_files import SourceFiles
 from mindllm.utils.errors import InputError
 
-COLUMNS = ("stimulus", "subject", "trial", "source", "turns", "answers", "key")
+COLUMNS = ("stimulus", "subject", "trial_index", "source", "turns", "answers", "key")
 Place = tuple[str | None, str | None, int | None]  # a stimulus, or a subject and a trial
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Summary:
         return f"{self.source}: {self.conversations:,} conversations about {self.covered:,} of {self.total:,} {self.unit} ({self.covered / max(self.total, 1):.0%})"
 
 
-def add(
+def attach_source(
     store: Store,
     source: str,
     files: Sequence[str | Path],
@@ -45,7 +45,7 @@ def add(
 ) -> Summary:
     """Put the conversations of a source into a store, in place of those that it had of it; see `collect`."""
     table = collect(store, source, files, style=style, images=images, progress=progress)
-    store.add(table)
+    store.add_conversations(table)
     return summarize(store, source, table)
 
 
@@ -67,22 +67,28 @@ def collect(
     """
     if style not in get_args(Style):
         raise InputError(f"there is no style {style!r}; choose {' or '.join(get_args(Style))}.")
-    kind = find(source)
-    given = Given(source, files, kind.files, kind.url, progress)
-    places = {"coco_id": of_images, "previous": of_images_before, "stimulus": of_stimuli}[kind.joins](store, images)
+    kind = get_source(source)
+    given = SourceFiles(source, files, kind.files, kind.url, progress)
+    places = {"coco_id": of_images, "previous": of_images_before, "stimulus": of_stimuli}[
+        kind.joins
+    ](store, images)
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     read = silent = 0
     for item in kind.read(given, places.keys()):
         read += 1
-        if not item.answers or not all(answer for _, answer in item.talk):
+        if not item.answers or not all(answer for _, answer in item.turns):
             silent += 1
             continue
-        turns, answers = worded(item, kind, style)
+        turns, answers = format_sample(item, kind, style)
         for place in places[item.image]:
-            for name, value in zip(COLUMNS, (*place, source, turns, answers, item.key), strict=True):
+            for name, value in zip(
+                COLUMNS, (*place, source, turns, answers, item.key), strict=True
+            ):
                 columns[name].append(value)
     if silent:
-        logger.warning("%s: %d items have no answer, as in a test split, and are left out", source, silent)
+        logger.warning(
+            "%s: %d items have no answer, as in a test split, and are left out", source, silent
+        )
     if not columns["turns"]:
         if kind.joins == "stimulus":
             raise InputError(
@@ -91,7 +97,9 @@ def collect(
         raise InputError(
             f"{source}: none of {len(places):,} images of {store.path} is asked about in {', '.join(map(str, files))}{f'; {silent} of {read} items have no answer, as in a test split' if silent else ''}. Give the files of train and val; if they are, the store's coco_id (or the names of its stimuli) are others than theirs."
         )
-    table = pd.DataFrame(columns).astype({"trial": "Int64", "stimulus": object, "subject": object})
+    table = pd.DataFrame(columns).astype(
+        {"trial_index": "Int64", "stimulus": object, "subject": object}
+    )
     found = summarize(store, source, table)
     if found.covered < found.total:
         logger.info("%s; %d have none", found, found.total - found.covered)
@@ -101,7 +109,7 @@ def collect(
 def of_images(store: Store, images: pd.DataFrame | None) -> dict[Any, list[Place]]:
     """COCO id -> the stimuli that show it."""
     places: dict[Any, list[Place]] = defaultdict(list)
-    for stimulus, image in numbers(store, images).items():
+    for stimulus, image in stimulus_coco_ids(store, images).items():
         places[image].append((stimulus, None, None))
     return dict(places)
 
@@ -111,11 +119,11 @@ def of_images_before(store: Store, images: pd.DataFrame | None) -> dict[Any, lis
 
     Raises InputError for a store that does not know the order of its trials.
     """
-    if not store.meta.get("ordered", True):
+    if not store.meta.get("has_presentation_order", True):
         raise InputError(
             f"{store.path} is of {store.meta['name']}, which does not tell in which order its trials were shown, so what was seen before a trial is unknown. Add other sources."
         )
-    image = numbers(store, images)
+    image = stimulus_coco_ids(store, images)
     places: dict[Any, list[Place]] = defaultdict(list)
     for subject in store.subjects:
         trials = store.trials(subject)
@@ -135,10 +143,14 @@ def of_stimuli(store: Store, images: pd.DataFrame | None) -> dict[Any, list[Plac
 
 def shown(store: Store) -> list[str]:
     """Every stimulus, once."""
-    return list(dict.fromkeys(name for subject in store.subjects for name in store.trials(subject)["stimulus"]))
+    return list(
+        dict.fromkeys(
+            name for subject in store.subjects for name in store.trials(subject)["stimulus"]
+        )
+    )
 
 
-def numbers(store: Store, images: pd.DataFrame | None) -> dict[str, int]:
+def stimulus_coco_ids(store: Store, images: pd.DataFrame | None) -> dict[str, int]:
     """Stimulus -> COCO id, from `images` or else the trials. Raises InputError where neither says it, or two differ."""
     names = set(shown(store))
     tables = [store.trials(subject) for subject in store.subjects] if images is None else [images]
@@ -163,7 +175,9 @@ def numbers(store: Store, images: pd.DataFrame | None) -> dict[str, int]:
             f"the stimulus {twice['stimulus'].iloc[0]!r} has two COCO ids, {twice['coco_id'].iloc[0]} and {twice['coco_id'].iloc[1]}; expected one."
         )
     try:
-        return dict(zip(pairs["stimulus"], (int(number) for number in pairs["coco_id"]), strict=True))
+        return dict(
+            zip(pairs["stimulus"], (int(number) for number in pairs["coco_id"]), strict=True)
+        )
     except ValueError as error:
         raise InputError(f"a coco_id is no whole number ({error}).") from error
 
@@ -171,9 +185,17 @@ def numbers(store: Store, images: pd.DataFrame | None) -> dict[str, int]:
 def summarize(store: Store, source: str, table: pd.DataFrame) -> Summary:
     """What some conversations of one source cover."""
     if table["stimulus"].notna().any():
-        return Summary(source, len(table), table["stimulus"].nunique(), len(shown(store)), "stimuli")
+        return Summary(
+            source, len(table), table["stimulus"].nunique(), len(shown(store)), "stimuli"
+        )
     trials = sum(len(store.trials(subject)) for subject in store.subjects)
-    return Summary(source, len(table), len(table[["subject", "trial"]].drop_duplicates()), trials, "trials")
+    return Summary(
+        source,
+        len(table),
+        len(table[["subject", "trial_index"]].drop_duplicates()),
+        trials,
+        "trials",
+    )
 
 
 def summary(store: Store) -> pd.DataFrame:
@@ -183,7 +205,9 @@ def summary(store: Store) -> pd.DataFrame:
     of an answer on average.
     """
     table = store.conversations
-    words = table["turns"].map(lambda turns: [len(t["content"].split()) for t in turns if t["role"] == "assistant"])
+    words = table["turns"].map(
+        lambda turns: [len(t["content"].split()) for t in turns if t["role"] == "assistant"]
+    )
     table = table.assign(said=words.map(sum), answered=words.map(len))
     aspect = table["source"].map(lambda name: SOURCES[name].aspect if name in SOURCES else "other")
     rows = []
@@ -197,4 +221,6 @@ def summary(store: Store) -> pd.DataFrame:
                 "aspect": name, "source": source, "conversations": found.conversations, "with text": found.covered,
                 "of": found.unit, "share": found.covered / max(found.total, 1), "words": part["said"].sum() / max(part["answered"].sum(), 1),
             })  # fmt: skip
-    return pd.DataFrame(rows, columns=["aspect", "source", "conversations", "with text", "of", "share", "words"])
+    return pd.DataFrame(
+        rows, columns=["aspect", "source", "conversations", "with text", "of", "share", "words"]
+    )

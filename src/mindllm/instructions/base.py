@@ -4,28 +4,28 @@ from collections.abc import Container
 from typing import NamedTuple
 
 from mindllm.instructions import file_formats
-from mindllm.instructions.source_files import Given
+from mindllm.instructions.source_files import SourceFiles
 
 
-class Item(NamedTuple):
+class InstructionSample(NamedTuple):
     """One conversation about an image.
 
     image: its COCO id (or the name of a stimulus).  talk: (question, answer) of every round, the question empty where the
     source's prompt is all that is asked.  answers: what an answer is compared with, in the form of the source's protocol
-    (`mindllm.evaluate.question_answering.reference`); none where the file has none, as in a test split.
+    (`mindllm.evaluation.question_answering.reference`); none where the file has none, as in a test split.
     """
 
     image: int | str
     key: str
-    talk: list[tuple[str, str]]
+    turns: list[tuple[str, str]]
     answers: list[str]
 
 
 Wanted = Container[int | str]
-UNANSWERED = Item(-1, "", [], [])
+UNANSWERED = InstructionSample(-1, "", [], [])
 
 
-def genome(given: Given, wanted: Wanted) -> dict[int, int]:
+def genome(given: SourceFiles, wanted: Wanted) -> dict[int, int]:
     """Visual Genome's number -> COCO id, of the images that are wanted."""
     return {
         record.image_id: record.coco_id

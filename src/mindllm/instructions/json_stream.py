@@ -60,7 +60,9 @@ def elements(path: Path, at: str, advance: Advance | None = None) -> Iterator[tu
             prefix = f"{at}.item" if at else "item"
             yield from ((at, value) for value in ijson.items(file, prefix, use_float=True))
         else:
-            yield from (("", value) for value in ijson.items(file, "", use_float=True, multiple_values=True))
+            yield from (
+                ("", value) for value in ijson.items(file, "", use_float=True, multiple_values=True)
+            )
 
 
 def in_lines(path: Path) -> bool:
@@ -79,14 +81,21 @@ def beginnings(path: Path) -> Iterator[tuple[str, Any]]:
         place, depth, builder = "", 0, ObjectBuilder()
         for prefix, event, value in ijson.parse(file, use_float=True, multiple_values=True):
             if depth == 0:
-                if event in ("map_key", "end_map", "end_array") or (event == "start_map" and prefix in ("", NESTED)):
+                if event in ("map_key", "end_map", "end_array") or (
+                    event == "start_map" and prefix in ("", NESTED)
+                ):
                     continue
                 if event == "start_array" and not prefix.endswith("item"):
                     continue
-                place, builder = "" if prefix == "item" else prefix.removesuffix(".item"), ObjectBuilder()
+                place, builder = (
+                    "" if prefix == "item" else prefix.removesuffix(".item"),
+                    ObjectBuilder(),
+                )
             if place not in seen:
                 builder.event(event, value)
-            depth += {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}.get(event, 0)
+            depth += {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}.get(
+                event, 0
+            )
             if depth == 0 and place not in seen:
                 seen.add(place)
                 yield place, builder.value

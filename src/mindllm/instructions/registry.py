@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mindllm.instructions import captions, dialogues, file_formats, vqa
-from mindllm.instructions.base import Item, Wanted
-from mindllm.instructions.file_formats import Form
-from mindllm.instructions.source_files import Given
-from mindllm.language.conversation import FMRI, QUESTION, Conversation, ask
+from mindllm.instructions.base import InstructionSample, Wanted
+from mindllm.instructions.file_formats import FileFormat
+from mindllm.instructions.source_files import SourceFiles
+from mindllm.language.conversation import FMRI_TOKEN, QUESTION, Conversation, build_conversation
 from mindllm.utils.errors import InputError
 
 PERCEPTION, MEMORY = "perception and scene", "memory and knowledge"
@@ -36,10 +36,10 @@ class Source:
     title: str
     aspect: str
     prompt: str
-    files: tuple[Form[Any], ...]
-    read: Callable[[Given, Wanted], Iterator[Item]]
+    files: tuple[FileFormat[Any], ...]
+    read: Callable[[SourceFiles, Wanted], Iterator[InstructionSample]]
     url: str = ""
-    licence: str = ""
+    license: str = ""
     joins: Literal["coco_id", "previous", "stimulus"] = "coco_id"
     marks: bool = False
     talks: bool = False
@@ -84,14 +84,16 @@ SOURCES = {
 }  # fmt: skip
 
 
-def find(name: str) -> Source:
+def get_source(name: str) -> Source:
     """The source of this name. Raises InputError for one that is not known."""
     if name not in SOURCES:
         raise InputError(f"there is no source {name!r}; known: {', '.join(SOURCES)}.")
     return SOURCES[name]
 
 
-def worded(item: Item, source: Source, style: Style) -> tuple[Conversation, list[str]]:
+def format_sample(
+    item: InstructionSample, source: Source, style: Style
+) -> tuple[Conversation, list[str]]:
     """The conversation and the answers of an item.
 
     mindllm: the question as it is, then the prompt, then `<fMRI>` (`mindllm.language.conversation.ask`).  published: as the authors'
@@ -108,11 +110,14 @@ def worded(item: Item, source: Source, style: Style) -> tuple[Conversation, list
     def marked(text: str) -> str:
         return f"{text}?" if source.marks and not published and not text.endswith("?") else text
 
-    (question, answer), *rest = item.talk
+    (question, answer), *rest = item.turns
     first = "\n".join(part for part in (marked(question), source.prompt) if part)
     before, place, after = first.partition(IMAGE)
-    first = f"{before}{FMRI if place and published else ''}{after.replace(IMAGE, '')}".strip()
-    turns = ask(renamed(first), bare(answer), scan_first=published)
+    first = f"{before}{FMRI_TOKEN if place and published else ''}{after.replace(IMAGE, '')}".strip()
+    turns = build_conversation(renamed(first), bare(answer), fmri_first=published)
     for question, answer in rest:
-        turns += [{"role": "user", "content": marked(bare(question))}, {"role": "assistant", "content": bare(answer)}]
+        turns += [
+            {"role": "user", "content": marked(bare(question))},
+            {"role": "assistant", "content": bare(answer)},
+        ]
     return turns, [bare(text) for text in item.answers]

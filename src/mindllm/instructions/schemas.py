@@ -71,22 +71,22 @@ class Question(Record):
     question: str
 
 
-class Said(Record):
+class VQAAnswer(Record):
     """What one person answered."""
 
     answer: str
 
 
-class Answered(Record):
+class VQAAnnotation(Record):
     """The answers to a question in VQA's layout."""
 
     question_id: int
     image_id: int
-    answers: list[Said] = Field(min_length=1)
+    answers: list[VQAAnswer] = Field(min_length=1)
     multiple_choice_answer: str | None = None
 
 
-class Typed(Answered):
+class TDIUCAnnotation(VQAAnnotation):
     """An answer of TDIUC, with the type of the question."""
 
     question_type: str
@@ -111,7 +111,7 @@ class Count(Record):
     answer: int
 
 
-class Explained(Record):
+class VQAEAnnotation(Record):
     """A question of VQA-E."""
 
     img_id: int
@@ -143,7 +143,9 @@ class Choice(Record):
     def among_the_choices(self) -> Self:
         """The right one must be there."""
         if self.correct_choice_idx is not None and self.correct_choice_idx >= len(self.choices):
-            raise ValueError(f"choice {self.correct_choice_idx} is said to be right, of {len(self.choices)}")
+            raise ValueError(
+                f"choice {self.correct_choice_idx} is said to be right, of {len(self.choices)}"
+            )
         return self
 
 
@@ -153,7 +155,7 @@ class SentenceQuestion(Question):
     image_id: int = Field(alias="img_id")
 
 
-class Sentence(Answered):
+class Sentence(VQAAnnotation):
     """Its answer, one full sentence."""
 
     image_id: int = Field(alias="img_id")
@@ -180,7 +182,7 @@ class Turn(Record):
     value: str
 
 
-class Talk(Record):
+class LlavaConversation(Record):
     """A conversation in LLaVA's layout."""
 
     id: str

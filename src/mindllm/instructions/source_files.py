@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from rich.progress import Progress
 
 from mindllm.instructions import file_formats
-from mindllm.instructions.file_formats import FORMS, Form
+from mindllm.instructions.file_formats import FILE_FORMATS, FileFormat
 from mindllm.instructions.json_stream import beginnings, elements, mebibytes
 from mindllm.instructions.schemas import Record
 from mindllm.utils.errors import InputError
-from mindllm.utils.progress import counting
+from mindllm.utils.progress import progress_bar
 
 SUFFIXES = (".json", ".jsonl", ".txt", ".tsv", ".csv")
 MANY = 1000  # top-level keys, after which a file is none that is known
@@ -22,7 +22,7 @@ R = TypeVar("R", bound=Record)
 logger = logging.getLogger(__name__)
 
 
-class Given:
+class SourceFiles:
     """The files of one source by kind, whatever their names and order.
 
     needs: the kinds, each of which must be there.  url: where they are. A file of another kind is refused; found in a folder it is passed over,
@@ -30,14 +30,19 @@ class Given:
     """
 
     def __init__(
-        self, source: str, paths: Sequence[str | Path], needs: Sequence[Form[Any]], url: str, progress: Progress | None
+        self,
+        source: str,
+        paths: Sequence[str | Path],
+        needs: Sequence[FileFormat[Any]],
+        url: str,
+        progress: Progress | None,
     ) -> None:
         self.progress = progress
-        self.files: dict[Form[Any], list[Path]] = {form: [] for form in needs}
+        self.files: dict[FileFormat[Any], list[Path]] = {form: [] for form in needs}
         expected = "; ".join(f"{form.name} ({form.title})" for form in needs)
         passed = []
-        for path, named in found(paths):
-            kinds = recognise(path)
+        for path, named in expand_paths(paths):
+            kinds = detect_file_formats(path)
             wanted = [form for form in needs if form in kinds]
             for form in wanted:
                 self.files[form].append(path)
@@ -55,7 +60,7 @@ class Given:
         if passed:
             logger.warning("%s does not need, and passes over: %s", source, ", ".join(passed))
 
-    def records(self, form: Form[R]) -> Iterator[tuple[Path, str, R]]:
+    def records(self, form: FileFormat[R]) -> Iterator[tuple[Path, str, R]]:
         """(file, name, record) of every record in the files of a kind; its name is its key, or the file's and a number."""
         for path in self.files[form]:
             number, file = 0, path.stem
@@ -63,22 +68,32 @@ class Given:
                 if form.holds(place):
                     number += 1
                     name = place if form.at == "*" else f"{file}-{number}"
-                    yield path, name, checked(form, value, f"{path}, {f'{place}, ' if place else ''}record {number}")
+                    yield (
+                        path,
+                        name,
+                        checked(
+                            form, value, f"{path}, {f'{place}, ' if place else ''}record {number}"
+                        ),
+                    )
 
     def values(self, path: Path, at: str) -> Iterator[tuple[str, Any]]:
         """What stands at a place of a JSON file (see `elements`), with a line of progress."""
-        with counting(self.progress, f"reading {path.name} (MiB)", mebibytes(path.stat().st_size)) as advance:
+        with progress_bar(
+            self.progress, f"reading {path.name} (MiB)", mebibytes(path.stat().st_size)
+        ) as advance:
             yield from elements(path, at, advance)
 
 
-def found(paths: Sequence[str | Path]) -> Iterator[tuple[Path, bool]]:
+def expand_paths(paths: Sequence[str | Path]) -> Iterator[tuple[Path, bool]]:
     """(file, whether it was named itself); of a folder, all files of text in it and below, each once."""
     if not paths:
         raise InputError("no files were given.")
     seen = set()
     for path in map(Path, paths):
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            files = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+            )
             if not files:
                 raise InputError(
                     f"{path} has no files {', '.join(f'*{s}' for s in SUFFIXES)} in it. Unpack the archives first."
@@ -93,7 +108,7 @@ def found(paths: Sequence[str | Path]) -> Iterator[tuple[Path, bool]]:
                 yield file, path.is_file()
 
 
-def recognise(path: Path) -> list[Form[Any]]:
+def detect_file_formats(path: Path) -> list[FileFormat[Any]]:
     """The kinds that a file is of, the most special one first, by its first records; no more of it is read than it takes."""
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -103,10 +118,10 @@ def recognise(path: Path) -> list[Form[Any]]:
     if not lines:
         raise InputError(f"{path} is empty. Fetch it again.")
     if lines[0][0] not in "[{":
-        return [of_lines(lines[:200], path.suffix)]
+        return [detect_text_format(lines[:200], path.suffix)]
     head: dict[str, Any] = {}
     for place, value in first_record(lines, path) or beginnings(path):
-        if kinds := [form for form in FORMS if form.fits(place, value, head)]:
+        if kinds := [form for form in FILE_FORMATS if form.fits(place, value, head)]:
             return kinds
         head[place] = value
         if len(head) > MANY:
@@ -125,17 +140,21 @@ def first_record(lines: Sequence[str], path: Path) -> list[tuple[str, Any]]:
     return [("", value)] if isinstance(value, dict) else []
 
 
-def of_lines(lines: Sequence[str], suffix: str) -> Form[Any]:
+def detect_text_format(lines: Sequence[str], suffix: str) -> FileFormat[Any]:
     """Which plain text begins so: a table with our columns or others, or one of COCO-QA's files."""
     if {"stimulus", "caption"} <= set(columns(lines[0])):
         return file_formats.TABLE
     if suffix in (".tsv", ".csv"):
-        return Form(f"a table with the columns {', '.join(columns(lines[0]))}", "", Record)
+        return FileFormat(f"a table with the columns {', '.join(columns(lines[0]))}", "", Record)
     if all(line in ("0", "1", "2", "3") for line in lines):
         return file_formats.LINES_TYPES
     if all(line.isdecimal() for line in lines):
         return file_formats.LINES_IMAGES
-    return file_formats.LINES_ANSWERS if all(len(line.split()) == 1 for line in lines) else file_formats.LINES_QUESTIONS
+    return (
+        file_formats.LINES_ANSWERS
+        if all(len(line.split()) == 1 for line in lines)
+        else file_formats.LINES_QUESTIONS
+    )
 
 
 def columns(line: str) -> list[str]:
@@ -143,7 +162,7 @@ def columns(line: str) -> list[str]:
     return [name.lstrip().strip('"') for name in line.split("\t" if "\t" in line else ",")]
 
 
-def checked(form: Form[R], value: Any, where: str) -> R:
+def checked(form: FileFormat[R], value: Any, where: str) -> R:
     """A record as its model says it; InputError with the place otherwise."""
     try:
         return form.model.model_validate(value)

@@ -8,7 +8,7 @@ from sklearn.cluster import KMeans
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
-from mindllm.language.hub import SENTENCES, locate, missing
+from mindllm.language.hub import SENTENCES, model_not_found_message, resolve_model_id
 from mindllm.utils.errors import InputError
 from mindllm.utils.progress import Advance
 
@@ -16,8 +16,11 @@ MAX_TOKENS = 256  # what the default encoder was trained to read
 
 
 @torch.no_grad()
-def embed(
-    texts: Sequence[str], name: str = SENTENCES, batch_size: int = 64, advance: Advance | None = None
+def embed_sentences(
+    texts: Sequence[str],
+    name: str = SENTENCES,
+    batch_size: int = 64,
+    advance: Advance | None = None,
 ) -> np.ndarray:
     """Unit vectors (texts, width) float32: the encoder's last layer, averaged over the tokens of each text.
 
@@ -25,16 +28,27 @@ def embed(
     Raises InputError, saying how to get it, for an encoder that is not to be had.
     """
     try:
-        place = locate(name)
-        tokenizer, model = AutoTokenizer.from_pretrained(place), AutoModel.from_pretrained(place).eval()
+        place = resolve_model_id(name)
+        tokenizer, model = (
+            AutoTokenizer.from_pretrained(place),
+            AutoModel.from_pretrained(place).eval(),
+        )
     except (OSError, ValueError) as error:
-        raise InputError(missing(name, f"{type(error).__name__}: {error}")) from error
-    order = np.argsort([len(text) for text in texts], kind="stable")  # texts of a length are read together
+        raise InputError(
+            model_not_found_message(name, f"{type(error).__name__}: {error}")
+        ) from error
+    order = np.argsort(
+        [len(text) for text in texts], kind="stable"
+    )  # texts of a length are read together
     rows = np.empty((len(texts), model.config.hidden_size), np.float32)
     for start in range(0, len(texts), batch_size):
         some = order[start : start + batch_size]
         read = tokenizer(
-            [texts[i] for i in some], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+            [texts[i] for i in some],
+            padding=True,
+            truncation=True,
+            max_length=MAX_TOKENS,
+            return_tensors="pt",
         )
         mask = read["attention_mask"][..., None]
         hidden = model(**read).last_hidden_state
@@ -44,13 +58,17 @@ def embed(
     return rows
 
 
-def cluster(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+def cluster_embeddings(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """(n,) numbers of k-means clusters of vectors (n, width). Raises InputError for more clusters than vectors."""
     if not 1 < clusters <= len(vectors):
-        raise InputError(f"{clusters} clusters of {len(vectors)} stimuli: expected from 2 to {len(vectors)}.")
+        raise InputError(
+            f"{clusters} clusters of {len(vectors)} stimuli: expected from 2 to {len(vectors)}."
+        )
     return KMeans(clusters, n_init=10, random_state=seed).fit_predict(vectors)
 
 
 def nearest_similarity(some: np.ndarray, others: np.ndarray, block: int = 1024) -> np.ndarray:
     """(n,) the highest cosine of each of `some` (n, width) with any of `others` (m, width), all unit vectors."""
-    return np.concatenate([(some[i : i + block] @ others.T).max(1) for i in range(0, len(some), block)])
+    return np.concatenate(
+        [(some[i : i + block] @ others.T).max(1) for i in range(0, len(some), block)]
+    )

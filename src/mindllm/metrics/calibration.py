@@ -16,18 +16,30 @@ def calibration(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     The probability of a candidate is its likelihood over the sum of all candidates': every one is as likely beforehand.
     """
-    text = np.array([p["evidence"] for p in predictions]), np.array([p["exact_match"] for p in predictions], float)
+    text = (
+        np.array([p["evidence"] for p in predictions]),
+        np.array([p["exact_match"] for p in predictions], float),
+    )
     gain = np.array([p["likeliest_gain"] for p in predictions])
     sure = np.array([p["likeliest_probability"] for p in predictions])
     hit = np.array([p["likeliest"][0] == p["truth"] for p in predictions], float)
     curve = reliability(sure, hit)
     return {
-        "decoded": {"auroc": auroc(*text), "right": float(text[1].mean()), "curve": reliability(*text)},
-        "likeliest": {"auroc": auroc(gain, hit), "right": float(hit.mean()), "curve": reliability(gain, hit)},
+        "decoded": {
+            "auroc": auroc(*text),
+            "right": float(text[1].mean()),
+            "curve": reliability(*text),
+        },
+        "likeliest": {
+            "auroc": auroc(gain, hit),
+            "right": float(hit.mean()),
+            "curve": reliability(gain, hit),
+        },
         "probability": {
             "auroc": auroc(sure, hit),
             "curve": curve,
-            "expected_calibration_error": sum(b["n"] * abs(b["mean"] - b["right"]) for b in curve) / len(predictions),
+            "expected_calibration_error": sum(b["n"] * abs(b["mean"] - b["right"]) for b in curve)
+            / len(predictions),
         },
     }
 
@@ -43,13 +55,19 @@ def auroc(score: np.ndarray, right: np.ndarray) -> dict[str, float] | None:
         if 0 < right[some].sum() < len(some):
             values.append(roc_auc_score(right[some], score[some]))
     low, high = np.quantile(values, [0.025, 0.975])
-    return {"value": float(roc_auc_score(right, score)), "ci_low": float(low), "ci_high": float(high)}
+    return {
+        "value": float(roc_auc_score(right, score)),
+        "ci_low": float(low),
+        "ci_high": float(high),
+    }
 
 
 def reliability(score: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
     """Trials in bins of equal count by score: its mean, and the share that is right with Wilson's 95 % interval."""
     bins = []
-    for some in np.array_split(np.argsort(score, kind="stable"), min(BINS, max(1, len(score) // 5))):
+    for some in np.array_split(
+        np.argsort(score, kind="stable"), min(BINS, max(1, len(score) // 5))
+    ):
         low, high = binomtest(int(right[some].sum()), len(some)).proportion_ci(method="wilson")
         bins.append(
             {

@@ -48,7 +48,7 @@ def java() -> Iterator[None]:
             os.environ["LC_ALL"] = before
 
 
-def no_java() -> str | None:
+def java_unavailable_reason() -> str | None:
     """What cannot be had where there is no Java, and how to get one; None where there is one."""
     if shutil.which("java") is not None:
         return None
@@ -57,9 +57,11 @@ def no_java() -> str | None:
 
 def tokenize(texts: Texts) -> dict[str, list[str]]:
     """Lower-case PTB tokens without punctuation, each text as one line. A text stays one, whatever line breaks are in it."""
-    if missing := no_java():
+    if missing := java_unavailable_reason():
         raise InputError(missing)
-    flat = {key: [{"caption": " ".join(text.split())} for text in some] for key, some in texts.items()}
+    flat = {
+        key: [{"caption": " ".join(text.split())} for text in some] for key, some in texts.items()
+    }
     try:
         with java():
             return PTBTokenizer().tokenize(flat)
@@ -69,7 +71,9 @@ def tokenize(texts: Texts) -> dict[str, list[str]]:
         ) from error
 
 
-def caption_scores(predictions: Mapping[str, str], references: Texts) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def caption_scores(
+    predictions: Mapping[str, str], references: Texts
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Corpus scores in per cent (SPICE only where its models are), and what each text earns (in the order of `predictions`).
 
     predictions and references have the same keys; a stimulus may have several references.
@@ -79,18 +83,20 @@ def caption_scores(predictions: Mapping[str, str], references: Texts) -> tuple[d
     said = tokenize({key: [predictions[key]] for key in keys})
     if right.keys() != said.keys() or any(len(right[key]) != len(references[key]) for key in keys):
         raise AssertionError("a text was lost in tokenization")
-    total, each = lines_scores(said, right)
-    if spice_is_here():
+    total, each = sentence_scores(said, right)
+    if spice_available():
         from pycocoevalcap.spice.spice import Spice
 
         with java(), contextlib.redirect_stdout(io.StringIO()):  # the scorers print
             total["SPICE"], found = Spice().compute_score(right, said)
         order = {key: i for i, key in enumerate(sorted(keys))}  # SPICE answers in sorted order
         each["SPICE"] = np.array([found[order[key]]["All"]["f"] for key in keys])
-    return {n: 100 * float(v) for n, v in total.items()}, {n: 100 * np.asarray(v, float) for n, v in each.items()}
+    return {n: 100 * float(v) for n, v in total.items()}, {
+        n: 100 * np.asarray(v, float) for n, v in each.items()
+    }
 
 
-class QuickMeteor(Meteor):
+class BatchedMeteor(Meteor):
     """METEOR that aligns each pair of texts once, and sends all pairs on before it waits for the first answer."""
 
     def __init__(self) -> None:
@@ -98,18 +104,22 @@ class QuickMeteor(Meteor):
             super().__init__()
         self.known: dict[tuple[str, ...], str] = {}
 
-    def compute_score(self, right: Texts, said: Texts) -> tuple[float, list[float]]:
-        pairs = sorted({(said[key][0], *right[key]) for key in said} - self.known.keys())
+    def compute_score(self, references: Texts, predictions: Texts) -> tuple[float, list[float]]:
+        pairs = sorted(
+            {(predictions[key][0], *references[key]) for key in predictions} - self.known.keys()
+        )
         writer = threading.Thread(target=self.send, args=(pairs,))
         writer.start()
         self.known |= {pair: self.meteor_p.stdout.readline().decode().strip() for pair in pairs}
         writer.join()
-        return super().compute_score(right, said)
+        return super().compute_score(references, predictions)
 
     def send(self, pairs: Sequence[tuple[str, ...]]) -> None:
         """Ask for the alignment statistics of pairs of a text and its references."""
         for text, *right in pairs:
-            self.meteor_p.stdin.write(f"SCORE ||| {' ||| '.join(right)} ||| {self.plain(text)}\n".encode())
+            self.meteor_p.stdin.write(
+                f"SCORE ||| {' ||| '.join(right)} ||| {self.plain(text)}\n".encode()
+            )
         self.meteor_p.stdin.flush()
 
     def _stat(self, hypothesis_str: str, reference_list: Sequence[str]) -> str:
@@ -122,31 +132,35 @@ class QuickMeteor(Meteor):
 
 
 @cache
-def meteor() -> QuickMeteor:
+def meteor() -> BatchedMeteor:
     """METEOR's program of this process: it takes seconds to begin, and serves until the end."""
-    return QuickMeteor()
+    return BatchedMeteor()
 
 
-def lines_scores(said: Texts, right: Texts) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def sentence_scores(
+    predictions: Texts, references: Texts
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """All scores but SPICE, from 0 to 1, of tokenized texts (one per key): of the whole and of each."""
     total: dict[str, float] = {}
     each: dict[str, np.ndarray] = {}
     with contextlib.redirect_stdout(io.StringIO()):  # the scorers print
-        bleu, bleus = Bleu(4).compute_score(right, said, verbose=0)
+        bleu, bleus = Bleu(4).compute_score(references, predictions, verbose=0)
         for n in range(4):
             total[f"BLEU-{n + 1}"], each[f"BLEU-{n + 1}"] = bleu[n], np.array(bleus[n])
-        total["METEOR"], meteors = meteor().compute_score(right, said)
+        total["METEOR"], meteors = meteor().compute_score(references, predictions)
         each["METEOR"] = np.array(meteors)
-        total["ROUGE-L"], each["ROUGE-L"] = Rouge().compute_score(right, said)
-        total["CIDEr"], each["CIDEr"] = Cider().compute_score(right, said)
+        total["ROUGE-L"], each["ROUGE-L"] = Rouge().compute_score(references, predictions)
+        total["CIDEr"], each["CIDEr"] = Cider().compute_score(references, predictions)
     return total, each
 
 
-def spice_is_here() -> bool:
+def spice_available() -> bool:
     """Whether SPICE's models are installed (400 MB, which pycocoevalcap would fetch); says so where they are not."""
     spec = importlib.util.find_spec("pycocoevalcap.spice")
     folder = (
-        Path(str(spec.submodule_search_locations[0])) / "lib" if spec and spec.submodule_search_locations else Path()
+        Path(str(spec.submodule_search_locations[0])) / "lib"
+        if spec and spec.submodule_search_locations
+        else Path()
     )
     missing = [name for name in SPICE_MODELS if not (folder / name).is_file()]
     if missing:

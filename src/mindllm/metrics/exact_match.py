@@ -13,18 +13,18 @@ def normalize_answer(text: str) -> str:
     return " ".join(words).strip(string.punctuation + string.whitespace)
 
 
-def match_credit(texts: Sequence[str], accepted: Sequence[Sequence[str]]) -> np.ndarray:
+def exact_match_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """(R, S): 1 where text r equals, after normalization, any accepted answer of stimulus s."""
     answers: dict[str, list[int]] = {}
-    for stimulus, some in enumerate(accepted):
+    for stimulus, some in enumerate(references):
         for answer in {normalize_answer(a) for a in some} - {""}:  # silence is never right
             answers.setdefault(answer, []).append(stimulus)
-    credit = np.zeros((len(texts), len(accepted)))
+    credit = np.zeros((len(texts), len(references)))
     for row, text in enumerate(texts):
         credit[row, answers.get(normalize_answer(text), [])] = 1
     return credit
 
 
-def exact_match(text: str, accepted: Sequence[str]) -> bool:
+def exact_match(text: str, references: Sequence[str]) -> bool:
     """Whether `text` equals any accepted answer after normalization."""
-    return bool(match_credit([text], [accepted])[0, 0])
+    return bool(exact_match_scores([text], [references])[0, 0])

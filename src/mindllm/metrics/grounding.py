@@ -10,7 +10,21 @@ from typing import Any
 
 import numpy as np
 
-CREATURES = frozenset(["person", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"])
+CREATURES = frozenset(
+    [
+        "person",
+        "bird",
+        "cat",
+        "dog",
+        "horse",
+        "sheep",
+        "cow",
+        "elephant",
+        "bear",
+        "zebra",
+        "giraffe",
+    ]
+)
 OBJECTS = frozenset(
     [
         "bicycle",
@@ -42,16 +56,16 @@ NUMBER = r"\s*(-?\d*\.?\d+)\s*"
 BOX = re.compile(rf"\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]")
 
 
-def first_box(said: Any) -> tuple[float, ...] | None:
+def first_box(text: Any) -> tuple[float, ...] | None:
     """The first box x1, y1, x2, y2 of a text such as `a dog [0.1,0.2,0.5,0.9]`, or of nested lists; None: there is none."""
-    if isinstance(said, str):
-        found = BOX.search(said)
+    if isinstance(text, str):
+        found = BOX.search(text)
         return tuple(map(float, found.groups())) if found else None
-    if not isinstance(said, Sequence) or not said:
+    if not isinstance(text, Sequence) or not text:
         return None
-    if all(isinstance(part, (int, float)) for part in said):
-        return tuple(map(float, said)) if len(said) == 4 else None
-    return first_box(said[0])
+    if all(isinstance(part, (int, float)) for part in text):
+        return tuple(map(float, text)) if len(text) == 4 else None
+    return first_box(text[0])
 
 
 def iou(one: Sequence[float], other: Sequence[float]) -> float:
@@ -76,7 +90,9 @@ def grounding(
             if target is None:
                 continue
             names.append(name)
-            values.append(iou(first_box(predictions.get(key, {}).get(name)) or (0, 0, 0, 0), target))
+            values.append(
+                iou(first_box(predictions.get(key, {}).get(name)) or (0, 0, 0, 0), target)
+            )
     each, out = np.array(values), {}
     for group, belongs in GROUPS.items():
         inside = each[[belongs(name) for name in names]] if names else each

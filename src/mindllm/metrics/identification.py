@@ -8,37 +8,39 @@ import numpy as np
 from scipy.stats import rankdata
 
 
-def ahead_and_level(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def count_greater_and_tied(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For scores (R, C): how many columns of the row are greater, and how many are equal (itself included), each (R, C)."""
     least = rankdata(-scores, method="min", axis=1).astype(int)
     return least - 1, rankdata(-scores, method="max", axis=1).astype(int) - least + 1
 
 
-def rank_credit(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def rank_scores(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(R, C): what column c earns if rank r in its row earns weights[r] (C,), ties broken at random, in expectation.
 
     A row of equal scores earns the mean weight everywhere: a model that says nothing gets exactly chance.
     """
-    ahead, level = ahead_and_level(scores)
+    ahead, level = count_greater_and_tied(scores)
     total = np.concatenate([[0.0], np.cumsum(weights)])
     return (total[ahead + level] - total[ahead]) / level
 
 
-def top_k(count: int, k: int) -> np.ndarray:
+def top_k_weights(count: int, k: int) -> np.ndarray:
     """(C,): ranks up to k earn 1."""
     return (np.arange(count) < k).astype(float)
 
 
-def n_way(count: int, n: int) -> np.ndarray:
+def n_way_weights(count: int, n: int) -> np.ndarray:
     """(C,): the chance of coming first among n - 1 others drawn at random from the rest; n = 2 is pairwise identification."""
     others, drawn = count - 1, min(n, count) - 1
     ranks = np.arange(1, count)
-    return np.concatenate([[1.0], np.cumprod(np.maximum(others - ranks + 1 - drawn, 0) / (others - ranks + 1))])
+    return np.concatenate(
+        [[1.0], np.cumprod(np.maximum(others - ranks + 1 - drawn, 0) / (others - ranks + 1))]
+    )
 
 
-def top_k_credit(scores: np.ndarray, k: int) -> np.ndarray:
+def top_k_scores(scores: np.ndarray, k: int) -> np.ndarray:
     """(R, C): the chance that column c is among the k best of its row when ties are broken at random."""
-    return rank_credit(scores, top_k(scores.shape[1], k))
+    return rank_scores(scores, top_k_weights(scores.shape[1], k))
 
 
 def mean_ranks(scores: np.ndarray) -> np.ndarray:
@@ -48,7 +50,7 @@ def mean_ranks(scores: np.ndarray) -> np.ndarray:
 
 def identification(scores: np.ndarray, true: np.ndarray, k: int = 1) -> np.ndarray:
     """(R,): whether the true column (R,) is among the k best of each row of scores (R, C), ties in expectation."""
-    return top_k_credit(scores, k)[np.arange(len(scores)), true]
+    return top_k_scores(scores, k)[np.arange(len(scores)), true]
 
 
 def rank(scores: np.ndarray, true: np.ndarray) -> np.ndarray:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import t as student
 
-BLOCK = 2**22  # bootstrap weights in memory at once
+CHUNK_SIZE = 2**22  # bootstrap weights in memory at once
 
 
-def people_means(values: np.ndarray, people: np.ndarray) -> np.ndarray:
+def subject_means(values: np.ndarray, subjects: np.ndarray) -> np.ndarray:
     """(S, M): each person's mean of values (B, M), for people (B,) in sorted order."""
-    return np.stack([values[people == person].mean(0) for person in np.unique(people)])
+    return np.stack([values[subjects == person].mean(0) for person in np.unique(subjects)])
 
 
 def mean(sums: np.ndarray, trials: np.ndarray) -> np.ndarray:
@@ -21,7 +21,7 @@ def mean(sums: np.ndarray, trials: np.ndarray) -> np.ndarray:
 def bootstrap_interval(
     values: np.ndarray,
     clusters: Sequence[str] | np.ndarray,
-    people: Sequence[str] | np.ndarray | None = None,
+    subjects: Sequence[str] | np.ndarray | None = None,
     *,
     resamples: int = 2000,
     level: float = 0.95,
@@ -38,13 +38,15 @@ def bootstrap_interval(
     """
     table = np.asarray(values, float).reshape(len(values), -1)
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
-    _, person = np.unique(np.zeros(len(table)) if people is None else np.asarray(people), return_inverse=True)
+    _, person = np.unique(
+        np.zeros(len(table)) if subjects is None else np.asarray(subjects), return_inverse=True
+    )
     stimuli, persons = int(member.max()) + 1, int(person.max()) + 1
     sums, sizes = np.zeros((persons, stimuli, table.shape[1])), np.zeros((persons, stimuli))
     np.add.at(sums, (person, member), table)
     np.add.at(sizes, (person, member), 1)
     rng, means = np.random.default_rng(seed), []
-    step = max(1, BLOCK // stimuli)
+    step = max(1, CHUNK_SIZE // stimuli)
     for start in range(0, resamples, step):
         count = min(step, resamples - start)
         draws = rng.multinomial(stimuli, np.full(stimuli, 1 / stimuli), size=count).astype(float)
@@ -63,7 +65,7 @@ def bootstrap_interval(
 Groups = tuple[np.ndarray, np.ndarray]
 
 
-def permutation_means(
+def permutation_null(
     tables: Sequence[tuple[np.ndarray, np.ndarray]],
     groups: Groups | None = None,
     *,
@@ -78,20 +80,30 @@ def permutation_means(
     """
     rng = np.random.default_rng(seed)
     count = len(tables[0][1])
-    of_rows, of_trials = groups if groups is not None else (np.zeros(len(tables[0][0])), np.zeros(count))
-    pairs = [(np.flatnonzero(of_rows == g), np.flatnonzero(of_trials == g)) for g in np.unique(of_trials)]
+    of_rows, of_trials = (
+        groups if groups is not None else (np.zeros(len(tables[0][0])), np.zeros(count))
+    )
+    pairs = [
+        (np.flatnonzero(of_rows == g), np.flatnonzero(of_trials == g)) for g in np.unique(of_trials)
+    ]
     out, order = np.empty((permutations, len(tables))), np.empty(count, int)
     for number in range(permutations):
         for rows, trials in pairs:
             order[trials] = (
-                rng.permutation(rows)[: len(trials)] if len(rows) >= len(trials) else rng.choice(rows, len(trials))
+                rng.permutation(rows)[: len(trials)]
+                if len(rows) >= len(trials)
+                else rng.choice(rows, len(trials))
             )
         out[number] = [credit[order, true].mean() for credit, true in tables]
     return out
 
 
-def sign_flips(
-    differences: np.ndarray, clusters: Sequence[str] | np.ndarray, *, permutations: int = 2000, seed: int = 0
+def sign_flip_null(
+    differences: np.ndarray,
+    clusters: Sequence[str] | np.ndarray,
+    *,
+    permutations: int = 2000,
+    seed: int = 0,
 ) -> np.ndarray:
     """Sums of differences (B, M) when the sign of each cluster (stimulus) is drawn at random, (permutations, M)."""
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
@@ -111,7 +123,7 @@ def p_value(observed: float | np.ndarray, null: np.ndarray) -> np.ndarray:
     return (1 + (null >= np.asarray(observed) - 1e-12).sum(0)) / (1 + len(null))
 
 
-def people_p(differences: np.ndarray) -> np.ndarray:
+def group_p_value(differences: np.ndarray) -> np.ndarray:
     """One-sided p-value (M,) that people's mean differences (S, M) are above 0 in people at large: Student's t, S - 1 degrees."""
     spread = differences.std(0, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):

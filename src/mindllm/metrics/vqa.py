@@ -14,12 +14,27 @@ who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'
 TWO = """couldn't've hadn't've he'd've I'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
 something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've 'ow's'at y'all'd've"""
 CONTRACTIONS = {word.replace("'", ""): word for word in ONE.split()} | {
-    word[: m.start()] + word[m.end() :]: word for word in TWO.split() for m in re.finditer("'", word)
+    word[: m.start()] + word[m.end() :]: word
+    for word in TWO.split()
+    for m in re.finditer("'", word)
 }
 CONTRACTIONS["somebody'd"] = "somebodyd"  # so in the official table
 NUMBERS = dict(
     zip(
-        ["none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
+        [
+            "none",
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+        ],
         map(str, [0, *range(11)]),
         strict=True,
     )
@@ -66,10 +81,14 @@ def short(text: str) -> str:
 
 def exact(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
     """1 where the prediction is one of the answers, case and final periods aside (COCO-QA, VG-QA, VSR, TallyQA)."""
-    return np.array([float(short(p) in map(short, a)) for p, a in zip(predictions, answers, strict=True)])
+    return np.array(
+        [float(short(p) in map(short, a)) for p, a in zip(predictions, answers, strict=True)]
+    )
 
 
-def choice(predictions: Sequence[str], answers: Sequence[str], options: Sequence[Sequence[str]]) -> np.ndarray:
+def choice(
+    predictions: Sequence[str], answers: Sequence[str], options: Sequence[Sequence[str]]
+) -> np.ndarray:
     """1 where the right letter was chosen: `B`, `(b)`, `B. a dog`, or the words of option B (A-OKVQA)."""
     out = []
     for text, letter, texts in zip(predictions, answers, options, strict=True):
@@ -93,7 +112,9 @@ def distance(one: str, other: str) -> int:
     return row[-1]
 
 
-def anls(predictions: Sequence[str], answers: Sequence[Sequence[str]], threshold: float = 0.5) -> np.ndarray:
+def anls(
+    predictions: Sequence[str], answers: Sequence[Sequence[str]], threshold: float = 0.5
+) -> np.ndarray:
     """Average normalized Levenshtein similarity: the best over the answers, 0 where half of it or more differs.
 
     Source: Biten et al. 2019, arXiv 1905.13648 (ST-VQA). Two empty texts are the same.
@@ -107,7 +128,10 @@ def anls(predictions: Sequence[str], answers: Sequence[Sequence[str]], threshold
 
 def number(text: str) -> float | None:
     """The number that a text says, in digits or as a word up to ten; None: it says none."""
-    words = [NUMBERS.get(word, word) for word in re.findall(r"[a-z]+|-?\d+(?:\.\d+)?", text.lower().replace(",", ""))]
+    words = [
+        NUMBERS.get(word, word)
+        for word in re.findall(r"[a-z]+|-?\d+(?:\.\d+)?", text.lower().replace(",", ""))
+    ]
     found = [word for word in words if word[-1].isdigit()]
     return float(found[0]) if found else None
 
@@ -132,11 +156,14 @@ def contained(predictions: Sequence[str], answers: Sequence[str]) -> list[str]:
     Source: Shin et al. 2016, arXiv 1609.06657.
     """
     return [
-        right.lower() if right.lower() in text.lower() else "" for text, right in zip(predictions, answers, strict=True)
+        right.lower() if right.lower() in text.lower() else ""
+        for text, right in zip(predictions, answers, strict=True)
     ]
 
 
-def mean_per_type(right: np.ndarray, kinds: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+def mean_per_type(
+    right: np.ndarray, kinds: Sequence[str], answers: Sequence[str]
+) -> dict[str, float]:
     """TDIUC's means over question types: arithmetic and harmonic, plain and (N-) with each answer of a type weighing the same.
 
     Source: Kafle & Kanan 2017, arXiv 1703.09684. A type that is never right makes the harmonic mean 0.
@@ -146,11 +173,16 @@ def mean_per_type(right: np.ndarray, kinds: Sequence[str], answers: Sequence[str
     for name in sorted(set(kinds)):
         of_kind = kind == name
         plain[name] = float(right[of_kind].mean())
-        even[name] = float(np.mean([right[of_kind & (answer == a)].mean() for a in sorted(set(answer[of_kind]))]))
+        even[name] = float(
+            np.mean([right[of_kind & (answer == a)].mean() for a in sorted(set(answer[of_kind]))])
+        )
 
     def harmonic(values: Mapping[str, float]) -> float:
         return len(values) / sum(1 / v for v in values.values()) if all(values.values()) else 0.0
 
     out = {"arithmetic MPT": float(np.mean(list(plain.values()))), "harmonic MPT": harmonic(plain)}
-    out |= {"N arithmetic MPT": float(np.mean(list(even.values()))), "N harmonic MPT": harmonic(even)}
+    out |= {
+        "N arithmetic MPT": float(np.mean(list(even.values()))),
+        "N harmonic MPT": harmonic(even),
+    }
     return {n: 100 * v for n, v in (out | plain).items()}

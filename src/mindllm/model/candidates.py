@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 
-class Tree:
+class TokenTrie:
     """Token sequences as one tree of n nodes: `tokens`, `parents` (-1: the root), `depth` (n,), `ancestors` (n, n)."""
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
@@ -17,7 +17,9 @@ class Tree:
         self.depth = torch.tensor([len(path) - 1 for path in nodes])
         self.parents = torch.tensor([nodes.get(path[:-1], -1) for path in nodes])
         self.ends = torch.tensor([nodes[tuple(sequence)] for sequence in sequences])
-        self.ancestors = torch.eye(len(nodes), dtype=torch.bool)  # a node counts among its own ancestors
+        self.ancestors = torch.eye(
+            len(nodes), dtype=torch.bool
+        )  # a node counts among its own ancestors
         for node, parent in enumerate(self.parents.tolist()):
             if parent >= 0:
                 self.ancestors[node] |= self.ancestors[parent]

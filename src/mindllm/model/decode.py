@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from mindllm.fmri.masker import VoxelSpace
+from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import Image
-from mindllm.fmri.scaling import moments, standardize
+from mindllm.fmri.scaling import apply_mean_std, fit_mean_std
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedVolume:
     """The answer about one volume. `evidence`: log p(text | scan) - log p(text | no brain), in nats.
 
     The text was chosen because it is likely given the scan, so some evidence is always there: compare answers by it.
@@ -25,24 +25,24 @@ class Decoded:
 
     volume: int
     text: str
-    evidence: float
+    log_likelihood_ratio: float
 
 
 def decode(
     model: MindLLM,
-    scan: Image,
-    mask: Image | VoxelSpace,
+    img: Image,
+    mask_or_masker: Image | VoxelMasker,
     atlases: Mapping[str, Image] | None = None,
     *,
     volumes: Sequence[int] | None = None,
     question: str | None = None,
-    reference: Image | None = None,
-    normalized: bool = False,
+    standardize_with: Image | None = None,
+    standardized: bool = False,
     batch_size: int = 16,
-    stream: Callable[[str], None] | None = None,
-    done: Callable[[int], None] | None = None,
+    on_text: Callable[[str], None] | None = None,
+    on_volume: Callable[[int], None] | None = None,
     **options: Any,
-) -> list[Decoded]:
+) -> list[DecodedVolume]:
     """Decode volumes of a 3-D or 4-D scan: voxels where `mask` is set, labelled by `atlases`, one answer per volume.
 
     mask: a NIfTI mask, or a voxel space, such as one that travels with the model (`model.spaces`).
@@ -50,27 +50,43 @@ def decode(
     same grid, or this one; not if they come `normalized`.  stream: receives the text as it is written, one volume after the
     other.  done: is told how many volumes are decoded.  options: go to the language model's `generate`, e.g. do_sample=True.
     """
-    space = mask if isinstance(mask, VoxelSpace) else read_space(model, mask, atlases or {})
-    values = space.read(scan, volumes)
-    if not normalized:
-        _, mean, std = moments(piece for _, piece in space.read_pieces(scan if reference is None else reference))
-        values = standardize(values, mean, std)
-    voxels = model.encoder.locate(space)
-    out: list[Decoded] = []
-    for some in torch.from_numpy(values).split(1 if stream else batch_size):
+    space = (
+        mask_or_masker
+        if isinstance(mask_or_masker, VoxelMasker)
+        else resolve_masker(model, mask_or_masker, atlases or {})
+    )
+    values = space.transform(img, volumes)
+    if not standardized:
+        _, mean, std = fit_mean_std(
+            piece
+            for _, piece in space.iter_transform(
+                img if standardize_with is None else standardize_with
+            )
+        )
+        values = apply_mean_std(values, mean, std)
+    voxels = model.encoder.prepare_voxels(space)
+    out: list[DecodedVolume] = []
+    for some in torch.from_numpy(values).split(1 if on_text else batch_size):
         tokens = model.encode(some, voxels)
-        texts = model.generate(tokens, [model.ask(question)] * len(some), stream, **options)
-        evidence = model.evidence(tokens, [model.ask(question, text) for text in texts])
+        texts = model.generate(
+            tokens, [model.build_conversation(question)] * len(some), on_text, **options
+        )
+        evidence = model.log_likelihood_ratio(
+            tokens, [model.build_conversation(question, text) for text in texts]
+        )
         which = range(len(out), len(out) + len(some)) if volumes is None else volumes[len(out) :]
-        out += [Decoded(int(v), t, float(e)) for v, t, e in zip(which, texts, evidence, strict=False)]
-        if done:
-            done(len(out))
+        out += [
+            DecodedVolume(int(v), t, float(e))
+            for v, t, e in zip(which, texts, evidence, strict=False)
+        ]
+        if on_volume:
+            on_volume(len(out))
     return out
 
 
-def read_space(model: MindLLM, mask: Image, atlases: Mapping[str, Image]) -> VoxelSpace:
+def resolve_masker(model: MindLLM, mask: Image, atlases: Mapping[str, Image]) -> VoxelMasker:
     """The voxels of a mask, labelled by those parcellations that the model knows. Raises InputError for another one."""
-    known = model.encoder.regions
+    known = model.encoder.parcel_names
     unknown = sorted(set(atlases) - set(known))
     if unknown:
         raise InputError(
@@ -83,4 +99,6 @@ def read_space(model: MindLLM, mask: Image, atlases: Mapping[str, Image]) -> Vox
         )
     # A model may know regions by number alone; then an atlas needs no lookup table.
     numbered = {p: {int(n): n for n in names if n.isdecimal()} for p, names in known.items()}
-    return VoxelSpace.from_mask(mask, atlases, names={p: names for p, names in numbered.items() if names})
+    return VoxelMasker.from_mask_img(
+        mask, atlases, parcel_names={p: names for p, names in numbered.items() if names}
+    )

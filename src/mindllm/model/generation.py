@@ -6,7 +6,7 @@ from typing import Any
 from transformers import TextStreamer
 
 
-class Stream(TextStreamer):
+class CallbackStreamer(TextStreamer):
     """Hands each finished piece of text to a function instead of printing it."""
 
     def __init__(self, tokenizer: Any, receive: Callable[[str], None]) -> None:

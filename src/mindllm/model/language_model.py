@@ -9,12 +9,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mindllm.language.hub import DEFAULT, locate, missing
+from mindllm.language.hub import DEFAULT, model_not_found_message, resolve_model_id
 from mindllm.utils.errors import InputError
 
 
 @dataclass
-class LanguageModel:
+class FrozenLanguageModel:
     """A causal model and its tokenizer. `name` is what loads it again; `fingerprint` tells its weights from others'."""
 
     name: str
@@ -23,7 +23,7 @@ class LanguageModel:
     fingerprint: str
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         """Numbers per token embedding."""
         return int(self.model.get_input_embeddings().embedding_dim)
 
@@ -40,7 +40,9 @@ class LanguageModel:
         return next(i for i in ids if i is not None and i < rows)
 
 
-def load_llm(name: str | Path | None = None, device: str | torch.device = "cpu", dtype: str = "auto") -> LanguageModel:
+def load_language_model(
+    name: str | Path | None = None, device: str | torch.device = "cpu", dtype: str = "auto"
+) -> FrozenLanguageModel:
     """Load a frozen causal language model: a hub id, a folder, a .gguf file, or (None) the small default.
 
     dtype: "auto" computes in float32 on a CPU and in bfloat16 elsewhere; or the name of a type.
@@ -49,14 +51,16 @@ def load_llm(name: str | Path | None = None, device: str | torch.device = "cpu",
     name = str(name or DEFAULT)
     if dtype == "auto":
         dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
-    place = locate(name)
+    place = resolve_model_id(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
         model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(missing(name, f"{type(error).__name__}: {error}")) from error
+        raise InputError(
+            model_not_found_message(name, f"{type(error).__name__}: {error}")
+        ) from error
     model = model.to(device).eval().requires_grad_(False)
-    return LanguageModel(name, model, tokenizer, fingerprint(model))
+    return FrozenLanguageModel(name, model, tokenizer, fingerprint(model))
 
 
 def fingerprint(model: Any) -> str:

@@ -4,74 +4,101 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mindllm.model.configuration import EncoderConfig
+from mindllm.model.configuration import MindLLMConfig
 
-SHARPNESS = 60.0  # of a cosine between a code and what it is compared with
+INIT_LOGIT_SCALE = 60.0  # of a cosine between a code and what it is compared with
 
 
-class MixingHead(nn.Module):
+class MLPTokenHead(nn.Module):
     """z (B, N) -> a code of all queries together (B, code width) -> T tokens at once."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: MindLLMConfig) -> None:
         super().__init__()
         c = config
-        self.shape, self.code_width = (c.n_tokens, c.token_width), c.code_width or c.hidden
-        norm = nn.BatchNorm1d(c.n_queries, affine=False) if c.head_norm == "batch" else nn.LayerNorm(c.n_queries)
+        self.shape, self.embedding_dim = (
+            (c.num_fmri_tokens, c.token_dim),
+            c.embedding_dim or c.hidden_size,
+        )
+        norm = (
+            nn.BatchNorm1d(c.num_queries, affine=False)
+            if c.token_head_norm == "batch"
+            else nn.LayerNorm(c.num_queries)
+        )
         entry = (
-            [nn.Dropout(c.dropout), nn.Linear(c.n_queries, c.hidden), nn.LayerNorm(c.hidden)] if c.head_entry else []
+            [
+                nn.Dropout(c.dropout),
+                nn.Linear(c.num_queries, c.hidden_size),
+                nn.LayerNorm(c.hidden_size),
+            ]
+            if c.token_head_input_layer
+            else []
         )
-        self.enter = nn.Sequential(norm, *entry, nn.GELU(), nn.Dropout(c.dropout))
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(c.hidden, c.hidden), nn.LayerNorm(c.hidden), nn.GELU(), nn.Dropout(c.layer_dropout))
-            for _ in range(c.residual_layers)
+        self.input_block = nn.Sequential(norm, *entry, nn.GELU(), nn.Dropout(c.dropout))
+        self.residual_blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(c.hidden_size, c.hidden_size),
+                nn.LayerNorm(c.hidden_size),
+                nn.GELU(),
+                nn.Dropout(c.residual_dropout),
+            )
+            for _ in range(c.num_residual_layers)
         )
-        wide = c.n_tokens * c.token_width
-        self.narrow = nn.Linear(c.hidden, c.code_width) if c.code_width else nn.Identity()
-        self.leave = Recall(c.memory, self.code_width, wide) if c.memory else nn.Linear(self.code_width, wide)
+        wide = c.num_fmri_tokens * c.token_dim
+        self.bottleneck = (
+            nn.Linear(c.hidden_size, c.embedding_dim) if c.embedding_dim else nn.Identity()
+        )
+        self.token_proj = (
+            AssociativeMemory(c.memory_size, self.embedding_dim, wide)
+            if c.memory_size
+            else nn.Linear(self.embedding_dim, wide)
+        )
 
-    def code(self, seen: Tensor) -> Tensor:
+    def embed(self, query_outputs: Tensor) -> Tensor:
         """(B, code width) from z (B, N)."""
-        x = self.enter(seen)
-        for layer in self.layers:
+        x = self.input_block(query_outputs)
+        for layer in self.residual_blocks:
             x = x + layer(x)
-        return self.narrow(x)
+        return self.bottleneck(x)
 
-    def tokens(self, code: Tensor) -> Tensor:
+    def tokens(self, embedding: Tensor) -> Tensor:
         """fMRI tokens (B, T, width) from a code."""
-        return self.leave(code).unflatten(-1, self.shape)
+        return self.token_proj(embedding).unflatten(-1, self.shape)
 
 
-class Recall(nn.Module):
+class AssociativeMemory(nn.Module):
     """Two linear layers with a softmax between them: what a code is like, then what goes with that.
 
     Only the direction of a code counts, as in its alignment with text.
     """
 
-    def __init__(self, entries: int, code_width: int, width: int) -> None:
+    def __init__(self, num_entries: int, embedding_dim: int, out_dim: int) -> None:
         super().__init__()
-        self.keys = nn.Parameter(F.normalize(torch.randn(entries, code_width), dim=-1))
-        self.values = nn.Parameter(torch.randn(entries, width) * 3**-0.5)
-        self.log_sharpness = nn.Parameter(torch.tensor(SHARPNESS).log())
+        self.keys = nn.Parameter(F.normalize(torch.randn(num_entries, embedding_dim), dim=-1))
+        self.values = nn.Parameter(torch.randn(num_entries, out_dim) * 3**-0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(INIT_LOGIT_SCALE).log())
 
-    def forward(self, code: Tensor) -> Tensor:
-        likeness = F.normalize(code, dim=-1) @ F.normalize(self.keys, dim=-1).T
-        return torch.softmax(likeness * self.log_sharpness.exp(), -1) @ self.values
+    def forward(self, embedding: Tensor) -> Tensor:
+        likeness = F.normalize(embedding, dim=-1) @ F.normalize(self.keys, dim=-1).T
+        return torch.softmax(likeness * self.logit_scale.exp(), -1) @ self.values
 
 
-class QueryHead(nn.Module):
+class PerQueryTokenHead(nn.Module):
     """z (B, N) -> one token per query. The value projection is affine and A's rows sum to one, so it may come after A."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: MindLLMConfig) -> None:
         super().__init__()
         c = config
-        self.shape, self.code_width = (c.n_queries, c.value_width or 1), c.n_queries * (c.value_width or 1)
-        self.value = nn.Linear(1, c.value_width or 1)
-        self.leave = nn.Linear(c.value_width or 1, c.token_width)
+        self.shape, self.embedding_dim = (
+            (c.num_queries, c.value_dim or 1),
+            c.num_queries * (c.value_dim or 1),
+        )
+        self.value_proj = nn.Linear(1, c.value_dim or 1)
+        self.token_proj = nn.Linear(c.value_dim or 1, c.token_dim)
 
-    def code(self, seen: Tensor) -> Tensor:
+    def embed(self, query_outputs: Tensor) -> Tensor:
         """(B, N * value width) from z (B, N)."""
-        return self.value(seen[..., None]).flatten(1)
+        return self.value_proj(query_outputs[..., None]).flatten(1)
 
-    def tokens(self, code: Tensor) -> Tensor:
+    def tokens(self, embedding: Tensor) -> Tensor:
         """fMRI tokens (B, T, width) from a code."""
-        return self.leave(code.unflatten(-1, self.shape))
+        return self.token_proj(embedding.unflatten(-1, self.shape))

@@ -5,36 +5,42 @@ from collections.abc import Sequence
 import nibabel as nib
 import numpy as np
 
-from mindllm.fmri.masker import VoxelSpace
+from mindllm.fmri.masker import VoxelMasker
 from mindllm.plotting.style import new_figure, to_png
 
 CELL_MM = 4.0
 
 
-def on_common_grid(spaces: Sequence[VoxelSpace], values: Sequence[np.ndarray] | None = None) -> nib.Nifti1Image:
+def resample_to_common_grid(
+    spaces: Sequence[VoxelMasker], values: Sequence[np.ndarray] | None = None
+) -> nib.Nifti1Image:
     """People's voxels in one MNI grid of 4 mm cubes: the mean of values (V,) over people, or (None) the number of people there."""
-    low = np.floor(np.min([space.mm.min(0) for space in spaces], axis=0) / CELL_MM) - 1
-    high = np.ceil(np.max([space.mm.max(0) for space in spaces], axis=0) / CELL_MM) + 1
+    low = np.floor(np.min([space.coords_mm.min(0) for space in spaces], axis=0) / CELL_MM) - 1
+    high = np.ceil(np.max([space.coords_mm.max(0) for space in spaces], axis=0) / CELL_MM) + 1
     shape = tuple((high - low + 1).astype(int))
     total, people = np.zeros(shape), np.zeros(shape)
     for i, space in enumerate(spaces):
-        cells = tuple((np.rint(space.mm / CELL_MM) - low).astype(int).T)
+        cells = tuple((np.rint(space.coords_mm / CELL_MM) - low).astype(int).T)
         count, summed = np.zeros(shape), np.zeros(shape)
         np.add.at(count, cells, 1)
         np.add.at(summed, cells, np.asarray(values[i], float) if values is not None else 1.0)
         total += np.divide(summed, count, out=np.zeros(shape), where=count > 0)
         people += count > 0
-    data = people if values is None else np.divide(total, people, out=np.zeros(shape), where=people > 0)
+    data = (
+        people
+        if values is None
+        else np.divide(total, people, out=np.zeros(shape), where=people > 0)
+    )
     affine = np.diag([CELL_MM, CELL_MM, CELL_MM, 1.0])
     affine[:3, 3] = low * CELL_MM
     return nib.Nifti1Image(data.astype(np.float32), affine)
 
 
-def voxel_picture(spaces: Sequence[VoxelSpace], dark: bool = False) -> bytes:
+def plot_voxel_coverage(spaces: Sequence[VoxelMasker], dark: bool = False) -> bytes:
     """Glass brains of where people's voxels are: colour is how many mm of voxels one looks through, mean over people."""
     from nilearn.plotting import plot_glass_brain
 
-    image = on_common_grid(spaces)
+    image = resample_to_common_grid(spaces)
     depth = np.asarray(image.dataobj) * CELL_MM / len(spaces)
     low = image.affine[:3, 3] - CELL_MM / 2
     extent = [(a, a + CELL_MM * n) for a, n in zip(low, depth.shape, strict=True)]  # mm, per axis
@@ -67,21 +73,29 @@ def voxel_picture(spaces: Sequence[VoxelSpace], dark: bool = False) -> bytes:
     return to_png(figure)
 
 
-def attention_picture(spaces: Sequence[VoxelSpace], times_uniform: Sequence[np.ndarray], dark: bool = False) -> bytes:
+def plot_attention(
+    spaces: Sequence[VoxelMasker], times_uniform: Sequence[np.ndarray], dark: bool = False
+) -> bytes:
     """Where the tokens look, times_uniform (V,) per person: 1 = as much as everywhere."""
     looked = np.concatenate([np.asarray(values) for values in times_uniform])
-    return brain_slices(spaces, times_uniform, max(float(np.quantile(looked, 0.97)), 2.0), dark)
+    return plot_brain_slices(
+        spaces, times_uniform, max(float(np.quantile(looked, 0.97)), 2.0), dark
+    )
 
 
-def brain_slices(
-    spaces: Sequence[VoxelSpace], values: Sequence[np.ndarray], top: float, dark: bool = False, slices: int = 7
+def plot_brain_slices(
+    spaces: Sequence[VoxelMasker],
+    values: Sequence[np.ndarray],
+    top: float,
+    dark: bool = False,
+    slices: int = 7,
 ) -> bytes:
     """Axial slices of the MNI template with values (V,) per person, the mean over people; colours go from 0 to `top`."""
     from nilearn.datasets import load_mni152_template
     from nilearn.plotting import plot_stat_map
 
-    image = on_common_grid(spaces, values)
-    z = np.concatenate([space.mm[:, 2] for space in spaces])
+    image = resample_to_common_grid(spaces, values)
+    z = np.concatenate([space.coords_mm[:, 2] for space in spaces])
     # Equal parts of the voxels between slices, whatever piece of the brain was measured.
     cuts = np.unique(np.round(np.quantile(z, np.linspace(0.06, 0.94, slices)))).tolist()
     figure = new_figure(10, 2.2, dark)

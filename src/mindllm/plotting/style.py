@@ -20,11 +20,13 @@ def new_figure(width: float, height: float, dark: bool = False) -> Any:
 def to_png(figure: Any, dpi: int = 110, transparent: bool = False) -> bytes:
     """The figure as PNG bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, facecolor="none" if transparent else figure.get_facecolor())
+    figure.savefig(
+        buffer, format="png", dpi=dpi, facecolor="none" if transparent else figure.get_facecolor()
+    )
     return buffer.getvalue()
 
 
-def dress(axes: Any, dark: bool = False) -> None:
+def style_axes(axes: Any, dark: bool = False) -> None:
     """Quiet axes in the page's ink."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from mindllm.evaluate.conditions import ALL, CONDITIONS, Kind
+from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS, Kind
 from mindllm.metrics.registry import METRICS
-from mindllm.plotting.style import INK, PAPER, dress, new_figure, to_png
+from mindllm.plotting.style import INK, PAPER, new_figure, style_axes, to_png
 
 COLOURS: dict[Kind, str] = {
-    "brain": "#e4572e", "shuffled": "#7b8794", "blind": "#4a90c4", "trained": "#7b8794", "baseline": "#5b9a68",
+    "fmri": "#e4572e", "shuffled": "#7b8794", "blind": "#4a90c4", "trained": "#7b8794", "baseline": "#5b9a68",
     "reference": "#9a7fc7",
 }  # fmt: skip
 
@@ -20,7 +20,11 @@ def interval_figure(
 ) -> bytes:
     """One line per condition: value and 95 % interval of everybody together, every person as a small dot, and chance."""
     rows = [row for row in rows if row["metric"] == metric and row["value"] is not None]
-    names = [c for c in CONDITIONS if any((r["condition"], r["subject"]) == (c, ALL) for r in rows)]
+    names = [
+        c
+        for c in CONDITIONS
+        if any((r["condition"], r["subject"]) == (c, ALL_SUBJECTS) for r in rows)
+    ]
     figure = new_figure(8, 0.9 + 0.3 * len(names), dark)
     axes = figure.add_subplot(facecolor="none")
     for row in rows:
@@ -29,7 +33,7 @@ def interval_figure(
         y, colour, main = (
             names.index(row["condition"]),
             COLOURS[CONDITIONS[row["condition"]].kind],
-            row["subject"] == ALL,
+            row["subject"] == ALL_SUBJECTS,
         )
         if main:
             axes.plot(
@@ -41,9 +45,14 @@ def interval_figure(
                 solid_capstyle="round",
             )
         axes.plot(
-            100 * row["value"], y + 0.26 * (not main), "o", color=colour, ms=8 if main else 3, alpha=1 if main else 0.6
+            100 * row["value"],
+            y + 0.26 * (not main),
+            "o",
+            color=colour,
+            ms=8 if main else 3,
+            alpha=1 if main else 0.6,
         )
-    chance = next((row["chance"] for row in rows if row["chance"]), None)
+    chance = next((row["chance_level"] for row in rows if row["chance_level"]), None)
     if chance:
         axes.axvline(100 * chance, color=INK[dark], ls=(0, (2, 3)), lw=1, alpha=0.7)
         axes.text(100 * chance, -0.75, f" chance {100 * chance:.3g} %", color=INK[dark], fontsize=8)
@@ -53,8 +62,10 @@ def interval_figure(
         xlim=(-1, None),
         ylim=(len(names) - 0.4, -0.7),
     )
-    axes.set_xlabel(f"identification, {METRICS[metric].label.lower()} (% of trials); small dots are people")
-    dress(axes, dark)
+    axes.set_xlabel(
+        f"identification, {METRICS[metric].label.lower()} (% of trials); small dots are people"
+    )
+    style_axes(axes, dark)
     axes.grid(axis="x", color=INK[dark], alpha=0.12)
     figure.tight_layout()
     return to_png(figure, transparent=True)
@@ -64,27 +75,36 @@ def calibration_figure(calibration: Mapping[str, Any], dark: bool = False) -> by
     """Share that is right against evidence (left) and against the candidate's probability (right), in bins of equal count."""
     figure = new_figure(8, 3.1, dark)
     left, right = figure.subplots(1, 2, sharey=True)
-    draw_bins(left, calibration["decoded"]["curve"], COLOURS["brain"], "free-running text")
+    draw_bins(left, calibration["decoded"]["curve"], COLOURS["fmri"], "free-running text")
     draw_bins(left, calibration["likeliest"]["curve"], COLOURS["blind"], "likeliest candidate")
     left.set(xlabel="evidence (nats)", ylabel="right (%)", ylim=(-4, 104))
     right.plot([0, 100], [0, 100], color=INK[dark], lw=1, ls=(0, (2, 3)), alpha=0.7)
-    draw_bins(right, calibration["probability"]["curve"], COLOURS["blind"], "likeliest candidate", 100)
+    draw_bins(
+        right, calibration["probability"]["curve"], COLOURS["blind"], "likeliest candidate", 100
+    )
     right.set(xlabel="its probability (%)", xlim=(-4, 104))
     for axes in (left, right):
         axes.set_facecolor("none")
-        dress(axes, dark)
+        style_axes(axes, dark)
         axes.grid(color=INK[dark], alpha=0.12)
     left.legend(frameon=False, fontsize=8, labelcolor=INK[dark])
     figure.tight_layout()
     return to_png(figure, transparent=True)
 
 
-def draw_bins(axes: Any, bins: Sequence[Mapping[str, float]], colour: str, name: str, scale: float = 1) -> None:
+def draw_bins(
+    axes: Any, bins: Sequence[Mapping[str, float]], colour: str, name: str, scale: float = 1
+) -> None:
     """Bins of a reliability curve with their intervals."""
     x = [scale * b["mean"] for b in bins]
     axes.plot(x, [100 * b["right"] for b in bins], "o-", color=colour, ms=4, lw=1.4, label=name)
     axes.vlines(
-        x, [100 * b["ci_low"] for b in bins], [100 * b["ci_high"] for b in bins], color=colour, lw=2.5, alpha=0.35
+        x,
+        [100 * b["ci_low"] for b in bins],
+        [100 * b["ci_high"] for b in bins],
+        color=colour,
+        lw=2.5,
+        alpha=0.35,
     )
 
 
@@ -116,7 +136,7 @@ def confusion_figure(confusion: Mapping[str, Any], dark: bool = False) -> bytes:
         yticklabels=[f"{name} ({int(n)})" for name, n in zip(names, counts.sum(1), strict=True)],
     )
     axes.set_xticklabels(names, rotation=45, ha="right")
-    dress(axes, dark)
+    style_axes(axes, dark)
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(labelsize=9)
     figure.tight_layout()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def method(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
+def methods_text(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of everything that a reader must know to judge the numbers."""
     model, data = meta["model"], meta["data"]
     trained = model["trained_on_subjects"]
@@ -17,14 +17,14 @@ def method(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
     permutations = f"{meta['permutations']:,}"
     return [
         ("Model", f"{model['name']}; language model {llm}; trained on {trained if isinstance(trained, str) else ', '.join(trained)}; store {model['trained_on_store']}; seed {model['training_seed']}"),
-        ("Data", f"{data['store']}. {data['origin']}. Licence: {data['licence']}"),
-        ("Split", data.get("split", "as prepared")),
+        ("Data", f"{data['store']}. {data['source']}. Licence: {data['license']}"),
+        ("Split", data.get("split", "default")),
         ("Trials", f"{sum(p['trials'] for p in meta['subjects'].values())} single trials, none averaged and none left out; see the table of people"),
         ("Question", f"“{' '.join(meta['question'].split())}” ({meta['question_origin']})"),
         ("Candidates", f"{len(meta['candidates'])}: the first accepted answer of every evaluated stimulus; the truth is the stimulus' own. Ties count in expectation, as if broken at random"),
         ("Generation", f"free-running, greedy unless the options say otherwise: {meta['generate_options'] or 'default options'}"),
         ("Shuffled, in session, other person", f"the same model's readings stand in for each other: the exact mean over all that may stand in, the trial itself (or the other person's trial of the same stimulus) being one of them, so that it is exactly chance where the answers are equally frequent. p: the share of {permutations} random assignments that do as well as the brain (one-sided)"),
-        ("No brain", f"the mean fMRI token of training in place of the scan. It says: “{meta['no_brain_text']}”. Its gain is zero for every answer, so it stands at chance by definition"),
+        ("No brain", f"the mean fMRI token of training in place of the scan. It says: “{meta['null_tokens_text']}”. Its gain is zero for every answer, so it stands at chance by definition"),
         ("Question only", f"the prompt without any place for fMRI tokens. It says: “{meta['question_only_text']}”"),
         ("Zero and noise input", f"every voxel at its mean: “{meta['zero_text']}”; and four scans of independent Gaussian noise as large as normalized values: “{meta['noise_text']}”"),
         ("Constant", f"the most frequent training answer: “{meta['constant_text']}”{ties}; candidates are ranked by their frequency in training"),

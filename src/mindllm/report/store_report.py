@@ -9,26 +9,26 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader
 from rich.progress import Progress
 
-from mindllm.data.quality_control import Check, check_all, check_person, grouped
+from mindllm.data.quality_control import QCResult, check_store, check_subject, group_results
 from mindllm.data.splits import SPLITS
 from mindllm.data.store import Store
-from mindllm.fmri.noise_ceiling import per_cent
+from mindllm.fmri.noise_ceiling import noise_ceiling_percent
 from mindllm.instructions import summary
-from mindllm.plotting.brain import brain_slices, voxel_picture
-from mindllm.plotting.curves import count_bars
-from mindllm.utils.files import whole_folder
-from mindllm.utils.progress import counting
+from mindllm.plotting.brain import plot_brain_slices, plot_voxel_coverage
+from mindllm.plotting.curves import plot_counts
+from mindllm.utils.files import atomic_directory
+from mindllm.utils.progress import progress_bar
 
 
 @dataclass(frozen=True)
-class Inspection:
+class StoreReport:
     """Tables of what a store holds, the checks, and sample conversations (stimulus or trial, source, turns)."""
 
     about: dict[str, str]
     subjects: pd.DataFrame
     regions: pd.DataFrame
     sources: pd.DataFrame
-    checks: list[Check]
+    checks: list[QCResult]
     samples: list[tuple[str, str, list[dict[str, str]]]]
 
     @property
@@ -38,48 +38,59 @@ class Inspection:
         return {people: self.subjects, "Parcellations": self.regions, "Text": self.sources}
 
 
-def inspect(store: Store, seed: int = 0, progress: Progress | None = None) -> Inspection:
+def inspect_store(store: Store, seed: int = 0, progress: Progress | None = None) -> StoreReport:
     """Look through a store: all tables, a sample of the betas, some conversations of each source."""
     rng = np.random.default_rng(seed)
     rows, parts, checks = [], [], []
-    with counting(progress, "looking through", len(store.subjects)) as advance:
+    with progress_bar(progress, "looking through", len(store.subjects)) as advance:
         for subject in store.subjects:
             advance(0, f"looking through {subject}")
             rows.append(count(store, subject))
-            space = store.space(subject)
+            space = store.masker(subject)
             parts += [
-                {"parcellation": p, "regions": len(np.setdiff1d(r, 0)), "labelled": 100 * (r > 0).mean()}
-                for p, r in space.regions.items()
+                {
+                    "parcellation": p,
+                    "regions": len(np.setdiff1d(r, 0)),
+                    "labelled": 100 * (r > 0).mean(),
+                }
+                for p, r in space.parcel_labels.items()
             ]
-            checks += check_person(store, subject, rng)
+            checks += check_subject(store, subject, rng)
             advance(1)
-    checks += check_all(store)
+    checks += check_store(store)
     meta = store.meta
     shown = {name for subject in store.subjects for name in store.trials(subject)["stimulus"]}
     about = {
-        "store": str(store.path), "name": meta["name"], "origin": meta["origin"], "licence": meta["licence"],
-        "made by": f"mindllm {meta['version']}, reader {meta['reader']}, {', '.join(f'{k}={v}' for k, v in meta['options'].items())}",
-        "values": "normalized already" if meta.get("normalized") else "betas as measured, normalized when read",
+        "store": str(store.path), "name": meta["name"], "source": meta["source"], "license": meta["license"],
+        "made by": f"mindllm {meta['version']}, prepared by {meta['prepared_by']}, {', '.join(f'{k}={v}' for k, v in meta['options'].items())}",
+        "values": "standardized already" if meta.get("standardized") else "betas as measured, standardized when read",
         "split": f"{store.split['name']} (others: {', '.join(store.splits) or 'none'})",
-        "named sets": ", ".join(f"{name} ({len(shown.intersection(members)):,} of {len(members):,} stimuli here)" for name, members in store.sets.items()) or "none",
+        "named sets": ", ".join(f"{name} ({len(shown.intersection(members)):,} of {len(members):,} stimuli here)" for name, members in store.stimulus_sets.items()) or "none",
     }  # fmt: skip
     told = summary(store)
-    told = told.assign(share=told["share"].map("{:.0%}".format), words=told["words"].map("{:.1f}".format))
-    return Inspection(
-        about, pd.DataFrame(rows), over_people(parts), told, grouped(checks), sample_conversations(store, rng)
+    told = told.assign(
+        share=told["share"].map("{:.0%}".format), words=told["words"].map("{:.1f}".format)
+    )
+    return StoreReport(
+        about,
+        pd.DataFrame(rows),
+        over_people(parts),
+        told,
+        group_results(checks),
+        sample_conversations(store, rng),
     )
 
 
 def count(store: Store, subject: str) -> dict[str, object]:
     """One person's numbers."""
-    trials, space, betas = store.trials(subject), store.space(subject), store.betas(subject)
+    trials, space, betas = store.trials(subject), store.masker(subject), store.betas(subject)
     shown, ncsnr = trials["stimulus"].value_counts(), store.ncsnr(subject)
     kinds = trials["split"].value_counts().to_dict()
     return {
         "subject": subject, "voxels": f"{len(space):,}", "trials": f"{len(trials):,}", "sessions": trials["session"].nunique(),
         "stimuli": f"{len(shown):,}", "shown": f"{shown.min()}-{shown.max()}x" if shown.min() < shown.max() else f"{shown.max()}x",
         "split": "/".join(str(kinds.get(split, 0)) for split in SPLITS if kinds.get(split) or split != "unused"), "betas": f"{betas.nbytes / 2**20:,.0f} MiB",
-        "ceiling": "-" if ncsnr is None else f"{np.nanmedian(per_cent(ncsnr)):.0f} %",
+        "ceiling": "-" if ncsnr is None else f"{np.nanmedian(noise_ceiling_percent(ncsnr)):.0f} %",
     }  # fmt: skip
 
 
@@ -96,39 +107,49 @@ def over_people(parts: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def sample_conversations(store: Store, rng: np.random.Generator) -> list[tuple[str, str, list[dict[str, str]]]]:
+def sample_conversations(
+    store: Store, rng: np.random.Generator
+) -> list[tuple[str, str, list[dict[str, str]]]]:
     """Two conversations of each source, drawn at random."""
     table, out = store.conversations, []
     for source, rows in table.groupby("source", sort=False).indices.items():
         for row in rng.permutation(rows)[:2]:
             about = table.iloc[row]
-            whose = about["stimulus"] if isinstance(about["stimulus"], str) else f"trial {about['trial']} of {about['subject']}"  # fmt: skip
+            whose = about["stimulus"] if isinstance(about["stimulus"], str) else f"trial {about['trial_index']} of {about['subject']}"  # fmt: skip
             out.append((str(whose), str(source), list(about["turns"])))
     return out
 
 
-def write_page(found: Inspection, store: Store, out: str | Path) -> Path:
+def write_page(found: StoreReport, store: Store, out: str | Path) -> Path:
     """The inspection as a page with pictures, in the folder `out`: index.html and PNG files."""
-    spaces = [store.space(subject) for subject in store.subjects]
-    pictures = {"coverage": ("Where the voxels are; colour is how many mm of voxels one looks through, mean over people", voxel_picture(spaces))}  # fmt: skip
-    known = [(space, store.ncsnr(space.name)) for space in spaces]
-    having = [(space, np.nan_to_num(per_cent(ncsnr))) for space, ncsnr in known if ncsnr is not None]
+    spaces = [store.masker(subject) for subject in store.subjects]
+    pictures = {"coverage": ("Where the voxels are; colour is how many mm of voxels one looks through, mean over people", plot_voxel_coverage(spaces))}  # fmt: skip
+    known = [(space, store.ncsnr(space.subject)) for space in spaces]
+    having = [
+        (space, np.nan_to_num(noise_ceiling_percent(ncsnr)))
+        for space, ncsnr in known
+        if ncsnr is not None
+    ]
     if having:
         ceilings = [values for _, values in having]
         pictures["noise-ceiling"] = (
             "Noise ceiling of one trial as published with the data: per cent of the variance that a perfect model could explain",
-            brain_slices([space for space, _ in having], ceilings, top=max(5.0, float(np.quantile(np.concatenate(ceilings), 0.97)))),
+            plot_brain_slices([space for space, _ in having], ceilings, top=max(5.0, float(np.quantile(np.concatenate(ceilings), 0.97)))),
         )  # fmt: skip
     kinds = (
         pd.DataFrame({s: store.trials(s)["split"].value_counts() for s in store.subjects})
         .T.reindex(columns=list(SPLITS))
         .fillna(0)
     )
-    pictures["trials"] = ("Trials per person and split", count_bars(kinds))  # fmt: skip
-    template = Environment(loader=PackageLoader("mindllm.report"), autoescape=True).get_template("store.html.jinja")
-    with whole_folder(Path(out)) as folder:
+    pictures["trials"] = ("Trials per person and split", plot_counts(kinds))  # fmt: skip
+    template = Environment(loader=PackageLoader("mindllm.report"), autoescape=True).get_template(
+        "store.html.jinja"
+    )
+    with atomic_directory(Path(out)) as folder:
         for name, (_, png) in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
-        html = template.render(found=found, pictures={name: words for name, (words, _) in pictures.items()})
+        html = template.render(
+            found=found, pictures={name: words for name, (words, _) in pictures.items()}
+        )
         (folder / "index.html").write_text(html, encoding="utf-8")
     return Path(out) / "index.html"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from mindllm.evaluate.conditions import ALL, CONDITIONS, Kind
+from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS, Kind
 
 ALPHA = 0.05
 MAIN = "identification_top1"
@@ -22,26 +22,33 @@ def p_text(p: float, permutations: int) -> str:
     return f"p < {1.001 / permutations:.1g}" if p <= 1.5 / (permutations + 1) else f"p = {p:.2g}"
 
 
-def find(rows: Rows, metric: str, condition: str = "brain", subject: str | None = None) -> Mapping[str, Any]:
+def get_row(
+    rows: Rows, metric: str, condition: str = "fmri", subject: str | None = None
+) -> Mapping[str, Any]:
     """The row of a metric and condition; of one person, or of everybody."""
-    return found(rows, metric, condition, subject)[0]
+    return find_rows(rows, metric, condition, subject)[0]
 
 
-def found(rows: Rows, metric: str, condition: str, subject: str | None = None) -> list[Mapping[str, Any]]:
+def find_rows(
+    rows: Rows, metric: str, condition: str, subject: str | None = None
+) -> list[Mapping[str, Any]]:
     """That row, if there is one."""
     return [
-        row for row in rows if (row["metric"], row["condition"], row["subject"]) == (metric, condition, subject or ALL)
+        row
+        for row in rows
+        if (row["metric"], row["condition"], row["subject"])
+        == (metric, condition, subject or ALL_SUBJECTS)
     ]
 
 
-def beaten(
+def controls_below_model(
     rows: Rows, metric: str, kinds: Sequence[Kind] = CONTROLS, subject: str | None = None
 ) -> tuple[list[str], list[str]]:
     """The conditions of these kinds that the brain is above (p < 0.05 against each, so all at once), and those it is not."""
     above: list[str] = []
     not_above: list[str] = []
     for name, condition in CONDITIONS.items():
-        for row in found(rows, metric, name, subject):
+        for row in find_rows(rows, metric, name, subject):
             if condition.kind in kinds and row["value"] is not None and "p_value" in row:
                 text = f"{condition.words} ({percent(row['value'])})"
                 (above if row["p_value"] < ALPHA else not_above).append(text)
@@ -53,14 +60,16 @@ def joined(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def verdict(rows: Rows, texts: Rows, meta: Mapping[str, Any]) -> list[str]:
+def summarize_findings(rows: Rows, texts: Rows, meta: Mapping[str, Any]) -> list[str]:
     """Sentences: identification against its controls and simpler methods, people, free-running text, and how clean the test is."""
-    main, count = find(rows, MAIN), len(meta["candidates"])
-    measured = f"Identification from the scan: the true answer came first among {count} in {percent(main['value'])} of {main['n']} trials (95 % interval {percent(main['ci_low'])} to {percent(main['ci_high'])}; chance {percent(main['chance'])})"
-    above, not_above = beaten(rows, MAIN)
+    main, count = get_row(rows, MAIN), len(meta["candidates"])
+    measured = f"Identification from the scan: the true answer came first among {count} in {percent(main['value'])} of {main['n']} trials (95 % interval {percent(main['ci_low'])} to {percent(main['ci_high'])}; chance {percent(main['chance_level'])})"
+    above, not_above = controls_below_model(rows, MAIN)
     p = p_text(largest_p(rows, MAIN), meta["permutations"])
     if not not_above:
-        first = f"{measured}, above its controls: {joined(above)}; {p} against each, in these people."
+        first = (
+            f"{measured}, above its controls: {joined(above)}; {p} against each, in these people."
+        )
     else:
         though = f", though above {joined(above)}" if above else ""
         first = f"{measured}: not above its controls. It cannot be called better than {joined(not_above)}{though} (largest {p})."
@@ -75,7 +84,7 @@ def largest_p(rows: Rows, metric: str) -> float:
     return max(
         row["p_value"]
         for name, condition in CONDITIONS.items()
-        for row in found(rows, metric, name)
+        for row in find_rows(rows, metric, name)
         if condition.kind in CONTROLS and "p_value" in row
     )
 
@@ -83,12 +92,21 @@ def largest_p(rows: Rows, metric: str) -> float:
 def simpler_sentence(rows: Rows) -> list[str]:
     """Whether simpler methods do as well."""
     parts = []
-    for metric, name in ((MAIN, "by top 1"), ("identification_pairwise", "by pairwise identification")):
-        above, not_above = beaten(rows, metric, ("baseline",))
-        own = percent(find(rows, metric)["value"])
-        said = [f"above {joined(above)}"] * bool(above) + [f"not above {joined(not_above)}"] * bool(not_above)
+    for metric, name in (
+        (MAIN, "by top 1"),
+        ("identification_2way", "by pairwise identification"),
+    ):
+        above, not_above = controls_below_model(rows, metric, ("baseline",))
+        own = percent(get_row(rows, metric)["value"])
+        said = [f"above {joined(above)}"] * bool(above) + [f"not above {joined(not_above)}"] * bool(
+            not_above
+        )
         parts += [f"{name} ({own}) it is {', '.join(said)}"] * bool(said)
-    return [f"Beside simpler methods, trained on the same trials: {'; '.join(parts)}."] if parts else []
+    return (
+        [f"Beside simpler methods, trained on the same trials: {'; '.join(parts)}."]
+        if parts
+        else []
+    )
 
 
 def people_sentence(rows: Rows, meta: Mapping[str, Any]) -> list[str]:
@@ -96,10 +114,15 @@ def people_sentence(rows: Rows, meta: Mapping[str, Any]) -> list[str]:
     people = list(meta["subjects"])
     if len(people) == 1:
         return []
-    held = [subject for subject in people if find(rows, MAIN, subject=subject)["p_value"] < ALPHA]
-    values = ", ".join(f"{subject} {percent(find(rows, MAIN, subject=subject)['value'])}" for subject in people[:12])
+    held = [
+        subject for subject in people if get_row(rows, MAIN, subject=subject)["p_value"] < ALPHA
+    ]
+    values = ", ".join(
+        f"{subject} {percent(get_row(rows, MAIN, subject=subject)['value'])}"
+        for subject in people[:12]
+    )
     more = f", and {len(people) - 12} more in the table" if len(people) > 12 else ""
-    p = find(rows, MAIN, "shuffled").get("people_p")
+    p = get_row(rows, MAIN, "shuffled_trials").get("group_p_value")
     at_large = (
         f"; in people at large, brain above shuffled scans: p = {p:.2g} (one-sided t test over {len(people)} people)"
         if p is not None
@@ -112,8 +135,8 @@ def people_sentence(rows: Rows, meta: Mapping[str, Any]) -> list[str]:
 
 def text_sentence(rows: Rows, texts: Rows, meta: Mapping[str, Any]) -> str:
     """How often the free-running text was right, and where BLEU and CIDEr stand beside their strongest control."""
-    value = find(rows, "exact_match")["value"]
-    above, not_above = beaten(rows, "exact_match")
+    value = get_row(rows, "exact_match")["value"]
+    above, not_above = controls_below_model(rows, "exact_match")
     p = p_text(largest_p(rows, "exact_match"), meta["permutations"])
     text = f"Free-running text equalled an accepted answer in {percent(value)} of trials"
     said = (
@@ -121,19 +144,27 @@ def text_sentence(rows: Rows, texts: Rows, meta: Mapping[str, Any]) -> str:
         if not not_above
         else f"{text}: not above {joined(not_above)} (largest {p})"
     )
-    return f"{said}; {joined([*map(partial(strongest, texts), ('BLEU-1', 'CIDEr'))])}." if texts else f"{said}."
+    return (
+        f"{said}; {joined([*map(partial(strongest, texts), ('BLEU-1', 'CIDEr'))])}."
+        if texts
+        else f"{said}."
+    )
 
 
 def strongest(texts: Rows, metric: str) -> str:
     """A text score beside the control that earns most."""
-    own = find(texts, metric)["value"]
+    own = get_row(texts, metric)["value"]
     controls = {
-        c: find(texts, metric, c) for c in CONDITIONS if CONDITIONS[c].kind in CONTROLS and found(texts, metric, c)
+        c: get_row(texts, metric, c)
+        for c in CONDITIONS
+        if CONDITIONS[c].kind in CONTROLS and find_rows(texts, metric, c)
     }
     best = max(controls, key=lambda c: controls[c]["value"])
-    ties = [CONDITIONS[c].words for c in controls if controls[c]["difference_low"] <= 0]
+    ties = [CONDITIONS[c].words for c in controls if controls[c]["difference_ci_low"] <= 0]
     if ties:
-        return f"{metric} is {own:.1f}, not above {joined(ties)} (up to {controls[best]['value']:.1f})"
+        return (
+            f"{metric} is {own:.1f}, not above {joined(ties)} (up to {controls[best]['value']:.1f})"
+        )
     return f"{metric} is {own:.1f}, above every control (the strongest is {CONDITIONS[best].words}, {controls[best]['value']:.1f})"
 
 
@@ -142,16 +173,22 @@ def evidence_sentence(meta: Mapping[str, Any]) -> list[str]:
     found = meta["calibration"]["decoded"]["auroc"]
     if found is None:
         return []
-    text = f"AUROC {found['value']:.2f}, 95 % interval {found['ci_low']:.2f} to {found['ci_high']:.2f}"
+    text = (
+        f"AUROC {found['value']:.2f}, 95 % interval {found['ci_low']:.2f} to {found['ci_high']:.2f}"
+    )
     if found["ci_low"] > 0.5:
         return [f"The evidence of a decoded text tells right from wrong ({text}; 0.5: not at all)."]
-    return [f"The evidence of a decoded text does not tell whether it is right ({text}; 0.5: not at all)."]
+    return [
+        f"The evidence of a decoded text does not tell whether it is right ({text}; 0.5: not at all)."
+    ]
 
 
 def ceiling_sentence(meta: Mapping[str, Any]) -> list[str]:
     """How far the data would allow one to go."""
     people = meta.get("noise_ceiling", {})
-    values = [f"{subject} {percent(found['own_repeats_top1'])}" for subject, found in people.items()][:12]
+    values = [
+        f"{subject} {percent(found['own_repeats_top1'])}" for subject, found in people.items()
+    ][:12]
     return (
         [
             f"For scale, and no upper bound: a person's own other repeats name the answer by nearest pattern in {', '.join(values)}."
@@ -199,6 +236,4 @@ def seen_sentence(meta: Mapping[str, Any]) -> str:
     )
     if fresh == people:
         return f"{who}, but {count}, by other people: this is identification of seen stimuli in unseen people. It says nothing about new stimuli."
-    return (
-        f"{who}, and {count} seen in training too: this score is partly about stimuli already seen, not about new ones."
-    )
+    return f"{who}, and {count} seen in training too: this score is partly about stimuli already seen, not about new ones."

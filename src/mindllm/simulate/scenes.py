@@ -64,14 +64,19 @@ def draw_stimuli(rng: np.random.Generator, counts: Mapping[str, int]) -> pd.Data
     """Distinct scenes; within each split the values of each attribute are equally frequent, so none is new in the test."""
     parts = []
     for split, count in counts.items():
-        columns = {name: rng.permutation(np.resize(list(values), count)) for name, values in ATTRIBUTES.items()}
+        columns = {
+            name: rng.permutation(np.resize(list(values), count))
+            for name, values in ATTRIBUTES.items()
+        }
         parts.append(pd.DataFrame({"split": split, **columns}))
     stimuli = pd.concat(parts, ignore_index=True)
     attributes = list(ATTRIBUTES)
     while (again := stimuli.duplicated(attributes, keep=False)).any():
         row = int(rng.choice(np.flatnonzero(again)))
         other = int(rng.choice(np.flatnonzero(stimuli["split"] == stimuli.at[row, "split"])))
-        attribute = rng.choice(attributes)  # swapping one value between two scenes keeps the balance
+        attribute = rng.choice(
+            attributes
+        )  # swapping one value between two scenes keeps the balance
         stimuli.loc[[row, other], attribute] = stimuli.loc[[other, row], attribute].to_numpy()
     order = rng.permutation(len(stimuli))  # a stimulus's name says nothing about its split
     stimuli.insert(0, "stimulus", [f"scene{number + 1:04d}" for number in order])
@@ -85,6 +90,8 @@ def captions_of(scene: Mapping[Hashable, str]) -> list[str]:
     agent = f"{words['number']} {scene['agent'] if one else words['agent']}"
     be = "is" if one or scene["number"] == "many" else "are"
     return [
-        t.format(agent=agent, be=be, action=words["action"], place=words["place"], object=words["object"])
+        t.format(
+            agent=agent, be=be, action=words["action"], place=words["place"], object=words["object"]
+        )
         for t in TEMPLATES
     ]

@@ -12,37 +12,43 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mindllm.simulate.bids_writer import write_person, write_tsv, write_world
+from mindllm.simulate.bids_writer import write_experiment, write_subject, write_tsv
 from mindllm.simulate.configuration import SimulateConfig
-from mindllm.simulate.ideal_observer import Population, noise_ceiling_identification
+from mindllm.simulate.ideal_observer import SubjectPrior, ideal_observer_accuracy
 from mindllm.simulate.scenes import ATTRIBUTES, TUNINGS
-from mindllm.simulate.subject import simulate_person
-from mindllm.simulate.world import build_world
-from mindllm.utils.files import read_json, refuse_existing, whole_folder, write_json
+from mindllm.simulate.subject import simulate_subject
+from mindllm.simulate.world import build_experiment
+from mindllm.utils.files import atomic_directory, check_not_exists, read_json, write_json
 
 
-def simulate(out: Path, config: SimulateConfig | None = None, progress: Callable[[str], None] | None = None) -> Path:
+def simulate(
+    out: Path, config: SimulateConfig | None = None, progress: Callable[[str], None] | None = None
+) -> Path:
     """Write a simulated data set as BIDS derivatives to the new folder `out`; `progress` hears one line per step.
 
     Raises InputError if `out` already holds something, or if the atlases are missing or not as expected.
     """
     config, tell = config or SimulateConfig(), progress or (lambda line: None)
-    refuse_existing(out)
+    check_not_exists(out)
     tell("laying out the anatomy, the scenes and the code")
-    world = build_world(config)
-    with whole_folder(out) as folder:
-        write_world(folder, world)
-        population, truth = Population.draw(world), {}
-        for index in range(config.people):
-            person = simulate_person(world, index)
-            write_person(folder, world, person)
-            truth[person.name] = {"voxels": len(person.ijk), "constant_voxels": int((~person.varies).sum()),
+    world = build_experiment(config)
+    with atomic_directory(out) as folder:
+        write_experiment(folder, world)
+        population, truth = SubjectPrior.draw(world), {}
+        for index in range(config.n_subjects):
+            person = simulate_subject(world, index)
+            write_subject(folder, world, person)
+            truth[person.subject] = {"voxels": len(person.voxel_indices), "constant_voxels": int((~person.varies).sum()),
                                   "noise_ceiling_90th_percentile": float(np.percentile(person.noise_ceiling, 90)),
-                                  "identification": noise_ceiling_identification(world, person, population)}  # fmt: skip
-            tell(f"{person.name}: {len(person.ijk)} voxels, {len(person.values)} trials")
+                                  "identification": ideal_observer_accuracy(world, person, population)}  # fmt: skip
+            tell(
+                f"{person.subject}: {len(person.voxel_indices)} voxels, {len(person.betas)} trials"
+            )
         write_tsv(
             folder / "participants.tsv",
-            pd.DataFrame({"participant_id": list(truth), "n_voxels": [t["voxels"] for t in truth.values()]}),
+            pd.DataFrame(
+                {"participant_id": list(truth), "n_voxels": [t["voxels"] for t in truth.values()]}
+            ),
         )
         ceilings = pd.DataFrame([t["identification"] for t in truth.values()]).mean().to_dict()
         write_json(folder / "truth.json", {

@@ -15,9 +15,9 @@ from pydantic import (
     model_validator,
 )
 
-from mindllm.model.configuration import PRESETS, EncoderConfig, Share
+from mindllm.model.configuration import PRESETS, MindLLMConfig, Share
 from mindllm.utils.errors import InputError
-from mindllm.utils.validation import checked
+from mindllm.utils.validation import validate_model
 
 
 class StageConfig(BaseModel):
@@ -25,11 +25,11 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    steps: NonNegativeInt
+    max_steps: NonNegativeInt
     """Optimizer steps; 0 leaves the stage out."""
     batch_size: PositiveInt
     """Samples per step."""
-    people: PositiveInt = 4
+    subjects_per_batch: PositiveInt = 4
     """People per step: a person's attention is computed once, however many trials are taken."""
     learning_rate: PositiveFloat = 1e-3
     weight_decay: float = 0.05
@@ -44,66 +44,70 @@ class TrainConfig(BaseModel):
     """Sizes of the encoder: default, walkthrough or paper."""
     encoder: dict[str, Any] = Field(default_factory=dict)
     """Encoder options that differ from the preset."""
-    llm: str | None = None
+    language_model: str | None = None
     """Hub id, folder or .gguf file; null: the small default."""
-    template: Literal["vicuna"] | None = None
+    chat_template: Literal["vicuna"] | None = None
     """A named conversation format, for tokenizers without a chat template of their own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the language model computes in; auto: float32 on a CPU, bfloat16 elsewhere."""
-    start: str | None = None
+    init_from: str | None = None
     """A model folder to go on from, which brings its own encoder; null: a new encoder. Without options for `align`, that
     stage is left out, since what the model's codes mean is settled, and the language stage trains the whole encoder."""
     seed: int = 0
-    align: StageConfig = StageConfig(steps=200, batch_size=480)
+    alignment: StageConfig = StageConfig(max_steps=200, batch_size=480)
     """First stage: the encoder's code is drawn to the text of the answer."""
-    language: StageConfig = StageConfig(steps=150, batch_size=16, learning_rate=5e-4)
+    instruction_tuning: StageConfig = StageConfig(max_steps=150, batch_size=16, learning_rate=5e-4)
     """Second stage: the tokens stand before the language model."""
-    sources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Sources of conversations to train on, with weights: for each sample a source is drawn by weight among those that tell
     of it, then one of its conversations. Empty: all sources alike."""
     voxel_dropout: tuple[Share, Share] = (0.1, 0.6)
     """Least and greatest share of a person's voxels left out in a step."""
-    mix: Share = 0.5
+    mixup_prob: Share = 0.5
     """Share of samples that mix two responses to one stimulus, of two people or of one."""
-    disagree: float = 2.0
+    repetition_noise_scale: float = 2.0
     """Greatest share of the difference between two responses to another stimulus, added to a sample as noise."""
-    jitter_mm: float = 2.0
+    coord_jitter_mm: float = 2.0
     """Standard deviation of a shift of a person's brain, drawn each step."""
-    stretch: float = 0.02
+    affine_jitter_sd: float = 0.02
     """Standard deviation of the entries of a random linear map about identity, likewise."""
-    noise: float = 0.3
+    query_noise_sd: float = 0.3
     """Standard deviation of noise on what the queries see, relative to its own."""
-    code_noise: float = 1.0
+    embedding_noise_scale: float = 1.0
     """Greatest length of noise on a code, relative to its own, when the language model learns to read it."""
-    warmup: Share = 0.1
+    warmup_ratio: Share = 0.1
     """Share of a stage's steps in which the learning rate rises; it then falls as a cosine."""
-    clip: PositiveFloat = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     """Greatest norm of the gradient."""
-    shuffle_pairs: bool = False
+    permute_pairs: bool = False
     """Whether each person's trials are paired with other trials' stimuli, at random: the control of a whole training."""
-    validate_people: NonNegativeInt = 0
+    num_validation_subjects: NonNegativeInt = 0
     """People left out of training to choose the checkpoint with, where the store has no trials of the split `val`."""
-    check_every: PositiveInt = 50
+    eval_steps: PositiveInt = 50
     """Steps between validations."""
-    save_every: PositiveInt = 50
+    save_steps: PositiveInt = 50
     """Steps between checkpoints."""
-    max_candidates: PositiveInt = 2048
+    max_negatives: PositiveInt = 2048
     """Texts that a code is told apart from: all, where there are no more than this, else those of the batch."""
 
     @model_validator(mode="after")
     def going_on(self) -> Self:
         """Leave out the first stage for a model that has been trained before."""
-        if self.start and (self.encoder or self.preset != "default" or self.template):
-            raise ValueError("with `start`, preset, encoder and template are those of that model; leave them out")
-        if self.start and "align" not in self.model_fields_set:
-            self.align = StageConfig(steps=0, batch_size=1)
+        if self.init_from and (self.encoder or self.preset != "default" or self.chat_template):
+            raise ValueError(
+                "with `init_from`, preset, encoder and chat_template are those of that model; leave them out"
+            )
+        if self.init_from and "alignment" not in self.model_fields_set:
+            self.alignment = StageConfig(max_steps=0, batch_size=1)
         return self
 
-    def sizes(self) -> EncoderConfig:
+    def encoder_config(self) -> MindLLMConfig:
         """The encoder's configuration: the preset with the options that differ."""
         if self.preset not in PRESETS:
             raise InputError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
-        return checked(EncoderConfig, PRESETS[self.preset].model_dump() | self.encoder, "encoder options")
+        return validate_model(
+            MindLLMConfig, PRESETS[self.preset].model_dump() | self.encoder, "encoder options"
+        )
 
 
 def read_config(path: Path | None, given: Mapping[str, Any]) -> TrainConfig:
@@ -118,4 +122,4 @@ def read_config(path: Path | None, given: Mapping[str, Any]) -> TrainConfig:
             raise InputError(
                 f"{path}: expected keys and values, as `mindllm config` prints them; found {type(content).__name__}."
             )
-    return checked(TrainConfig, content | dict(given), str(path or "options"))
+    return validate_model(TrainConfig, content | dict(given), str(path or "options"))

@@ -7,88 +7,124 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mindllm.model.encoder import Voxels
+from mindllm.model.encoder import VoxelFeatures
 from mindllm.model.modeling import MindLLM
-from mindllm.model.processing import Prompt
-from mindllm.model.text_embeddings import embed, text_targets
-from mindllm.model.token_heads import Recall
+from mindllm.model.processing import EncodedPrompt
+from mindllm.model.text_embeddings import embed_texts, whitened_text_embeddings
+from mindllm.model.token_heads import AssociativeMemory
 from mindllm.training.configuration import TrainConfig
 
-Stage = Literal["align", "language"]
-Group = tuple[Voxels, Tensor]
+Stage = Literal["alignment", "instruction_tuning"]
+Group = tuple[VoxelFeatures, Tensor]
 
 
-class Objective(nn.Module):
+class MindLLMLoss(nn.Module):
     """The loss of either stage, as a module, so that Accelerate can spread it over devices."""
 
-    targets: Tensor
+    text_embeddings: Tensor
 
     def __init__(self, model: MindLLM, texts: Sequence[str], config: TrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
-        targets = text_targets(embed(model.llm, texts), model.encoder.head.code_width)
-        self.register_buffer("targets", targets, persistent=False)
-        self.log_temperature = nn.Parameter(torch.tensor(10.0, device=targets.device).log())
+        targets = whitened_text_embeddings(
+            embed_texts(model.language_model, texts), model.encoder.head.embedding_dim
+        )
+        self.register_buffer("text_embeddings", targets, persistent=False)
+        self.logit_scale = nn.Parameter(torch.tensor(10.0, device=targets.device).log())
 
-    def code(self, people: Sequence[Group], mix: Tensor) -> Tensor:
+    def embed(self, groups: Sequence[Group], mixing_weights: Tensor) -> Tensor:
         """Codes (B, code width) of mixed trials. Attention is linear in the values, so trials are mixed after it."""
-        seen = mix @ torch.cat([self.model.encoder.look(voxels, values) for voxels, values in people])
+        seen = mixing_weights @ torch.cat(
+            [self.model.encoder.attend(voxels, values) for voxels, values in groups]
+        )
         if self.training:
-            seen = seen + self.config.noise * seen.detach().std() * torch.randn_like(seen)
-        return self.model.encoder.head.code(seen)
+            seen = seen + self.config.query_noise_sd * seen.detach().std() * torch.randn_like(seen)
+        return self.model.encoder.head.embed(seen)
 
-    def similarity(self, code: Tensor, candidates: Tensor) -> Tensor:
+    def similarity(self, embedding: Tensor, candidates: Tensor) -> Tensor:
         """Scaled cosine (B, C) between codes and candidate texts."""
-        return F.normalize(code, dim=-1) @ self.targets[candidates].T * self.log_temperature.exp().clamp(max=100)
+        return (
+            F.normalize(embedding, dim=-1)
+            @ self.text_embeddings[candidates].T
+            * self.logit_scale.exp().clamp(max=100)
+        )
 
-    def align(self, people: Sequence[Group], mix: Tensor, candidates: Tensor, right: Tensor) -> Tensor:
+    def alignment_loss(
+        self,
+        groups: Sequence[Group],
+        mixing_weights: Tensor,
+        candidates: Tensor,
+        positive_mask: Tensor,
+    ) -> Tensor:
         """Cross-entropy of finding the texts about the stimulus (right: (B, C), 1 or 0) among candidate texts."""
-        near = torch.log_softmax(self.similarity(self.code(people, mix), candidates), -1)
-        return -(near * right).sum(-1).div(right.sum(-1)).mean()
+        near = torch.log_softmax(
+            self.similarity(self.embed(groups, mixing_weights), candidates), -1
+        )
+        return -(near * positive_mask).sum(-1).div(positive_mask.sum(-1)).mean()
 
     @torch.no_grad()
-    def remember(self, answers: Sequence[int], texts: Sequence[str]) -> None:
+    def init_memory_from_text(self, answers: Sequence[int], texts: Sequence[str]) -> None:
         """Begin the head's memory as answers: a code like a text's recalls the embeddings of that text's first words.
 
         A language model can read its own words, so it understands the tokens before it is trained with them.
         """
-        model, recall = self.model, self.model.encoder.head.leave
-        length = model.encoder.config.n_tokens
-        spelled = torch.tensor([model.prompter.spell(texts[i], length) for i in answers], device=self.targets.device)
-        words = model.llm.model.get_input_embeddings()(spelled).float()  # (entries, T, width)
+        model, recall = self.model, self.model.encoder.head.token_proj
+        length = model.encoder.config.num_fmri_tokens
+        spelled = torch.tensor(
+            [model.processor.encode_text(texts[i], length) for i in answers],
+            device=self.text_embeddings.device,
+        )
+        words = model.language_model.model.get_input_embeddings()(
+            spelled
+        ).float()  # (entries, T, width)
         mean = words.mean((0, 1))
         _, _, directions = torch.linalg.svd((words - mean).flatten(0, 1), full_matrices=True)
-        directions = directions[: model.encoder.config.token_width]
+        directions = directions[: model.encoder.config.token_dim]
         model.projector.weight.zero_()[:, : len(directions)] = directions.T
         model.projector.bias.copy_(mean)
-        assert isinstance(recall, Recall)
-        recall.keys.copy_(self.targets[list(answers)])
-        recall.values.zero_().unflatten(1, (length, -1))[..., : len(directions)] = (words - mean) @ directions.T
+        assert isinstance(recall, AssociativeMemory)
+        recall.keys.copy_(self.text_embeddings[list(answers)])
+        recall.values.zero_().unflatten(1, (length, -1))[..., : len(directions)] = (
+            words - mean
+        ) @ directions.T
 
-    def language(self, people: Sequence[Group], mix: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    def language_modeling_loss(
+        self, groups: Sequence[Group], mixing_weights: Tensor, prompts: Sequence[EncodedPrompt]
+    ) -> Tensor:
         """Cross-entropy per token of what the assistant says, with the scans' tokens before the language model."""
-        tokens = self.model.encoder.head.tokens(self.blurred(self.code(people, mix)))
+        tokens = self.model.encoder.head.tokens(
+            self.add_embedding_noise(self.embed(groups, mixing_weights))
+        )
         total, counts = self.model.log_likelihood(tokens, prompts)
         return -(total.sum() / counts.sum())
 
-    def blurred(self, code: Tensor) -> Tensor:
+    def add_embedding_noise(self, embedding: Tensor) -> Tensor:
         """Codes with noise, in training: those of people never seen point less surely at their text."""
         if not self.training:
-            return code
+            return embedding
         # Noise among the directions in which texts differ, not in those that no text uses.
-        away = F.normalize(torch.randn(len(code), len(self.targets), device=code.device) @ self.targets, dim=-1)
-        length = code.norm(dim=-1, keepdim=True) * torch.rand(len(code), 1, device=code.device)
-        return code + self.config.code_noise * length * away
+        away = F.normalize(
+            torch.randn(len(embedding), len(self.text_embeddings), device=embedding.device)
+            @ self.text_embeddings,
+            dim=-1,
+        )
+        length = embedding.norm(dim=-1, keepdim=True) * torch.rand(
+            len(embedding), 1, device=embedding.device
+        )
+        return embedding + self.config.embedding_noise_scale * length * away
 
     def forward(self, stage: Stage, *batch: object) -> Tensor:
-        return self.align(*batch) if stage == "align" else self.language(*batch)  # type: ignore[arg-type]
+        loss = self.alignment_loss if stage == "alignment" else self.language_modeling_loss
+        return loss(*batch)  # type: ignore[arg-type]
 
-    def trained(self, stage: Stage) -> dict[str, nn.Parameter]:
+    def trainable_parameters(self, stage: Stage) -> dict[str, nn.Parameter]:
         """The parameters that a stage trains. The second one leaves alone what the first, if there was one, has aligned."""
         head = self.model.encoder.head
-        second = {id(p) for part in (head.leave, self.model.projector) for p in part.parameters()}
+        second = {
+            id(p) for part in (head.token_proj, self.model.projector) for p in part.parameters()
+        }
         return {
             name: p
             for name, p in self.named_parameters()
-            if stage == "align" or not self.config.align.steps or id(p) in second
+            if stage == "alignment" or not self.config.alignment.max_steps or id(p) in second
         }

@@ -60,7 +60,7 @@ def remove_folder(path: Path, within: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def partial(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     """Where `path` is written until it is whole."""
     return path.with_name(path.name + PARTIAL)
 
@@ -71,7 +71,9 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        told = re.search(r"os error (\d+)", str(error))  # safetensors gives the number in its text alone
+        told = re.search(
+            r"os error (\d+)", str(error)
+        )  # safetensors gives the number in its text alone
         number = getattr(error, "errno", None) or (int(told[1]) if told else None)
         if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             place = next(parent for parent in path.absolute().parents if parent.exists())
@@ -88,7 +90,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends without error."""
     # Compression and format follow the suffix, so the temporary name keeps it.
     temporary = path.with_name(f".{os.getpid()}{PARTIAL}.{path.name}")
@@ -108,13 +110,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; rename it to `path` when the block ends without error.
 
     Raises InputError if `path` already holds something: nothing is ever overwritten.
     """
-    refuse_existing(path)
-    temporary = partial(path)
+    check_not_exists(path)
+    temporary = partial_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
     with disk_errors(path):
         temporary.mkdir(parents=True)
@@ -123,27 +125,31 @@ def whole_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        publish(temporary, path)
+        commit(temporary, path)
 
 
-def publish(temporary: Path, path: Path) -> None:
+def commit(temporary: Path, path: Path) -> None:
     """Rename a finished folder to its place (atomic on one file system)."""
-    refuse_existing(path)
+    check_not_exists(path)
     if path.exists():
         path.rmdir()
     temporary.replace(path)
 
 
-def refuse_existing(path: Path) -> None:
+def check_not_exists(path: Path) -> None:
     """Raise InputError if `path` is a file or a folder with something in it."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise InputError(f"{path} already exists. Choose another name, or remove it first if it is no longer needed.")
+        raise InputError(
+            f"{path} already exists. Choose another name, or remove it first if it is no longer needed."
+        )
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(
+            json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -153,15 +159,19 @@ def read_json(path: Path, what: str) -> Any:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path.parent} is not {what}: it has no {path.name}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged and cannot be read as JSON ({error}). Make {what} anew.") from error
+        raise InputError(
+            f"{path} is damaged and cannot be read as JSON ({error}). Make {what} anew."
+        ) from error
 
 
 @contextmanager
-def whole(path: Path, remedy: str = "Prepare the store anew.") -> Iterator[Path]:
+def describe_read_errors(path: Path, remedy: str = "Prepare the store anew.") -> Iterator[Path]:
     """Turn what goes wrong in reading a file into a message that names it and says what to do."""
     try:
         yield path
-    except Exception as error:  # pyarrow, zipfile, numpy and nibabel each have their own error for a damaged file
+    except (
+        Exception
+    ) as error:  # pyarrow, zipfile, numpy and nibabel each have their own error for a damaged file
         raise InputError(
             f"{path} is missing, damaged or truncated ({type(error).__name__}: {error}). {remedy}"
         ) from error

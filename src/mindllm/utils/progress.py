@@ -7,7 +7,14 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 EVERY_SECONDS = 30  # between lines that stand for a bar where there is no terminal
 logger = logging.getLogger(__name__)
@@ -19,7 +26,7 @@ class Advance(Protocol):
     def __call__(self, count: int, words: str | None = None, /) -> None: ...
 
 
-def bars(console: Console, transient: bool = False) -> Progress:
+def make_progress(console: Console, transient: bool = False) -> Progress:
     """Bars with counts, time gone and time left; `transient` ones vanish at the end."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -29,7 +36,9 @@ def bars(console: Console, transient: bool = False) -> Progress:
 
 
 @contextmanager
-def counting(progress: Progress | None, words: str, total: int, done: int = 0) -> Iterator[Advance]:
+def progress_bar(
+    progress: Progress | None, words: str, total: int, done: int = 0
+) -> Iterator[Advance]:
     """Yield a function that is told how many more of `total` are done, and moves a bar with the time left."""
     task = progress.add_task(words, total=total, completed=done) if progress else None
     last, told, title = time.monotonic(), done, words
@@ -47,7 +56,7 @@ def counting(progress: Progress | None, words: str, total: int, done: int = 0) -
 
 
 @contextmanager
-def waiting(progress: Progress | None, words: str) -> Iterator[None]:
+def spinner(progress: Progress | None, words: str) -> Iterator[None]:
     """A bar without an end for what cannot be counted."""
     task = progress.add_task(words, total=None) if progress else None
     yield

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def numbers(some: Sequence[int]) -> str:
+def format_ranges(some: Sequence[int]) -> str:
     """Whole numbers as ranges: 1-3,7."""
     runs: list[list[int]] = []
     for n in some:

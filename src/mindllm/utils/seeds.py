@@ -3,6 +3,6 @@
 import zlib
 
 
-def own_seed(seed: int, subject: str) -> list[int]:
+def subject_seed(seed: int, subject: str) -> list[int]:
     """A subject's own random numbers: the same whoever is evaluated beside them."""
     return [seed, zlib.crc32(subject.encode())]

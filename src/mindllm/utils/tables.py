@@ -8,7 +8,9 @@ import pandas as pd
 from mindllm.utils.errors import InputError
 
 # Identifiers such as stimulus numbers stay text.
-TEXT = dict.fromkeys(("subject", "stimulus", "label", "session", "run", "file", "mask", "split", "caption"), str)
+TEXT = dict.fromkeys(
+    ("subject", "stimulus", "label", "session", "run", "file", "mask", "split", "caption"), str
+)
 
 
 def read_table(file: Path, what: str, columns: Sequence[str] = ()) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Checks of options and arrays."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -8,16 +9,21 @@ from pydantic import BaseModel, ValidationError
 
 from mindllm.utils.errors import InputError
 
-Model = TypeVar("Model", bound=BaseModel)
+StrictModel = TypeVar("StrictModel", bound=BaseModel)
 
 
-def checked(kind: type[Model], content: Mapping[str, Any], where: str) -> Model:
+def validate_model(kind: type[StrictModel], content: Mapping[str, Any], where: str) -> StrictModel:
     """Content as a configuration; an unknown key or a value out of range is an InputError that names it."""
     try:
         return kind(**content)
     except ValidationError as error:
-        places = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}" for e in error.errors())
-        raise InputError(f"{where}: {places}. `mindllm config` prints every option of a training.") from error
+        places = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}"
+            for e in error.errors()
+        )
+        raise InputError(
+            f"{where}: {places}. `mindllm config` prints every option of a training."
+        ) from error
 
 
 def check_values(values: np.ndarray, count: int, name: str) -> None:
@@ -36,3 +42,33 @@ def check_finite(values: np.ndarray, where: str) -> None:
         raise InputError(
             f"{where} holds NaN or infinite values in {len(voxels)} of {values.shape[1]} voxels of its mask (first trial concerned: {trials[0]}). Take these voxels out of the mask (where a `mindllm prepare` command has --nan drop, it does so), or mend the scan."
         )
+
+
+def check_format(path: Path, what: str, found: object, current: int, remedy: str) -> None:
+    """Raise InputError unless what lies at `path` has the current format.
+
+    Parameters
+    ----------
+    path : Path
+        Where it lies.
+    what : str
+        What it is: "store", "model", "report".
+    found : object
+        The format number that it states.
+    current : int
+        The format that this version reads and writes.
+    remedy : str
+        What to do about an older one, such as "Prepare it again."
+
+    Raises
+    ------
+    InputError
+        For an older or newer format, or none.
+    """
+    if found == current:
+        return
+    newer = isinstance(found, int) and found > current
+    raise InputError(
+        f"{path} has {what} format {found}; this version of mindllm reads {current}. "
+        f"{'Upgrade mindllm.' if newer else remedy}"
+    )

@@ -2,7 +2,17 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "pandas", "nibabel", "nilearn", "pycocoevalcap")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pandas",
+    "nibabel",
+    "nilearn",
+    "pycocoevalcap",
+)
 UNKNOWN = "unknown"
 
 

@@ -6,48 +6,69 @@ from typing import Any
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
-from mindllm.evaluate.conditions import ALL, CONDITIONS
-from mindllm.evaluate.evaluation_set import Task
-from mindllm.evaluate.results import Readings, Said
-from mindllm.evaluate.score import RESAMPLES
-from mindllm.metrics.captions import lines_scores, tokenize
+from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
+from mindllm.evaluation.evaluation_set import EvaluationSet
+from mindllm.evaluation.results import ConditionPredictions, SubjectPredictions
+from mindllm.evaluation.score import RESAMPLES
+from mindllm.metrics.captions import sentence_scores, tokenize
 from mindllm.metrics.inference import bootstrap_interval
 
 TEXT_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
-MEANS = TEXT_METRICS[4:]  # the mean of what each text earns; METEOR's official value weighs texts by their length
+MEANS = TEXT_METRICS[
+    4:
+]  # the mean of what each text earns; METEOR's official value weighs texts by their length
 COLUMNS = 2 + 4 + 4 + len(MEANS)  # BLEU's lengths, n-grams said and n-grams right
-DRAWS = 3  # stand-ins per trial, where a condition has many readings of which none is the trial's own
+DRAWS = (
+    3  # stand-ins per trial, where a condition has many readings of which none is the trial's own
+)
 Lines = Mapping[str, str]
 
 
-def text_scores(people: Sequence[Readings], task: Task, seed: int = 0) -> list[dict[str, Any]]:
+def text_scores(
+    people: Sequence[SubjectPredictions], task: EvaluationSet, seed: int = 0
+) -> list[dict[str, Any]]:
     """Rows for each person, condition and score, in per cent; `difference` is brain minus the condition. Needs Java.
 
     A human caption is the stimulus' second accepted answer, scored against the others, where every stimulus has two.
     """
-    accepted = dict(zip(task.stimuli, task.accepted, strict=True))
-    several = all(len(set(some)) > 1 for some in task.accepted)
+    accepted = dict(zip(task.stimuli, task.references, strict=True))
+    several = all(len(set(some)) > 1 for some in task.references)
     # person -> condition -> what is said (B, draws) and the accepted answers (B)
     pairs: dict[str, dict[str, tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]]]] = {}
     for readings in people:
-        rng, right = np.random.default_rng([seed, len(pairs)]), [accepted[s] for s in readings.stimuli]
+        rng, right = (
+            np.random.default_rng([seed, len(pairs)]),
+            [accepted[s] for s in readings.stimuli],
+        )
         pairs[readings.subject] = {
             c: (drawn(said, rng, CONDITIONS[c].kind == "blind"), right)
-            for c, said in readings.said.items()
-            if c != "shuffled_session"
+            for c, said in readings.conditions.items()
+            if c != "shuffled_within_session"
         }
         if several:
             others = [[text for text in some if text != some[1]] for some in right]
             pairs[readings.subject]["human"] = ([[some[1]] for some in right], others)
-    texts = {t for own in pairs.values() for said, right in own.values() for some in (*said, *right) for t in some}
-    lines = {text: found[0] for text, found in tokenize({text: [text] for text in sorted(texts)}).items()}
+    texts = {
+        t
+        for own in pairs.values()
+        for said, right in own.values()
+        for some in (*said, *right)
+        for t in some
+    }
+    lines = {
+        text: found[0] for text, found in tokenize({text: [text] for text in sorted(texts)}).items()
+    }
     found = {p: {c: measure(*said, lines) for c, said in own.items()} for p, own in pairs.items()}
     answers = {readings.subject: task.columns(readings.stimuli)[1] for readings in people}
-    rows = [row for person in found for row in tabulate({person: found[person]}, answers, seed)]
-    return rows if len(found) == 1 else [*rows, *tabulate(found, answers, seed)]
+    rows = [
+        row
+        for person in found
+        for row in summarize_text_scores({person: found[person]}, answers, seed)
+    ]
+    return rows if len(found) == 1 else [*rows, *summarize_text_scores(found, answers, seed)]
 
 
-def drawn(said: Said, rng: np.random.Generator, blind: bool) -> list[list[str]]:
+def drawn(said: ConditionPredictions, rng: np.random.Generator, blind: bool) -> list[list[str]]:
     """The texts of each trial: its own, some drawn from its group, or the first one, where no scan is read."""
     if said.groups is None:
         return [[text] for text in said.texts]
@@ -65,14 +86,20 @@ def measure(
     keys = [(i, d) for i, some in enumerate(said) for d in range(len(some))]
     given = {f"{i}#{d}": [lines[said[i][d]]] for i, d in keys}
     wanted = {f"{i}#{d}": [lines[text] for text in right[i]] for i, d in keys}
-    total, each = lines_scores(given, wanted)
+    total, each = sentence_scores(given, wanted)
     table = np.zeros((len(said), COLUMNS))
     bleu = BleuScorer(n=4)
     for key in given:
         bleu += (given[key][0], wanted[key])
     for n, ((i, _), comps) in enumerate(zip(keys, bleu.ctest, strict=True)):
         closest = min((abs(length - comps["testlen"]), length) for length in comps["reflen"])[1]
-        row = [closest, comps["testlen"], *comps["guess"], *comps["correct"], *(each[name][n] for name in MEANS)]
+        row = [
+            closest,
+            comps["testlen"],
+            *comps["guess"],
+            *comps["correct"],
+            *(each[name][n] for name in MEANS),
+        ]
         table[i] += np.array(row) / len(said[i])
     return np.array([total[name] for name in TEXT_METRICS]), table
 
@@ -86,8 +113,10 @@ def corpus(sums: np.ndarray, trials: np.ndarray) -> np.ndarray:
     return np.concatenate([precision * penalty[:, None], sums[:, 10:] / trials[:, None]], 1)
 
 
-def tabulate(
-    found: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]], answers: Mapping[str, np.ndarray], seed: int
+def summarize_text_scores(
+    found: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    answers: Mapping[str, np.ndarray],
+    seed: int,
 ) -> list[dict[str, Any]]:
     """Rows of one person, or of all: then each score is the mean of people's, and the interval is over people and answers."""
     people = list(found)
@@ -95,10 +124,18 @@ def tabulate(
     table = np.concatenate([np.concatenate([found[p][c][1] for c in names], 1) for p in people])
     shown = np.concatenate([answers[p] for p in people])
     whose = np.concatenate([np.full(len(answers[p]), p) for p in people])
-    value = np.stack([np.mean([found[p][c][0] for p in people], 0) for c in names])  # (conditions, 7)
+    value = np.stack(
+        [np.mean([found[p][c][0] for p in people], 0) for c in names]
+    )  # (conditions, 7)
     plain = np.stack(
         [
-            np.mean([corpus(found[p][c][1].sum(0)[None], np.array([len(answers[p])]))[0] for p in people], 0)
+            np.mean(
+                [
+                    corpus(found[p][c][1].sum(0)[None], np.array([len(answers[p])]))[0]
+                    for p in people
+                ],
+                0,
+            )
             for c in names
         ]
     )
@@ -109,24 +146,30 @@ def tabulate(
 
     low, high = (
         side.reshape(2, len(names), -1)
-        for side in bootstrap_interval(table, shown, whose, resamples=RESAMPLES, seed=seed, statistic=statistic)
+        for side in bootstrap_interval(
+            table, shown, whose, resamples=RESAMPLES, seed=seed, statistic=statistic
+        )
     )
     moved = value - plain  # from the mean over texts to the official value: of METEOR alone
     gap, apart = value[:1] - value, moved[:1] - moved
     rows = []
     for n, condition in enumerate(names):
         for m, metric in enumerate(TEXT_METRICS):
-            row = {"subject": people[0] if len(people) == 1 else ALL, "condition": condition, "metric": metric}
+            row = {
+                "subject": people[0] if len(people) == 1 else ALL_SUBJECTS,
+                "condition": condition,
+                "metric": metric,
+            }
             row |= {
                 "value": 100 * value[n, m],
                 "ci_low": 100 * (low[0, n, m] + moved[n, m]),
                 "ci_high": 100 * (high[0, n, m] + moved[n, m]),
             }
-            if condition != "brain":
+            if condition != "fmri":
                 row |= {
                     "difference": 100 * gap[n, m],
-                    "difference_low": 100 * (low[1, n, m] + apart[n, m]),
-                    "difference_high": 100 * (high[1, n, m] + apart[n, m]),
+                    "difference_ci_low": 100 * (low[1, n, m] + apart[n, m]),
+                    "difference_ci_high": 100 * (high[1, n, m] + apart[n, m]),
                 }
             rows.append({k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()})
     return rows

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-ALL = "all"
-Kind = Literal["brain", "shuffled", "blind", "trained", "baseline", "reference"]
+ALL_SUBJECTS = "all"
+Kind = Literal["fmri", "shuffled", "blind", "trained", "baseline", "reference"]
 
 
 @dataclass(frozen=True)
@@ -22,27 +22,27 @@ class Condition:
 
 
 CONDITIONS = {
-    "brain": Condition("brain", "brain", "the scan", "the scan itself"),
-    "shuffled": Condition("shuffled", "shuffled", "shuffled scans", "any trial of the same person, at random"),
-    "shuffled_session": Condition(
+    "fmri": Condition("fmri", "fmri", "the scan", "the scan itself"),
+    "shuffled_trials": Condition("shuffled", "shuffled trials", "shuffled scans", "any trial of the same person, at random"),
+    "shuffled_within_session": Condition(
         "shuffled", "shuffled in session", "scans shuffled within the session", "any trial of the same session, at random"
     ),
-    "other_person": Condition("shuffled", "other person", "another person's scans", "any trial of another person"),
-    "no_brain": Condition("blind", "no brain", "no brain", "the mean fMRI token of training"),
+    "other_subject": Condition("shuffled", "other subject", "another subject's scans", "any trial of another subject"),
+    "null_tokens": Condition("blind", "null tokens", "null tokens", "the mean fMRI token of training"),
     "question_only": Condition("blind", "question only", "the question alone", "the prompt without fMRI tokens"),
     "zero": Condition("blind", "zero input", "a scan of zeros", "a scan in which every voxel is at its mean"),
     "noise": Condition("blind", "noise input", "noise", "scans of independent Gaussian noise"),
-    "constant": Condition("blind", "constant", "the constant answer", "the most frequent training answer"),
-    "shuffled_pairs": Condition(
-        "trained", "trained on shuffled pairs", "the model trained on shuffled pairs",
+    "most_frequent": Condition("blind", "most frequent", "the constant answer", "the most frequent training answer"),
+    "trained_on_permuted_pairs": Condition(
+        "trained", "trained on permuted pairs", "the model trained on permuted pairs",
         "the same training, with each scan paired with another trial's text",
     ),
     "other_model": Condition("trained", "other model", "the other model", "another model, reading the same trials"),
     "ridge": Condition(
         "baseline", "ridge", "ridge with the nearest training caption", "ridge regression to text embeddings, then the nearest training caption"
     ),
-    "nearest_pattern": Condition(
-        "baseline", "nearest pattern", "the nearest training pattern", "the training stimulus whose mean pattern correlates most"
+    "nearest_neighbor": Condition(
+        "baseline", "nearest neighbor", "the nearest training pattern", "the training stimulus whose mean pattern correlates most"
     ),
     "cluster_oracle": Condition(
         "reference", "cluster oracle", "an oracle of clusters", "told only which of k clusters of answers is the true one"

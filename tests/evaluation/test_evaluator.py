@@ -13,17 +13,17 @@ import torch
 from rich.console import Console
 
 from mindllm.data.store import Store
-from mindllm.data.store_writer import captions, write
-from mindllm.evaluate.conditions import ALL, CONDITIONS
-from mindllm.evaluate.evaluator import evaluate
-from mindllm.evaluate.results import Report
-from mindllm.fmri.masker import VoxelSpace
+from mindllm.data.store_writer import conversations_from_captions, write_store
+from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
+from mindllm.evaluation.evaluator import evaluate
+from mindllm.evaluation.results import EvaluationResult
+from mindllm.fmri.masker import VoxelMasker
 from mindllm.metrics.registry import METRICS
-from mindllm.model.attention_maps import attention_by_region, attention_map, attention_mass
+from mindllm.model.attention_maps import attention_by_parcel, attention_map, attention_mass
 from mindllm.model.modeling import MindLLM
-from mindllm.plotting.curves import training_curve
+from mindllm.plotting.curves import plot_training_curve
 from mindllm.report.sections import examples
-from mindllm.report.summary import find
+from mindllm.report.summary import get_row
 from mindllm.utils.errors import InputError
 
 STIMULI = 12
@@ -35,12 +35,14 @@ class Planted(MindLLM):
     skill = 1.0
     wording = "scene {}"
 
-    def encode(self, values, space):
-        width = self.encoder.config.n_tokens * self.encoder.config.token_width
-        read = torch.as_tensor(values)[:, :STIMULI] * self.skill
-        return torch.nn.functional.pad(read, (0, width - STIMULI)).unflatten(1, (-1, self.encoder.config.token_width))
+    def encode(self, betas, masker):
+        width = self.encoder.config.num_fmri_tokens * self.encoder.config.token_dim
+        read = torch.as_tensor(betas)[:, :STIMULI] * self.skill
+        return torch.nn.functional.pad(read, (0, width - STIMULI)).unflatten(
+            1, (-1, self.encoder.config.token_dim)
+        )
 
-    def score(self, tokens, candidates, question="", rows=512):
+    def score_candidates(self, tokens, candidates, question="", rows=512):
         assert not self.training, "dropout must be off"
         if not tokens.shape[1]:  # the question alone
             return torch.zeros(len(tokens), len(candidates))
@@ -55,9 +57,11 @@ class Planted(MindLLM):
 
 
 def planted(tiny_model: MindLLM, **card: object) -> Planted:
-    model = Planted(tiny_model.encoder.config, tiny_model.encoder.regions, tiny_model.llm)
+    model = Planted(
+        tiny_model.encoder.config, tiny_model.encoder.parcel_names, tiny_model.language_model
+    )
     names = [f"s{i:02d}" for i in range(STIMULI)]
-    model.card = {
+    model.model_card = {
         "subjects": ["other"],
         "stimuli": names,
         "answers": {f"scene {i}": 2 for i in range(STIMULI)},
@@ -68,46 +72,66 @@ def planted(tiny_model: MindLLM, **card: object) -> Planted:
     return model
 
 
-def make_store(path: Path, space: VoxelSpace, *, noise: float = 0.1, split: str = "train", people: int = 2) -> Store:
+def make_store(
+    path: Path, space: VoxelMasker, *, noise: float = 0.1, split: str = "train", people: int = 2
+) -> Store:
     """Everybody sees each stimulus twice; voxel s is high for stimulus s."""
     rng, shown, subjects = np.random.default_rng(0), np.tile(np.arange(STIMULI), 2), []
     for n in range(people):
         betas = noise * rng.normal(size=(len(shown), len(space)))
         betas[np.arange(len(shown)), shown] += 1
         trials = pd.DataFrame({"stimulus": [f"s{i:02d}" for i in shown], "split": split})
-        own = VoxelSpace(
-            f"sub-{n + 1:02d}", space.shape, space.affine, space.ijk, space.mm, space.regions, space.region_names
+        own = VoxelMasker(
+            f"sub-{n + 1:02d}",
+            space.shape,
+            space.affine,
+            space.voxel_indices,
+            space.coords_mm,
+            space.parcel_labels,
+            space.parcel_names,
         )
         subjects.append((own, betas.astype(np.float32), trials))
     table = pd.DataFrame(
-        {"stimulus": [f"s{i:02d}" for i in range(STIMULI)], "caption": [f"scene {i}" for i in range(STIMULI)]}
+        {
+            "stimulus": [f"s{i:02d}" for i in range(STIMULI)],
+            "caption": [f"scene {i}" for i in range(STIMULI)],
+        }
     )
-    return write(path, subjects, captions(table), name="planted", origin="made by the tests", licence="MIT")
+    return write_store(
+        path,
+        subjects,
+        conversations_from_captions(table),
+        name="planted",
+        source="made by the tests",
+        license="MIT",
+    )
 
 
 @pytest.fixture
-def store(tmp_path: Path, space: VoxelSpace) -> Store:
+def store(tmp_path: Path, space: VoxelMasker) -> Store:
     return make_store(tmp_path / "store", space)
 
 
-def quick(model: MindLLM, store: Store, *args: object, **options: object) -> Report:
+def quick(model: MindLLM, store: Store, *args: object, **options: object) -> EvaluationResult:
     return evaluate(model, store, *args, progress=False, **options)
 
 
 def test_a_planted_perfect_model_gets_everything_right(tiny_model: MindLLM, store: Store) -> None:
     report = quick(planted(tiny_model), store)
     for metric in METRICS:
-        for subject in ("sub-01", "sub-02", ALL):
-            row = find(report.rows, metric, subject=subject)
+        for subject in ("sub-01", "sub-02", ALL_SUBJECTS):
+            row = get_row(report.rows, metric, subject=subject)
             assert row["value"] == row["ci_low"] == row["ci_high"] == 1
             assert row["p_value"] == pytest.approx(1 / 2001)
-    assert report.value("identification_top1", "shuffled") == pytest.approx(1 / STIMULI)
-    assert find(report.rows, "identification_top1")["mean_rank"] == 1
+    assert report.value("identification_top1", "shuffled_trials") == pytest.approx(1 / STIMULI)
+    assert get_row(report.rows, "identification_top1")["mean_rank"] == 1
     assert "above its controls: shuffled scans" in report.meta["verdict"][0]
     assert "not above" not in report.meta["verdict"][0]
 
 
-def test_a_model_that_says_nothing_stands_at_chance_and_the_verdict_says_so(tiny_model: MindLLM, store: Store) -> None:
+def test_a_model_that_says_nothing_stands_at_chance_and_the_verdict_says_so(
+    tiny_model: MindLLM, store: Store
+) -> None:
     model = planted(tiny_model)
     model.skill = 0.0
     report = quick(model, store)
@@ -115,40 +139,53 @@ def test_a_model_that_says_nothing_stands_at_chance_and_the_verdict_says_so(tiny
         if CONDITIONS[row["condition"]].kind in ("reference", "baseline"):
             continue
         if row["metric"] != "exact_match":
-            assert row["value"] == pytest.approx(row["chance"], rel=1e-9), row
+            assert row["value"] == pytest.approx(row["chance_level"], rel=1e-9), row
         elif row["condition"] != "question_only":
             assert row["value"] == pytest.approx(1 / STIMULI), row
-    assert find(report.rows, "identification_top1")["p_value"] == 1
+    assert get_row(report.rows, "identification_top1")["p_value"] == 1
     assert "not above its controls" in report.meta["verdict"][0]
 
 
-def test_noise_alone_is_not_above_its_controls(tiny_model: MindLLM, tmp_path: Path, space: VoxelSpace) -> None:
+def test_noise_alone_is_not_above_its_controls(
+    tiny_model: MindLLM, tmp_path: Path, space: VoxelMasker
+) -> None:
     report = quick(planted(tiny_model), make_store(tmp_path / "noise", space, noise=1e6))
-    shuffled = find(report.rows, "identification_top1", "shuffled")
+    shuffled = get_row(report.rows, "identification_top1", "shuffled_trials")
     assert shuffled["value"] == pytest.approx(1 / STIMULI)
-    assert min(row["p_value"] for row in report.rows if row["subject"] == ALL and "p_value" in row) > 0.01
-    assert find(report.rows, "identification_top1")["p_value"] > 0.05
+    assert (
+        min(
+            row["p_value"]
+            for row in report.rows
+            if row["subject"] == ALL_SUBJECTS and "p_value" in row
+        )
+        > 0.01
+    )
+    assert get_row(report.rows, "identification_top1")["p_value"] > 0.05
     assert "not above its controls" in report.meta["verdict"][0]
 
 
 def test_constant_uses_training_frequencies(tiny_model: MindLLM, store: Store) -> None:
     report = quick(planted(tiny_model, answers={"scene 3": 50, "scene 4": 1}), store)
-    assert report.value("exact_match", "constant") == pytest.approx(1 / STIMULI)
-    assert report.value("identification_top1", "constant") == pytest.approx(1 / STIMULI)
+    assert report.value("exact_match", "most_frequent") == pytest.approx(1 / STIMULI)
+    assert report.value("identification_top1", "most_frequent") == pytest.approx(1 / STIMULI)
     assert report.meta["constant_text"] == "scene 3"
     assert report.meta["constant_ties"] == 1
 
 
-def test_no_trial_is_dropped_and_shuffled_order_does_not_matter(tiny_model: MindLLM, store: Store) -> None:
+def test_no_trial_is_dropped_and_shuffled_order_does_not_matter(
+    tiny_model: MindLLM, store: Store
+) -> None:
     report = quick(planted(tiny_model), store, batch_size=5)
-    assert [(p["subject"], p["trial"]) for p in report.predictions] == [
+    assert [(p["subject"], p["trial_index"]) for p in report.predictions] == [
         (s, i) for s in store.subjects for i in range(24)
     ]
-    assert {row["n"] for row in report.rows if row["subject"] == ALL} == {48}
+    assert {row["n"] for row in report.rows if row["subject"] == ALL_SUBJECTS} == {48}
     assert report.rows == quick(planted(tiny_model), store, batch_size=16).rows
 
 
-def test_only_unseen_trials_are_evaluated(tiny_model: MindLLM, store: Store, tmp_path: Path, space: VoxelSpace) -> None:
+def test_only_unseen_trials_are_evaluated(
+    tiny_model: MindLLM, store: Store, tmp_path: Path, space: VoxelMasker
+) -> None:
     trained = planted(tiny_model, subjects=["sub-01"])
     with pytest.raises(
         InputError,
@@ -164,26 +201,34 @@ def test_only_unseen_trials_are_evaluated(tiny_model: MindLLM, store: Store, tmp
     }  # fmt: skip
     assert "identification of seen stimuli in unseen people" in report.meta["verdict"][-1]
     tested = quick(
-        planted(tiny_model, subjects=["sub-01"], stimuli=["x"]), make_store(tmp_path / "test", space, split="test")
+        planted(tiny_model, subjects=["sub-01"], stimuli=["x"]),
+        make_store(tmp_path / "test", space, split="test"),
     )
     assert tested.meta["subjects"]["sub-01"]["split"] == "test"
     assert "none of the 12 evaluated stimuli was" in tested.meta["verdict"][-1]
 
 
-def test_validation_people_are_no_clean_test(tiny_model: MindLLM, store: Store, tmp_path: Path) -> None:
+def test_validation_people_are_no_clean_test(
+    tiny_model: MindLLM, store: Store, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    report = quick(planted(tiny_model, validation_subjects=["sub-02"]), store, out=out, pictures=False)
+    report = quick(
+        planted(tiny_model, validation_subjects=["sub-02"]), store, out=out, pictures=False
+    )
     assert any(
-        "Not a clean test: trials of sub-02 were validation data" in sentence for sentence in report.meta["verdict"]
+        "Not a clean test: trials of sub-02 were validation data" in sentence
+        for sentence in report.meta["verdict"]
     )
     assert "chose the weights" in (out / "report.html").read_text()
 
 
-def test_a_silent_card_is_unknown_not_guessed(tiny_model: MindLLM, store: Store, tmp_path: Path) -> None:
+def test_a_silent_card_is_unknown_not_guessed(
+    tiny_model: MindLLM, store: Store, tmp_path: Path
+) -> None:
     model = planted(tiny_model)
-    model.card = {}
+    model.model_card = {}
     report = quick(model, store, out=tmp_path / "out", pictures=False)
-    assert report.value("exact_match", "constant") is None
+    assert report.value("exact_match", "most_frequent") is None
     assert "unknown" in report.meta["verdict"][-1]
     assert "unknown" in (tmp_path / "out" / "report.md").read_text()
 
@@ -206,9 +251,9 @@ def test_the_real_path_with_a_tiny_language_model(tiny_model: MindLLM, tiny_stor
     report = quick(tiny_model, tiny_store, ["sub-01", "sub-03"], batch_size=7, max_new_tokens=4)
     assert tiny_model.training, "the caller's mode is kept"
     assert len(report.predictions) == 48
-    assert report.likelihoods["sub-03"].shape == (24, 6)
-    assert report.value("identification_top1", "shuffled") == pytest.approx(1 / 6)
-    assert report.value("identification_gain_top1", "no_brain") == pytest.approx(1 / 6)
+    assert report.log_likelihoods["sub-03"].shape == (24, 6)
+    assert report.value("identification_top1", "shuffled_trials") == pytest.approx(1 / 6)
+    assert report.value("identification_llr_top1", "null_tokens") == pytest.approx(1 / 6)
 
 
 class Page(HTMLParser):
@@ -220,7 +265,11 @@ class Page(HTMLParser):
         self.open: list[str] = []
 
     def handle_starttag(self, tag, attrs):
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.links += [
+            value or ""
+            for name, value in attrs
+            if name in ("src", "href", "srcset", "data", "action")
+        ]
         if tag not in ("meta", "img", "source", "br", "link"):
             self.open.append(tag)
 
@@ -244,13 +293,26 @@ def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> N
         "report.md",
     ]
     content = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert {"subject", "condition", "metric", "value", "ci_low", "ci_high", "n", "chance"} <= set(content["rows"][0])
+    assert {
+        "subject",
+        "condition",
+        "metric",
+        "value",
+        "ci_low",
+        "ci_high",
+        "n",
+        "chance_level",
+    } <= set(content["rows"][0])
     found = {(r["subject"], r["condition"], r["metric"]) for r in content["rows"]}
     measured = set(CONDITIONS) - set(content["meta"]["missing"]) - {"human", "other_model"}
-    assert found == {(s, c, m) for s in ("sub-01", "sub-02", ALL) for c in measured for m in METRICS}
+    assert found == {
+        (s, c, m) for s in ("sub-01", "sub-02", ALL_SUBJECTS) for c in measured for m in METRICS
+    }
     assert len(content["rows"]) == len(found)
     assert all(
-        r["ci_low"] - 1e-9 <= r["value"] <= r["ci_high"] + 1e-9 for r in content["rows"] if r["value"] is not None
+        r["ci_low"] - 1e-9 <= r["value"] <= r["ci_high"] + 1e-9
+        for r in content["rows"]
+        if r["value"] is not None
     )
     assert content["meta"]["model"]["name"] == "my-model"
     assert {"data", "seed", "versions", "time"} <= set(content["meta"])
@@ -261,9 +323,11 @@ def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> N
     assert not page.open
     assert len(page.links) == 2 * 9
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert not re.search(r"<script|<link|@import|url\(", html), "nothing runs and nothing is fetched"
+    assert not re.search(r"<script|<link|@import|url\(", html), (
+        "nothing runs and nothing is fetched"
+    )
     with np.load(tmp_path / "out" / "likelihoods.npz", allow_pickle=False) as file:
-        assert set(file.files) == {"candidates", "no_brain", "sub-01", "sub-02"}
+        assert set(file.files) == {"candidates", "null_tokens", "sub-01", "sub-02"}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 100])
@@ -275,29 +339,36 @@ def test_examples_show_the_worst_beside_the_best(count: int) -> None:
 
 
 def test_attention_is_a_map_whose_mean_is_one(
-    tiny_model: MindLLM, space: VoxelSpace, monkeypatch: pytest.MonkeyPatch
+    tiny_model: MindLLM, space: VoxelMasker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = attention_map(tiny_model, space)
-    values = image.get_fdata()[tuple(space.ijk.T)]
+    values = image.get_fdata()[tuple(space.voxel_indices.T)]
     assert image.shape == space.shape
     assert values.mean() == pytest.approx(1, rel=1e-5)
     assert (values > 0).all()
     with torch.inference_mode():
-        whole = tiny_model.encoder.attention(tiny_model.encoder.locate(space)).mean(0).numpy()
+        whole = (
+            tiny_model.encoder.attention_weights(tiny_model.encoder.prepare_voxels(space))
+            .mean(0)
+            .numpy()
+        )
     np.testing.assert_allclose(values, whole * len(space), rtol=1e-4)
-    monkeypatch.setattr("mindllm.model.attention_maps.PIECE_BYTES", 4 * len(space) * 3)
+    monkeypatch.setattr("mindllm.model.attention_maps.CHUNK_BYTES", 4 * len(space) * 3)
     np.testing.assert_allclose(attention_mass(tiny_model, space), whole, rtol=1e-4)
 
 
-def test_attention_by_region_leaves_nothing_out(tiny_model: MindLLM, space: VoxelSpace) -> None:
-    table = attention_by_region(tiny_model, space)
-    assert set(table["parcellation"]) == set(space.regions)
+def test_attention_by_region_leaves_nothing_out(tiny_model: MindLLM, space: VoxelMasker) -> None:
+    table = attention_by_parcel(tiny_model, space)
+    assert set(table["parcellation"]) == set(space.parcel_labels)
     np.testing.assert_allclose(table.groupby("parcellation")[["attention", "voxel_share"]].sum(), 1)
     assert table.groupby("parcellation")["voxels"].sum().eq(len(space)).all()
 
 
 def test_training_curve_of_two_stages(tmp_path: Path) -> None:
-    history = [{"step": i, "stage": 1, "loss": 3 - i / 10, "val_loss": 3.0, "val_top1": i / 20} for i in range(5)]
+    history = [
+        {"step": i, "stage": 1, "loss": 3 - i / 10, "val_loss": 3.0, "val_top1": i / 20}
+        for i in range(5)
+    ]
     history += [{"step": i, "stage": 2, "loss": 2 - i / 10} for i in range(5)]
-    training_curve(history, tmp_path / "curve.png")
+    plot_training_curve(history, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

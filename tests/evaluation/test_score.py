@@ -10,38 +10,44 @@ import pytest
 import torch
 from scipy.stats import kstest, ttest_1samp
 from sklearn.metrics import roc_auc_score
+from tests.evaluation.test_evaluator import STIMULI, make_store, planted, quick
 
-from mindllm.data.dataset import Trials
-from mindllm.data.store import Store, mean_values
-from mindllm.evaluate.baselines import Meanings, TrainingTrials, Unavailable, constant, oracle
-from mindllm.evaluate.compare import compare
-from mindllm.evaluate.conditions import ALL, CONDITIONS
-from mindllm.evaluate.evaluation_set import Task, choose_task
-from mindllm.evaluate.evaluator import evaluate
-from mindllm.evaluate.noise_ceiling import noise_ceiling
-from mindllm.evaluate.predictor import Reader
-from mindllm.evaluate.results import Readings, Said
-from mindllm.evaluate.score import judge, pool, tabulate
-from mindllm.evaluate.text_scores import TEXT_METRICS, corpus, measure, text_scores
-from mindllm.fmri.masker import VoxelSpace
+from mindllm.data.dataset import TrialDataset
+from mindllm.data.store import Store, mean_betas
+from mindllm.evaluation.baselines import (
+    AnswerEmbeddings,
+    ConditionSkipped,
+    TrainingTrials,
+    cluster_oracle,
+    most_frequent_baseline,
+)
+from mindllm.evaluation.compare import compare
+from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
+from mindllm.evaluation.evaluation_set import EvaluationSet, build_evaluation_set
+from mindllm.evaluation.evaluator import evaluate
+from mindllm.evaluation.noise_ceiling import noise_ceiling
+from mindllm.evaluation.predictor import Predictor
+from mindllm.evaluation.results import ConditionPredictions, SubjectPredictions
+from mindllm.evaluation.score import pool_subjects, score_predictions, summarize_scores
+from mindllm.evaluation.text_scores import TEXT_METRICS, corpus, measure, text_scores
+from mindllm.fmri.masker import VoxelMasker
 from mindllm.metrics.calibration import auroc, calibration, reliability
 from mindllm.metrics.captions import caption_scores, tokenize
-from mindllm.metrics.identification import n_way, rank_credit
-from mindllm.metrics.inference import bootstrap_interval, p_value, people_p, permutation_means
+from mindllm.metrics.identification import n_way_weights, rank_scores
+from mindllm.metrics.inference import bootstrap_interval, group_p_value, p_value, permutation_null
 from mindllm.metrics.registry import METRICS
 from mindllm.model import checkpoint
 from mindllm.model.modeling import MindLLM
-from mindllm.report.summary import find
+from mindllm.report.summary import get_row
 from mindllm.training.configuration import TrainConfig
 from mindllm.training.trainer import train
 from mindllm.utils.errors import InputError
-from tests.evaluate.test_evaluator import STIMULI, make_store, planted, quick
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 7])
 def test_n_way_is_the_mean_over_all_sets_of_distractors(n: int) -> None:
     scores = np.array([0.1, 0.9, 0.4, 0.4, -1.0, 0.4, 0.8])
-    found = rank_credit(scores[None], n_way(7, n))[0]
+    found = rank_scores(scores[None], n_way_weights(7, n))[0]
     for true in range(7):
         others = [c for c in range(7) if c != true]
         wins = []
@@ -49,13 +55,13 @@ def test_n_way_is_the_mean_over_all_sets_of_distractors(n: int) -> None:
             level = sum(scores[c] == scores[true] for c in some)
             wins.append((scores[list(some)] <= scores[true]).all() / (1 + level))
         assert found[true] == pytest.approx(np.mean(wins))
-    assert n_way(7, n).mean() == pytest.approx(1 / n), "chance"
+    assert n_way_weights(7, n).mean() == pytest.approx(1 / n), "chance_level"
 
 
 def test_pairwise_is_how_many_others_are_less_likely() -> None:
     scores = np.random.default_rng(0).normal(size=(20, 9))
     below = (scores[:, None, :] < scores[:, :, None]).sum(2) / 8
-    np.testing.assert_allclose(rank_credit(scores, n_way(9, 2)), below)
+    np.testing.assert_allclose(rank_scores(scores, n_way_weights(9, 2)), below)
 
 
 def test_people_are_drawn_too_and_count_alike() -> None:
@@ -72,21 +78,29 @@ def test_the_interval_over_people_and_stimuli_covers_the_population() -> None:
     people, stimuli = np.repeat(np.arange(12), 30), np.tile(np.arange(30), 12)
     for seed in range(repeats):
         truth = 0.5 + 0.1 * rng.normal(size=12)[people] + 0.1 * rng.normal(size=30)[stimuli]
-        low, high = bootstrap_interval(truth + 0.3 * rng.normal(size=360), stimuli, people, resamples=300, seed=seed)
+        low, high = bootstrap_interval(
+            truth + 0.3 * rng.normal(size=360), stimuli, people, resamples=300, seed=seed
+        )
         inside += low <= 0.5 <= high
     assert 0.89 <= inside / repeats <= 1
 
 
 def test_people_at_large_is_students_test() -> None:
     differences = np.random.default_rng(0).normal(0.3, 1, (7, 3))
-    np.testing.assert_allclose(people_p(differences), ttest_1samp(differences, 0, alternative="greater").pvalue)
+    np.testing.assert_allclose(
+        group_p_value(differences), ttest_1samp(differences, 0, alternative="greater").pvalue
+    )
 
 
 def test_stand_ins_come_from_the_trials_own_group() -> None:
     credit = np.diag([1.0, 1, 0, 0])
-    within = permutation_means([(credit, np.arange(4))], (np.array([0, 1, 2, 3]), np.array([0, 1, 2, 3])))
+    within = permutation_null(
+        [(credit, np.arange(4))], (np.array([0, 1, 2, 3]), np.array([0, 1, 2, 3]))
+    )
     assert (within == 0.5).all(), "alone in its group, a trial stays in place"
-    few = permutation_means([(np.eye(2), np.array([0, 0, 1, 1]))], (np.zeros(2), np.zeros(4)), permutations=4000)
+    few = permutation_null(
+        [(np.eye(2), np.array([0, 0, 1, 1]))], (np.zeros(2), np.zeros(4)), permutations=4000
+    )
     assert few.mean() == pytest.approx(0.5, abs=0.02)
 
 
@@ -95,37 +109,60 @@ def test_stand_ins_come_from_the_trials_own_group() -> None:
 CANDIDATES, PEOPLE = 20, 2
 
 
-def made_up(seed: int, signal: float) -> tuple[Task, list[Readings]]:
+def made_up(seed: int, signal: float) -> tuple[EvaluationSet, list[SubjectPredictions]]:
     """Readings that like some answers more than others whatever the scan, with a signal in the brain's alone."""
     rng = np.random.default_rng(seed)
     names = [f"s{i:02d}" for i in range(2 * CANDIDATES)]
     truth = np.arange(2 * CANDIDATES) % CANDIDATES
     answers = [f"answer {i}" for i in range(CANDIDATES)]
     rows = {f"p{n}": np.arange(len(names)) for n in range(PEOPLE)}
-    task = Task(rows, dict.fromkeys(rows, "test"), names, [[answers[t]] for t in truth], answers, truth, "", "")
-    liked = {c: 2 * rng.normal(size=CANDIDATES) for c in ("brain", "shuffled_pairs", "ridge", "no_brain", "constant")}
+    task = EvaluationSet(
+        rows,
+        dict.fromkeys(rows, "test"),
+        names,
+        [[answers[t]] for t in truth],
+        answers,
+        truth,
+        "",
+        "",
+    )
+    liked = {
+        c: 2 * rng.normal(size=CANDIDATES)
+        for c in ("fmri", "trained_on_permuted_pairs", "ridge", "null_tokens", "most_frequent")
+    }
     people = []
     for person in rows:
         brain, pairs, ridge = (
-            liked[c] + rng.normal(size=(len(names), CANDIDATES)) for c in ("brain", "shuffled_pairs", "ridge")
+            liked[c] + rng.normal(size=(len(names), CANDIDATES))
+            for c in ("fmri", "trained_on_permuted_pairs", "ridge")
         )
         brain[np.arange(len(names)), truth] += signal
         texts = [answers[i] for i in brain.argmax(1)]
-        own = Said(brain, texts, liked["no_brain"])
-        said = {"brain": own, "shuffled": own.for_all(len(names))}
-        said["shuffled_session"] = own.standing_in(np.arange(len(names)) % 4, np.arange(len(names)) % 4)
-        said["no_brain"] = Said(liked["no_brain"][None], ["?"], liked["no_brain"]).for_all(len(names))
-        said["constant"] = Said(liked["constant"][None], [answers[0]], liked["constant"]).for_all(len(names))
-        said["shuffled_pairs"] = Said(pairs, [answers[i] for i in pairs.argmax(1)], liked["shuffled_pairs"])
-        said["ridge"] = Said(ridge, [answers[i] for i in ridge.argmax(1)])
-        people.append(Readings(person, np.array(names), said))
+        own = ConditionPredictions(brain, texts, liked["null_tokens"])
+        said = {"fmri": own, "shuffled_trials": own.broadcast_to_trials(len(names))}
+        said["shuffled_within_session"] = own.shared_within(
+            np.arange(len(names)) % 4, np.arange(len(names)) % 4
+        )
+        said["null_tokens"] = ConditionPredictions(
+            liked["null_tokens"][None], ["?"], liked["null_tokens"]
+        ).broadcast_to_trials(len(names))
+        said["most_frequent"] = ConditionPredictions(
+            liked["most_frequent"][None], [answers[0]], liked["most_frequent"]
+        ).broadcast_to_trials(len(names))
+        said["trained_on_permuted_pairs"] = ConditionPredictions(
+            pairs, [answers[i] for i in pairs.argmax(1)], liked["trained_on_permuted_pairs"]
+        )
+        said["ridge"] = ConditionPredictions(ridge, [answers[i] for i in ridge.argmax(1)])
+        people.append(SubjectPredictions(person, np.array(names), said))
     return task, people
 
 
 def p_values(seed: int, signal: float = 0.0) -> dict[tuple[str, str], float]:
     task, people = made_up(seed, signal)
-    pooled = pool([judge(r, task, permutations=399, seed=[seed, n]) for n, r in enumerate(people)])
-    rows = tabulate(pooled, CANDIDATES, resamples=20, seed=seed)
+    pooled = pool_subjects(
+        [score_predictions(r, task, permutations=399, seed=[seed, n]) for n, r in enumerate(people)]
+    )
+    rows = summarize_scores(pooled, CANDIDATES, resamples=20, seed=seed)
     return {(r["condition"], r["metric"]): r["p_value"] for r in rows if "p_value" in r}
 
 
@@ -135,16 +172,30 @@ def null() -> list[dict[tuple[str, str], float]]:
 
 
 @pytest.mark.parametrize(
-    "condition", ["shuffled", "shuffled_session", "no_brain", "constant", "shuffled_pairs", "ridge"]
+    "condition",
+    [
+        "shuffled_trials",
+        "shuffled_within_session",
+        "null_tokens",
+        "most_frequent",
+        "trained_on_permuted_pairs",
+        "ridge",
+    ],
 )
-def test_without_a_signal_p_values_are_uniform(null: list[dict[tuple[str, str], float]], condition: str) -> None:
-    values = np.array([found[condition, "identification_pairwise"] for found in null])
+def test_without_a_signal_p_values_are_uniform(
+    null: list[dict[tuple[str, str], float]], condition: str
+) -> None:
+    values = np.array([found[condition, "identification_2way"] for found in null])
     assert kstest(values, "uniform").pvalue > 0.001
     for level in (0.05, 0.1, 0.25):
-        assert (values < level).mean() == pytest.approx(level, abs=3.5 * np.sqrt(level * (1 - level) / len(null)))
+        assert (values < level).mean() == pytest.approx(
+            level, abs=3.5 * np.sqrt(level * (1 - level) / len(null))
+        )
 
 
-def test_without_a_signal_no_score_is_above_any_control_too_often(null: list[dict[tuple[str, str], float]]) -> None:
+def test_without_a_signal_no_score_is_above_any_control_too_often(
+    null: list[dict[tuple[str, str], float]],
+) -> None:
     for key in null[0]:
         share = np.mean([found[key] < 0.05 for found in null])
         assert share <= 0.05 + 3.5 * np.sqrt(0.05 * 0.95 / len(null)), key
@@ -152,26 +203,33 @@ def test_without_a_signal_no_score_is_above_any_control_too_often(null: list[dic
 
 def test_with_a_signal_every_control_is_beaten() -> None:
     for seed in range(5):
-        assert max(p for (_, metric), p in p_values(seed, 5.0).items() if "gain" not in metric) < 0.05
+        assert (
+            max(p for (_, metric), p in p_values(seed, 5.0).items() if "gain" not in metric) < 0.05
+        )
 
 
 def test_a_control_better_than_shuffled_scans_moves_the_null_up() -> None:
     task, people = made_up(0, 1.5)
-    strong = people[0].said | {
-        "constant": Said(np.zeros((1, CANDIDATES)), [task.candidates[0]]).for_all(2 * CANDIDATES)
+    strong = people[0].conditions | {
+        "most_frequent": ConditionPredictions(
+            np.zeros((1, CANDIDATES)), [task.candidates[0]]
+        ).broadcast_to_trials(2 * CANDIDATES)
     }
-    easy = Task(
-        task.rows,
+    easy = EvaluationSet(
+        task.trial_indices,
         task.splits,
         task.stimuli,
-        [[task.candidates[0], *some] for some in task.accepted],
+        [[task.candidates[0], *some] for some in task.references],
         task.candidates,
-        task.truth,
+        task.target_indices,
         "",
         "",
     )
-    rows = tabulate(judge(Readings("p0", people[0].stimuli, strong), easy, seed=0), CANDIDATES)
-    row = find(rows, "exact_match", "constant", "p0")
+    rows = summarize_scores(
+        score_predictions(SubjectPredictions("p0", people[0].stimuli, strong), easy, seed=0),
+        CANDIDATES,
+    )
+    row = get_row(rows, "exact_match", "most_frequent", "p0")
     assert row["value"] == 1
     assert row["p_value"] > 0.5
 
@@ -180,46 +238,53 @@ def test_a_control_better_than_shuffled_scans_moves_the_null_up() -> None:
 
 
 def test_the_question_alone_has_no_place_for_a_scan(tiny_model: MindLLM, tiny_store: Store) -> None:
-    task = choose_task(tiny_store, {}, ["sub-01"], None, None, "What?")
-    reader = Reader(tiny_model, task, options={"max_new_tokens": 4})
-    said = reader.question_only()
-    assert said.likelihood is not None
-    assert said.likelihood.shape == (1, len(task.candidates))
-    assert tiny_model.prompter.n_fmri_tokens == tiny_model.encoder.config.n_tokens, "the model itself is left as it was"
+    task = build_evaluation_set(tiny_store, {}, ["sub-01"], None, None, "What?")
+    reader = Predictor(tiny_model, task, options={"max_new_tokens": 4})
+    said = reader.predict_question_only()
+    assert said.log_likelihoods is not None
+    assert said.log_likelihoods.shape == (1, len(task.candidates))
+    assert tiny_model.processor.num_fmri_tokens == tiny_model.encoder.config.num_fmri_tokens, (
+        "the model itself is left as it was"
+    )
     # The same by hand: tokenize the conversation without the placeholder.
-    tokenizer, answer = tiny_model.llm.tokenizer, task.candidates[2]
-    turns = tiny_model.ask(task.question, answer)
+    tokenizer, answer = tiny_model.language_model.tokenizer, task.candidates[2]
+    turns = tiny_model.build_conversation(task.question, answer)
     turns[0]["content"] = turns[0]["content"].replace("<fMRI>", "")
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     start = text.index(answer)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = torch.tensor([encoded["input_ids"]])
     with torch.no_grad():
-        logits = tiny_model.llm.model(ids).logits[0].log_softmax(-1)
+        logits = tiny_model.language_model.model(ids).logits[0].log_softmax(-1)
     end = len(text.rstrip())
     counted = [i for i, (a, _) in enumerate(encoded["offset_mapping"]) if start <= a < end]
     expected = sum(logits[i - 1, ids[0, i]].item() for i in counted)
-    assert said.likelihood[0, 2] == pytest.approx(expected, abs=1e-3)
+    assert said.log_likelihoods[0, 2] == pytest.approx(expected, abs=1e-3)
 
 
 def test_repeats_are_averaged_before_they_are_read(tiny_store: Store) -> None:
     groups = [np.array([0, 6]), np.array([3]), np.array([1, 7, 13])]
-    found = mean_values(tiny_store, "sub-02", groups)
+    found = mean_betas(tiny_store, "sub-02", groups)
     for row, group in zip(found, groups, strict=True):
-        np.testing.assert_allclose(row, tiny_store.values("sub-02", group).mean(0), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            row, tiny_store.betas("sub-02", group, standardize=True).mean(0), rtol=1e-5, atol=1e-5
+        )
 
 
 # Baselines.
 
 
 def test_training_on_shuffled_pairs_keeps_everything_but_the_pairs(tiny_store: Store) -> None:
-    trials = Trials(tiny_store, ["sub-01", "sub-02"])
+    trials = TrialDataset(tiny_store, ["sub-01", "sub-02"])
     before = trials.table.copy()
-    trials.shuffle_pairs(3)
+    trials.permute_pairs(3)
     assert (before[["subject", "row"]] == trials.table[["subject", "row"]]).all().all()
     assert (before["stimulus"] != trials.table["stimulus"]).mean() > 0.5
     for subject in ("sub-01", "sub-02"):
-        counts = [t[t["subject"] == subject]["stimulus"].value_counts().sort_index() for t in (before, trials.table)]
+        counts = [
+            t[t["subject"] == subject]["stimulus"].value_counts().sort_index()
+            for t in (before, trials.table)
+        ]
         assert counts[0].equals(counts[1])
 
 
@@ -227,55 +292,71 @@ def test_ridge_reads_a_person_it_was_not_trained_on(tiny_model: MindLLM, tiny_st
     card = {
         "subjects": ["sub-01", "sub-02"],
         "store": "tiny",
-        "answers": dict.fromkeys([answers[0] for answers in tiny_store.conversations["answers"]], 4),
+        "answers": dict.fromkeys(
+            [answers[0] for answers in tiny_store.conversations["answers"]], 4
+        ),
     }
     training = TrainingTrials(tiny_store, card)
-    task = choose_task(tiny_store, card, ["sub-03"], None, None, "What?")
-    meanings = Meanings(tiny_model.llm, card["answers"], task.candidates)
-    said = training.read_ridge(training.ridge(meanings), meanings, "sub-03", [np.array([row]) for row in range(24)])
+    task = build_evaluation_set(tiny_store, card, ["sub-03"], None, None, "What?")
+    meanings = AnswerEmbeddings(tiny_model.language_model, card["answers"], task.candidates)
+    said = training.predict_ridge(
+        training.ridge(meanings), meanings, "sub-03", [np.array([row]) for row in range(24)]
+    )
     _, true = task.columns(tiny_store.trials("sub-03")["stimulus"].to_numpy())
-    assert said.likelihood is not None
-    assert (said.likelihood.argmax(1) == true).mean() >= 0.4, "chance is one in six"
-    with pytest.raises(Unavailable, match="not on one grid"):
-        training.read_nearest(task, "sub-03", [np.array([0])])
+    assert said.log_likelihoods is not None
+    assert (said.log_likelihoods.argmax(1) == true).mean() >= 0.4, "chance is one in six"
+    with pytest.raises(ConditionSkipped, match="not on one grid"):
+        training.predict_nearest_neighbor(task, "sub-03", [np.array([0])])
 
 
-def test_nearest_pattern_reads_planted_voxels(tiny_model: MindLLM, tmp_path: Path, space: VoxelSpace) -> None:
+def test_nearest_pattern_reads_planted_voxels(
+    tiny_model: MindLLM, tmp_path: Path, space: VoxelMasker
+) -> None:
     store = make_store(tmp_path / "store", space, people=3)
-    report = quick(planted(tiny_model, subjects=["sub-01", "sub-02"], store="planted"), store, ["sub-03"])
-    assert report.value("identification_top1", "nearest_pattern") > 0.8
-    assert report.value("exact_match", "nearest_pattern") > 0.8
-    assert report.value("identification_gain_top1", "nearest_pattern") is None, "it has no answer without a scan"
-    right = [p["others"]["nearest_pattern"] == p["truth"] for p in report.predictions]
-    assert np.mean(right) == pytest.approx(report.value("exact_match", "nearest_pattern"))
+    report = quick(
+        planted(tiny_model, subjects=["sub-01", "sub-02"], store="planted"), store, ["sub-03"]
+    )
+    assert report.value("identification_top1", "nearest_neighbor") > 0.8
+    assert report.value("exact_match", "nearest_neighbor") > 0.8
+    assert report.value("identification_llr_top1", "nearest_neighbor") is None, (
+        "it has no answer without a scan"
+    )
+    right = [p["others"]["nearest_neighbor"] == p["truth"] for p in report.predictions]
+    assert np.mean(right) == pytest.approx(report.value("exact_match", "nearest_neighbor"))
 
 
 def test_a_model_of_another_store_has_no_baselines_and_the_report_says_why(
-    tiny_model: MindLLM, tmp_path: Path, space: VoxelSpace
+    tiny_model: MindLLM, tmp_path: Path, space: VoxelMasker
 ) -> None:
     report = quick(planted(tiny_model), make_store(tmp_path / "store", space))
     assert "not in this store" in report.meta["missing"]["ridge"]
-    assert "--controls full" in report.meta["missing"]["shuffled_pairs"]
+    assert "--controls all" in report.meta["missing"]["trained_on_permuted_pairs"]
 
 
-def test_the_oracle_knows_the_cluster_and_nothing_else(tiny_model: MindLLM, tmp_path: Path, space: VoxelSpace) -> None:
+def test_the_oracle_knows_the_cluster_and_nothing_else(
+    tiny_model: MindLLM, tmp_path: Path, space: VoxelMasker
+) -> None:
     store = make_store(tmp_path / "store", space)
-    task = choose_task(store, {}, ["sub-01"], None, None, "What?")
-    meanings = Meanings(tiny_model.llm, {"scene 3": 2}, task.candidates)
-    said = oracle(task, task.stimuli, meanings, 4)
-    assert said.likelihood is not None
-    sizes = said.likelihood.sum(1)
-    assert (said.likelihood[np.arange(STIMULI), task.truth] == 1).all()
+    task = build_evaluation_set(store, {}, ["sub-01"], None, None, "What?")
+    meanings = AnswerEmbeddings(tiny_model.language_model, {"scene 3": 2}, task.candidates)
+    said = cluster_oracle(task, task.stimuli, meanings, 4)
+    assert said.log_likelihoods is not None
+    sizes = said.log_likelihoods.sum(1)
+    assert (said.log_likelihoods[np.arange(STIMULI), task.target_indices] == 1).all()
     assert sorted(set(said.texts)) == ["scene 3"], "it says training answers"
     assert (1 / sizes).sum() == pytest.approx(4), "each cluster is counted once"
 
 
 def test_the_constant_answer_is_the_most_frequent_and_of_equals_the_most_central(
-    tiny_model: MindLLM, tmp_path: Path, space: VoxelSpace
+    tiny_model: MindLLM, tmp_path: Path, space: VoxelMasker
 ) -> None:
-    task = choose_task(make_store(tmp_path / "store", space), {}, None, None, None, "What?")
+    task = build_evaluation_set(
+        make_store(tmp_path / "store", space), {}, None, None, None, "What?"
+    )
     answers = {"scene 1": 5, "scene 2": 5, "scene 3": 1}
-    said = constant(task, answers, Meanings(tiny_model.llm, answers, task.candidates))
+    said = most_frequent_baseline(
+        task, answers, AnswerEmbeddings(tiny_model.language_model, answers, task.candidates)
+    )
     assert set(said.texts) == {"scene 1", "scene 2"}
 
 
@@ -293,32 +374,36 @@ def test_text_scores_are_the_official_ones() -> None:
     texts = sorted({*said, *(t for some in right for t in some)})
     lines = {text: found[0] for text, found in tokenize({text: [text] for text in texts}).items()}
     value, table = measure([[text] for text in said], right, lines)
-    official, _ = caption_scores({str(i): t for i, t in enumerate(said)}, {str(i): r for i, r in enumerate(right)})
+    official, _ = caption_scores(
+        {str(i): t for i, t in enumerate(said)}, {str(i): r for i, r in enumerate(right)}
+    )
     np.testing.assert_allclose(100 * value, [official[m] for m in TEXT_METRICS])
     own = corpus(table.sum(0)[None], np.array([4]))[0]
     keep = [i for i, m in enumerate(TEXT_METRICS) if m != "METEOR"]
-    np.testing.assert_allclose(100 * own[keep], [official[TEXT_METRICS[i]] for i in keep], rtol=1e-6)
+    np.testing.assert_allclose(
+        100 * own[keep], [official[TEXT_METRICS[i]] for i in keep], rtol=1e-6
+    )
 
 
 def test_text_scores_stand_beside_their_controls_and_a_human() -> None:
     task, people = made_up(0, 9.0)
-    task = Task(
-        task.rows,
+    task = EvaluationSet(
+        task.trial_indices,
         task.splits,
         task.stimuli,
-        [[some[0], f"the {some[0]}", "an answer"] for some in task.accepted],
+        [[some[0], f"the {some[0]}", "an answer"] for some in task.references],
         task.candidates,
-        task.truth,
+        task.target_indices,
         "",
         "",
     )
     rows = text_scores(people, task)
-    brain, shuffled = find(rows, "BLEU-1"), find(rows, "BLEU-1", "shuffled")
+    brain, shuffled = get_row(rows, "BLEU-1"), get_row(rows, "BLEU-1", "shuffled_trials")
     assert brain["value"] > 95
     assert brain["ci_low"] <= brain["value"] <= brain["ci_high"] + 1e-9
-    assert shuffled["difference_low"] > 0
-    assert find(rows, "BLEU-1", "human")["value"] > shuffled["value"]
-    assert {r["subject"] for r in rows} == {"p0", "p1", ALL}
+    assert shuffled["difference_ci_low"] > 0
+    assert get_row(rows, "BLEU-1", "human")["value"] > shuffled["value"]
+    assert {r["subject"] for r in rows} == {"p0", "p1", ALL_SUBJECTS}
 
 
 # Calibration and ceiling.
@@ -341,15 +426,20 @@ def test_auroc_and_reliability() -> None:
 def test_evidence_of_every_answer(tiny_model: MindLLM, tiny_store: Store) -> None:
     report = quick(tiny_model, tiny_store, ["sub-01"], max_new_tokens=4)
     assert all(np.isfinite(p["evidence"]) for p in report.predictions)
-    tokens = tiny_model.encode(tiny_store.values("sub-01", [5]), tiny_store.space("sub-01"))
-    again = tiny_model.evidence(tokens, [tiny_model.ask(report.meta["question"], report.predictions[5]["decoded"])])
+    tokens = tiny_model.encode(
+        tiny_store.betas("sub-01", [5], standardize=True), tiny_store.masker("sub-01")
+    )
+    again = tiny_model.log_likelihood_ratio(
+        tokens,
+        [tiny_model.build_conversation(report.meta["question"], report.predictions[5]["decoded"])],
+    )
     assert report.predictions[5]["evidence"] == pytest.approx(float(again[0]), abs=1e-3)
     assert calibration(report.predictions)["probability"]["expected_calibration_error"] <= 1
 
 
-def test_the_noise_ceiling_of_planted_repeats(tmp_path: Path, space: VoxelSpace) -> None:
+def test_the_noise_ceiling_of_planted_repeats(tmp_path: Path, space: VoxelMasker) -> None:
     clear, noise = (make_store(tmp_path / str(n), space, noise=n, people=1) for n in (0.05, 1e3))
-    task = choose_task(clear, {}, None, None, None, "What?")
+    task = build_evaluation_set(clear, {}, None, None, None, "What?")
     found = noise_ceiling(clear, task, "sub-01")
     assert found is not None
     assert found["own_repeats_top1"] > 0.5
@@ -362,20 +452,29 @@ def test_the_noise_ceiling_of_planted_repeats(tmp_path: Path, space: VoxelSpace)
 # Protocols, the full report, and two of them compared.
 
 
-def test_protocols_are_rows_of_their_own(tiny_model: MindLLM, tmp_path: Path, space: VoxelSpace) -> None:
+def test_protocols_are_rows_of_their_own(
+    tiny_model: MindLLM, tmp_path: Path, space: VoxelMasker
+) -> None:
     store = make_store(tmp_path / "store", space, noise=0.5)
-    store.meta["sets"] = {"half": [f"s{i:02d}" for i in range(6)]}
-    report = quick(planted(tiny_model, subjects=["sub-01"], stimuli=["s00", "s01"]), store, ["sub-02"])
+    store.meta["stimulus_sets"] = {"half": [f"s{i:02d}" for i in range(6)]}
+    report = quick(
+        planted(tiny_model, subjects=["sub-01"], stimuli=["s00", "s01"]), store, ["sub-02"]
+    )
     found = {part["name"]: part for part in report.protocols}
     assert list(found) == [
         "single trials", "single trials, half", "single trials, stimuli seen in training", "single trials, stimuli new",
         "averaged repeats", "averaged repeats, half", "averaged repeats, stimuli seen in training", "averaged repeats, stimuli new",
     ]  # fmt: skip
     assert (found["single trials"]["trials"], found["single trials"]["candidates"]) == (24, 12)
-    assert (found["averaged repeats, half"]["trials"], found["averaged repeats, half"]["candidates"]) == (6, 6)
+    assert (
+        found["averaged repeats, half"]["trials"],
+        found["averaged repeats, half"]["candidates"],
+    ) == (6, 6)
     values = {
         name: next(
-            r["value"] for r in part["rows"] if (r["condition"], r["metric"]) == ("brain", "identification_top1")
+            r["value"]
+            for r in part["rows"]
+            if (r["condition"], r["metric"]) == ("fmri", "identification_top1")
         )
         for name, part in found.items()
     }
@@ -385,39 +484,68 @@ def test_protocols_are_rows_of_their_own(tiny_model: MindLLM, tmp_path: Path, sp
 
 def quick_training(tiny_llm_folder: Path) -> TrainConfig:
     return TrainConfig(
-        llm=str(tiny_llm_folder),
-        encoder={"n_queries": 16, "key_width": 24, "n_frequencies": 3, "region_width": 4, "hidden": 32, "n_tokens": 3, "token_width": 8, "code_width": 16},
-        align={"steps": 40, "batch_size": 48}, language={"steps": 4, "batch_size": 8},
+        language_model=str(tiny_llm_folder),
+        encoder={"num_queries": 16, "key_dim": 24, "num_frequencies": 3, "parcel_embedding_dim": 4, "hidden_size": 32, "num_fmri_tokens": 3, "token_dim": 8, "embedding_dim": 16},
+        alignment={"max_steps": 40, "batch_size": 48}, instruction_tuning={"max_steps": 4, "batch_size": 8},
     )  # fmt: skip
 
 
 def test_the_full_report_trains_on_shuffled_pairs_once(
     tiny_llm_folder: Path, tiny_store: Store, tmp_path: Path
 ) -> None:
-    model = train(tiny_store, tmp_path / "model", quick_training(tiny_llm_folder), subjects=["sub-01", "sub-02"])
+    model = train(
+        tiny_store,
+        tmp_path / "model",
+        quick_training(tiny_llm_folder),
+        subjects=["sub-01", "sub-02"],
+    )
     with pytest.raises(InputError, match="give a folder"):
-        quick(model, tiny_store, ["sub-03"], controls="full")
+        quick(model, tiny_store, ["sub-03"], controls="all")
     out = tmp_path / "report"
     report = evaluate(
-        model, tiny_store, ["sub-03"], out, controls="full", progress=False, pictures=False, max_new_tokens=4
+        model,
+        tiny_store,
+        ["sub-03"],
+        out,
+        controls="all",
+        progress=False,
+        pictures=False,
+        max_new_tokens=4,
     )
-    assert report.value("identification_top1", "shuffled_pairs") is not None
-    assert "shuffled_pairs" not in report.meta["missing"]
+    assert report.value("identification_top1", "trained_on_permuted_pairs") is not None
+    assert "trained_on_permuted_pairs" not in report.meta["missing"]
     other = checkpoint.load(out / "shuffled-pairs")
-    assert other.card["config"] == model.card["config"] | {"shuffle_pairs": True, "llm": model.llm.name}
-    assert other.card["subjects"] == ["sub-01", "sub-02"]
-    assert {(row["parcellation"], row["people"]) for row in report.meta["ablation"]} <= {("visual", 1), ("lobes", 1)}
+    assert other.model_card["config"] == model.model_card["config"] | {
+        "permute_pairs": True,
+        "language_model": model.language_model.name,
+    }
+    assert other.model_card["subjects"] == ["sub-01", "sub-02"]
+    assert {(row["parcellation"], row["people"]) for row in report.meta["ablation"]} <= {
+        ("visual", 1),
+        ("lobes", 1),
+    }
     assert len(report.meta["ablation"]) > 1
     written = (out / "shuffled-pairs" / "model.safetensors").stat().st_mtime_ns
     again = evaluate(
-        model, tiny_store, ["sub-03"], out, controls="full", progress=False, pictures=False, max_new_tokens=4
+        model,
+        tiny_store,
+        ["sub-03"],
+        out,
+        controls="all",
+        progress=False,
+        pictures=False,
+        max_new_tokens=4,
     )
-    assert (out / "shuffled-pairs" / "model.safetensors").stat().st_mtime_ns == written, "trained once"
+    assert (out / "shuffled-pairs" / "model.safetensors").stat().st_mtime_ns == written, (
+        "trained once"
+    )
     assert again.rows == report.rows
     assert "Without a region" in (out / "report.md").read_text()
 
 
-def test_a_report_compared_with_itself_and_with_others(tiny_model: MindLLM, tmp_path: Path, space: VoxelSpace) -> None:
+def test_a_report_compared_with_itself_and_with_others(
+    tiny_model: MindLLM, tmp_path: Path, space: VoxelMasker
+) -> None:
     store = make_store(tmp_path / "store", space, noise=0.3)
     good, bad = planted(tiny_model), planted(tiny_model)
     bad.skill = 0.0
@@ -425,20 +553,25 @@ def test_a_report_compared_with_itself_and_with_others(tiny_model: MindLLM, tmp_
     quick(bad, store, out=tmp_path / "bad", pictures=False, model_name="bad")
     quick(good, store, ["sub-01"], out=tmp_path / "less", pictures=False)
     same = compare(tmp_path / "good", tmp_path / "good")
-    assert all(row["difference"] == row["difference_low"] == row["difference_high"] == 0 for row in same["rows"])
+    assert all(
+        row["difference"] == row["difference_ci_low"] == row["difference_ci_high"] == 0
+        for row in same["rows"]
+    )
     assert all(row["p_value"] == 1 for row in same["rows"] if "p_value" in row)
     rows = {row["metric"]: row for row in compare(tmp_path / "good", tmp_path / "bad")["rows"]}
     assert set(rows) == {*METRICS, *TEXT_METRICS}
-    assert rows["identification_pairwise"]["difference_low"] > 0.2
-    assert rows["identification_pairwise"]["p_value"] < 0.01
+    assert rows["identification_2way"]["difference_ci_low"] > 0.2
+    assert rows["identification_2way"]["p_value"] < 0.01
     back = {row["metric"]: row for row in compare(tmp_path / "bad", tmp_path / "good")["rows"]}
-    assert back["identification_pairwise"]["difference"] == -rows["identification_pairwise"]["difference"]
+    assert back["identification_2way"]["difference"] == -rows["identification_2way"]["difference"]
     assert {m: row["p_value"] for m, row in back.items() if "p_value" in row} == {
         m: row["p_value"] for m, row in rows.items() if "p_value" in row
     }
     records = (tmp_path / "bad" / "predictions.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "bad" / "predictions.jsonl").write_text("".join(records[:-1]))
-    with pytest.raises(InputError, match=r"predictions\.jsonl has 23 trials of sub-02, likelihoods\.npz 24"):
+    with pytest.raises(
+        InputError, match=r"predictions\.jsonl has 23 trials of sub-02, likelihoods\.npz 24"
+    ):
         compare(tmp_path / "good", tmp_path / "bad")
     with pytest.raises(InputError, match="not about the same trials: 24 of 48"):
         compare(tmp_path / "good", tmp_path / "less")
@@ -447,7 +580,9 @@ def test_a_report_compared_with_itself_and_with_others(tiny_model: MindLLM, tmp_
 
 
 def test_published_numbers_have_sources_and_are_those_we_compute(shared: Path) -> None:
-    data = json.loads(files("mindllm.report").joinpath("published_results.json").read_text(encoding="utf-8"))
+    data = json.loads(
+        files("mindllm.report").joinpath("published_results.json").read_text(encoding="utf-8")
+    )
     assert {row["source"] for row in data["caption"] + data["grounding"]} <= set(data["sources"])
     assert {"UMBRAE", "BrainCap", "OneLLM", "SDRecon", "MindLLM", "UniBrain", "MindBridge"} <= {
         row["system"] for row in data["caption"]
@@ -455,8 +590,14 @@ def test_published_numbers_have_sources_and_are_those_we_compute(shared: Path) -
     assert all(set(row["scores"]) <= {*TEXT_METRICS, "SPICE"} for row in data["caption"])
     right = json.loads((shared / "brainhub" / "references.json").read_text())
     said = json.loads((shared / "brainhub" / "umbrae_sub01.json").read_text())
-    found, _ = caption_scores({k: v if isinstance(v, str) else v[0] for k, v in said.items()}, right)
-    published = next(row["scores"] for row in data["caption"] if (row["system"], row["subject"]) == ("UMBRAE", "S1"))
+    found, _ = caption_scores(
+        {k: v if isinstance(v, str) else v[0] for k, v in said.items()}, right
+    )
+    published = next(
+        row["scores"]
+        for row in data["caption"]
+        if (row["system"], row["subject"]) == ("UMBRAE", "S1")
+    )
     assert {m: round(found[m], 2) for m in TEXT_METRICS} == {m: published[m] for m in TEXT_METRICS}
 
 

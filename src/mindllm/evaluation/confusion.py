@@ -6,16 +6,20 @@ from typing import Any
 import numpy as np
 
 from mindllm.data.store import Store
-from mindllm.evaluate.baselines import Meanings
-from mindllm.evaluate.evaluation_set import Task
-from mindllm.evaluate.results import Readings
+from mindllm.evaluation.baselines import AnswerEmbeddings
+from mindllm.evaluation.evaluation_set import EvaluationSet
+from mindllm.evaluation.results import SubjectPredictions
 
 MOST = 12
 COLUMN = "category"
 
 
 def confusion(
-    store: Store, task: Task, people: list[Readings], meanings: Meanings, seed: int = 0
+    store: Store,
+    task: EvaluationSet,
+    people: list[SubjectPredictions],
+    meanings: AnswerEmbeddings,
+    seed: int = 0,
 ) -> dict[str, Any] | None:
     """Counts of trials (G, G), true category by that of the likeliest candidate, and where the categories come from.
 
@@ -27,7 +31,7 @@ def confusion(
         return None
     table = np.zeros((len(names), len(names)), int)
     for readings in people:
-        likelihood = readings.said["brain"].likelihood
+        likelihood = readings.conditions["fmri"].log_likelihoods
         assert likelihood is not None
         _, true = task.columns(readings.stimuli)
         np.add.at(table, (of_candidate[true], of_candidate[likelihood.argmax(1)]), 1)
@@ -38,30 +42,36 @@ def confusion(
         "counts": table.tolist(),
         "origin": origin,
         "right": float(np.trace(table) / table.sum()),
-        "chance": float(share @ read),
+        "chance_level": float(share @ read),
     }
 
 
-def told(store: Store, task: Task) -> tuple[list[str], np.ndarray, str] | None:
+def told(store: Store, task: EvaluationSet) -> tuple[list[str], np.ndarray, str] | None:
     """Categories from the trials tables: names, and that of each candidate (C,), the most frequent of its stimuli's."""
     found: dict[str, str] = {}
-    for subject in task.rows:
+    for subject in task.trial_indices:
         trials = store.trials(subject)
         if COLUMN in trials:
             found |= dict(zip(trials["stimulus"], trials[COLUMN].astype(str), strict=True))
     if set(task.stimuli) - set(found):
         return None
     counts = [Counter[str]() for _ in task.candidates]
-    for stimulus, candidate in zip(task.stimuli, task.truth, strict=True):
+    for stimulus, candidate in zip(task.stimuli, task.target_indices, strict=True):
         counts[candidate][found[stimulus]] += 1
     chosen = [count.most_common(1)[0][0] for count in counts]
     names = sorted(set(chosen))
     if len(names) > 3 * MOST:
         return None
-    return names, np.array([names.index(name) for name in chosen]), f"the column “{COLUMN}” of the trials"
+    return (
+        names,
+        np.array([names.index(name) for name in chosen]),
+        f"the column “{COLUMN}” of the trials",
+    )
 
 
-def clustered(task: Task, meanings: Meanings, seed: int) -> tuple[list[str], np.ndarray, str]:
+def clustered(
+    task: EvaluationSet, meanings: AnswerEmbeddings, seed: int
+) -> tuple[list[str], np.ndarray, str]:
     """Clusters of the candidates: names, and that of each candidate (C,)."""
     k = min(MOST, len(task.candidates) // 3)
     if k < 2:

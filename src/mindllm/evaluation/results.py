@@ -9,49 +9,53 @@ from typing import Any
 import numpy as np
 from rich.console import Group
 
-from mindllm.evaluate.conditions import ALL
-from mindllm.metrics.inference import Groups, people_means
-from mindllm.utils.files import whole_file, write_json
+from mindllm.evaluation.conditions import ALL_SUBJECTS
+from mindllm.metrics.inference import Groups, subject_means
+from mindllm.utils.files import atomic_write, write_json
 
 
 @dataclass(frozen=True)
-class Said:
+class ConditionPredictions:
     """What a reader said: log-likelihoods or other scores of the candidates (R, C), None where it has none, and texts (R,).
 
     blind: (C,) what it says of the candidates without a scan, for the gain.  groups: of the rows (R,) and of the trials
     (B,), where rows stand in for trials; None: row b is trial b's own.
     """
 
-    likelihood: np.ndarray | None
+    log_likelihoods: np.ndarray | None
     texts: Sequence[str]
-    blind: np.ndarray | None = None
+    null_log_likelihoods: np.ndarray | None = None
     groups: Groups | None = None
 
     @property
-    def gain(self) -> np.ndarray | None:
+    def log_likelihood_ratios(self) -> np.ndarray | None:
         """(R, C): how much likelier the scan makes each candidate."""
-        return None if self.likelihood is None or self.blind is None else self.likelihood - self.blind
+        return (
+            None
+            if self.log_likelihoods is None or self.null_log_likelihoods is None
+            else self.log_likelihoods - self.null_log_likelihoods
+        )
 
-    def standing_in(self, of_rows: np.ndarray, of_trials: np.ndarray) -> "Said":
+    def shared_within(self, of_rows: np.ndarray, of_trials: np.ndarray) -> "ConditionPredictions":
         """The same rows, standing in for trials of the same group."""
         return replace(self, groups=(of_rows, of_trials))
 
-    def for_all(self, trials: int) -> "Said":
+    def broadcast_to_trials(self, trials: int) -> "ConditionPredictions":
         """The same rows, standing in for every trial alike."""
-        return self.standing_in(np.zeros(len(self.texts), int), np.zeros(trials, int))
+        return self.shared_within(np.zeros(len(self.texts), int), np.zeros(trials, int))
 
 
 @dataclass(frozen=True)
-class Readings:
+class SubjectPredictions:
     """What every condition said about B trials of one person."""
 
     subject: str
     stimuli: np.ndarray  # (B,) what was shown
-    said: Mapping[str, Said]
+    conditions: Mapping[str, ConditionPredictions]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialScores:
     """Credit per trial, condition -> (B, M), NaN where a metric does not apply; and what the tests of a condition need.
 
     luck: (B, M) per condition that reads trials, the mean credit of its other readings.  nulls: (P, M) means under
@@ -60,45 +64,50 @@ class Outcome:
     """
 
     subject: str
-    credit: Mapping[str, np.ndarray]
-    luck: Mapping[str, np.ndarray]
-    nulls: Mapping[str, np.ndarray]
+    scores: Mapping[str, np.ndarray]
+    expected_scores: Mapping[str, np.ndarray]
+    null_distributions: Mapping[str, np.ndarray]
     ranks: Mapping[str, np.ndarray]
     stimuli: np.ndarray
-    answers: np.ndarray
-    people: np.ndarray
+    target_indices: np.ndarray
+    subjects: np.ndarray
 
     def mean(self, table: np.ndarray) -> np.ndarray:
         """(M,): the mean of people's means of (B, M)."""
-        return people_means(table, self.people).mean(0)
+        return subject_means(table, self.subjects).mean(0)
 
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationResult:
     """`rows` (subject x condition x metric), `texts` (likewise, the field's text scores), `protocols`, what was said
     (`predictions`, one per trial), and how it was measured (`meta`)."""
 
     rows: list[dict[str, Any]]
-    texts: list[dict[str, Any]]
+    text_scores: list[dict[str, Any]]
     protocols: list[dict[str, Any]]
     predictions: list[dict[str, Any]]
     meta: dict[str, Any]
-    likelihoods: dict[str, Any]  # arrays: per subject (B, C), and `no_brain` (C,)
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    log_likelihoods: dict[str, Any]  # arrays: per subject (B, C), and `no_brain` (C,)
+    figures: dict[str, bytes] = field(default_factory=dict)
 
-    def value(self, metric: str, condition: str = "brain", subject: str = ALL) -> float | None:
+    def value(
+        self, metric: str, condition: str = "fmri", subject: str = ALL_SUBJECTS
+    ) -> float | None:
         """One value of the table; None where the condition was not measured."""
         keys = (metric, condition, subject)
-        return next((r["value"] for r in self.rows if (r["metric"], r["condition"], r["subject"]) == keys), None)
+        return next(
+            (r["value"] for r in self.rows if (r["metric"], r["condition"], r["subject"]) == keys),
+            None,
+        )
 
     @property
     def content(self) -> dict[str, Any]:
         """What report.json holds."""
         return {
-            "format": FORMAT, "verdict": self.meta["verdict"], "rows": self.rows, "texts": self.texts,
+            "format": FORMAT, "verdict": self.meta["verdict"], "rows": self.rows, "texts": self.text_scores,
             "protocols": self.protocols, "meta": self.meta,
         }  # fmt: skip
 
@@ -113,18 +122,22 @@ class Report:
         from mindllm.report.render import as_html, as_markdown  # which imports this module
 
         out = Path(out)
-        with whole_file(out / "predictions.jsonl") as path:
+        with atomic_write(out / "predictions.jsonl") as path:
             lines = (json.dumps(p, ensure_ascii=False) + "\n" for p in self.predictions)
             path.write_text("".join(lines), encoding="utf-8")
-        with whole_file(out / "likelihoods.npz") as path:
-            np.savez_compressed(path, candidates=np.array(self.meta["candidates"]), **self.likelihoods)
-        for name, picture in self.pictures.items():
+        with atomic_write(out / "likelihoods.npz") as path:
+            np.savez_compressed(
+                path, candidates=np.array(self.meta["candidates"]), **self.log_likelihoods
+            )
+        for name, picture in self.figures.items():
             kind, whose, theme = name.split("|")
             if theme == "light":
-                with whole_file(out / "pictures" / f"{kind}-{whose}.png") as path:
+                with atomic_write(out / "pictures" / f"{kind}-{whose}.png") as path:
                     path.write_bytes(picture)
-        with whole_file(out / "report.md") as path:
-            path.write_text(as_markdown(self.content, self.predictions, self.pictures), encoding="utf-8")
-        with whole_file(out / "report.html") as path:
-            path.write_text(as_html(self.content, self.predictions, self.pictures), encoding="utf-8")
+        with atomic_write(out / "report.md") as path:
+            path.write_text(
+                as_markdown(self.content, self.predictions, self.figures), encoding="utf-8"
+            )
+        with atomic_write(out / "report.html") as path:
+            path.write_text(as_html(self.content, self.predictions, self.figures), encoding="utf-8")
         write_json(out / "report.json", self.content)

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mindllm.data.splits import AS_PREPARED, SPLITS
+from mindllm.data.splits import DEFAULT_SPLIT, SPLITS
 from mindllm.data.store import Store
 from mindllm.metrics.exact_match import normalize_answer
 from mindllm.utils.errors import InputError
 
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationSet:
     """The evaluated trials, and everything that their scores are compared with.
 
     rows: subject -> trial numbers in the store (B,).  splits: subject -> the split they were taken from, in words.
@@ -23,12 +23,12 @@ class Task:
     candidates: (C,) first answers, unique after normalization, sorted.  truth: (S,) the candidate of each stimulus.
     """
 
-    rows: Mapping[str, np.ndarray]
+    trial_indices: Mapping[str, np.ndarray]
     splits: Mapping[str, str]
     stimuli: Sequence[str]
-    accepted: Sequence[Sequence[str]]
+    references: Sequence[Sequence[str]]
     candidates: Sequence[str]
-    truth: np.ndarray
+    target_indices: np.ndarray
     question: str
     question_origin: str
 
@@ -36,29 +36,31 @@ class Task:
         """Trials' stimuli (B,) as numbers in `stimuli` (B,) and true candidates (B,)."""
         number = {name: i for i, name in enumerate(self.stimuli)}
         found = np.array([number[name] for name in stimuli])
-        return found, self.truth[found]
+        return found, self.target_indices[found]
 
 
-def choose_task(
+def build_evaluation_set(
     store: Store,
     card: Mapping[str, Any],
     subjects: Sequence[str] | None,
     split: str | None,
     question: str | None,
     default: str,
-) -> Task:
+) -> EvaluationSet:
     """Choose trials and candidates. Raises InputError where a trained subject has no test trials, or a stimulus no answer."""
     check_split(store, card)
     trained = set(card.get("subjects", []))
     rows, splits = {}, {}
-    for subject in store.choose(subjects):
-        found = choose_rows(store.trials(subject), subject, subject in trained, split)
-        if len(found[0]) or subjects or store.split.get("by") != "subject":  # who was left out is who is meant
+    for subject in store.select_subjects(subjects):
+        found = select_trials(store.trials(subject), subject, subject in trained, split)
+        if (
+            len(found[0]) or subjects or store.split.get("by") != "subject"
+        ):  # who was left out is who is meant
             rows[subject], splits[subject] = found
     check_chosen(store, rows, trained, split)
     stimuli = [store.trials(subject)["stimulus"].to_numpy()[rows[subject]] for subject in rows]
     names = sorted(set(np.concatenate(stimuli).tolist()))
-    table = answers_of(store, names, int(sum(map(len, stimuli))), np.concatenate(stimuli))
+    table = collect_references(store, names, int(sum(map(len, stimuli))), np.concatenate(stimuli))
     accepted = [list(answers) for answers in table["answers"]]
     first = [normalize_answer(answers[0]) for answers in accepted]
     texts: dict[str, str] = {}
@@ -71,7 +73,16 @@ def choose_task(
         )
     place = {normalize_answer(text): i for i, text in enumerate(candidates)}
     asked, origin = choose_question(table["turns"].tolist(), question, default)
-    return Task(rows, splits, names, accepted, candidates, np.array([place[key] for key in first]), asked, origin)
+    return EvaluationSet(
+        rows,
+        splits,
+        names,
+        accepted,
+        candidates,
+        np.array([place[key] for key in first]),
+        asked,
+        origin,
+    )
 
 
 def open_store(path: str | Path, card: Mapping[str, Any], split: str | None) -> Store:
@@ -83,14 +94,16 @@ def open_store(path: str | Path, card: Mapping[str, Any], split: str | None) -> 
 
 def check_split(store: Store, card: Mapping[str, Any]) -> None:
     """Raise InputError where the model was trained on this data with another split: what is tested may have been trained on."""
-    trained = card.get("split", {}).get("name", AS_PREPARED)
+    trained = card.get("split", {}).get("name", DEFAULT_SPLIT)
     if store.meta.get("name") == card.get("store") and trained != store.split["name"]:
         raise InputError(
-            f"the model was trained with the split {trained!r} of {card['store']}, and {store.path} is opened with {store.split['name']!r}: its test trials may have been trained on. Give --split-name {trained!r} (here are {', '.join([AS_PREPARED, *store.splits])})."
+            f"the model was trained with the split {trained!r} of {card['store']}, and {store.path} is opened with {store.split['name']!r}: its test trials may have been trained on. Give --split-scheme {trained!r} (here are {', '.join([DEFAULT_SPLIT, *store.splits])})."
         )
 
 
-def choose_rows(trials: pd.DataFrame, subject: str, trained: bool, split: str | None) -> tuple[np.ndarray, str]:
+def select_trials(
+    trials: pd.DataFrame, subject: str, trained: bool, split: str | None
+) -> tuple[np.ndarray, str]:
     """The trial numbers to evaluate, and in words which they are."""
     kinds = trials["split"].value_counts().to_dict()
     if split is None and not trained and "test" not in kinds:
@@ -106,17 +119,23 @@ def choose_rows(trials: pd.DataFrame, subject: str, trained: bool, split: str | 
     return found, wanted
 
 
-def check_chosen(store: Store, rows: Mapping[str, np.ndarray], trained: set[str], split: str | None) -> None:
+def check_chosen(
+    store: Store, rows: Mapping[str, np.ndarray], trained: set[str], split: str | None
+) -> None:
     """Raise InputError if a chosen subject has no trial to evaluate, naming those that have."""
     bare = [subject for subject, found in rows.items() if not len(found)]
     if not bare:
         return
     wanted, kinds = split or "test", store.trials(bare[0])["split"].value_counts().to_dict()
     why = (
-        " (the model was trained on this subject, so only those count)" if bare[0] in trained and split is None else ""
+        " (the model was trained on this subject, so only those count)"
+        if bare[0] in trained and split is None
+        else ""
     )
     fair = [
-        s for s in store.subjects if (split is None and s not in trained) or wanted in set(store.trials(s)["split"])
+        s
+        for s in store.subjects
+        if (split is None and s not in trained) or wanted in set(store.trials(s)["split"])
     ]
     raise InputError(
         f"{len(bare)} of {len(rows)} subjects have no trial of the split {wanted} to evaluate; first {bare[0]}{why}, whose trials are {kinds}. "
@@ -124,7 +143,9 @@ def check_chosen(store: Store, rows: Mapping[str, np.ndarray], trained: set[str]
     )
 
 
-def answers_of(store: Store, stimuli: Sequence[str], trials: int, shown: np.ndarray) -> pd.DataFrame:
+def collect_references(
+    store: Store, stimuli: Sequence[str], trials: int, shown: np.ndarray
+) -> pd.DataFrame:
     """One conversation per stimulus, in this order: its first row of the first source in the table."""
     table = store.conversations
     if not len(table):
@@ -149,7 +170,10 @@ def choose_question(
     """The question, and where it comes from: the caller, the conversations where they share one, or the model's own."""
     if question is not None:
         return question, "given"
-    asked = {next((turn["content"] for turn in turns if turn["role"] == "user"), default) for turns in conversations}
+    asked = {
+        next((turn["content"] for turn in turns if turn["role"] == "user"), default)
+        for turns in conversations
+    }
     return (
         (asked.pop(), "of the data set")
         if len(asked) == 1
