@@ -1,4 +1,4 @@
-"""What the README and the docs promise: commands, options, files, links, numbers, and Python that runs."""
+"""Check the README and the docs against the program: commands, options, links, sizes, Python."""
 
 import re
 import shlex
@@ -17,7 +17,6 @@ from mindllm.cli import app
 from mindllm.convert.mindllm_checkpoint import convert_checkpoint
 from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
-from mindllm.model import checkpoint
 from mindllm.model.configuration import PRESETS, MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder
 from mindllm.model.language_model import FrozenLanguageModel
@@ -27,87 +26,116 @@ from tests.conftest import REGIONS
 from tests.published import Sizes, make_published
 
 ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "mindllm"
+DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 PAGES = [
     README,
     ROOT / "CHANGELOG.md",
     ROOT / "CONTRIBUTING.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *(page for page in sorted(DOCS.rglob("*.md")) if page.parent.name != "example-report"),
 ]
-ids = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+ids = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 
 
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced code blocks of a page in one language."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
-    return [code for kind, code in found if kind == language]
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [code for kind, code in fenced if kind == language]
 
 
 def prose(page: Path) -> str:
-    """A page without its fenced code blocks."""
-    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    """A page without its fenced code blocks, and without the old names in tables of renames."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return re.sub(
+        r"(?<=^\| Old \| New \|\n\|---\|---\|\n)(?:\|.*\n)+",
+        lambda table: re.sub(r"^\|[^|]*\|", "| |", table[0], flags=re.M),
+        text,
+        flags=re.M,
+    )
 
 
-def lines(page: Path) -> Iterator[list[str]]:
-    """The shell commands of a page, as words: its code blocks, and what stands in backticks in the text."""
+def shell_commands(page: Path) -> Iterator[list[str]]:
+    """The commands in the code blocks of a page, as words, without what follows a redirection."""
     for block in blocks(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
-            yield shlex.split(line, comments=True)
+            words = shlex.split(line, comments=True)
+            yield words[: words.index(">")] if ">" in words else words
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The shell commands of a page, as words: those in code blocks, and those in backticks."""
+    yield from shell_commands(page)
     for inline in re.findall(r"`((?:mindllm|make) [^`]+)`", prose(page)):
         yield shlex.split(re.sub(r"<[^>]*>", "X", inline))
 
 
-def command_of(words: list[str]) -> tuple[typer.core.TyperCommand, list[str]]:
-    """The command that words name, and the words left for it."""
-    found = typer.main.get_command(app)
-    while hasattr(found, "commands"):
-        assert words, f"{found.name}: no verb is given"
-        assert words[0] in found.commands, (
-            f"there is no command {words[0]!r}; there are {sorted(found.commands)}"
-        )
-        found, words = found.commands[words[0]], words[1:]
-    return found, words
+def leaves() -> dict[str, typer.core.TyperCommand]:
+    """Every command that does something, by its words: `prepare bids`, `train`, ..."""
+    todo, by_words = [((), typer.main.get_command(app))], {}
+    while todo:
+        words, command = todo.pop()
+        if hasattr(command, "commands"):
+            todo += [((*words, name), child) for name, child in command.commands.items()]
+        else:
+            by_words[" ".join(words)] = command
+    return by_words
+
+
+def split_command(words: list[str]) -> tuple[str, list[str]]:
+    """The command that words name, such as `prepare bids`, and the words left for it."""
+    known = leaves()
+    for count in (1, 2):
+        if " ".join(words[:count]) in known:
+            return " ".join(words[:count]), words[count:]
+    raise AssertionError(f"there is no command {' '.join(words[:2])!r}; there are {sorted(known)}")
 
 
 @ids
 def test_commands_and_their_options_exist(page: Path) -> None:
-    for words in lines(page):
+    for words in commands(page):
         if words[:1] != ["mindllm"] or words[1:] == ["prepare"]:
             continue
-        words = words[: words.index(">")] if ">" in words else words
-        command, rest = command_of(words[1:])
-        known = {name: parameter for parameter in command.params for name in parameter.opts}
+        name, rest = split_command(words[1:])
+        known = {option for parameter in leaves()[name].params for option in parameter.opts}
         for word in rest:
             assert not word.startswith("--") or word in known, (
                 f"{' '.join(words)}: no option {word}"
             )
 
 
-def test_whole_commands_of_the_readme_are_understood() -> None:
-    """Every argument and required option is there: the words can be parsed, though nothing is run."""
-    seen = set()
-    for block in blocks(README, "sh"):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if words[:1] == ["mindllm"]:
-                words = words[: words.index(">")] if ">" in words else words
-                command, rest = command_of(words[1:])
-                command.make_context(str(command.name), rest)
-                seen.add(command.name)
-    assert seen == {"bids", "nsd", "instructions", "inspect", "split", "train", "decode", "evaluate", "compare", "answer", "convert", "demo", "config"}  # fmt: skip
+@ids
+def test_whole_commands_are_understood(page: Path) -> None:
+    """Every argument and required option is there: the words can be parsed; nothing is run."""
+    for words in shell_commands(page):
+        if words[:1] == ["mindllm"]:
+            name, rest = split_command(words[1:])
+            leaves()[name].make_context(name, rest)
+
+
+def test_every_command_is_shown() -> None:
+    shown = {
+        split_command(words[1:])[0]
+        for page in PAGES
+        for words in shell_commands(page)
+        if words[:1] == ["mindllm"]
+    }
+    assert shown == set(leaves())
+    in_readme = {words[1] for words in shell_commands(README) if words[:1] == ["mindllm"]}
+    assert in_readme == {"prepare", "qc", "train", "evaluate", "decode"}
+    named = {words[1] for words in commands(README) if words[:1] == ["mindllm"]}
+    assert named == {name.split()[0] for name in leaves()}
 
 
 @ids
 def test_options_named_in_the_text_exist(page: Path) -> None:
     everything = {
+        "--help",
         "--no-deps",  # pip's
         "--output-spaces",  # fMRIPrep's
     }
-    todo = [typer.main.get_command(app)]
-    while todo:
-        command = todo.pop()
-        todo += getattr(command, "commands", {}).values()
-        everything |= {name for parameter in command.params for name in parameter.opts} | {"--help"}
+    for command in leaves().values():
+        everything |= {name for parameter in command.params for name in parameter.opts}
     for inline in re.findall(r"`([^`]+)`", prose(page)):
         for option in re.findall(r"(?<!\S)--[a-z-]+", inline):
             assert option in everything, f"{page.name}: {option}"
@@ -116,31 +144,67 @@ def test_options_named_in_the_text_exist(page: Path) -> None:
 @ids
 def test_make_targets_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    for words in lines(page):
+    for words in commands(page):
         if words[:1] == ["make"]:
             for word in words[1:]:
                 assert "=" in word or word in targets, f"{page.name}: make {word}"
 
 
-def tree() -> set[str]:
-    """The paths in the README's tree."""
-    block = next(b for b in blocks(README, "") if b.startswith("README.md"))
-    return {line.split()[0] for line in block.splitlines()}
+def layers() -> list[set[str]]:
+    """The packages of each layer of the contract, from the top."""
+    contract = (
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("layers = [")[1].split("]")[0]
+    )
+    return [set(re.findall(r"mindllm\.(\w+)", line)) for line in contract.strip().splitlines()]
 
 
-def test_the_tree_is_the_repository() -> None:
-    named = tree()
-    assert not [path for path in sorted(named) if not (ROOT / path).exists()]
-    source = {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "src" / "mindllm").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+@pytest.mark.parametrize("page", [README, DOCS / "api" / "index.md"], ids=lambda p: p.name)
+def test_the_layers_shown_are_those_of_the_contract(page: Path) -> None:
+    block = next(b for b in blocks(page, "") if b.startswith("7  cli"))
+    shown = [re.split(r" {2,}", line.strip()) for line in block.splitlines()]
+    assert [int(number) for number, *_ in shown] == list(range(7, 0, -1))
+    packages = {name for layer in layers() for name in layer}
+    assert [packages & set(names) for _, *names in shown] == layers()
+
+
+def test_the_layers_in_contributing_are_those_of_the_contract() -> None:
+    rows = re.findall(
+        r"^\| (\d) \| ([^|]+) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M
+    )
+    assert [number for number, _ in rows] == [str(n) for n in range(7, 0, -1)]
+    assert [set(re.findall(r"`(\w+)`", names)) for _, names in rows] == layers()
+
+
+def test_every_module_is_in_the_api_reference() -> None:
+    named = set()
+    for page in (DOCS / "api").glob("*.md"):
+        modules = re.findall(r"^::: mindllm\.(\w+)\.(\w+)$", page.read_text(encoding="utf-8"), re.M)
+        assert {package for package, _ in modules} <= {page.stem}, page.name
+        named |= {f"{package}/{module}" for package, module in modules}
+    modules = {
+        path.relative_to(SOURCE).with_suffix("").as_posix() for path in SOURCE.glob("*/*.py")
     }
-    docs = {
-        path.relative_to(ROOT).as_posix() + "/" * path.is_dir()
-        for path in (ROOT / "docs").iterdir()
+    assert named == {m for m in modules if not m.startswith("cli/") and not m.endswith("__init__")}
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (
+        (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:")[1].split("\ntheme:")[0]
+    )
+    listed = set(re.findall(r"([\w/-]+\.md)", navigation))
+    assert listed == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+
+
+def test_the_gallery_shows_every_example() -> None:
+    shown = re.findall(
+        r'--8<-- "(examples/\w+\.py)"', (DOCS / "gallery" / "index.md").read_text(encoding="utf-8")
+    )
+    assert len(shown) == len(set(shown)) == 10
+    if not (ROOT / "examples").is_dir():
+        pytest.skip("the examples are not written yet")
+    assert set(shown) == {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").glob("*.py")
     }
-    assert not sorted((source | docs) - named), "files that the README's tree lacks"
 
 
 def anchors(page: Path) -> set[str]:
@@ -155,9 +219,9 @@ def test_links_lead_somewhere(page: Path) -> None:
         if re.match(r"https?://", target):
             continue
         path, _, anchor = target.partition("#")
-        place = (page.parent / path).resolve() if path else page
-        assert place.exists(), f"{page.name}: {target}"
-        assert not anchor or anchor in anchors(place), f"{page.name}: {target}"
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(linked), f"{page.name}: {target}"
 
 
 @ids
@@ -174,16 +238,10 @@ def test_the_citation_is_valid_and_of_this_version() -> None:
 
 
 def test_error_messages_in_the_docs_stand_in_the_code() -> None:
-    section = (
-        (ROOT / "docs" / "data.md").read_text(encoding="utf-8").split("## What errors mean")[1]
-    )
-    code = "".join(
-        path.read_text(encoding="utf-8") for path in (ROOT / "src" / "mindllm").rglob("*.py")
-    )
+    page = (DOCS / "errors.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py"))
     quoted = [
-        q
-        for row in re.findall(r"^\| (`.+?) \|", section, re.M)
-        for q in re.findall(r"`([^`]+)`", row)
+        q for row in re.findall(r"^\| (`.+?) \|", page, re.M) for q in re.findall(r"`([^`]+)`", row)
     ]
     assert len(quoted) > 30
     for quote in quoted:
@@ -192,29 +250,27 @@ def test_error_messages_in_the_docs_stand_in_the_code() -> None:
 
 
 def test_defaults_and_sizes_in_the_docs_are_those_of_the_code() -> None:
-    text, config = (ROOT / "docs" / "method.md").read_text(encoding="utf-8"), TrainConfig()
+    text, config = (DOCS / "method.md").read_text(encoding="utf-8"), TrainConfig()
     table = dict(re.findall(r"^\| `(\w+)` \| ([\d. to]+) \|", text, re.M))
     assert set(table) == {
         "voxel_dropout",
         "coord_jitter_mm",
         "affine_jitter_sd",
-        "mix",
+        "mixup_prob",
         "repetition_noise_scale",
-        "noise",
+        "query_noise_sd",
         "embedding_noise_scale",
     }
     for name, value in table.items():
-        found = getattr(config, name)
-        assert value == (f"{found[0]} to {found[1]}" if isinstance(found, tuple) else str(found)), (
-            name
-        )
+        default = getattr(config, name)
+        assert value == (
+            f"{default[0]} to {default[1]}" if isinstance(default, tuple) else str(default)
+        ), name
     assert (
         f"({config.alignment.max_steps} steps of up to {config.alignment.batch_size} trials" in text
     )
-    assert (
-        f"({config.instruction_tuning.max_steps} steps of {config.instruction_tuning.batch_size})"
-        in text
-    )
+    tuning = config.instruction_tuning
+    assert f"({tuning.max_steps} steps of {tuning.batch_size})" in text
 
     def row(head: str) -> list[str]:
         return [
@@ -223,38 +279,54 @@ def test_defaults_and_sizes_in_the_docs_are_those_of_the_code() -> None:
         ]
 
     assert row("") == [f"`{name}`" for name in PRESETS]
-    for place, preset in enumerate(PRESETS.values()):
-        assert row("queries")[place] == str(preset.num_queries)
-        assert row("key width")[place] == str(preset.key_dim)
-        assert row("linear layers to the key")[place] == str(preset.num_key_layers)
-        assert row("region embedding")[place] == str(preset.parcel_embedding_dim)
-        assert row("fMRI tokens")[place] == f"{preset.num_fmri_tokens} × {preset.token_dim}"
+    for column, preset in enumerate(PRESETS.values()):
+        assert row("queries")[column] == str(preset.num_queries)
+        assert row("key dimension")[column] == str(preset.key_dim)
+        assert row("linear layers to the key")[column] == str(preset.num_key_layers)
+        assert row("parcel embedding")[column] == str(preset.parcel_embedding_dim)
+        assert row("fMRI tokens")[column] == f"{preset.num_fmri_tokens} × {preset.token_dim}"
         with torch.device("meta"):
             encoder = FMRIEncoder(preset, {})
         for head, part in (
-            ("weights (no parcellation)", encoder),
+            ("weights (no atlas)", encoder),
             ("of them, in the layer that makes the tokens", encoder.head.token_proj),
         ):
-            said = row(head)[place].split()[0]
-            digits = len(said.partition(".")[2])
-            assert said == f"{sum(p.numel() for p in part.parameters()) / 1e6:.{digits}f}", (
+            size = row(head)[column].split()[0]
+            digits = len(size.partition(".")[2])
+            assert size == f"{sum(p.numel() for p in part.parameters()) / 1e6:.{digits}f}", (
                 head,
                 preset,
             )
+
+
+WORDS = ("house", "floor", "floors", "corridor", "road", "whoever", "verdict")
+
+
+@ids
+def test_the_docs_use_plain_terms(page: Path) -> None:
+    assert not set(re.findall(r"[a-z]+", prose(page).lower())) & set(WORDS)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 160
 
 
 @pytest.fixture
 def desk(
     tmp_path: Path,
     tiny_llm: FrozenLanguageModel,
+    tiny_llm_folder: Path,
     tiny_config: MindLLMConfig,
     tiny_store: Store,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """A folder with the files that the Python blocks name, as the working directory."""
     torch.manual_seed(0)
-    names = {p: list(numbers.values()) for p, numbers in REGIONS.items()} | {"HCPEx": ["V1", "V2"]}
-    checkpoint.save(MindLLM(tiny_config, names, tiny_llm), tmp_path / "model")
+    names = {atlas: list(labels.values()) for atlas, labels in REGIONS.items()} | {
+        "HCPEx": ["V1", "V2"]
+    }
+    MindLLM(tiny_config, names, tiny_llm).save_pretrained(tmp_path / "model")
+    (tmp_path / "language-model").symlink_to(tiny_llm_folder, target_is_directory=True)
     (tmp_path / "store").symlink_to(tiny_store.path, target_is_directory=True)
     rng, shape = np.random.default_rng(0), (5, 4, 3)
     affine = np.diag([-8.0, 8.0, 8.0, 1.0])
@@ -268,31 +340,21 @@ def desk(
         (tmp_path / f"sub-03_{name}.nii.gz").symlink_to(tmp_path / f"{name}.nii.gz")
     (tmp_path / "atlas-HCPEx_dseg.tsv").write_text("index\tname\n1\tV1\n2\tV2\n")
     make_published(tmp_path / "source", [1], {"HCP_MMP1": 3}, Sizes())
-    published = convert_checkpoint(
-        tmp_path / "source/model.ckpt",
-        tmp_path / "source/roi",
-        tiny_llm.name,
-        tmp_path / "published",
+    checkpoint = tmp_path / "source" / "model.ckpt"
+    published = convert(
+        checkpoint, tmp_path / "source" / "roi", tiny_llm.name, tmp_path / "published"
     )
-    space = published.maskers["subj01"]
-    trials, said = (
-        pd.DataFrame({"stimulus": ["0", "1", "2"]}),
-        pd.DataFrame({"stimulus": ["0"], "caption": ["a dog"]}),
-    )
-    betas = rng.normal(size=(3, len(space))).astype(np.float32)
-    write_store(
-        tmp_path / "nsd",
-        [(space, betas, trials)],
-        conversations_from_captions(said),
-        name="nsd",
-        standardized=True,
-    )
+    masker = published.maskers["subj01"]
+    trials = pd.DataFrame({"stimulus": ["0", "1", "2"]})
+    texts = conversations_from_captions(pd.DataFrame({"stimulus": ["0"], "caption": ["a dog"]}))
+    betas = rng.normal(size=(3, len(masker))).astype(np.float32)
+    write_store(tmp_path / "nsd", [(masker, betas, trials)], texts, name="nsd", standardized=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 RUNNABLE = [
-    (page.name, number, code)
+    (page.relative_to(ROOT).as_posix(), number, code)
     for page in PAGES
     for number, code in enumerate(
         re.findall(
