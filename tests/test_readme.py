@@ -14,7 +14,6 @@ import typer
 import yaml
 
 from mindllm.cli import app
-from mindllm.convert.mindllm_checkpoint import convert_checkpoint
 from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
 from mindllm.model.configuration import PRESETS, MindLLMConfig
@@ -342,7 +341,7 @@ def desk(
     (tmp_path / "atlas-HCPEx_dseg.tsv").write_text("index\tname\n1\tV1\n2\tV2\n")
     make_published(tmp_path / "source", [1], {"HCP_MMP1": 3}, Sizes())
     checkpoint = tmp_path / "source" / "model.ckpt"
-    published = convert(
+    published = convert_checkpoint(
         checkpoint, tmp_path / "source" / "roi", tiny_llm.name, tmp_path / "published"
     )
     masker = published.maskers["subj01"]

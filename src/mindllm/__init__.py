@@ -7,6 +7,7 @@ __all__ = [
     "InputError",
     "MindLLM",
     "Store",
+    "TextDecoder",
     "VoxelMasker",
     "conversations_from_captions",
     "load",
@@ -17,6 +18,7 @@ __all__ = [
 if TYPE_CHECKING:
     from mindllm.data.store import Store
     from mindllm.data.store_writer import conversations_from_captions, write_store
+    from mindllm.estimator.text_decoder import TextDecoder
     from mindllm.fmri.masker import VoxelMasker
     from mindllm.fmri.scaling import standardize_betas
     from mindllm.model.checkpoint import load
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _LAZY_IMPORTS = {
     "load": "model.checkpoint",
     "Store": "data.store",
+    "TextDecoder": "estimator.text_decoder",
     "write_store": "data.store_writer",
     "conversations_from_captions": "data.store_writer",
     "InputError": "utils.errors",

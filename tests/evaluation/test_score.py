@@ -10,7 +10,6 @@ import pytest
 import torch
 from scipy.stats import kstest, ttest_1samp
 from sklearn.metrics import roc_auc_score
-from tests.evaluation.test_evaluator import STIMULI, make_store, planted, quick
 
 from mindllm.data.dataset import TrialDataset
 from mindllm.data.store import Store, mean_betas
@@ -42,6 +41,7 @@ from mindllm.report.summary import get_row
 from mindllm.training.configuration import TrainConfig
 from mindllm.training.trainer import train
 from mindllm.utils.errors import InputError
+from tests.evaluation.test_evaluator import STIMULI, make_store, planted, quick
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 7])

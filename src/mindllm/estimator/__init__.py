@@ -1,0 +1,1 @@
+"""A scikit-learn estimator on images, for use without a store."""
