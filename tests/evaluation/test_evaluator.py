@@ -16,7 +16,7 @@ from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
 from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
 from mindllm.evaluation.evaluator import evaluate
-from mindllm.evaluation.results import EvaluationResult
+from mindllm.evaluation.legacy import DictResult
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.metrics.registry import METRICS
 from mindllm.model.attention_maps import attention_by_parcel, attention_map, attention_mass
@@ -112,7 +112,7 @@ def store(tmp_path: Path, space: VoxelMasker) -> Store:
     return make_store(tmp_path / "store", space)
 
 
-def quick(model: MindLLM, store: Store, *args: object, **options: object) -> EvaluationResult:
+def quick(model: MindLLM, store: Store, *args: object, **options: object) -> DictResult:
     return evaluate(model, store, *args, progress=False, **options)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from mindllm.data.store import Store
 from mindllm.datasets import bids
 from mindllm.evaluation.evaluator import evaluate
-from mindllm.evaluation.results import EvaluationResult
+from mindllm.evaluation.legacy import DictResult
 from mindllm.model import checkpoint
 from mindllm.simulate.configuration import SimulateConfig
 from mindllm.simulate.simulator import simulate, summary
@@ -36,7 +36,7 @@ def demo(
     n_subjects: int = 8,
     seed: int = 0,
     llm: str | None = None,
-) -> EvaluationResult:
+) -> DictResult:
     """Simulate, prepare, train, decode and evaluate in the folder `out`. A step that is already done is not done again."""
     out = Path(out)
     console.rule("1/4  simulate people with real anatomy and a planted code (about 15 s)")
@@ -91,7 +91,7 @@ def demo(
     return report
 
 
-def prediction_table(report: EvaluationResult, seed: int, count: int = 12) -> Table:
+def prediction_table(report: DictResult, seed: int, count: int = 12) -> Table:
     """True and decoded captions of some trials, drawn at random: not the best ones."""
     table = Table(
         "true",

@@ -17,11 +17,12 @@ from mindllm.evaluation.ablation import ablation
 from mindllm.evaluation.conditions import ALL_SUBJECTS
 from mindllm.evaluation.confusion import confusion
 from mindllm.evaluation.evaluation_set import EvaluationSet, build_evaluation_set
+from mindllm.evaluation.legacy import DictResult
 from mindllm.evaluation.noise_ceiling import noise_ceiling
 from mindllm.evaluation.predict import N_ORACLE_CLUSTERS, Predictions, predict_conditions
 from mindllm.evaluation.protocols import protocols
 from mindllm.evaluation.records import describe_run, trial_records
-from mindllm.evaluation.results import ConditionPredictions, EvaluationResult
+from mindllm.evaluation.results import ConditionPredictions
 from mindllm.evaluation.score import pool_subjects, score_predictions, summarize_scores
 from mindllm.evaluation.text_scores import text_scores
 from mindllm.metrics.calibration import calibration
@@ -51,7 +52,7 @@ def evaluate(
     model_name: str | None = None,
     pictures: bool = True,
     **options: Any,
-) -> EvaluationResult:
+) -> DictResult:
     """Let the model read trials it was not trained on, score it beside its controls, and write the report to `out`.
 
     Trials: the split `test`; of subjects never trained on that have none, all. `split` names another.  question: None takes
@@ -130,7 +131,7 @@ def score_all(
     controls: Controls,
     seed: int,
     progress: Progress | None,
-) -> EvaluationResult:
+) -> DictResult:
     """Score what was said, and read more where a score needs it; `meta` holds these findings alone."""
     card, people = found.predictor.model.model_card, found.subjects
     outcomes = [score_predictions(r, task, seed=subject_seed(seed, r.subject)) for r in people]
@@ -158,7 +159,7 @@ def score_all(
         else None,
         "confusion": confusion(store, task, people, found.answer_embeddings, seed),
     }
-    return EvaluationResult(rows, texts, parts, predictions, meta, matrices(found))
+    return DictResult(rows, texts, parts, predictions, meta, matrices(found))
 
 
 def matrices(found: Predictions) -> dict[str, np.ndarray]:

@@ -1,25 +1,45 @@
-"""What an evaluation finds: what was said by whom, what it earned, and the report."""
+"""Typed results of the three steps: predictions, scores per trial, and the result of an evaluation."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
-from rich.console import Group
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mindllm.evaluation.conditions import ALL_SUBJECTS
+from mindllm.metrics.calibration import CalibrationResult, Estimate
 from mindllm.metrics.inference import Groups, subject_means
-from mindllm.utils.files import atomic_write, write_json
+from mindllm.utils.errors import InputError
+from mindllm.utils.files import atomic_write, read_json, write_json
+from mindllm.utils.validation import check_format
+
+FORMAT = 3
+RESULT_FILE, RECORDS_FILE = "result.json", "predictions.jsonl"
+LOG_LIKELIHOODS_FILE = "candidate_log_likelihoods.npz"
+WHAT = "a report (made by `mindllm evaluate`)"
 
 
-@dataclass(frozen=True)
+# Step 1: predictions.
+
+
+@dataclass(frozen=True, slots=True)
 class ConditionPredictions:
-    """What a reader said: log-likelihoods or other scores of the candidates (R, C), None where it has none, and texts (R,).
+    """Predictions of one condition, for R inputs and C candidates.
 
-    blind: (C,) what it says of the candidates without a scan, for the gain.  groups: of the rows (R,) and of the trials
-    (B,), where rows stand in for trials; None: row b is trial b's own.
+    Parameters
+    ----------
+    log_likelihoods : ndarray of shape (R, C) or None
+        Log-likelihoods in nats, or other scores, of the candidates; None where there are none.
+    texts : sequence of str, length R
+        Generated texts.
+    null_log_likelihoods : ndarray of shape (C,) or None
+        Log-likelihoods without fMRI, for the log-likelihood ratio.
+    groups : tuple of ndarrays (R,) and (B,), or None
+        Group of each row and of each trial, where any row of a group stands in for any of its
+        trials; None: row b is the prediction for trial b.
     """
 
     log_likelihoods: np.ndarray | None
@@ -29,38 +49,58 @@ class ConditionPredictions:
 
     @property
     def log_likelihood_ratios(self) -> np.ndarray | None:
-        """(R, C): how much likelier the scan makes each candidate."""
-        return (
-            None
-            if self.log_likelihoods is None or self.null_log_likelihoods is None
-            else self.log_likelihoods - self.null_log_likelihoods
-        )
+        """(R, C): log p(candidate | fMRI) - log p(candidate | null tokens), in nats."""
+        if self.log_likelihoods is None or self.null_log_likelihoods is None:
+            return None
+        return self.log_likelihoods - self.null_log_likelihoods
 
-    def shared_within(self, of_rows: np.ndarray, of_trials: np.ndarray) -> "ConditionPredictions":
-        """The same rows, standing in for trials of the same group."""
-        return replace(self, groups=(of_rows, of_trials))
+    def shared_within(
+        self, row_groups: np.ndarray, trial_groups: np.ndarray
+    ) -> "ConditionPredictions":
+        """Return the same rows, standing in for all trials of the same group."""
+        return replace(self, groups=(row_groups, trial_groups))
 
-    def broadcast_to_trials(self, trials: int) -> "ConditionPredictions":
-        """The same rows, standing in for every trial alike."""
-        return self.shared_within(np.zeros(len(self.texts), int), np.zeros(trials, int))
+    def broadcast_to_trials(self, n_trials: int) -> "ConditionPredictions":
+        """Return the same rows, standing in for every trial alike."""
+        return self.shared_within(np.zeros(len(self.texts), int), np.zeros(n_trials, int))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SubjectPredictions:
-    """What every condition said about B trials of one person."""
+    """Predictions of every condition for the B trials of one subject; stimuli is (B,)."""
 
     subject: str
-    stimuli: np.ndarray  # (B,) what was shown
+    stimuli: np.ndarray
     conditions: Mapping[str, ConditionPredictions]
 
 
-@dataclass(frozen=True)
-class TrialScores:
-    """Credit per trial, condition -> (B, M), NaN where a metric does not apply; and what the tests of a condition need.
+# Step 2: scores.
 
-    luck: (B, M) per condition that reads trials, the mean credit of its other readings.  nulls: (P, M) means under
-    permutations.  ranks: (B,) rank of the truth.  people: (B,) whose trial it is.  answers: (B,) the true answer's number,
-    by which trials are resampled: stimuli of one answer are no independent evidence.
+
+@dataclass(frozen=True, slots=True)
+class TrialScores:
+    """Scores of B trials under each condition, in M metrics (the columns, in METRICS' order).
+
+    Parameters
+    ----------
+    subject : str
+        Subject label, or ALL_SUBJECTS.
+    scores : mapping of condition to ndarray (B, M)
+        Score per trial in [0, 1]; NaN where a metric does not apply.
+    expected_scores : mapping of condition to ndarray (B, M)
+        For conditions that read the trial: the mean score, on this trial, of the condition's
+        predictions for all trials.
+    null_distributions : mapping of condition to ndarray (P, M)
+        Mean scores under permutations.
+    ranks : mapping of condition to ndarray (B,)
+        Rank of the target among the candidates, 1 = best.
+    stimuli : ndarray of shape (B,)
+        Stimulus of each trial.
+    target_indices : ndarray of shape (B,)
+        Candidate number of each trial's target. Trials are resampled by it: stimuli with one
+        answer are not independent.
+    subjects : ndarray of shape (B,)
+        Subject of each trial.
     """
 
     subject: str
@@ -72,72 +112,430 @@ class TrialScores:
     target_indices: np.ndarray
     subjects: np.ndarray
 
-    def mean(self, table: np.ndarray) -> np.ndarray:
-        """(M,): the mean of people's means of (B, M)."""
-        return subject_means(table, self.subjects).mean(0)
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Return the mean of the subjects' means of values (B, M), (M,)."""
+        return subject_means(values, self.subjects).mean(0)
 
 
-FORMAT = 3
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """One metric of one condition. Scores are in [0, 1]; None means not defined.
+
+    Text scores are in [0, 1] too. BLEU, METEOR and ROUGE-L are fractions. CIDEr is divided by 10,
+    because pycocoevalcap's CIDEr-D is in [0, 10]: papers print 100 times CIDEr-D, which is
+    1000 * value (see `mindllm.evaluation.text_scores.percent_factor`).
+
+    Parameters
+    ----------
+    subject : str
+        Subject label, or ALL_SUBJECTS.
+    condition, metric : str
+        Keys of CONDITIONS; of METRICS, or one of TEXT_METRICS.
+    value, ci_low, ci_high : float or None
+        Mean over subjects' means, and its 95 % bootstrap interval over answers and subjects.
+    chance_level : float or None
+        Expected value of guessing.
+    n_trials, n_subjects, n_stimuli : int
+        What the value is a mean of.
+    p_value : float or None
+        One-sided: fMRI above this condition; of `fmri` itself, above shuffled trials.
+    group_p_value : float or None
+        One-sided t test over subjects: fMRI above this condition at the population level.
+    difference, difference_ci_low, difference_ci_high : float or None
+        fMRI minus this condition, paired.
+    mean_rank, mean_rank_chance : float or None
+        Mean rank of the target (1 = best), only in rows of `identification_top1`.
+    """
+
+    subject: str
+    condition: str
+    metric: str
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    chance_level: float | None
+    n_trials: int
+    n_subjects: int
+    p_value: float | None = None
+    group_p_value: float | None = None
+    difference: float | None = None
+    difference_ci_low: float | None = None
+    difference_ci_high: float | None = None
+    n_stimuli: int | None = None
+    mean_rank: float | None = None
+    mean_rank_chance: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class ProtocolResult:
+    """Scores under one protocol, of `fmri` and its main controls, all subjects together."""
+
+    name: str
+    description: str
+    n_subjects: int
+    n_trials: int
+    n_stimuli: int
+    n_candidates: int
+    rows: tuple[MetricRow, ...]
+    text_rows: tuple[MetricRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One evaluated trial.
+
+    Parameters
+    ----------
+    subject, trial_index, stimulus, session, repetition
+        Which trial, as in the store's trials table.
+    target : str
+        Correct candidate.
+    references : tuple of str
+        All accepted answers.
+    prediction : str
+        Generated text.
+    log_likelihood_ratio : float
+        log p(prediction | fMRI) - log p(prediction | null tokens), in nats.
+    exact_match : bool
+        Whether the prediction equals a reference after normalization.
+    target_log_likelihood, target_llr : float
+        Log-likelihood and log-likelihood ratio of the target, in nats.
+    rank, llr_rank : float
+        Rank of the target among the candidates by either, 1 = best, ties sharing their mean.
+    top_candidates : tuple of str
+        The five most likely candidates.
+    top_candidate_llr, top_candidate_probability : float
+        Of the most likely one: log-likelihood ratio in nats; probability among the candidates.
+    control_predictions : mapping of str to str
+        Condition to the text that it predicts for the same trial.
+    """
+
+    subject: str
+    trial_index: int
+    stimulus: str
+    session: str
+    repetition: int
+    target: str
+    references: tuple[str, ...]
+    prediction: str
+    log_likelihood_ratio: float
+    exact_match: bool
+    target_log_likelihood: float
+    target_llr: float
+    rank: float
+    llr_rank: float
+    top_candidates: tuple[str, ...]
+    top_candidate_llr: float
+    top_candidate_probability: float
+    control_predictions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseCeiling:
+    """Noise ceiling of one subject over the repeated evaluated stimuli; fractions in [0, 1].
+
+    n_repetitions is the mean number of trials per stimulus. The interval is that of
+    leave_one_repetition_out_top1, over answers.
+    """
+
+    subject: str
+    n_repetitions: float
+    median_explainable_variance: float
+    reliable_voxel_fraction: float
+    leave_one_repetition_out_top1: float
+    ci_low: float
+    ci_high: float
+    n_stimuli: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfusionResult:
+    """Category of the most likely candidate against that of the target.
+
+    counts[i][j] is the number of trials of target category i with a prediction of category j.
+    accuracy is the fraction on the diagonal; chance_level that of the same predictions given to
+    random trials. source: where the categories come from, in words.
+    """
+
+    categories: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    source: str
+    accuracy: float
+    chance_level: float
+
+
+@dataclass(frozen=True, slots=True)
+class AblationRow:
+    """Loss of identification when the voxels of one parcel are left out; fractions in [0, 1]."""
+
+    atlas: str
+    parcel: str
+    voxel_fraction: float
+    n_subjects: int
+    n_trials: int
+    top1_loss: Estimate
+    two_way_loss: Estimate
+
+
+# How it was measured.
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The evaluated model; None: its model card does not say."""
+
+    name: str | None
+    language_model: str
+    language_model_fingerprint: str
+    trained_on_subjects: tuple[str, ...] | None
+    trained_on_store: str | None
+    training_seed: int | None
+    training_versions: Mapping[str, str] | None
+    encoder: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """The store that trials are taken from; None: it does not say. split: in words."""
+
+    store: str | None
+    source: str | None
+    license: str | None
+    prepared_with: str | None
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectInfo:
+    """One evaluated subject; None: the model card does not say.
+
+    split names the evaluated trials, in words. chose_checkpoint: whether these trials were
+    validation data. standardized_with: what the z-scores were fitted on.
+    """
+
+    subject: str
+    n_trials: int
+    n_stimuli: int
+    n_voxels: int
+    split: str
+    in_training: bool | None
+    chose_checkpoint: bool
+    n_stimuli_in_training: int | None
+    standardized_with: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """How an evaluation was made.
+
+    question_source: where the question comes from, in words. most_frequent_text: one of
+    n_most_frequent equally frequent training answers. skipped_conditions: condition to the reason
+    why it was not measured. text_scores_skipped: likewise of the text scores; None: measured.
+    started: ISO 8601, UTC. seconds: duration.
+    """
+
+    model: ModelInfo
+    data: StoreInfo
+    subjects: tuple[SubjectInfo, ...]
+    n_stimuli: int
+    n_stimuli_in_training: int | None
+    question: str
+    question_source: str
+    candidates: tuple[str, ...]
+    controls: str
+    null_tokens_text: str
+    question_only_text: str
+    zero_text: str
+    noise_text: str
+    most_frequent_text: str | None
+    n_most_frequent: int
+    n_oracle_clusters: int
+    skipped_conditions: Mapping[str, str]
+    text_scores_skipped: str | None
+    seed: int
+    n_resamples: int
+    n_permutations: int
+    batch_size: int
+    generate_options: Mapping[str, str]
+    versions: Mapping[str, str]
+    started: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """`rows` (subject x condition x metric), `texts` (likewise, the field's text scores), `protocols`, what was said
-    (`predictions`, one per trial), and how it was measured (`meta`)."""
+    """Everything that one evaluation found; `mindllm.report` renders it.
 
-    rows: list[dict[str, Any]]
-    text_scores: list[dict[str, Any]]
-    protocols: list[dict[str, Any]]
-    predictions: list[dict[str, Any]]
-    meta: dict[str, Any]
-    log_likelihoods: dict[str, Any]  # arrays: per subject (B, C), and `no_brain` (C,)
-    figures: dict[str, bytes] = field(default_factory=dict)
+    Parameters
+    ----------
+    run_id : str
+        Unique identifier of the run.
+    scores, text_scores : list of MetricRow
+        One row per subject, condition and metric; of all subjects too, as ALL_SUBJECTS.
+        text_scores is empty without Java.
+    protocols : list of ProtocolResult
+        Scores under each protocol that the data allows, single trials first.
+    predictions : list of TrialRecord
+        One record per trial.
+    run_info : RunInfo
+        How it was measured.
+    calibration : CalibrationResult
+        Whether log-likelihood ratios and probabilities tell right from wrong.
+    confusion : ConfusionResult or None
+        By category; None where there are fewer than two.
+    noise_ceilings : list of NoiseCeiling
+        Of the subjects with repetitions.
+    ablation : list of AblationRow or None
+        None where it was not asked for.
+    log_likelihoods : mapping of subject to ndarray of shape (n_trials, n_candidates), float32
+        Log-likelihood of every candidate for every trial, in nats.
+    null_log_likelihoods : ndarray of shape (n_candidates,), float32
+        The same without fMRI.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
+
+    run_id: str
+    scores: list[MetricRow]
+    text_scores: list[MetricRow]
+    protocols: list[ProtocolResult]
+    predictions: list[TrialRecord]
+    run_info: RunInfo
+    calibration: CalibrationResult
+    confusion: ConfusionResult | None
+    noise_ceilings: list[NoiseCeiling]
+    ablation: list[AblationRow] | None
+    log_likelihoods: Mapping[str, np.ndarray]
+    null_log_likelihoods: np.ndarray
+
+    def row(
+        self, metric: str, condition: str = "fmri", subject: str = ALL_SUBJECTS
+    ) -> MetricRow | None:
+        """Return the row of a metric or text score; None if it was not measured."""
+        keys = (metric, condition, subject)
+        rows = (*self.scores, *self.text_scores)
+        return next((r for r in rows if (r.metric, r.condition, r.subject) == keys), None)
 
     def value(
         self, metric: str, condition: str = "fmri", subject: str = ALL_SUBJECTS
     ) -> float | None:
-        """One value of the table; None where the condition was not measured."""
-        keys = (metric, condition, subject)
-        return next(
-            (r["value"] for r in self.rows if (r["metric"], r["condition"], r["subject"]) == keys),
-            None,
-        )
+        """Return one value in [0, 1].
 
-    @property
-    def content(self) -> dict[str, Any]:
-        """What report.json holds."""
+        Parameters
+        ----------
+        metric : str
+            A key of METRICS, or a text score such as "BLEU-1".
+        condition : str
+            A key of CONDITIONS.
+        subject : str
+            A subject label, or ALL_SUBJECTS.
+
+        Returns
+        -------
+        float or None
+            None where the condition was not measured or the metric is not defined.
+        """
+        row = self.row(metric, condition, subject)
+        return None if row is None else row.value
+
+    def save(self, directory: str | Path) -> None:
+        """Write result.json, predictions.jsonl and candidate_log_likelihoods.npz.
+
+        Parameters
+        ----------
+        directory : str or Path
+            Made if it does not exist; an earlier result in it is replaced. result.json is
+            written last.
+        """
+        out = Path(directory)
+        with atomic_write(out / RECORDS_FILE) as path:
+            lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in self.predictions)
+            path.write_text("".join(lines), encoding="utf-8", newline="\n")
+        with atomic_write(out / LOG_LIKELIHOODS_FILE) as path:
+            arrays = {
+                "candidates": np.array(self.run_info.candidates),
+                "null_tokens": self.null_log_likelihoods,
+                **self.log_likelihoods,
+            }
+            np.savez_compressed(path, **arrays)  # type: ignore[arg-type] # its stub has a flag
+        write_json(out / RESULT_FILE, self.summary())
+
+    def summary(self) -> dict[str, object]:
+        """Return what result.json holds."""
         return {
-            "format": FORMAT, "verdict": self.meta["verdict"], "rows": self.rows, "texts": self.text_scores,
-            "protocols": self.protocols, "meta": self.meta,
-        }  # fmt: skip
+            "format": FORMAT,
+            "run_id": self.run_id,
+            "rows": [asdict(row) for row in self.scores],
+            "text_rows": [asdict(row) for row in self.text_scores],
+            "protocols": [asdict(protocol) for protocol in self.protocols],
+            "calibration": asdict(self.calibration),
+            "confusion": None if self.confusion is None else asdict(self.confusion),
+            "noise_ceilings": [asdict(ceiling) for ceiling in self.noise_ceilings],
+            "ablation": None if self.ablation is None else [asdict(row) for row in self.ablation],
+            "run_info": asdict(self.run_info),
+        }
 
-    def table(self) -> Group:
-        """The verdict and the scores beside their controls, to print with rich."""
-        from mindllm.report.render import as_table  # which imports this module
+    @classmethod
+    def load(cls, directory: str | Path) -> "EvaluationResult":
+        """Read what `save` wrote.
 
-        return as_table(self.content, self.predictions)
+        Parameters
+        ----------
+        directory : str or Path
+            The folder.
 
-    def write(self, out: str | Path) -> None:
-        """Write report.json, .md and .html, pictures, predictions.jsonl and likelihoods.npz into the folder `out`."""
-        from mindllm.report.render import as_html, as_markdown  # which imports this module
+        Returns
+        -------
+        EvaluationResult
+            Equal to the one that was saved.
 
-        out = Path(out)
-        with atomic_write(out / "predictions.jsonl") as path:
-            lines = (json.dumps(p, ensure_ascii=False) + "\n" for p in self.predictions)
-            path.write_text("".join(lines), encoding="utf-8")
-        with atomic_write(out / "likelihoods.npz") as path:
-            np.savez_compressed(
-                path, candidates=np.array(self.meta["candidates"]), **self.log_likelihoods
+        Raises
+        ------
+        InputError
+            If it is no result, is of another format, is damaged, or its files do not belong
+            together.
+        """
+        folder = Path(directory)
+        content = read_json(folder / RESULT_FILE, WHAT)
+        check_format(folder, "report", content.get("format"), FORMAT, "Evaluate the model anew.")
+        try:
+            # Not splitlines: a text may hold other line separators.
+            lines = (folder / RECORDS_FILE).read_text(encoding="utf-8").split("\n")
+            with np.load(folder / LOG_LIKELIHOODS_FILE, allow_pickle=False) as file:
+                arrays = dict(file)
+            fields = {name: content[name] for name in content if name != "format"}
+            fields |= {"scores": fields.pop("rows"), "text_scores": fields.pop("text_rows")}
+            fields |= {"predictions": [json.loads(line) for line in lines if line]}
+            arrays.pop("candidates")
+            fields |= {"null_log_likelihoods": arrays.pop("null_tokens"), "log_likelihoods": arrays}
+            result = _ADAPTER.validate_python(fields)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{folder} lacks what a report keeps ({_first_line(error)}). "
+                "Evaluate the model anew."
+            ) from error
+        check_trial_counts(folder, result)
+        return result
+
+
+def check_trial_counts(folder: Path, result: EvaluationResult) -> None:
+    """Raise InputError unless there are as many records as rows of log-likelihoods."""
+    for subject, values in result.log_likelihoods.items():
+        n_records = sum(record.subject == subject for record in result.predictions)
+        if n_records != len(values):
+            raise InputError(
+                f"{folder}: {RECORDS_FILE} has {n_records} trials of {subject}, "
+                f"{LOG_LIKELIHOODS_FILE} {len(values)}. One of them was changed; "
+                "evaluate the model anew."
             )
-        for name, picture in self.figures.items():
-            kind, whose, theme = name.split("|")
-            if theme == "light":
-                with atomic_write(out / "pictures" / f"{kind}-{whose}.png") as path:
-                    path.write_bytes(picture)
-        with atomic_write(out / "report.md") as path:
-            path.write_text(
-                as_markdown(self.content, self.predictions, self.figures), encoding="utf-8"
-            )
-        with atomic_write(out / "report.html") as path:
-            path.write_text(as_html(self.content, self.predictions, self.figures), encoding="utf-8")
-        write_json(out / "report.json", self.content)
+
+
+def _first_line(error: Exception) -> str:
+    """Return what a message says first: pydantic's go on for lines."""
+    if isinstance(error, ValidationError):
+        detail = error.errors()[0]
+        return f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+    return f"{type(error).__name__}: {error}"
+
+
+_ADAPTER = TypeAdapter(EvaluationResult)

@@ -1,6 +1,7 @@
 """Calibration: whether the evidence of an answer, log p(answer | scan) - log p(answer | no brain), tells that it is right."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,60 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 BINS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 95 % interval."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Trials of similar scores: their mean score, and the fraction that is right.
+
+    The interval is Wilson's, of the accuracy, 95 %.
+    """
+
+    mean_score: float
+    accuracy: float
+    n_trials: int
+    ci_low: float
+    ci_high: float
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationCurve:
+    """How well one score tells right from wrong; auroc is None where all are right, or none is."""
+
+    auroc: Estimate | None
+    accuracy: float
+    bins: tuple[CalibrationBin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationResult:
+    """Calibration of the generated text and of the most likely candidate.
+
+    Parameters
+    ----------
+    prediction : CalibrationCurve
+        Generated text by its log-likelihood ratio in nats.
+    top_candidate : CalibrationCurve
+        Most likely candidate by its log-likelihood ratio in nats.
+    probability : CalibrationCurve
+        Most likely candidate by its probability in [0, 1].
+    expected_calibration_error : float
+        Of that probability, in [0, 1].
+    """
+
+    prediction: CalibrationCurve
+    top_candidate: CalibrationCurve
+    probability: CalibrationCurve
+    expected_calibration_error: float
 
 
 def calibration(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
