@@ -14,6 +14,7 @@ import typer
 import yaml
 
 from mindllm.cli import app
+from mindllm.convert.mindllm_checkpoint import convert_checkpoint
 from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
 from mindllm.model.configuration import PRESETS, MindLLMConfig
