@@ -110,12 +110,14 @@ def test_decode_prints_json_alone_on_stdout(place: Path, model: Path, run: Run) 
     found = json.loads(out)
     assert [d["volume"] for d in found] == [5, 0, 1, 2]
     assert all(
-        set(d) == {"volume", "text", "evidence"} and isinstance(d["evidence"], float) for d in found
+        set(d) == {"volume", "text", "log_likelihood_ratio"}
+        and isinstance(d["log_likelihood_ratio"], float)
+        for d in found
     )
     status, out, _ = run(*given, "--volumes", "5,0-2")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == ["5", "0", "1", "2"]
-    assert all("(evidence " in line for line in out.splitlines())
+    assert all("(log-likelihood ratio " in line for line in out.splitlines())
 
 
 def test_text_that_looks_like_markup_is_printed_as_it_is(

@@ -1,4 +1,4 @@
-"""One command per verb."""
+"""The command line: one module per group of commands."""
 
 import logging
 import os
@@ -23,9 +23,9 @@ app.add_typer(store.app)
 app.add_typer(prepare.app, name="prepare")
 
 
-def show_version(wanted: bool) -> None:
-    """Print the version and stop, where that is wanted."""
-    if wanted:
+def show_version(requested: bool) -> None:
+    """Print the version and stop, if requested."""
+    if requested:
         print(package_version("mindllm"))
         raise typer.Exit
 
@@ -43,15 +43,17 @@ def every_command(
 
 
 def main() -> None:
-    """Run a command. Bad input ends in one clear message and exit status 1."""
+    """Run a command; bad input ends in one message and exit status 1."""
     logging.basicConfig(
         level=logging.INFO,
         format="%(message)s",
         handlers=[RichHandler(console=errors, show_time=False, show_path=False, show_level=True)],
     )
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    for noisy in ("httpx", "httpcore", "huggingface_hub", "filelock", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for library in ("httpx", "httpcore", "huggingface_hub", "filelock", "matplotlib"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         app()
     except InputError as error:

@@ -20,27 +20,22 @@ def convert(
     ],
     out: NewModel,
     llm: Annotated[
-        str,
-        typer.Option(help="The language model it was trained with: hub id, folder or .gguf file."),
+        str, typer.Option(help="Its language model: hub id, folder or .gguf file.")
     ] = "lmsys/vicuna-7b-v1.5",
     trained_on: Annotated[
         str | None,
-        typer.Option(
-            help="The people its weights were trained on, if you know, e.g. subj01,subj02; reports name them."
-        ),
+        typer.Option(help="Subjects it was trained on, if known, e.g. subj01,subj02, for reports."),
     ] = None,
     lora_alpha: Annotated[
         float,
-        typer.Option(
-            help="Of its LoRA part, if it has one: the checkpoint does not say; the authors use 16."
-        ),
+        typer.Option(help="Alpha of its LoRA part, which it does not state; the authors use 16."),
     ] = 16,
 ) -> None:
-    """Turn a published checkpoint into a model folder, ready to decode, evaluate or train further."""
-    from mindllm.convert.mindllm_checkpoint import convert_checkpoint as run
+    """Convert a published checkpoint to a model folder, to decode, evaluate or train further."""
+    from mindllm.convert.mindllm_checkpoint import convert_checkpoint
 
     with console.status(f"reading {checkpoint}"):
-        model = run(
+        model = convert_checkpoint(
             checkpoint, roi_dir, llm, out, trained_on=parse_list(trained_on), lora_alpha=lora_alpha
         )
     made = model.model_card["converted_from"]
@@ -49,5 +44,6 @@ def convert(
     weights = sum(p.numel() for p in [*model.encoder.parameters(), *model.projector.parameters()])
     lora = f", {len(made['lora'])} LoRA tensors" if made["lora"] else ""
     console.print(
-        f"{out}: {len(made['tensors'])} tensors used, none left over{lora}; {weights:,} weights; voxels of {', '.join(model.maskers)}"
+        f"{out}: {len(made['tensors'])} tensors used, none left over{lora}; {weights:,} weights; "
+        f"maskers of {', '.join(model.maskers)}"
     )

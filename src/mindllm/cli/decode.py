@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -21,103 +21,134 @@ from mindllm.cli.options import (
 from mindllm.utils.errors import InputError
 
 if TYPE_CHECKING:
+    from mindllm.fmri.masker import VoxelMasker
     from mindllm.model.decode import DecodedVolume
+    from mindllm.model.modeling import MindLLM
 
 app = typer.Typer()
+
+Scan = Annotated[Path, typer.Argument(help="A 3-D or 4-D NIfTI file, one volume per trial.")]
+Mask = Annotated[Path | None, typer.Option(help="NIfTI mask of the voxels, on the scan's grid.")]
+MaskerSubject = Annotated[
+    str | None,
+    typer.Option(help="Instead of --mask and --atlas: a subject whose masker the model holds."),
+]
+Atlases = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=FILE, an atlas on the scan's grid, lookup table beside it. Repeatable."
+    ),
+]
+Volumes = Annotated[str | None, typer.Option(help="Which volumes, e.g. 0,3,5-9. Default: all.")]
+Question = Annotated[
+    str | None,
+    typer.Option(help="Question about the scan. Default: the one the model was trained with."),
+]
+StandardizeWith = Annotated[
+    Path | None,
+    typer.Option(
+        help="Another scan of the same subject and grid to standardize with, "
+        "of at least 8 volumes. Default: all volumes of SCAN."
+    ),
+]
+Standardized = Annotated[
+    bool, typer.Option("--standardized", help="SCAN holds standardized betas: take them as is.")
+]
+DoSample = Annotated[
+    bool, typer.Option("--do-sample", help="Sample instead of taking the likeliest token.")
+]
+Temperature = Annotated[float, typer.Option(help="With --do-sample: the temperature.")]
+SamplingSeed = Annotated[int, typer.Option(help="With --do-sample: the seed.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON: volume, text, log_likelihood_ratio.")
+]
+StreamText = Annotated[bool, typer.Option("--stream", help="Print text as it is generated.")]
 
 
 @app.command()
 def decode(
     model: ModelFolder,
-    scan: Annotated[Path, typer.Argument(help="A 3-D or 4-D NIfTI file, one volume per trial.")],
-    mask: Annotated[
-        Path | None, typer.Option(help="NIfTI mask of the voxels to read, on the scan's grid.")
-    ] = None,
-    subject: Annotated[
-        str | None,
-        typer.Option(
-            help="Instead of --mask and --atlas: a person whose voxels travel with the model."
-        ),
-    ] = None,
-    atlas: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=FILE, a parcellation on the same grid with its lookup table beside it. Repeatable."
-        ),
-    ] = None,
-    volumes: Annotated[
-        str | None, typer.Option(help="Which volumes, e.g. 0,3,5 or 0-9. Default: all.")
-    ] = None,
-    question: Annotated[
-        str | None,
-        typer.Option(
-            help="What to ask about the scan. Default: what the model was trained to answer."
-        ),
-    ] = None,
-    standardize_with: Annotated[
-        Path | None,
-        typer.Option(
-            help="Another scan of the same person and grid to normalize with, of at least 8 volumes. Default: all volumes of SCAN."
-        ),
-    ] = None,
-    standardized: Annotated[
-        bool,
-        typer.Option(
-            "--standardized",
-            help="The values of SCAN are normalized already: take them as they are.",
-        ),
-    ] = False,
-    do_sample: Annotated[
-        bool, typer.Option("--do-sample", help="Sample instead of taking the most likely words.")
-    ] = False,
-    temperature: Annotated[float, typer.Option(help="With --do-sample: how freely.")] = 0.7,
+    scan: Scan,
+    mask: Mask = None,
+    subject: MaskerSubject = None,
+    atlas: Atlases = None,
+    volumes: Volumes = None,
+    question: Question = None,
+    standardize_with: StandardizeWith = None,
+    standardized: Standardized = False,
+    do_sample: DoSample = False,
+    temperature: Temperature = 0.7,
     max_new_tokens: MaxNewTokens = 48,
     batch_size: BatchSize = 16,
-    seed: Annotated[int, typer.Option(help="With --do-sample.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON: volume, text, evidence.")
-    ] = False,
-    stream: Annotated[bool, typer.Option("--stream", help="Print words as they come.")] = False,
+    seed: SamplingSeed = 0,
+    as_json: AsJson = False,
+    stream: StreamText = False,
     llm: LanguageModelPath = None,
 ) -> None:
-    """Say in words what a person was seeing, one answer per volume of a scan."""
+    """Decode the volumes of a scan into text, one prediction per volume."""
+    check_options(mask, subject, stream, as_json)
+    atlases, indices = parse_atlases(atlas or []), parse_int_ranges(volumes)
+    loaded = load_model(model, llm, seed)
+    sampling = {"do_sample": True, "temperature": temperature} if do_sample else {}
+    from mindllm.model.decode import decode as decode_scan
+
+    with decode_progress(stream, len(indices) if indices else None) as on_volume:
+        decoded = decode_scan(
+            loaded,
+            scan,
+            get_masker(loaded, model, subject) if subject is not None else mask,
+            atlases,
+            volumes=indices,
+            question=question,
+            standardize_with=standardize_with,
+            standardized=standardized,
+            batch_size=batch_size,
+            on_text=(lambda text: print(text, end="", flush=True)) if stream else None,
+            on_volume=on_volume,
+            max_new_tokens=max_new_tokens,
+            **sampling,
+        )
+    if not stream:
+        show(decoded, as_json)
+
+
+def check_options(mask: Path | None, subject: str | None, stream: bool, as_json: bool) -> None:
+    """Refuse options that exclude each other, before anything is loaded."""
+    if (mask is None) == (subject is None):
+        raise InputError(
+            "give either --mask (and --atlas), or --subject for one whose masker the model holds."
+        )
+    if stream and as_json:
+        raise InputError("--stream prints as it goes, --json at the end: choose one of them.")
+
+
+def load_model(folder: Path, language_model: str | None, seed: int) -> "MindLLM":
+    """Load the model, with the random state that sampling starts from."""
     import torch
 
     from mindllm.model.checkpoint import load
-    from mindllm.model.decode import decode as run
 
-    atlases = parse_atlases(atlas or [])
-    if (mask is None) == (subject is None):
-        raise InputError(
-            "give either --mask (and --atlas), or --subject for a person whose voxels travel with the model."
-        )
     torch.manual_seed(seed)
-    loaded = load(model, language_model=llm)
-    if subject is not None and subject not in loaded.maskers:
+    return load(folder, language_model=language_model)
+
+
+def get_masker(model: "MindLLM", folder: Path, subject: str) -> "VoxelMasker":
+    """The masker of a training subject."""
+    if subject not in model.maskers:
         raise InputError(
-            f"{model} carries no voxels of {subject}; it carries {', '.join(loaded.maskers) or 'nobody'}."
+            f"{folder} holds no masker of {subject}; it holds {', '.join(model.maskers) or 'none'}."
         )
-    voxels = loaded.maskers[subject] if subject is not None else mask
-    assert voxels is not None
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens} | (
-        {"do_sample": True, "temperature": temperature} if do_sample else {}
-    )
-    if stream and as_json:
-        raise InputError(
-            "--stream prints words as they come, --json one document at the end: choose one of them."
-        )
-    wanted = parse_int_ranges(volumes)
-    with decode_progress(stream, len(wanted) if wanted else None) as done:
-        found = run(
-            loaded, scan, voxels, atlases, volumes=wanted, question=question, standardize_with=standardize_with, standardized=standardized,
-            batch_size=batch_size, on_text=(lambda text: print(text, end="", flush=True)) if stream else None, on_volume=done, **options,
-        )  # fmt: skip
-    if not stream:
-        show(found, as_json)
+    return model.maskers[subject]
 
 
 def parse_atlases(pairs: Sequence[str]) -> dict[str, str]:
-    """NAME=FILE, each, as name -> file."""
+    """Map name to file of options NAME=FILE.
+
+    Examples
+    --------
+    >>> parse_atlases(["HCPEx=atlas-HCPEx_dseg.nii.gz"])
+    {'HCPEx': 'atlas-HCPEx_dseg.nii.gz'}
+    """
     files = {}
     for pair in pairs:
         name, separator, file = pair.partition("=")
@@ -131,8 +162,8 @@ def parse_atlases(pairs: Sequence[str]) -> dict[str, str]:
 
 @contextmanager
 def decode_progress(stream: bool, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Yield what is told how many volumes are decoded: it moves a bar, or ends the line of words that were streamed."""
-    if stream:  # a bar would be drawn over the words
+    """Yield a callback for the number of decoded volumes: it moves a bar or ends a line."""
+    if stream:  # a bar would be drawn over the text
         yield lambda count: print(flush=True)
         return
     with bars() as progress:
@@ -140,17 +171,19 @@ def decode_progress(stream: bool, total: int | None) -> Iterator[Callable[[int],
         yield lambda count: progress.update(task, completed=count)
 
 
-def show(found: Sequence["DecodedVolume"], as_json: bool) -> None:
-    """Print what was decoded: as one JSON document, or a line per volume."""
+def show(decoded: Sequence["DecodedVolume"], as_json: bool) -> None:
+    """Print predictions as one JSON document, or a line per volume."""
     if as_json:
         rows = [
-            {"volume": d.volume, "text": d.text, "evidence": round(d.log_likelihood_ratio, 4)}
-            for d in found
+            {
+                "volume": d.volume,
+                "text": d.text,
+                "log_likelihood_ratio": round(d.log_likelihood_ratio, 4),
+            }
+            for d in decoded
         ]
         print(json.dumps(rows, ensure_ascii=False, indent=1))
         return
-    for d in found:
-        line = (
-            f"{d.volume:5d}  {escape(d.text)}  [dim](evidence {d.log_likelihood_ratio:+.1f})[/dim]"
-        )
-        console.print(line, highlight=False, soft_wrap=True)
+    for d in decoded:
+        ratio = f"[dim](log-likelihood ratio {d.log_likelihood_ratio:+.1f})[/dim]"
+        console.print(f"{d.volume:5d}  {escape(d.text)}  {ratio}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What every command shares: the consoles, progress bars, and the options that several commands have."""
+"""What commands share: consoles, progress bars, and the options that several of them have."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,25 +20,24 @@ SplitScheme = Annotated[
     str | None,
     typer.Option(
         "--split-scheme",
-        help="A split made by `mindllm split`. Default: that of `prepare`, or as the model was trained.",
+        help="A split made by `mindllm split`. "
+        "Default: that of `prepare`, or the one the model was trained with.",
     ),
 ]
-NJobs = Annotated[
-    int, typer.Option(min=1, help="Sessions read at once, each by a process of its own.")
-]
+NJobs = Annotated[int, typer.Option(min=1, help="Sessions read in parallel, a process for each.")]
 DaskScheduler = Annotated[
     str | None,
-    typer.Option(help="Address of a dask scheduler, whose workers see the same files, to read on."),
+    typer.Option(help="Address of a dask scheduler to read on; its workers see the same files."),
 ]
 StorageDtype = Annotated[str, typer.Option(help="How betas are stored: float32 or float16.")]
 NewStore = Annotated[Path, typer.Option(help="The store to write.")]
 LanguageModelPath = Annotated[
     str | None,
-    typer.Option(help="Where the language model stands, if not under the model's name for it."),
+    typer.Option(help="Folder of the language model, if not found under the model's name for it."),
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Trials read by the language model at once.")]
-Seed = Annotated[int, typer.Option(help="Of everything drawn at random.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length limit of a prediction, in tokens.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Trials the language model reads at once.")]
+Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 console = Console()
@@ -46,25 +45,40 @@ errors = Console(stderr=True)
 
 
 def bars() -> Progress:
-    """Progress bars on the terminal's error stream, so that results alone are on the other."""
+    """Progress bars on the error stream, so that standard output holds results alone."""
     return progress.make_progress(errors)
 
 
 def parse_list(text: str | None) -> list[str] | None:
-    """A comma-separated option as a list."""
+    """Split a comma-separated option; None stays None.
+
+    Examples
+    --------
+    >>> parse_list("sub-01, sub-02")
+    ['sub-01', 'sub-02']
+    """
     return [part.strip() for part in text.split(",") if part.strip()] if text else None
 
 
 def parse_int_ranges(text: str | None) -> list[int] | None:
-    """`0,3,5-8` as a list of whole numbers."""
-    out: list[int] = []
+    """Expand an option such as `0,3,5-8` to whole numbers; None stays None.
+
+    Raises
+    ------
+    InputError
+        If the text names no number, or something else.
+
+    Examples
+    --------
+    >>> parse_int_ranges("0,3,5-8")
+    [0, 3, 5, 6, 7, 8]
+    """
+    numbers: list[int] = []
     for part in parse_list(text) or []:
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
-            raise InputError(
-                f"{text!r} is no list of whole numbers; expected such as 0,3,5 or 0-9."
-            )
-        out += range(int(first), int(last or first) + 1)
-    if text is not None and not out:
-        raise InputError(f"{text!r} names no number; expected such as 0,3,5 or 0-9.")
-    return out or None
+            raise InputError(f"{text!r} is no list of whole numbers; expected e.g. 0,3,5 or 0-9.")
+        numbers += range(int(first), int(last or first) + 1)
+    if text is not None and not numbers:
+        raise InputError(f"{text!r} names no number; expected e.g. 0,3,5 or 0-9.")
+    return numbers or None

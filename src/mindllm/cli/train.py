@@ -18,62 +18,56 @@ from mindllm.cli.options import (
 
 app = typer.Typer()
 
+LanguageModel = Annotated[
+    str | None,
+    typer.Option(
+        help="Hub id, folder or .gguf file of a causal language model. "
+        "Default: SmolLM2-135M-Instruct."
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="Encoder sizes: default, walkthrough (tiny) or paper (139 M weights)."),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option(help="YAML or JSON file of training options; see `mindllm config`.")
+]
+TrainingSeed = Annotated[int | None, typer.Option(help="Seed of all random draws.")]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(help="A model to train further, with its own encoder, instead of a new one."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue an interrupted training, or begin one.")
+]
+
 
 @app.command()
 def train(
     store: StoreFolder,
     out: NewModel,
     subjects: Subjects = None,
-    llm: Annotated[
-        str | None,
-        typer.Option(
-            help="Hub id, folder or .gguf file of a causal language model. Default: SmolLM2-135M-Instruct."
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="Sizes of the encoder: default, walkthrough (tiny) or paper (139 M weights)."
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="YAML or JSON file of training options; see `mindllm config`."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes the experiment repeatable.")] = None,
+    llm: LanguageModel = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    seed: TrainingSeed = None,
     split_scheme: SplitScheme = None,
-    init_from: Annotated[
-        str | None,
-        typer.Option(
-            help="A model folder to train further, with its own encoder, instead of a new one."
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Go on with an interrupted training (or begin, where there is none)."
-        ),
-    ] = False,
+    init_from: InitFrom = None,
+    resume: Resume = False,
 ) -> None:
-    """Train on some people: align the encoder with the text, then put it before the language model.
+    """Train a model: align the encoder to text, then tune it through the language model.
 
-    Trials of the split `val` choose the checkpoint, or people left out with the option num_validation_subjects. What is given here
-    wins over --config.
+    Trials of the split `val` choose the checkpoint, or subjects held out with the option
+    num_validation_subjects. Options on the command line win over those of --config.
     """
     from mindllm.data.store import Store
-    from mindllm.training import trainer as training
+    from mindllm.training import trainer
     from mindllm.training.configuration import read_config
 
-    options = (
-        ("language_model", llm),
-        ("preset", preset),
-        ("seed", seed),
-        ("init_from", init_from),
-    )
-    given = {name: value for name, value in options if value is not None}
-    settings = read_config(config, given)
+    options = {"language_model": llm, "preset": preset, "seed": seed, "init_from": init_from}
+    settings = read_config(config, {k: v for k, v in options.items() if v is not None})
     with bars() as progress:
-        training.train(
+        trainer.train(
             Store(store, split_scheme),
             out,
             settings,
@@ -97,18 +91,15 @@ def show_config() -> None:
 @app.command()
 def demo(
     out: Annotated[
-        Path,
-        typer.Option(help="Folder for the simulated people, the store, the model and the report."),
+        Path, typer.Option(help="Folder for the simulated data, the store, the model, the report.")
     ] = Path("runs/demo"),
     n_subjects: Annotated[
-        int, typer.Option(min=3, help="People to simulate; the last one is left out of training.")
+        int, typer.Option(min=3, help="Subjects to simulate; the last one is left out of training.")
     ] = 8,
     seed: Seed = 0,
-    llm: Annotated[
-        str | None, typer.Option(help="Another language model than the small default.")
-    ] = None,
+    llm: LanguageModel = None,
 ) -> None:
-    """Simulate people, train, and decode one whom the model has never seen: the whole road, on a CPU, in minutes."""
+    """Simulate subjects, train, and evaluate on one left out: the whole pipeline, on a CPU."""
     from mindllm.cli.demo import demo as run
 
     run(out, console, bars, n_subjects, seed, llm)
