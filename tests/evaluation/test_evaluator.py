@@ -21,7 +21,6 @@ from mindllm.fmri.masker import VoxelMasker
 from mindllm.metrics.registry import METRICS
 from mindllm.model.attention_maps import attention_by_parcel, attention_map, attention_mass
 from mindllm.model.modeling import MindLLM
-from mindllm.plotting.curves import plot_training_curve
 from mindllm.report.sections import examples
 from mindllm.report.summary import get_row
 from mindllm.utils.errors import InputError
@@ -362,13 +361,3 @@ def test_attention_by_region_leaves_nothing_out(tiny_model: MindLLM, space: Voxe
     assert set(table["parcellation"]) == set(space.parcel_labels)
     np.testing.assert_allclose(table.groupby("parcellation")[["attention", "voxel_share"]].sum(), 1)
     assert table.groupby("parcellation")["voxels"].sum().eq(len(space)).all()
-
-
-def test_training_curve_of_two_stages(tmp_path: Path) -> None:
-    history = [
-        {"step": i, "stage": 1, "loss": 3 - i / 10, "val_loss": 3.0, "val_top1": i / 20}
-        for i in range(5)
-    ]
-    history += [{"step": i, "stage": 2, "loss": 2 - i / 10} for i in range(5)]
-    plot_training_curve(history, tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

@@ -1,1 +1,1 @@
-"""Pictures of brains and curves."""
+"""Brain figures and training curves, as PNG bytes that need no display."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS, Kind
 from mindllm.metrics.registry import METRICS
-from mindllm.plotting.style import INK, PAPER, new_figure, style_axes, to_png
+from mindllm.plotting.style import BACKGROUND, FOREGROUND, new_figure, style_axes, to_png
 
 COLOURS: dict[Kind, str] = {
     "fmri": "#e4572e", "shuffled": "#7b8794", "blind": "#4a90c4", "trained": "#7b8794", "baseline": "#5b9a68",
@@ -54,8 +54,10 @@ def interval_figure(
         )
     chance = next((row["chance_level"] for row in rows if row["chance_level"]), None)
     if chance:
-        axes.axvline(100 * chance, color=INK[dark], ls=(0, (2, 3)), lw=1, alpha=0.7)
-        axes.text(100 * chance, -0.75, f" chance {100 * chance:.3g} %", color=INK[dark], fontsize=8)
+        axes.axvline(100 * chance, color=FOREGROUND[dark], ls=(0, (2, 3)), lw=1, alpha=0.7)
+        axes.text(
+            100 * chance, -0.75, f" chance {100 * chance:.3g} %", color=FOREGROUND[dark], fontsize=8
+        )
     axes.set(
         yticks=range(len(names)),
         yticklabels=[CONDITIONS[c].label for c in names],
@@ -66,7 +68,7 @@ def interval_figure(
         f"identification, {METRICS[metric].label.lower()} (% of trials); small dots are people"
     )
     style_axes(axes, dark)
-    axes.grid(axis="x", color=INK[dark], alpha=0.12)
+    axes.grid(axis="x", color=FOREGROUND[dark], alpha=0.12)
     figure.tight_layout()
     return to_png(figure, transparent=True)
 
@@ -78,7 +80,7 @@ def calibration_figure(calibration: Mapping[str, Any], dark: bool = False) -> by
     draw_bins(left, calibration["decoded"]["curve"], COLOURS["fmri"], "free-running text")
     draw_bins(left, calibration["likeliest"]["curve"], COLOURS["blind"], "likeliest candidate")
     left.set(xlabel="evidence (nats)", ylabel="right (%)", ylim=(-4, 104))
-    right.plot([0, 100], [0, 100], color=INK[dark], lw=1, ls=(0, (2, 3)), alpha=0.7)
+    right.plot([0, 100], [0, 100], color=FOREGROUND[dark], lw=1, ls=(0, (2, 3)), alpha=0.7)
     draw_bins(
         right, calibration["probability"]["curve"], COLOURS["blind"], "likeliest candidate", 100
     )
@@ -86,8 +88,8 @@ def calibration_figure(calibration: Mapping[str, Any], dark: bool = False) -> by
     for axes in (left, right):
         axes.set_facecolor("none")
         style_axes(axes, dark)
-        axes.grid(color=INK[dark], alpha=0.12)
-    left.legend(frameon=False, fontsize=8, labelcolor=INK[dark])
+        axes.grid(color=FOREGROUND[dark], alpha=0.12)
+    left.legend(frameon=False, fontsize=8, labelcolor=FOREGROUND[dark])
     figure.tight_layout()
     return to_png(figure, transparent=True)
 
@@ -127,7 +129,7 @@ def confusion_figure(confusion: Mapping[str, Any], dark: bool = False) -> bytes:
                 ha="center",
                 va="center",
                 fontsize=8,
-                color=PAPER[dark] if strong != dark else INK[dark],
+                color=BACKGROUND[dark] if strong != dark else FOREGROUND[dark],
             )
     ticks = range(len(names))
     axes.set(
