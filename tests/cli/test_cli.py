@@ -318,7 +318,7 @@ def test_a_store_is_split_anew(run: Run, tiny: Path, by: str) -> None:
         (["--by", "chance"], "--by chance: expected stimulus, cluster, subject or sessions."),
         (
             ["--by", "stimulus", "--test", "sub-03"],
-            "expected shares of the stimuli, e.g. --test 0.2 --val 0.1.",
+            "expected fractions of the stimuli, e.g. --test 0.2 --val 0.1.",
         ),
         (["--by", "stimulus"], "a share is needed of the stimuli to test with, e.g. --test 0.2."),
         (["--by", "subject", "--test", "sub-09"], "there is no subject sub-09"),
@@ -344,10 +344,10 @@ def test_inspect_shows_what_a_store_holds(run: Run, tiny: Path, tmp_path: Path) 
     assert status == 0, err
     assert "split  half (others: half)" in out
     assert all(
-        word in out for word in ("People (split: ", "Parcellations", "sub-03", "visual", "lobes")
+        word in out for word in ("Subjects (split: ", "Atlases", "sub-03", "visual", "lobes")
     )
     assert "What is this person seeing?" in out
-    assert "fine  sessions  3 people; sub-01: 2 different ones" in out
+    assert "pass  sessions  3 people; sub-01: 2 different ones" in out
     assert f"page: {tmp_path / 'page' / 'index.html'}" in out
     assert (tmp_path / "page" / "index.html").is_file()
     assert "page: " not in run("qc", tiny)[1]

@@ -1,4 +1,4 @@
-"""Inspection: every check is content with a good store and points at what is wrong in a bad one; the page is whole."""
+"""Report about a store: a good one passes every check, a bad one is pointed at; the page is complete."""
 
 from collections.abc import Callable
 from functools import cache
@@ -15,7 +15,7 @@ from mindllm.data.store import Store
 from mindllm.data.store_writer import StoreWriter, conversations_from_captions
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.templates import grey_matter_probability
-from mindllm.report.store_report import inspect_store, write_page
+from mindllm.report.store_report import SubjectOverview, inspect_store, write_store_report
 from tests.conftest import REGIONS
 
 PEOPLE = ["sub-01", "sub-02"]
@@ -98,15 +98,15 @@ def test_a_good_store_is_fine(tmp_path: Path) -> None:
     whose = {check.name: check.subject for check in found.checks}
     assert whose[PLACES] == "2 people; sub-01", "one line for all"
     assert whose[LEAK] == ""
-    people = found.subjects.set_index("subject")
-    assert people.loc["sub-01", ["voxels", "trials", "sessions", "stimuli", "shown", "split", "ceiling"]].tolist() == [
-        "80", "48", 2, "12", "4x", "40/0/8", "-"
-    ]  # fmt: skip
-    assert found.regions["parcellation"].tolist() == ["sides", "visual"]
-    assert found.regions["people"].tolist() == [2, 2]
-    assert found.regions["regions"].tolist() == ["3", "3"]
-    assert found.regions["% of voxels in a region"].iloc[0] == "100"
-    assert found.about["split"] == "default (others: none)"
+    assert found.subjects[0] == SubjectOverview(
+        subject="sub-01", voxels="80", trials="48", sessions="2", stimuli="12", shown="4x", split="40/0/8",
+        betas="0 MiB", ceiling="-",
+    )  # fmt: skip
+    assert [atlas.atlas for atlas in found.atlases] == ["sides", "visual"]
+    assert [atlas.subjects for atlas in found.atlases] == ["2", "2"]
+    assert [atlas.parcels for atlas in found.atlases] == ["3", "3"]
+    assert found.atlases[0].coverage == "100"
+    assert found.info["split"] == "default (others: none)"
 
 
 def copied(values: np.ndarray) -> np.ndarray:
@@ -174,7 +174,7 @@ def test_values_that_came_normalized_have_no_statistics_to_check(tmp_path: Path)
         make(tmp_path / "store", standardized=True, betas=lambda values: values - 100)
     )
     assert not {"voxels vary", "normalization"} & {check.name for check in found.checks}
-    assert found.about["values"] == "standardized already"
+    assert found.info["betas"] == "standardized already"
 
 
 def test_what_is_odd_stands_first() -> None:
@@ -189,8 +189,8 @@ def test_the_page_is_whole(tmp_path: Path, ceilings: bool) -> None:
     create_split(store, "half", "stimulus", fractions={"test": 0.5})
     data = Store(store.path, "half")
     found = inspect_store(data)
-    assert found.about["split"] == "half (others: half)"
-    page = write_page(found, data, tmp_path / "page")
+    assert found.info["split"] == "half (others: half)"
+    page = write_store_report(found, data, tmp_path / "page")
     names = {"index.html", "coverage.png", "trials.png"} | (
         {"noise-ceiling.png"} if ceilings else set()
     )
@@ -202,13 +202,10 @@ def test_the_page_is_whole(tmp_path: Path, ceilings: bool) -> None:
     assert "</html>" in html
     assert "half (others: half)" in html
     assert all(f"<td>{name}</td>" in html for name in PEOPLE)
-    assert [(about, source) for about, source, _ in found.samples][-1] == (
-        "trial 5 of sub-02",
-        "before",
-    )
+    assert (found.samples[-1].about, found.samples[-1].source) == ("trial 5 of sub-02", "before")
     assert len(found.samples) == 3, "two of each source, where there are two"
-    for about, source, turns in found.samples:
-        assert f"{source}, {about}" in html
-        assert turns[-1]["content"] in html
+    for sample in found.samples:
+        assert f"{sample.source}, {sample.about}" in html
+        assert sample.turns[-1]["content"] in html
     assert "&lt;b&gt;before&lt;/b&gt;" in html, "text is shown as it is"
-    assert '<td class="odd">look</td><td>text about the stimuli</td>' in html
+    assert '<td class="warn">warn</td><td>text about the stimuli</td>' in html

@@ -1,14 +1,18 @@
-"""Commands about finished stores: look inside, and split anew."""
+"""Commands about finished stores: show and check one, and split one anew."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Column, Table
 
 from mindllm.cli.options import Seed, SplitScheme, StoreFolder, bars, console, parse_list
 from mindllm.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from mindllm.report.store_report import StoreReport, TextTable
 
 app = typer.Typer()
 
@@ -18,112 +22,139 @@ def qc(
     store: StoreFolder,
     out: Annotated[
         Path | None,
-        typer.Option(help="A folder for a page (index.html) with the tables, checks and pictures."),
+        typer.Option(help="New folder for a page (index.html) with tables, checks and figures."),
     ] = None,
     split_scheme: SplitScheme = None,
     seed: Seed = 0,
 ) -> None:
-    """Show what a store holds, check that it looks right, and draw pictures of it."""
+    """Show what a store holds, check that it looks right, and draw figures of it."""
     from mindllm.data.store import Store
-    from mindllm.report.store_report import inspect_store as run
-    from mindllm.report.store_report import write_page
+    from mindllm.report.store_report import inspect_store, write_store_report
     from mindllm.utils.files import check_not_exists
 
     data = Store(store, split_scheme)
     if out is not None:
         check_not_exists(out)
     with bars() as progress:
-        found = run(data, seed, progress)
-    for name, value in found.about.items():
-        console.print(f"[bold]{name}[/bold]  {value}", highlight=False, soft_wrap=True)
-    for title, content in found.tables.items():
-        columns = (Column(str(name), overflow="fold") for name in content.columns)
-        table = Table(
-            *columns,
-            title=title,
-            title_justify="left",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-            padding=(0, 1, 0, 0),
-        )
-        for row in content.itertuples(index=False):
-            table.add_row(*map(str, row))
-        console.print(table if len(content) else f"{title}: none")
-    for about, source, turns in found.samples:
-        console.print(f"\n[dim]{source}, {about}[/dim]", highlight=False)
-        for turn in turns:
-            console.print(
-                f"[bold]{turn['role']}[/bold]  {turn['content']}", highlight=False, soft_wrap=True
-            )
-    console.print()
-    for check in found.checks:
-        mark = "[green]fine[/green]" if check.passed else "[bold red]look[/bold red]"
-        whose = f"{check.subject}: " if check.subject else ""
-        console.print(
-            f"{mark}  {check.name}  [dim]{whose}{check.message}[/dim]",
-            highlight=False,
-            soft_wrap=True,
-        )
+        report = inspect_store(data, seed, progress)
+    print_report(report)
     if out is not None:
-        console.print(f"page: {write_page(found, data, out)}")
+        print_line(f"page: {escape(str(write_store_report(report, data, out)))}")
+
+
+def print_line(markup: str = "") -> None:
+    """Print a line of rich markup that the terminal wraps, so that it can be copied whole."""
+    console.print(markup, highlight=False, soft_wrap=True)
+
+
+def print_report(report: "StoreReport") -> None:
+    """Print the tables, sample conversations and checks of a report about a store."""
+    for label, text in report.info.items():
+        print_line(f"[bold]{label}[/bold]  {escape(text)}")
+    for table in report.tables:
+        print_table(table)
+    for sample in report.samples:
+        print_line(f"\n[dim]{escape(f'{sample.source}, {sample.about}')}[/dim]")
+        for turn in sample.turns:
+            print_line(f"[bold]{escape(turn['role'])}[/bold]  {escape(turn['content'])}")
+    print_line()
+    for check in report.checks:
+        mark = "[green]pass[/green]" if check.passed else "[bold red]warn[/bold red]"
+        subject = f"{check.subject}: " if check.subject else ""
+        print_line(f"{mark}  {escape(check.name)}  [dim]{escape(subject + check.message)}[/dim]")
+
+
+def print_table(table: "TextTable") -> None:
+    """Print one table below its title."""
+    title = f"{table.title} ({table.note})" if table.note else table.title
+    if not table.rows:
+        print_line(f"{table.title}: none")
+        return
+    screen = Table(
+        *(Column(escape(name), overflow="fold") for name in table.columns),
+        title=escape(title),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for row in table.rows:
+        screen.add_row(*map(escape, row))
+    console.print(screen)
+
+
+SplitName = Annotated[str, typer.Argument(help="Name of the new split.")]
+SplitRule = Annotated[
+    str, typer.Option(help="stimulus, cluster (of similar meaning), subject, or sessions.")
+]
+TestPart = Annotated[
+    str | None,
+    typer.Option(
+        help="A fraction of the stimuli, e.g. 0.2; by subject: subjects, e.g. sub-03,sub-10."
+    ),
+]
+ValPart = Annotated[str | None, typer.Option(help="Likewise, to choose the checkpoint with.")]
+NumClusters = Annotated[int, typer.Option(help="By cluster: number of clusters.")]
+TrainSessions = Annotated[
+    int, typer.Option(min=1, help="By sessions: how many are trained on (one is about an hour).")
+]
+SessionSubjects = Annotated[
+    str | None,
+    typer.Option(help="By sessions: of which subjects, comma-separated. Default: of all."),
+]
+StartSplit = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="By subject or sessions: another split to start from. Default: that of `prepare`.",
+    ),
+]
 
 
 @app.command()
 def split(
     store: StoreFolder,
-    name: Annotated[str, typer.Argument(help="What the new split is to be called.")],
-    by: Annotated[
-        str, typer.Option(help="stimulus, cluster (of like meaning), subject, or sessions.")
-    ],
-    test: Annotated[
-        str | None,
-        typer.Option(
-            help="A share of the stimuli, e.g. 0.2; by subject: who is tested, e.g. sub-03,sub-10."
-        ),
-    ] = None,
-    val: Annotated[
-        str | None, typer.Option(help="Likewise, to choose the checkpoint with.")
-    ] = None,
-    clusters: Annotated[int, typer.Option(help="By cluster: how many.")] = 40,
-    sessions: Annotated[
-        int, typer.Option(min=1, help="By sessions: how many train (an hour is about one).")
-    ] = 1,
-    subjects: Annotated[
-        str | None, typer.Option(help="By sessions: whose, comma-separated. Default: everybody's.")
-    ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            help="By subject or sessions: another split to start from. Default: that of `prepare`.",
-        ),
-    ] = None,
+    name: SplitName,
+    by: SplitRule,
+    test: TestPart = None,
+    val: ValPart = None,
+    clusters: NumClusters = 40,
+    sessions: TrainSessions = 1,
+    subjects: SessionSubjects = None,
+    start: StartSplit = None,
     seed: Seed = 0,
 ) -> None:
-    """Make another split of a store, kept beside the data: `train` and `evaluate` take it as --split-scheme NAME."""
-    from mindllm.data.resplit import create_split
+    """Make another split of a store; `train` and `evaluate` take it as --split-scheme NAME."""
+    from mindllm.data.resplit import By, create_split
     from mindllm.data.splits import describe_split
     from mindllm.data.store import Store
 
-    if by not in ("stimulus", "cluster", "subject", "sessions"):
+    if by not in get_args(By):
         raise InputError(f"--by {by}: expected stimulus, cluster, subject or sessions.")
-    asked = {"test": test, "val": val}
-    people = {part: parse_list(who) or [] for part, who in asked.items() if who}
+    parts = {part: text for part, text in (("test", test), ("val", val)) if text}
+    by_stimuli = by in ("stimulus", "cluster")
     with bars() as progress:
-        made = create_split(
-            Store(store, start), name, by,  # type: ignore[arg-type] # checked above
-            fractions={} if by in ("subject", "sessions") else split_fractions(asked), subjects_by_split=people, sessions=sessions, subjects=parse_list(subjects),
-            clusters=clusters, seed=seed, progress=progress,
-        )  # fmt: skip
-    counts = ", ".join(f"{count} {part}" for part, count in made.split["trials"].items())
-    console.print(f"{describe_split(made.split)}: {counts} trials", highlight=False, soft_wrap=True)
+        new_store = create_split(
+            Store(store, start),
+            name,
+            by,  # type: ignore[arg-type] # checked above
+            fractions=parse_fractions(parts) if by_stimuli else {},
+            subjects_by_split={part: parse_list(text) or [] for part, text in parts.items()},
+            sessions=sessions,
+            subjects=parse_list(subjects),
+            clusters=clusters,
+            seed=seed,
+            progress=progress,
+        )
+    counts = ", ".join(f"{count} {part}" for part, count in new_store.split["trials"].items())
+    print_line(f"{escape(describe_split(new_store.split))}: {counts} trials")
 
 
-def split_fractions(asked: dict[str, str | None]) -> dict[str, float]:
-    """Shares of the stimuli, told as numbers."""
+def parse_fractions(texts: dict[str, str]) -> dict[str, float]:
+    """Return fractions of the stimuli as numbers."""
     try:
-        return {part: float(share) for part, share in asked.items() if share}
+        return {part: float(text) for part, text in texts.items()}
     except ValueError as error:
         raise InputError(
-            f"{error}: expected shares of the stimuli, e.g. --test 0.2 --val 0.1."
+            f"{error}: expected fractions of the stimuli, e.g. --test 0.2 --val 0.1."
         ) from error

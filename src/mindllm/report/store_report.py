@@ -1,155 +1,318 @@
-"""What is inside a store, in tables and on a page: for whoever prepared it, and whoever must trust it."""
+"""Report about a store: tables, checks, sample conversations and figures."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader
 from rich.progress import Progress
 
 from mindllm.data.quality_control import QCResult, check_store, check_subject, group_results
 from mindllm.data.splits import SPLITS
 from mindllm.data.store import Store
+from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.noise_ceiling import noise_ceiling_percent
 from mindllm.instructions import summary
-from mindllm.plotting.brain import plot_brain_slices, plot_voxel_coverage
+from mindllm.plotting.brain import plot_brain_slices, plot_voxel_coverage, top_of_scale
 from mindllm.plotting.curves import plot_counts
+from mindllm.report.pages import load_template
 from mindllm.utils.files import atomic_directory
 from mindllm.utils.progress import progress_bar
 
+SAMPLES_PER_SOURCE = 2
+MIN_TOP_CEILING = 5.0  # percent; smallest end of the color scale
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """Table of texts under a title, with a note about its columns."""
+
+    title: str
+    note: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectOverview:
+    """Counts of one subject, as texts.
+
+    shown is the number of trials per stimulus; split the trials of train/val/test, and unused ones
+    where there are any; ceiling the noise ceiling of the median voxel, single trials.
+    """
+
+    subject: str
+    voxels: str
+    trials: str
+    sessions: str
+    stimuli: str
+    shown: str
+    split: str
+    betas: str
+    ceiling: str
+
+
+@dataclass(frozen=True, slots=True)
+class AtlasOverview:
+    """One atlas over the subjects that have it: range of the number of parcels and of the coverage.
+
+    coverage is the percent of a subject's voxels that are in a parcel.
+    """
+
+    atlas: str
+    subjects: str
+    parcels: str
+    coverage: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationSample:
+    """One conversation: what it is about (a stimulus or trial), its source, and its turns."""
+
+    about: str
+    source: str
+    turns: Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
 class StoreReport:
-    """Tables of what a store holds, the checks, and sample conversations (stimulus or trial, source, turns)."""
+    """Report about a store.
 
-    about: dict[str, str]
-    subjects: pd.DataFrame
-    regions: pd.DataFrame
-    sources: pd.DataFrame
+    Parameters
+    ----------
+    name : str
+        Name of the store.
+    info : mapping of str to str
+        Label to text: where the store is from, and how it was made.
+    subjects : list of SubjectOverview
+        One per subject.
+    atlases : list of AtlasOverview
+        One per atlas.
+    sources : TextTable
+        Conversations per instruction source.
+    checks : list of QCResult
+        Checks that did not pass first.
+    samples : list of ConversationSample
+        A few conversations of every source.
+    """
+
+    name: str
+    info: Mapping[str, str]
+    subjects: list[SubjectOverview]
+    atlases: list[AtlasOverview]
+    sources: TextTable
     checks: list[QCResult]
-    samples: list[tuple[str, str, list[dict[str, str]]]]
+    samples: list[ConversationSample]
 
     @property
-    def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables under their titles."""
-        people = "People (split: trials of train/val/test, and unused ones; ceiling: the noise ceiling of the median voxel, one trial)"
-        return {people: self.subjects, "Parcellations": self.regions, "Text": self.sources}
+    def tables(self) -> list[TextTable]:
+        """Subjects, atlases and sources, to be shown in this order."""
+        split_note = (
+            "split: trials of train/val/test, and unused ones; "
+            "ceiling: noise ceiling of the median voxel, single trials"
+        )
+        coverage_note = "coverage: percent of the voxels in a parcel"
+        return [
+            _to_table("Subjects", split_note, SubjectOverview, self.subjects),
+            _to_table("Atlases", coverage_note, AtlasOverview, self.atlases),
+            self.sources,
+        ]
+
+
+def _to_table(
+    title: str,
+    note: str,
+    row_type: type[SubjectOverview | AtlasOverview],
+    rows: Sequence[SubjectOverview | AtlasOverview],
+) -> TextTable:
+    """Return rows of one type as a table, a column per field."""
+    columns = [field.name for field in fields(row_type)]
+    return TextTable(title, note, columns, [[getattr(r, name) for name in columns] for r in rows])
 
 
 def inspect_store(store: Store, seed: int = 0, progress: Progress | None = None) -> StoreReport:
-    """Look through a store: all tables, a sample of the betas, some conversations of each source."""
+    """Check a store and collect what it holds.
+
+    Parameters
+    ----------
+    store : Store
+        A prepared store.
+    seed : int
+        Of the trials that are checked and of the sample conversations.
+    progress : Progress, optional
+        Shows the time left.
+
+    Returns
+    -------
+    StoreReport
+        Made from all tables and a sample of the betas.
+    """
     rng = np.random.default_rng(seed)
-    rows, parts, checks = [], [], []
-    with progress_bar(progress, "looking through", len(store.subjects)) as advance:
+    checks: list[QCResult] = []
+    with progress_bar(progress, "checking", len(store.subjects)) as advance:
         for subject in store.subjects:
-            advance(0, f"looking through {subject}")
-            rows.append(count(store, subject))
-            space = store.masker(subject)
-            parts += [
-                {
-                    "parcellation": p,
-                    "regions": len(np.setdiff1d(r, 0)),
-                    "labelled": 100 * (r > 0).mean(),
-                }
-                for p, r in space.parcel_labels.items()
-            ]
+            advance(0, f"checking {subject}")
             checks += check_subject(store, subject, rng)
             advance(1)
     checks += check_store(store)
-    meta = store.meta
-    shown = {name for subject in store.subjects for name in store.trials(subject)["stimulus"]}
-    about = {
-        "store": str(store.path), "name": meta["name"], "source": meta["source"], "license": meta["license"],
-        "made by": f"mindllm {meta['version']}, prepared by {meta['prepared_by']}, {', '.join(f'{k}={v}' for k, v in meta['options'].items())}",
-        "values": "standardized already" if meta.get("standardized") else "betas as measured, standardized when read",
-        "split": f"{store.split['name']} (others: {', '.join(store.splits) or 'none'})",
-        "named sets": ", ".join(f"{name} ({len(shown.intersection(members)):,} of {len(members):,} stimuli here)" for name, members in store.stimulus_sets.items()) or "none",
-    }  # fmt: skip
-    told = summary(store)
-    told = told.assign(
-        share=told["share"].map("{:.0%}".format), words=told["words"].map("{:.1f}".format)
-    )
     return StoreReport(
-        about,
-        pd.DataFrame(rows),
-        over_people(parts),
-        told,
-        group_results(checks),
-        sample_conversations(store, rng),
+        name=store.meta["name"],
+        info=describe_store(store),
+        subjects=[describe_subject(store, subject) for subject in store.subjects],
+        atlases=describe_atlases([store.masker(subject) for subject in store.subjects]),
+        sources=describe_sources(store),
+        checks=group_results(checks),
+        samples=sample_conversations(store, rng),
     )
 
 
-def count(store: Store, subject: str) -> dict[str, object]:
-    """One person's numbers."""
-    trials, space, betas = store.trials(subject), store.masker(subject), store.betas(subject)
-    shown, ncsnr = trials["stimulus"].value_counts(), store.ncsnr(subject)
-    kinds = trials["split"].value_counts().to_dict()
-    return {
-        "subject": subject, "voxels": f"{len(space):,}", "trials": f"{len(trials):,}", "sessions": trials["session"].nunique(),
-        "stimuli": f"{len(shown):,}", "shown": f"{shown.min()}-{shown.max()}x" if shown.min() < shown.max() else f"{shown.max()}x",
-        "split": "/".join(str(kinds.get(split, 0)) for split in SPLITS if kinds.get(split) or split != "unused"), "betas": f"{betas.nbytes / 2**20:,.0f} MiB",
-        "ceiling": "-" if ncsnr is None else f"{np.nanmedian(noise_ceiling_percent(ncsnr)):.0f} %",
-    }  # fmt: skip
-
-
-def over_people(parts: list[dict[str, Any]]) -> pd.DataFrame:
-    """A row per parcellation: how many people have it, from how many to how many regions, and per cent of their voxels in one."""
-    rows = []
-    for name, some in pd.DataFrame(parts).groupby("parcellation", sort=False) if parts else []:
-        span = {key: (some[key].min(), some[key].max()) for key in ("regions", "labelled")}
-        told = {
-            key: f"{low:.0f}-{high:.0f}" if round(low) < round(high) else f"{low:.0f}"
-            for key, (low, high) in span.items()
-        }
-        rows.append({"parcellation": name, "people": len(some), "regions": told["regions"], "% of voxels in a region": told["labelled"]})  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def sample_conversations(
-    store: Store, rng: np.random.Generator
-) -> list[tuple[str, str, list[dict[str, str]]]]:
-    """Two conversations of each source, drawn at random."""
-    table, out = store.conversations, []
-    for source, rows in table.groupby("source", sort=False).indices.items():
-        for row in rng.permutation(rows)[:2]:
-            about = table.iloc[row]
-            whose = about["stimulus"] if isinstance(about["stimulus"], str) else f"trial {about['trial_index']} of {about['subject']}"  # fmt: skip
-            out.append((str(whose), str(source), list(about["turns"])))
-    return out
-
-
-def write_page(found: StoreReport, store: Store, out: str | Path) -> Path:
-    """The inspection as a page with pictures, in the folder `out`: index.html and PNG files."""
-    spaces = [store.masker(subject) for subject in store.subjects]
-    pictures = {"coverage": ("Where the voxels are; colour is how many mm of voxels one looks through, mean over people", plot_voxel_coverage(spaces))}  # fmt: skip
-    known = [(space, store.ncsnr(space.subject)) for space in spaces]
-    having = [
-        (space, np.nan_to_num(noise_ceiling_percent(ncsnr)))
-        for space, ncsnr in known
-        if ncsnr is not None
+def describe_store(store: Store) -> dict[str, str]:
+    """Return label to text: where a store is from, and how it was made."""
+    meta = store.meta
+    stimuli = {name for subject in store.subjects for name in store.trials(subject)["stimulus"]}
+    options = ", ".join(f"{key}={value}" for key, value in meta["options"].items())
+    stimulus_sets = [
+        f"{name} ({len(stimuli.intersection(members)):,} of {len(members):,} stimuli here)"
+        for name, members in store.stimulus_sets.items()
     ]
-    if having:
-        ceilings = [values for _, values in having]
-        pictures["noise-ceiling"] = (
-            "Noise ceiling of one trial as published with the data: per cent of the variance that a perfect model could explain",
-            plot_brain_slices([space for space, _ in having], ceilings, top=max(5.0, float(np.quantile(np.concatenate(ceilings), 0.97)))),
-        )  # fmt: skip
-    kinds = (
-        pd.DataFrame({s: store.trials(s)["split"].value_counts() for s in store.subjects})
-        .T.reindex(columns=list(SPLITS))
-        .fillna(0)
+    standardized = "standardized already"
+    raw = "as measured, standardized when read"
+    return {
+        "store": str(store.path),
+        "name": meta["name"],
+        "source": meta["source"],
+        "license": meta["license"],
+        "made by": f"mindllm {meta['version']}, prepared by {meta['prepared_by']}, {options}",
+        "betas": standardized if meta.get("standardized") else raw,
+        "split": f"{store.split['name']} (others: {', '.join(store.splits) or 'none'})",
+        "stimulus sets": ", ".join(stimulus_sets) or "none",
+    }
+
+
+def describe_subject(store: Store, subject: str) -> SubjectOverview:
+    """Return the counts of one subject."""
+    trials, ncsnr = store.trials(subject), store.ncsnr(subject)
+    n_shown = trials["stimulus"].value_counts()
+    n_trials = trials["split"].value_counts().to_dict()
+    low, high = n_shown.min(), n_shown.max()
+    shown_splits = [split for split in SPLITS if n_trials.get(split) or split != "unused"]
+    ceiling = "-" if ncsnr is None else f"{np.nanmedian(noise_ceiling_percent(ncsnr)):.0f} %"
+    return SubjectOverview(
+        subject=subject,
+        voxels=f"{len(store.masker(subject)):,}",
+        trials=f"{len(trials):,}",
+        sessions=str(trials["session"].nunique()),
+        stimuli=f"{len(n_shown):,}",
+        shown=f"{low}-{high}x" if low < high else f"{high}x",
+        split="/".join(str(n_trials.get(split, 0)) for split in shown_splits),
+        betas=f"{store.betas(subject).nbytes / 2**20:,.0f} MiB",
+        ceiling=ceiling,
     )
-    pictures["trials"] = ("Trials per person and split", plot_counts(kinds))  # fmt: skip
-    template = Environment(loader=PackageLoader("mindllm.report"), autoescape=True).get_template(
-        "store.html.jinja"
-    )
-    with atomic_directory(Path(out)) as folder:
-        for name, (_, png) in pictures.items():
-            (folder / f"{name}.png").write_bytes(png)
-        html = template.render(
-            found=found, pictures={name: words for name, (words, _) in pictures.items()}
+
+
+def describe_atlases(maskers: Sequence[VoxelMasker]) -> list[AtlasOverview]:
+    """Return every atlas in the order of the first subjects that have it."""
+    labels = [(atlas, a) for masker in maskers for atlas, a in masker.parcel_labels.items()]
+    return [
+        AtlasOverview(
+            atlas=atlas,
+            subjects=str(len(arrays)),
+            parcels=_format_range([len(np.setdiff1d(array, 0)) for array in arrays]),
+            coverage=_format_range([100 * float((array > 0).mean()) for array in arrays]),
         )
+        for atlas in dict.fromkeys(name for name, _ in labels)
+        if (arrays := [array for name, array in labels if name == atlas])
+    ]
+
+
+def _format_range(values: Sequence[float]) -> str:
+    """Return "low-high" in whole numbers, or one number where they are equal."""
+    low, high = min(values), max(values)
+    return f"{low:.0f}-{high:.0f}" if round(low) < round(high) else f"{low:.0f}"
+
+
+def describe_sources(store: Store) -> TextTable:
+    """Return the conversations per instruction source."""
+    table = summary(store)
+    formats = {"share": "{:.0%}", "words": "{:.1f}"}
+    texts = table.assign(**{name: table[name].map(f.format) for name, f in formats.items()})
+    rows = [[str(cell) for cell in row] for row in texts.itertuples(index=False)]
+    return TextTable("Text", "", [str(name) for name in texts.columns], rows)
+
+
+def sample_conversations(store: Store, rng: np.random.Generator) -> list[ConversationSample]:
+    """Return two conversations of every source, drawn at random."""
+    table, samples = store.conversations, []
+    for source, rows in table.groupby("source", sort=False).indices.items():
+        for row in rng.permutation(rows)[:SAMPLES_PER_SOURCE]:
+            conversation = table.iloc[row]
+            stimulus = conversation["stimulus"]
+            trial = f"trial {conversation['trial_index']} of {conversation['subject']}"
+            about = stimulus if isinstance(stimulus, str) else trial
+            samples.append(ConversationSample(about, str(source), list(conversation["turns"])))
+    return samples
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFigure:
+    """A figure: name of its file without suffix, caption, and PNG bytes."""
+
+    name: str
+    caption: str
+    png: bytes
+
+
+def draw_store_figures(store: Store) -> list[StoreFigure]:
+    """Draw where voxels are, noise ceilings where the store has them, and trials per split."""
+    maskers = [store.masker(subject) for subject in store.subjects]
+    coverage = "Where the voxels are; color: mm of voxels along the line of sight, mean of subjects"
+    figures = [StoreFigure("coverage", coverage, plot_voxel_coverage(maskers))]
+    ceilings = {
+        masker.subject: np.nan_to_num(noise_ceiling_percent(ncsnr))
+        for masker in maskers
+        if (ncsnr := store.ncsnr(masker.subject)) is not None
+    }
+    if ceilings:
+        caption = (
+            "Noise ceiling of single trials as published with the data: percent of the variance "
+            "that a perfect model could explain"
+        )
+        values = list(ceilings.values())
+        measured = [masker for masker in maskers if masker.subject in ceilings]
+        png = plot_brain_slices(measured, values, top_of_scale(values, MIN_TOP_CEILING))
+        figures.append(StoreFigure("noise-ceiling", caption, png))
+    counts = pd.DataFrame({s: store.trials(s)["split"].value_counts() for s in store.subjects})
+    png = plot_counts(counts.T.reindex(columns=list(SPLITS)).fillna(0))
+    return [*figures, StoreFigure("trials", "Trials per subject and split", png)]
+
+
+def write_store_report(report: StoreReport, store: Store, out: str | Path) -> Path:
+    """Write a report about a store as a page with figures.
+
+    Parameters
+    ----------
+    report : StoreReport
+        As `inspect_store` returns it.
+    store : Store
+        The same store, for the figures.
+    out : str or Path
+        New folder for index.html and PNG files.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    InputError
+        If `out` exists.
+    """
+    figures = draw_store_figures(store)
+    html = load_template("store.html.jinja").render(report=report, figures=figures)
+    with atomic_directory(Path(out)) as folder:
+        for figure in figures:
+            (folder / f"{figure.name}.png").write_bytes(figure.png)
         (folder / "index.html").write_text(html, encoding="utf-8")
     return Path(out) / "index.html"
