@@ -25,8 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mindllm.convert.mindllm_checkpoint import convert_checkpoint
 from mindllm.datasets.mindllm_release import prepare
-from mindllm.model import checkpoint
 from mindllm.model.encoder import FMRIEncoder
+from mindllm.model.modeling import MindLLM
 
 GRID, VOXELS = (81, 104, 83), 15_724
 REGIONS = {
@@ -146,7 +146,7 @@ def main() -> None:
             f"checkpoint of {(folder / 'model.ckpt').stat().st_size / 2**30:.2f} GiB, {options.subjects} people"
         )
         timed("convert", lambda: convert_checkpoint(folder / "model.ckpt", folder / "data" / "roi", str(folder / "llm"), folder / "model"))  # fmt: skip
-        model = timed("load", lambda: checkpoint.load(folder / "model"))
+        model = timed("load", lambda: MindLLM.from_pretrained(folder / "model"))
         space, values = model.maskers["subj01"], torch.randn(16, VOXELS)
         once = timed("encode 16 trials, keys once", lambda: model.encode(values, space))
         each = timed(

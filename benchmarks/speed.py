@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from mindllm.language.conversation import QUESTION, build_conversation
+from mindllm.model.candidates import prompt_log_likelihood
 from mindllm.model.configuration import PRESETS
 from mindllm.model.decode import decode
 from mindllm.model.encoder import FMRIEncoder, VoxelFeatures
@@ -86,7 +87,7 @@ def scoring(model: MindLLM, scans: int = 4, candidates: int = 60) -> None:
 
     def one_by_one():
         prompts = [model.processor(build_conversation(QUESTION, answer)) for answer in answers]
-        return [model.log_likelihood(tokens, [prompt] * scans)[0] for prompt in prompts]
+        return [prompt_log_likelihood(model, tokens, [prompt] * scans)[0] for prompt in prompts]
 
     slow, fast = seconds(one_by_one, 1), seconds(lambda: model.score_candidates(tokens, answers), 1)
     print(

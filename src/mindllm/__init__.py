@@ -6,33 +6,39 @@ __version__ = "0.1.0"
 __all__ = [
     "InputError",
     "MindLLM",
+    "MindLLMConfig",
     "Store",
     "TextDecoder",
+    "TrialDataset",
     "VoxelMasker",
     "conversations_from_captions",
-    "load",
+    "evaluate",
     "standardize_betas",
     "write_store",
 ]
 
 if TYPE_CHECKING:
+    from mindllm.data.dataset import TrialDataset
     from mindllm.data.store import Store
     from mindllm.data.store_writer import conversations_from_captions, write_store
     from mindllm.estimator.text_decoder import TextDecoder
+    from mindllm.evaluation.evaluator import evaluate
     from mindllm.fmri.masker import VoxelMasker
     from mindllm.fmri.scaling import standardize_betas
-    from mindllm.model.checkpoint import load
+    from mindllm.model.configuration import MindLLMConfig
     from mindllm.model.modeling import MindLLM
     from mindllm.utils.errors import InputError
 
 _LAZY_IMPORTS = {
-    "load": "model.checkpoint",
     "Store": "data.store",
     "TextDecoder": "estimator.text_decoder",
     "write_store": "data.store_writer",
     "conversations_from_captions": "data.store_writer",
     "InputError": "utils.errors",
     "MindLLM": "model.modeling",
+    "MindLLMConfig": "model.configuration",
+    "TrialDataset": "data.dataset",
+    "evaluate": "evaluation.evaluator",
     "VoxelMasker": "fmri.masker",
     "standardize_betas": "fmri.scaling",
 }

@@ -418,7 +418,7 @@ def test_lists_of_volumes(text: str | None, expected: list[int] | None) -> None:
 
 @pytest.mark.parametrize("text", ["", ",", "a", "1-", "-1", "1-b", "5-3", "1.5", "1-2-3", "²"])
 def test_what_is_no_list_of_volumes(text: str) -> None:
-    with pytest.raises(InputError, match="expected e.g. 0,3,5 or 0-9"):
+    with pytest.raises(InputError, match=r"expected e\.g\. 0,3,5 or 0-9"):
         options.parse_int_ranges(text)
 
 
@@ -432,7 +432,7 @@ heavy |= {"torch", "transformers", "matplotlib", "nilearn"} & set(sys.modules)
 assert not heavy, heavy
 import mindllm.training.trainer, mindllm.model.decode, mindllm.evaluation.evaluator, mindllm.datasets.bids, mindllm.plotting.brain
 assert not logging.getLogger().handlers, "an import configured the logger"
-assert mindllm.load is not None and mindllm.InputError is not None
+assert mindllm.MindLLM is not None and mindllm.InputError is not None
 """
     # matplotlib makes its own folder of settings; that is kept out of the way.
     env = {

@@ -15,7 +15,8 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mindllm.convert.mindllm_checkpoint import convert_checkpoint
-from mindllm.model import checkpoint
+from mindllm.model.candidates import prompt_log_likelihood
+from mindllm.model.generation import generate_ids
 from mindllm.model.modeling import MindLLM
 from mindllm.model.processing import IGNORE_INDEX, EncodedPrompt
 from mindllm.utils.errors import InputError
@@ -42,7 +43,7 @@ def converted(golden: Path, request, tmp_path_factory) -> tuple[MindLLM, dict[st
         relabel(source, rois, folder / "source", people, seed=5)
         source, rois = folder / "source" / "model.ckpt", folder / "source" / "roi"
     convert_checkpoint(source, rois, str(golden / "tiny-vicuna"), folder / "model")
-    return checkpoint.load(folder / "model"), {
+    return MindLLM.from_pretrained(folder / "model"), {
         f"subj{a:02d}": f"subj{b:02d}" for a, b in people.items()
     }
 
@@ -70,10 +71,10 @@ def test_golden_tokens(golden: Path, converted) -> None:
     for subject, own in names.items():
         values = arrays[f"voxels_{subject}"]
         for row in range(len(values)):  # one at a time
-            alone = model.encode(values[row], model.spaces[own])
+            alone = model.encode(values[row], model.maskers[own])
             close(alone[0], arrays[f"encoder_tokens_{subject}"][row])
             close(model.projector(alone)[0], arrays[f"llm_tokens_{subject}"][row])
-        groups.append((model.encoder.locate(model.spaces[own]), torch.from_numpy(values)))
+        groups.append((model.encoder.prepare_voxels(model.maskers[own]), torch.from_numpy(values)))
         expected.append(arrays[f"encoder_tokens_{subject}"])
     close(model.encoder(groups), np.concatenate(expected))  # and all people in one batch
 
@@ -84,32 +85,37 @@ def test_golden_conversations(golden: Path, converted) -> None:
     tokens = torch.cat(
         [
             model.encode(
-                arrays[f"voxels_{c['subject']}"][c["row"]], model.spaces[names[c["subject"]]]
+                arrays[f"voxels_{c['subject']}"][c["row"]], model.maskers[names[c["subject"]]]
             ).detach()
             for c in cases
         ]
     )
-    whole = [model.prompter(c["chat"]) for c in cases]
+    whole = [model.processor(c["chat"]) for c in cases]
     for case, prompt, token in zip(cases, whole, tokens, strict=True):
-        assert single(prompt, model.prompter.fmri_id) == (case["input_ids"], case["assistant_mask"])
-        opened = model.prompter(case["chat"][:-1], generate=True)
-        assert single(opened, model.prompter.fmri_id)[0] == case["prompt_ids"]
-        total, count = model.log_likelihood(token[None], [prompt])
+        assert single(prompt, model.processor.fmri_token_id) == (
+            case["input_ids"],
+            case["assistant_mask"],
+        )
+        opened = model.processor(case["chat"][:-1], generate=True)
+        assert single(opened, model.processor.fmri_token_id)[0] == case["prompt_ids"]
+        total, count = prompt_log_likelihood(model, token[None], [prompt])
         assert -total.item() / count.item() == pytest.approx(case["loss"], abs=1e-4)
         assert greedy(model, token[None], [case["chat"]]) == [case["greedy_ids"]]
-    total, count = model.log_likelihood(tokens, whole)
+    total, count = prompt_log_likelihood(model, tokens, whole)
     np.testing.assert_allclose((-total / count).detach(), [c["loss"] for c in cases], atol=1e-4)
     assert greedy(model, tokens, [c["chat"] for c in cases]) == [c["greedy_ids"] for c in cases]
     for case, prompt, token in zip(cases, whole, tokens, strict=True):
-        batch = model.tensors([prompt])
-        logits = model.llm.model(
-            inputs_embeds=model.embeds(batch["ids"], batch["places"], token[None])
+        batch = model.processor.pad([prompt])
+        logits = model.language_model.model(
+            inputs_embeds=model.prepare_inputs_embeds(
+                batch["input_ids"], batch["fmri_token_positions"], token[None]
+            )
         ).logits
         close(logits[0, -8:], arrays[f"{case['subject']}_chat{case['row']}_logits_last8"])
 
 
 def greedy(model: MindLLM, tokens: torch.Tensor, chats: list) -> list[list[int]]:
-    return model.generate_ids(tokens, [chat[:-1] for chat in chats], max_new_tokens=24)[
+    return generate_ids(model, tokens, [chat[:-1] for chat in chats], max_new_tokens=24)[
         :, :24
     ].tolist()
 
@@ -135,7 +141,7 @@ def test_other_sizes(
     convert_checkpoint(
         tmp_path / "model.ckpt", tmp_path / "roi", str(tiny_llm_folder), tmp_path / "model"
     )
-    model = checkpoint.load(tmp_path / "model")
+    model = MindLLM.from_pretrained(tmp_path / "model")
     assert list(model.maskers) == [f"subj{n:02d}" for n in sorted(subjects)]
     for number in subjects:
         space = model.maskers[f"subj{number:02d}"]
@@ -157,7 +163,7 @@ def test_region_names_come_from_lookup_tables(
     convert_checkpoint(
         tmp_path / "model.ckpt", tmp_path / "roi", str(tiny_llm_folder), tmp_path / "model"
     )
-    assert checkpoint.load(tmp_path / "model").encoder.parcel_names == {
+    assert MindLLM.from_pretrained(tmp_path / "model").encoder.parcel_names == {
         "A": ["V1", "V2"],
         "B": ["left", "right"],
     }
@@ -307,7 +313,7 @@ def test_settings_beside_the_weights_are_passed_over(
     convert_checkpoint(
         published / "model.ckpt", published / "roi", str(tiny_llm_folder), published / "model"
     )
-    assert checkpoint.load(published / "model").maskers
+    assert MindLLM.from_pretrained(published / "model").maskers
 
 
 @pytest.mark.parametrize(
@@ -364,13 +370,13 @@ def test_lora_weights_are_carried_over(published: Path, tiny_llm_folder: Path) -
     convert_checkpoint(
         published / "model.ckpt", published / "roi", str(tiny_llm_folder), published / "model"
     )
-    model = checkpoint.load(published / "model")
+    model = MindLLM.from_pretrained(published / "model")
     ids = torch.arange(12)[None]
     torch.testing.assert_close(
         model.language_model.model(input_ids=ids).logits, theirs(input_ids=ids).logits
     )
-    checkpoint.save(model, published / "again")  # and saved again, as after further training
-    again = checkpoint.load(published / "again")
+    model.save_pretrained(published / "again")  # and saved again, as after further training
+    again = MindLLM.from_pretrained(published / "again")
     torch.testing.assert_close(
         again.language_model.model(input_ids=ids).logits, theirs(input_ids=ids).logits
     )

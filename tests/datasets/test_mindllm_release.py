@@ -412,7 +412,7 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
         "subj01",
     )
     assert "tensors used, none left over" in told.replace("\n", " ")
-    published = mindllm.load("model")
+    published = mindllm.MindLLM.from_pretrained("model")
     store = Store("store")
     values = store.betas("subj02", [3], standardize=True)
     assert (
@@ -529,7 +529,7 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
         "{instruction_tuning: {max_steps: 3, batch_size: 4, learning_rate: 0.01}, eval_steps: 1}"
     )
     run("train", "store", "--out", "further", "--init-from", "model", "--config", "options.yaml")
-    further = mindllm.load("further")
+    further = mindllm.MindLLM.from_pretrained("further")
     assert further.model_card["subjects"] == ["subj01", "subj02"]
     assert further.model_card["started_from"]["converted_from"]["file"] == "model.ckpt"
     assert list(further.maskers) == ["subj01", "subj02"]

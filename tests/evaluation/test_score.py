@@ -35,7 +35,6 @@ from mindllm.metrics.captions import caption_scores, tokenize
 from mindllm.metrics.identification import n_way_weights, rank_scores
 from mindllm.metrics.inference import bootstrap_interval, group_p_value, p_value, permutation_null
 from mindllm.metrics.registry import METRICS
-from mindllm.model import checkpoint
 from mindllm.model.modeling import MindLLM
 from mindllm.report.summary import get_row
 from mindllm.training.configuration import TrainConfig
@@ -514,7 +513,7 @@ def test_the_full_report_trains_on_shuffled_pairs_once(
     )
     assert report.value("identification_top1", "trained_on_permuted_pairs") is not None
     assert "trained_on_permuted_pairs" not in report.meta["missing"]
-    other = checkpoint.load(out / "shuffled-pairs")
+    other = MindLLM.from_pretrained(out / "shuffled-pairs")
     assert other.model_card["config"] == model.model_card["config"] | {
         "permute_pairs": True,
         "language_model": model.language_model.name,

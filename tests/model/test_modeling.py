@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mindllm.language.conversation import QUESTION, build_conversation
+from mindllm.model.candidates import prompt_log_likelihood
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
 from tests.conftest import TEXTS, make_space
@@ -22,8 +23,10 @@ def test_the_tree_of_candidates_gives_each_ones_likelihood(
     candidates = [*TEXTS, "a dog", "a dog runs fast"]  # beginnings of one another
     together = tiny_model.score_candidates(tokens, candidates, batch_size=2)
     for column, candidate in enumerate(candidates):
-        alone, _ = tiny_model.log_likelihood(
-            tokens, [tiny_model.processor(build_conversation(QUESTION, candidate))] * len(tokens)
+        alone, _ = prompt_log_likelihood(
+            tiny_model,
+            tokens,
+            [tiny_model.processor(build_conversation(QUESTION, candidate))] * len(tokens),
         )
         torch.testing.assert_close(together[:, column], alone.detach(), rtol=1e-4, atol=1e-4)
 
@@ -40,9 +43,9 @@ def test_a_mixed_batch_of_conversations_equals_its_rows(
         tiny_model.processor(build_conversation(q, a))
         for q, a in zip(questions, TEXTS, strict=False)
     ]
-    together, counts = tiny_model.log_likelihood(tokens[:3], prompts)
+    together, counts = prompt_log_likelihood(tiny_model, tokens[:3], prompts)
     for row, prompt in enumerate(prompts):
-        alone, count = tiny_model.log_likelihood(tokens[row : row + 1], [prompt])
+        alone, count = prompt_log_likelihood(tiny_model, tokens[row : row + 1], [prompt])
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
         assert counts[row] == count[0]
     asked = [build_conversation(q) for q in questions]
@@ -102,4 +105,4 @@ def test_bad_values(tiny_model: MindLLM) -> None:
 def test_placeholders_and_tokens_must_agree(tiny_model: MindLLM, tokens: torch.Tensor) -> None:
     prompt = tiny_model.processor(build_conversation(answer="a dog"))
     with pytest.raises(InputError, match="places for fMRI tokens"):
-        tiny_model.log_likelihood(tokens[:1, :2], [prompt])
+        prompt_log_likelihood(tiny_model, tokens[:1, :2], [prompt])

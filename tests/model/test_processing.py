@@ -11,7 +11,7 @@ from mindllm.language.chat_templates import VicunaChatTemplate
 from mindllm.language.conversation import FMRI_TOKEN, build_conversation
 from mindllm.model.language_model import FrozenLanguageModel
 from mindllm.model.modeling import MindLLM
-from mindllm.model.processing import IGNORE_INDEX, MindLLMProcessor, collate
+from mindllm.model.processing import IGNORE_INDEX, MindLLMProcessor
 from mindllm.utils.errors import InputError
 
 
@@ -142,13 +142,16 @@ def test_padding(tiny_llm: FrozenLanguageModel) -> None:
         prompter(build_conversation(answer="a cat")),
     ]
     for left in (False, True):
-        batch = collate(prompts, 1, left=left)
+        batch = prompter.pad(prompts, left=left)
         for row, prompt in enumerate(prompts):
-            real = batch["attention"][row] == 1
-            assert (batch["ids"][row][real] == prompt.input_ids).all()
+            real = batch["attention_mask"][row] == 1
+            assert (batch["input_ids"][row][real] == prompt.input_ids).all()
             assert (batch["labels"][row][real] == prompt.labels).all()
             assert (batch["labels"][row][~real] == IGNORE_INDEX).all()
-            assert (batch["ids"][row][batch["places"][row]] == prompter.fmri_token_id).all()
+            assert (
+                batch["input_ids"][row][batch["fmri_token_positions"][row]]
+                == prompter.fmri_token_id
+            ).all()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
-from mindllm.model import checkpoint
 from mindllm.model.modeling import MindLLM
 from mindllm.training.configuration import StageConfig, TrainConfig, read_config
 from mindllm.training.trainer import Trainer, choose_trials, train
@@ -368,9 +367,9 @@ def test_a_model_folder_gives_the_same_tokens_and_text(
         tiny_store.betas("sub-02", range(4), standardize=True),
         tiny_store.masker("sub-02"),
     )
-    model = checkpoint.load(trained)
-    checkpoint.save(model, tmp_path / "copy")
-    again = checkpoint.load(tmp_path / "copy")
+    model = MindLLM.from_pretrained(trained)
+    model.save_pretrained(tmp_path / "copy")
+    again = MindLLM.from_pretrained(tmp_path / "copy")
     assert torch.equal(model.encode(values, space), again.encode(values, space))
     assert torch.equal(model.null_tokens, again.null_tokens)
     assert model.decode(values, space, max_new_tokens=5) == again.decode(
@@ -394,7 +393,7 @@ def smaller(folder: Path) -> None:
 
 HARM: dict[str, tuple[Any, str]] = {
     "newer": (lambda f: changed(f, format=3), r"model format 3; this version of mindllm reads 2. Upgrade"),
-    "encoder": (lambda f: changed(f, encoder={"layers": 3}), "config.json does not describe an encoder"),
+    "encoder": (lambda f: changed(f, encoder={"layers": 3}), "config.json describes no encoder"),
     "no llm named": (lambda f: changed(f, language_model=None), "config.json does not name a language model"),
     "json": (lambda f: os.truncate(f / "config.json", 40), "config.json is damaged and cannot be read as JSON"),
     "truncated": (lambda f: os.truncate(f / "model.safetensors", 5000), "model.safetensors is missing or damaged"),
@@ -412,7 +411,7 @@ def test_damaged_model_folders(trained: Path, tmp_path: Path, kind: str) -> None
     shutil.copytree(trained, tmp_path / "model")
     harm(tmp_path / "model")
     with pytest.raises(InputError, match=message):
-        checkpoint.load(tmp_path / "model")
+        MindLLM.from_pretrained(tmp_path / "model")
 
 
 def test_another_language_model_is_warned_about(
@@ -420,7 +419,7 @@ def test_another_language_model_is_warned_about(
 ) -> None:
     shutil.copytree(tiny_llm_folder, tmp_path / "llm")
     with caplog.at_level(logging.WARNING):
-        checkpoint.load(trained, language_model=str(tmp_path / "llm"))
+        MindLLM.from_pretrained(trained, language_model=str(tmp_path / "llm"))
         assert "differs from the one" not in caplog.text
         tensors = load_file(tmp_path / "llm" / "model.safetensors")
         save_file(
@@ -428,7 +427,7 @@ def test_another_language_model_is_warned_about(
             tmp_path / "llm" / "model.safetensors",
             {"format": "pt"},
         )
-        checkpoint.load(trained, language_model=str(tmp_path / "llm"))
+        MindLLM.from_pretrained(trained, language_model=str(tmp_path / "llm"))
     assert "differs from the one" in caplog.text
 
 
@@ -474,7 +473,7 @@ def test_every_preset_trains(
         update={"preset": preset, "encoder": sizes}
     )
     train(tiny_store, tmp_path / "model", config)
-    model = checkpoint.load(tmp_path / "model")
+    model = MindLLM.from_pretrained(tmp_path / "model")
     space = tiny_store.masker("sub-02")
     texts = model.decode(
         tiny_store.betas("sub-02", [0, 1], standardize=True), space, max_new_tokens=4

@@ -126,10 +126,10 @@ def load_model(folder: Path, language_model: str | None, seed: int) -> "MindLLM"
     """Load the model, with the random state that sampling starts from."""
     import torch
 
-    from mindllm.model.checkpoint import load
+    from mindllm.model.modeling import MindLLM
 
     torch.manual_seed(seed)
-    return load(folder, language_model=language_model)
+    return MindLLM.from_pretrained(folder, language_model=language_model)
 
 
 def get_masker(model: "MindLLM", folder: Path, subject: str) -> "VoxelMasker":

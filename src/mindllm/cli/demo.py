@@ -14,7 +14,7 @@ from mindllm.data.store import Store
 from mindllm.datasets import bids
 from mindllm.evaluation.evaluator import evaluate
 from mindllm.evaluation.legacy import DictResult
-from mindllm.model import checkpoint
+from mindllm.model.modeling import MindLLM
 from mindllm.simulate.configuration import SimulateConfig
 from mindllm.simulate.simulator import simulate, summary
 from mindllm.training.configuration import StageConfig, TrainConfig
@@ -66,7 +66,7 @@ def demo(
         f"4/4  decode {left_out}, whom the model has never met, seeing what the others saw (about 4 min)"
     )
     with make_progress() as progress:
-        model = checkpoint.load(out / "model", dtype=config.dtype)
+        model = MindLLM.from_pretrained(out / "model", dtype=config.dtype)
         report = evaluate(
             model,
             store,

@@ -64,13 +64,13 @@ def evaluate(
     from mindllm.evaluation.evaluation_set import open_store
     from mindllm.evaluation.evaluator import check_controls
     from mindllm.evaluation.evaluator import evaluate as run
-    from mindllm.model.checkpoint import load
+    from mindllm.model.modeling import MindLLM
 
     Store(store, split_scheme).select_subjects(
         parse_list(subjects)
     )  # before the language model is loaded, which takes a while
     check_controls(controls)
-    loaded = load(model, language_model=llm)
+    loaded = MindLLM.from_pretrained(model, language_model=llm)
     with bars() as progress:
         report = run(
             loaded,

@@ -60,10 +60,10 @@ def evaluate_qa(
     from mindllm.evaluation.evaluation_set import open_store
     from mindllm.evaluation.question_answering import CONDITIONS, as_frame
     from mindllm.evaluation.question_answering import evaluate_qa as run
-    from mindllm.model.checkpoint import load
+    from mindllm.model.modeling import MindLLM
 
     Store(store, split_scheme)  # before the language model is loaded, which takes a while
-    loaded = load(model, language_model=llm)
+    loaded = MindLLM.from_pretrained(model, language_model=llm)
     with bars() as progress:
         bar = progress.add_task("answering", total=None)
         found = run(

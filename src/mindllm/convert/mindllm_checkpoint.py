@@ -27,7 +27,6 @@ from mindllm.convert.checkpoint_tensors import (
 )
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.roi_volumes import MASK, OUTSIDE, find_roi_subjects, load_roi_maskers
-from mindllm.model import checkpoint
 from mindllm.model.language_model import FrozenLanguageModel, load_language_model
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
@@ -101,7 +100,7 @@ def convert_checkpoint(
     if trained_on:
         model.model_card["subjects"] = list(trained_on)
     with atomic_directory(out) as temporary:
-        checkpoint.save(model, temporary)
+        model.save_pretrained(temporary)
     return model
 
 

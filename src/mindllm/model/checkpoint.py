@@ -1,24 +1,24 @@
-"""A model folder: config.json, regions.json, model.safetensors; voxel spaces and a LoRA adapter where there are any.
+"""Parts of a model folder on disk: configuration, weights, maskers, adapter, model card.
 
-The language model is named there, not copied.
+config.json, regions.json, model.safetensors, README.md; spaces/<subject>/ and adapter/ where there
+are any. The language model is named, not copied.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.masker_io import load_masker, save_masker
 from mindllm.model.configuration import MindLLMConfig
-from mindllm.model.language_model import load_language_model
-from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import atomic_write, read_json, write_json
 from mindllm.utils.validation import check_format
@@ -26,129 +26,148 @@ from mindllm.utils.versions import package_version
 
 FORMAT = 2
 WHAT = "a model (made by `mindllm train` or `mindllm convert`)"
+REMEDY = "Fetch or convert the model again."
 logger = logging.getLogger(__name__)
 
 
-def save(model: MindLLM, folder: str | Path) -> None:
-    """Write a model folder. config.json comes last: without it the folder is no model."""
-    folder = Path(folder)
+@dataclass(frozen=True)
+class LanguageModelRef:
+    """The language model that a checkpoint was trained with.
+
+    Parameters
+    ----------
+    name : str
+        Hub id, folder or file.
+    fingerprint : str
+        Tells its weights from others'.
+    chat_template : str or None
+        A named format; None: the tokenizer's own.
+    """
+
+    name: str
+    fingerprint: str
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointParts:
+    """Everything that a model folder holds.
+
+    Parameters
+    ----------
+    config : MindLLMConfig
+    parcel_names : mapping from str to sequence of str
+        Atlas name to parcel names, in the order of the model's parcel numbers (1, 2, ...).
+    language_model : LanguageModelRef
+    state_dict : mapping from str to Tensor
+    maskers : mapping from str to VoxelMasker
+        Maskers of training subjects.
+    model_card : mapping
+        How the model was made.
+    adapter : Path, optional
+        Folder of a LoRA adapter of the language model.
+    """
+
+    config: MindLLMConfig
+    parcel_names: Mapping[str, Sequence[str]]
+    language_model: LanguageModelRef
+    state_dict: Mapping[str, Tensor]
+    maskers: Mapping[str, VoxelMasker] = field(default_factory=dict)
+    model_card: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Path | None = None
+
+
+def save_checkpoint(parts: CheckpointParts, folder: Path) -> None:
+    """Write a model folder; config.json comes last: without it the folder is no model."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "model.safetensors") as temporary:
-        save_file(
-            {
-                name: tensor.detach().cpu().contiguous()
-                for name, tensor in model.state_dict().items()
-            },
-            temporary,
-        )
-    write_json(folder / "regions.json", model.encoder.parcel_names)
-    names = enumerate_parcels(model.encoder.parcel_names)
-    for space in model.maskers.values():
-        (folder / "spaces" / space.subject).mkdir(parents=True, exist_ok=True)
-        own = {p: space.encode_parcels(p, list(names[p].values())).astype(np.int32) for p in names}
-        save_masker(
-            replace(space, parcel_labels=own, parcel_names=names), folder / "spaces" / space.subject
-        )
-    if getattr(model.language_model.model, "peft_config", None):
-        model.language_model.model.save_pretrained(folder / "adapter")
-    llm = {
-        "name": model.language_model.name,
-        "fingerprint": model.language_model.fingerprint,
-        "chat_template": model.chat_template,
+        tensors = {n: t.detach().cpu().contiguous() for n, t in parts.state_dict.items()}
+        save_file(tensors, temporary)
+    write_json(folder / "regions.json", parts.parcel_names)
+    names = enumerate_parcels(parts.parcel_names)
+    for masker in parts.maskers.values():
+        (folder / "spaces" / masker.subject).mkdir(parents=True, exist_ok=True)
+        labels = {
+            atlas: masker.encode_parcels(atlas, list(parcels.values())).astype(np.int32)
+            for atlas, parcels in names.items()
+        }
+        renumbered = replace(masker, parcel_labels=labels, parcel_names=names)
+        save_masker(renumbered, folder / "spaces" / masker.subject)
+    content = {
+        "format": FORMAT,
+        "version": package_version("mindllm"),
+        "encoder": parts.config.model_dump(),
+        "language_model": vars(parts.language_model),
+        "model_card": parts.model_card,
     }
-    write_json(
-        folder / "config.json",
-        {
-            "format": FORMAT,
-            "version": package_version("mindllm"),
-            "encoder": model.encoder.config.model_dump(),
-            "language_model": llm,
-            "card": model.model_card,
-        },
-    )
+    write_json(folder / "config.json", content)
 
 
-def load(
-    folder: str | Path,
-    *,
-    language_model: str | None = None,
-    device: str | torch.device | None = None,
-    dtype: str = "auto",
-) -> MindLLM:
-    """Load a model folder, ready to decode. `llm`: where its language model stands on this machine, if not under its name.
-    dtype: what the language model computes in, see `load_llm`.
+def load_checkpoint(folder: Path) -> CheckpointParts:
+    """Read a model folder.
 
-    Raises InputError for a folder that is no model, is damaged or newer, or whose language model is not the one it was trained with.
+    Raises
+    ------
+    InputError
+        If it is no model, is damaged, or has another format.
     """
-    folder = Path(folder)
-    content: dict[str, Any] = read_json(folder / "config.json", WHAT)
+    content = read_json(folder / "config.json", WHAT)
     check_format(folder, "model", content.get("format"), FORMAT, "Train or convert it again.")
     try:
         config = MindLLMConfig(**content["encoder"])
     except (ValidationError, KeyError) as error:
-        raise InputError(
-            f"{folder / 'config.json'} does not describe an encoder: {error}"
-        ) from error
-    if not {"name", "fingerprint", "chat_template"} <= set(content.get("language_model") or {}):
-        raise InputError(
-            f"{folder / 'config.json'} does not name a language model; found {content.get('language_model')!r}. Train or fetch the model again."
-        )
-    language = load_language_model(
-        language_model or content["language_model"]["name"], device or default_device(), dtype
-    )
-    if language.fingerprint != content["language_model"]["fingerprint"]:
-        logger.warning(
-            "the language model %s differs from the one %s was trained with (fingerprint %s, expected %s): expect other text",
-            language.name,
-            folder,
-            language.fingerprint,
-            content["language_model"]["fingerprint"],
-        )
-    if (folder / "adapter").is_dir():
-        language.model.load_adapter(str(folder / "adapter"))
-        language.model.requires_grad_(False)
-    model = MindLLM(
-        config,
-        read_json(folder / "regions.json", WHAT),
-        language,
-        content["language_model"]["chat_template"],
-    )
+        raise InputError(f"{folder / 'config.json'} describes no encoder: {error}") from error
     try:
-        tensors = load_file(folder / "model.safetensors")
+        language_model = LanguageModelRef(**content["language_model"])
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            f"{folder / 'config.json'} does not name a language model; found "
+            f"{content.get('language_model')!r}. Train or fetch the model again."
+        ) from error
+    parcel_names = read_json(folder / "regions.json", WHAT)
+    names = enumerate_parcels(parcel_names)
+    maskers = [load_masker(f, names, REMEDY) for f in sorted((folder / "spaces").glob("*"))]
+    return CheckpointParts(
+        config=config,
+        parcel_names=parcel_names,
+        language_model=language_model,
+        state_dict=load_weights(folder / "model.safetensors"),
+        maskers={masker.subject: masker for masker in maskers},
+        model_card=content.get("model_card", {}),
+        adapter=folder / "adapter" if (folder / "adapter").is_dir() else None,
+    )
+
+
+def load_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    try:
+        return load_file(file)
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{folder / 'model.safetensors'} is missing or damaged ({error}). Train or fetch the model again."
+            f"{file} is missing or damaged ({error}). Train or fetch the model again."
         ) from error
-    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
-    if found != expected:
-        odd = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-        )
+
+
+def check_weights(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path
+) -> None:
+    """Raise InputError unless names and shapes of the tensors are those of the model."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    differing = sorted(n for n in shapes.keys() | stored.keys() if shapes.get(n) != stored.get(n))
+    if differing:
+        pairs = [f"{n}: expected {shapes.get(n)}, found {stored.get(n)}" for n in differing[:5]]
         raise InputError(
-            f"{folder / 'model.safetensors'} does not fit config.json: {', '.join(f'{n}: expected {expected.get(n)}, found {found.get(n)}' for n in odd[:5])}."
+            f"{folder / 'model.safetensors'} does not fit config.json: {', '.join(pairs)}."
         )
-    model.load_state_dict(tensors)
-    model.model_card = content.get("card", {})
-    names = enumerate_parcels(model.encoder.parcel_names)
-    model.maskers = {
-        p.name: load_masker(p, names, "Fetch or convert the model again.")
-        for p in sorted((folder / "spaces").glob("*"))
-    }
-    return model.eval()
 
 
-def enumerate_parcels(regions: Mapping[str, Sequence[str]]) -> dict[str, dict[int, str]]:
-    """Parcellation -> number -> region name, in the model's own order, from 1."""
-    return {p: dict(enumerate(names, 1)) for p, names in regions.items()}
+def enumerate_parcels(parcel_names: Mapping[str, Sequence[str]]) -> dict[str, dict[int, str]]:
+    """Atlas -> parcel number, from 1 -> name.
 
-
-def default_device() -> str:
-    """The GPU where there is one."""
-    return (
-        "cuda"
-        if torch.cuda.is_available()
-        else "mps"
-        if torch.backends.mps.is_available()
-        else "cpu"
-    )
+    Examples
+    --------
+    >>> enumerate_parcels({"HCPEx": ["V1", "V2"]})
+    {'HCPEx': {1: 'V1', 2: 'V2'}}
+    """
+    return {atlas: dict(enumerate(names, 1)) for atlas, names in parcel_names.items()}

@@ -114,7 +114,7 @@ class FMRIEncoder(nn.Module):
         regions = (
             torch.stack(columns, 1) if columns else torch.zeros(len(masker), 0, dtype=torch.int64)
         )
-        return VoxelFeatures(positions, regions.to(device))
+        return VoxelFeatures(positions.to(self.queries.dtype), regions.to(device))
 
     def compute_keys(self, voxels: VoxelFeatures) -> Tensor:
         """K: (V, d) from positions and regions."""

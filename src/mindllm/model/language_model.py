@@ -1,71 +1,153 @@
-"""A language model from the hub, a folder or a GGUF file: any causal model that transformers can read."""
+"""A frozen language model from the hub, a folder or a GGUF file."""
 
 import hashlib
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from mindllm.language.hub import DEFAULT, model_not_found_message, resolve_model_id
 from mindllm.utils.errors import InputError
 
+logger = logging.getLogger(__name__)
 
-@dataclass
-class FrozenLanguageModel:
-    """A causal model and its tokenizer. `name` is what loads it again; `fingerprint` tells its weights from others'."""
 
-    name: str
-    model: Any
-    tokenizer: Any
-    fingerprint: str
+class FrozenLanguageModel(nn.Module):
+    """A causal language model whose weights are not trained, and its tokenizer.
+
+    Parameters
+    ----------
+    name : str
+        Hub id, folder or file that loads it again.
+    model : transformers.PreTrainedModel
+        The causal model; its parameters are set not to require gradients.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        Its tokenizer.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.name, self.tokenizer = name, tokenizer
+        self.fingerprint = fingerprint(model)
+        self.model = model.requires_grad_(False)
 
     @property
     def hidden_size(self) -> int:
-        """Numbers per token embedding."""
+        """Size of a token embedding."""
         return int(self.model.get_input_embeddings().embedding_dim)
 
     @property
     def max_length(self) -> int | None:
-        """Tokens the model reads at most, where its configuration says so."""
+        """Number of positions, or None where the configuration does not state one."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
     @property
     def pad_id(self) -> int:
-        """A token id to pad with; padding is masked, so any that the model has a row for will do."""
+        """A token id to pad with; padding is masked, so any with an embedding will do."""
         rows = self.model.get_input_embeddings().num_embeddings
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(i for i in ids if i is not None and i < rows)
 
 
 def load_language_model(
-    name: str | Path | None = None, device: str | torch.device = "cpu", dtype: str = "auto"
+    name: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = "auto",
+    *,
+    device_map: Any = None,
+    quantization_config: Any = None,
+    attn_implementation: str | None = None,
+    **kwargs: Any,
 ) -> FrozenLanguageModel:
-    """Load a frozen causal language model: a hub id, a folder, a .gguf file, or (None) the small default.
+    """Load a frozen causal language model.
 
-    dtype: "auto" computes in float32 on a CPU and in bfloat16 elsewhere; or the name of a type.
-    Raises InputError, saying how to get it, for a model that is not to be had.
+    Parameters
+    ----------
+    name : str or Path, optional
+        Hub id, folder or .gguf file; by default SmolLM2-135M-Instruct.
+    device : str or torch.device, optional
+        Where to put it, if `device_map` does not say; by default the CPU.
+    dtype : str or torch.dtype, optional
+        "auto" or None: float32 on a CPU, bfloat16 elsewhere.
+    device_map : str or dict, optional
+        As in transformers (needs accelerate); a single device is the same as `device`.
+    quantization_config : transformers.utils.quantization_config.QuantizationConfigMixin, optional
+        For instance ``BitsAndBytesConfig(load_in_4bit=True)`` (needs bitsandbytes and a GPU).
+    attn_implementation : str, optional
+        "eager", "sdpa", "flash_attention_2", ...
+    **kwargs
+        Further arguments of ``AutoModelForCausalLM.from_pretrained``.
+
+    Returns
+    -------
+    FrozenLanguageModel
+        In evaluation mode.
+
+    Raises
+    ------
+    InputError
+        If it cannot be found or read, or a library that it needs is missing.
     """
     name = str(name or DEFAULT)
-    if dtype == "auto":
-        dtype = "float32" if torch.device(device).type == "cpu" else "bfloat16"
-    place = resolve_model_id(name)
+    if isinstance(device_map, str) and device_map not in ("auto", "balanced", "sequential"):
+        device, device_map = device_map, None
+    target = torch.device(device or "cpu")
+    if dtype in ("auto", None):
+        on_cpu = target.type == "cpu" and device_map is None
+        dtype = torch.float32 if on_cpu else torch.bfloat16
+    options = {
+        "device_map": device_map,
+        "quantization_config": quantization_config,
+        "attn_implementation": attn_implementation,
+    }
+    options = {key: value for key, value in options.items() if value is not None} | kwargs
+    location = resolve_model_id(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(location)
+            model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
+    except ImportError as error:
         raise InputError(
-            model_not_found_message(name, f"{type(error).__name__}: {error}")
+            f"language model {name} needs a library that is not installed ({error}). "
+            "Install it, or load the model without that option."
         ) from error
-    model = model.to(device).eval().requires_grad_(False)
-    return FrozenLanguageModel(name, model, tokenizer, fingerprint(model))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(model_not_found_message(name, reason)) from error
+    if device_map is None and quantization_config is None:
+        model = model.to(target)
+    return FrozenLanguageModel(name, model.eval(), tokenizer)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Load without the progress bars of transformers; its earlier state is restored."""
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
 
 
 def fingerprint(model: Any) -> str:
-    """Twelve hexadecimal digits that differ between models: from the shapes, and a sample of the input embeddings."""
+    """Twelve hexadecimal digits from the shapes and a sample of the input embeddings."""
     weights = model.get_input_embeddings().weight
-    sample = weights[:: max(1, len(weights) // 64), :16].float().half().cpu().numpy()
+    sample = weights[:: max(1, len(weights) // 64), :16].detach().float().half().cpu().numpy()
     shapes = repr([tuple(p.shape) for p in model.parameters()])
     return hashlib.sha256(shapes.encode() + sample.tobytes()).hexdigest()[:12]
+
+
+def default_device() -> str:
+    """The GPU if there is one."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,30 +1,104 @@
-"""fMRI tokens in the language model: the loss, generated text, and the likelihood of given answers."""
+"""MindLLM: betas to fMRI tokens, and fMRI tokens into a frozen language model."""
 
+from __future__ import annotations
+
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache
+from transformers.utils import ModelOutput
 
+from mindllm.fmri.inputs import FMRIInputs
 from mindllm.fmri.masker import VoxelMasker
-from mindllm.language.conversation import FMRI_TOKEN, Conversation, build_conversation
-from mindllm.model.candidates import TokenTrie
+from mindllm.language.conversation import Conversation, build_conversation
+from mindllm.model import candidates, generation
+from mindllm.model.checkpoint import (
+    CheckpointParts,
+    LanguageModelRef,
+    check_weights,
+    load_checkpoint,
+    save_checkpoint,
+)
 from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder, VoxelFeatures
-from mindllm.model.generation import CallbackStreamer
-from mindllm.model.language_model import FrozenLanguageModel
-from mindllm.model.processing import IGNORE_INDEX, EncodedPrompt, MindLLMProcessor, collate
+from mindllm.model.language_model import (
+    FrozenLanguageModel,
+    default_device,
+    load_language_model,
+)
+from mindllm.model.model_card import render_model_card
+from mindllm.model.processing import IGNORE_INDEX, MindLLMProcessor
 from mindllm.utils.errors import InputError
 from mindllm.utils.validation import check_finite, check_values
 
+Betas = np.ndarray | Tensor
+LANGUAGE_MODEL_PREFIX = "language_model."
+logger = logging.getLogger(__name__)
 
-class MindLLM(nn.Module):
-    """An encoder, a projector to the language model's width, and the language model, which stays frozen."""
 
-    language_model: FrozenLanguageModel
+@dataclass
+class MindLLMOutput(ModelOutput):
+    """Output of `MindLLM.forward`.
+
+    Parameters
+    ----------
+    loss : Tensor, optional
+        Mean cross-entropy over the labels, in nats per token.
+    logits : Tensor of shape (batch_size, L, vocab_size)
+        Prediction scores of the language model.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class MindLLM(nn.Module, PyTorchModelHubMixin):
+    """An fMRI encoder, a projector, and the frozen language model that reads its tokens.
+
+    Parameters
+    ----------
+    config : MindLLMConfig
+        Sizes and variants of the encoder.
+    parcel_names : mapping from str to sequence of str
+        Atlas name to parcel names; parcel number n is the n-th name, 0 is no parcel.
+    language_model : FrozenLanguageModel
+        Made by `load_language_model`. `state_dict` leaves it out; `to`, `half` and `train` do not.
+    chat_template : str, optional
+        A named conversation format; by default the tokenizer's own chat template.
+
+    Attributes
+    ----------
+    maskers : dict of str to VoxelMasker
+        Masker of each training subject.
+    processor : MindLLMProcessor
+        Conversations to model inputs.
+    model_card : dict
+        How the model was trained, and on what.
+    null_tokens : Tensor of shape (num_fmri_tokens, token_dim)
+        Mean fMRI tokens of the training trials.
+
+    References
+    ----------
+    Qiu et al., MindLLM: A Subject-Agnostic and Versatile Model for fMRI-to-Text Decoding,
+    ICML 2025, arXiv 2502.15786.
+
+    Examples
+    --------
+    >>> from mindllm import MindLLM, Store
+    >>> model = MindLLM.from_pretrained("model")  # doctest: +SKIP
+    >>> betas = Store("store").betas("sub-03", [0, 1], standardize=True)  # doctest: +SKIP
+    >>> model.decode(betas, model.maskers["sub-03"])  # doctest: +SKIP
+    ['a man plays a guitar', 'two dogs run on a beach']
+    """
+
     null_tokens: Tensor
 
     def __init__(
@@ -37,230 +111,458 @@ class MindLLM(nn.Module):
         super().__init__()
         self.encoder = FMRIEncoder(config, parcel_names)
         self.projector = nn.Linear(config.token_dim, language_model.hidden_size)
-        # Tokens start as large as words are, whatever the language model.
-        words = language_model.model.get_input_embeddings().weight[
-            :: max(1, language_model.model.config.vocab_size // 1024)
-        ]
-        size = float(words.float().square().mean().sqrt())
-        nn.init.normal_(self.projector.weight, std=size * (3 / config.token_dim) ** 0.5)
-        self.__dict__["language_model"] = (
-            language_model  # not a submodule: it is named, never saved or trained here
-        )
-        # The mean fMRI tokens of the training trials.
+        init_projector(self.projector, language_model)
         self.register_buffer("null_tokens", torch.zeros(config.num_fmri_tokens, config.token_dim))
+        self.to(language_model.model.device)
+        self.language_model = language_model
+        self.register_state_dict_post_hook(drop_language_model)
+        self.register_load_state_dict_post_hook(ignore_language_model)
         self.processor = MindLLMProcessor(
             language_model.tokenizer,
             config.num_fmri_tokens,
             chat_template,
             language_model.max_length,
+            language_model.pad_id,
         )
         self.chat_template = chat_template
-        self.model_card: dict[str, Any] = {}  # what the model folder says about its training
-        self.maskers: dict[str, VoxelMasker] = {}  # voxel spaces that travel in the model folder
-        self.to(language_model.model.device)
+        self.model_card: dict[str, Any] = {}
+        self.maskers: dict[str, VoxelMasker] = {}
 
-    # Scans -> fMRI tokens.
+    @property
+    def device(self) -> torch.device:
+        """Device of the encoder and of the language model's inputs."""
+        return self.projector.weight.device
+
+    # On disk and on the hub.
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        language_model: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        quantization_config: Any = None,
+        attn_implementation: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **language_model_kwargs: Any,
+    ) -> Self:
+        """Load a model from a folder or from the Hugging Face hub.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path : str or Path
+            A model folder, or a hub id such as "lab/mindllm-nsd".
+        language_model : str or Path, optional
+            Where the language model is, if not under the name that the model has for it.
+        revision : str, optional
+            Branch, tag or commit on the hub.
+        dtype : str or torch.dtype, optional
+            Of the language model; by default float32 on a CPU, bfloat16 elsewhere.
+        device_map : str or dict, optional
+            Where to put the language model; by default everything goes to the GPU if there is one.
+        quantization_config, attn_implementation, **language_model_kwargs
+            Passed on to the language model's ``from_pretrained``.
+        token, cache_dir, local_files_only, force_download
+            As in huggingface_hub.
+
+        Returns
+        -------
+        MindLLM
+            In evaluation mode.
+
+        Raises
+        ------
+        InputError
+            If it is no model, is damaged or has another format, or a model cannot be found.
+        """
+        folder = resolve_checkpoint(
+            pretrained_model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        parts = load_checkpoint(folder)
+        loaded = load_language_model(
+            language_model or parts.language_model.name,
+            default_device() if device_map is None else None,
+            dtype,
+            device_map=device_map,
+            quantization_config=quantization_config,
+            attn_implementation=attn_implementation,
+            **language_model_kwargs,
+        )
+        return cls._from_parts(parts, loaded, folder)
+
+    @classmethod
+    def _from_parts(
+        cls, parts: CheckpointParts, language_model: FrozenLanguageModel, folder: Path
+    ) -> Self:
+        """Put a model together from what a folder holds."""
+        ref = parts.language_model
+        if language_model.fingerprint != ref.fingerprint:
+            logger.warning(
+                "the language model %s differs from the one %s was trained with "
+                "(fingerprint %s, expected %s): expect other text",
+                language_model.name,
+                folder,
+                language_model.fingerprint,
+                ref.fingerprint,
+            )
+        if parts.adapter:
+            language_model.model.load_adapter(str(parts.adapter))
+            language_model.model.requires_grad_(False)
+        model = cls(parts.config, parts.parcel_names, language_model, ref.chat_template)
+        check_weights(model.state_dict(), parts.state_dict, folder)
+        model.load_state_dict(parts.state_dict)
+        model.model_card, model.maskers = dict(parts.model_card), dict(parts.maskers)
+        return model.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write all parts; called by `save_pretrained` and `push_to_hub`."""
+        language_model = self.language_model
+        if getattr(language_model.model, "peft_config", None):
+            language_model.model.save_pretrained(save_directory / "adapter")
+        ref = LanguageModelRef(language_model.name, language_model.fingerprint, self.chat_template)
+        parts = CheckpointParts(
+            config=self.encoder.config,
+            parcel_names=self.encoder.parcel_names,
+            language_model=ref,
+            state_dict=self.state_dict(),
+            maskers=self.maskers,
+            model_card=self.model_card,
+        )
+        save_checkpoint(parts, save_directory)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The README.md of a model folder: what it is, how it was trained, what was measured."""
+        weights = [*self.encoder.parameters(), *self.projector.parameters()]
+        return ModelCard(
+            render_model_card(
+                self.model_card,
+                language_model=self.language_model.name,
+                num_parameters=sum(p.numel() for p in weights),
+                subjects=list(self.maskers),
+            )
+        )
+
+    def add_results(self, rows: Sequence[Any]) -> None:
+        """Put measured results into the model card that `save_pretrained` writes.
+
+        Parameters
+        ----------
+        rows : sequence of MetricRow
+            Such as ``evaluate(model, store).scores``: objects with subject, condition, metric,
+            value, ci_low, ci_high, chance_level and n_trials.
+        """
+        names = ("subject", "condition", "metric", "value", "ci_low", "ci_high", "chance_level")
+        fields = (*names, "n_trials")
+        self.model_card["results"] = [{name: getattr(r, name) for name in fields} for r in rows]
+
+    # Betas to fMRI tokens.
 
     @torch.no_grad()
-    def encode(self, betas: np.ndarray | Tensor, masker: VoxelMasker | VoxelFeatures) -> Tensor:
-        """fMRI tokens (B, T, width) of normalized values (B, V) in a subject's voxel space."""
-        voxels = (
-            masker if isinstance(masker, VoxelFeatures) else self.encoder.prepare_voxels(masker)
-        )
+    def encode(self, betas: Betas, masker: VoxelMasker | VoxelFeatures) -> Tensor:
+        """fMRI tokens of one subject's trials, before the projector.
+
+        Parameters
+        ----------
+        betas : ndarray or Tensor of shape (n_trials, n_voxels) or (n_voxels,)
+            Standardized betas, in the order of the masker's voxels.
+        masker : VoxelMasker
+            The subject's voxels (or what `encoder.prepare_voxels` made of them).
+
+        Returns
+        -------
+        Tensor of shape (n_trials, num_fmri_tokens, token_dim)
+
+        Raises
+        ------
+        InputError
+            If the shape does not fit, or a beta is NaN or infinite.
+        """
+        if isinstance(masker, VoxelFeatures):
+            voxels, name = masker, "these voxels"
+        else:
+            voxels, name = self.encoder.prepare_voxels(masker), masker.subject
         array = np.atleast_2d(torch.as_tensor(betas).cpu().numpy())
-        check_values(array, len(voxels.coords), getattr(masker, "subject", "these voxels"))
-        check_finite(array, f"values of {getattr(masker, 'subject', 'these voxels')}")
-        return self.encoder(
-            [(voxels, torch.as_tensor(array, dtype=torch.float32, device=voxels.coords.device))]
+        check_values(array, len(voxels.coords), name)
+        check_finite(array, f"values of {name}")
+        tensor = torch.as_tensor(array, dtype=self.projector.weight.dtype, device=self.device)
+        return self.encoder([(voxels, tensor)])
+
+    def get_fmri_features(self, betas: Betas, masker: VoxelMasker | VoxelFeatures) -> Tensor:
+        """What the language model reads: projected fMRI tokens.
+
+        Parameters
+        ----------
+        betas, masker
+            As for `encode`.
+
+        Returns
+        -------
+        Tensor of shape (n_trials, num_fmri_tokens, hidden_size)
+        """
+        with torch.no_grad():
+            return self.projector(self.encode(betas, masker))
+
+    def encode_inputs(self, fmri: FMRIInputs | tuple[Betas, VoxelMasker]) -> Tensor:
+        """fMRI tokens (batch_size, num_fmri_tokens, token_dim) of a batch; gradients flow.
+
+        Trials are mixed where the attention is linear in them: after it.
+        """
+        if isinstance(fmri, tuple):
+            fmri = FMRIInputs((fmri[1],), (torch.atleast_2d(torch.as_tensor(fmri[0])),))
+        dtype = self.projector.weight.dtype
+        query_outputs = torch.cat(
+            [
+                self.encoder.attend(
+                    self.encoder.prepare_voxels(masker), betas.to(self.device, dtype)
+                )
+                for masker, betas in zip(fmri.maskers, fmri.betas, strict=True)
+            ]
         )
+        if fmri.mixing_weights is not None:
+            query_outputs = fmri.mixing_weights.to(self.device, dtype) @ query_outputs
+        return self.encoder.head.tokens(self.encoder.head.embed(query_outputs))
 
-    def decode(
+    # fMRI tokens to text.
+
+    def forward(
         self,
-        betas: np.ndarray | Tensor,
-        masker: VoxelMasker | VoxelFeatures,
-        question: str | None = None,
-        *,
-        batch_size: int = 16,
-        **options: Any,
-    ) -> list[str]:
-        """What each trial of normalized values (B, V) says: one answer to `question` per trial. See `generate`."""
-        parts = self.encode(betas, masker).split(batch_size)
-        answers = [
-            self.generate(some, [self.build_conversation(question)] * len(some), **options)
-            for some in parts
-        ]
-        return [text for some in answers for text in some]
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        fmri: FMRIInputs | tuple[Betas, VoxelMasker] | None = None,
+        labels: Tensor | None = None,
+        fmri_token_positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MindLLMOutput:
+        """Logits of conversations about trials, and their loss.
 
-    # fMRI tokens -> the language model.
+        Parameters
+        ----------
+        input_ids : Tensor of shape (batch_size, L)
+            Token ids, with the placeholder `<fMRI>` at the positions of fMRI tokens.
+        attention_mask : Tensor of shape (batch_size, L), optional
+        fmri : FMRIInputs, or tuple of (betas, masker), optional
+            One trial, or mix of trials, per row; None: conversations without a scan.
+        labels : Tensor of shape (batch_size, L), optional
+            Token ids where the loss counts, -100 elsewhere.
+        fmri_token_positions : Tensor of shape (batch_size, num_fmri_tokens), optional
+            By default where the placeholders are.
+        **kwargs
+            Passed on to the language model's forward.
+
+        Returns
+        -------
+        MindLLMOutput
+            Loss (if labels are passed) and logits, as the language model's own head gives them.
+
+        Raises
+        ------
+        InputError
+            If placeholders and fMRI tokens differ in number.
+        """
+        if fmri is None:
+            fmri_tokens = self.null_tokens.new_zeros((len(input_ids), 0, self.null_tokens.shape[1]))
+        else:
+            fmri_tokens = self.encode_inputs(fmri)
+        if fmri_token_positions is None:
+            fmri_token_positions = self.find_placeholders(input_ids)
+        embeds = self.prepare_inputs_embeds(input_ids, fmri_token_positions, fmri_tokens)
+        logits = self.language_model.model(
+            inputs_embeds=embeds, attention_mask=attention_mask, **kwargs
+        ).logits
+        loss = None
+        if labels is not None:
+            shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+            loss = F.cross_entropy(
+                logits.flatten(0, 1).float(), shifted.flatten(), ignore_index=IGNORE_INDEX
+            )
+        return MindLLMOutput(loss=loss, logits=logits)
+
+    def find_placeholders(self, input_ids: Tensor) -> Tensor:
+        """Positions (batch_size, n) of the placeholders, of which every row must have as many."""
+        is_placeholder = input_ids == self.processor.fmri_token_id
+        counts = is_placeholder.sum(1)
+        if (counts != counts[0]).any():
+            raise InputError(
+                f"rows of input_ids hold {counts.min()} to {counts.max()} placeholders for fMRI "
+                "tokens; expected the same number in each. Make them with model.processor."
+            )
+        return is_placeholder.nonzero()[:, 1].view(len(input_ids), -1)
+
+    def prepare_inputs_embeds(
+        self, input_ids: Tensor, fmri_token_positions: Tensor, fmri_tokens: Tensor
+    ) -> Tensor:
+        """Token embeddings (n, L, hidden_size) with projected fMRI tokens at their positions."""
+        if fmri_token_positions.shape != fmri_tokens.shape[:2]:
+            raise InputError(
+                f"{tuple(fmri_token_positions.shape)} places for fMRI tokens, "
+                f"but fMRI tokens of shape {tuple(fmri_tokens.shape)}."
+            )
+        pad_id, placeholder = self.language_model.pad_id, self.processor.fmri_token_id
+        ids = input_ids.masked_fill(input_ids == placeholder, pad_id)
+        embeds = self.language_model.model.get_input_embeddings()(ids)
+        projected = self.projector(fmri_tokens).to(embeds.dtype)
+        return embeds.scatter(1, fmri_token_positions[..., None].expand_as(projected), projected)
 
     def build_conversation(
         self, question: str | None = None, answer: str | None = None
     ) -> Conversation:
-        """A conversation of one question, or the one the model was trained with, put as its format puts questions."""
-        form = self.processor.chat_template
-        return build_conversation(
-            question or self.model_card.get("question") or form.question,
-            answer,
-            fmri_first=form.fmri_first,
-        )
+        """A question about a trial, by default the one of training, in the model's format."""
+        template = self.processor.chat_template
+        asked = question or self.model_card.get("question") or template.question
+        return build_conversation(asked, answer, fmri_first=template.fmri_first)
 
-    def prepare_inputs_embeds(
-        self, input_ids: Tensor, fmri_token_positions: Tensor, tokens: Tensor
-    ) -> Tensor:
-        """The language model's input (B, L, width): word embeddings, with fMRI tokens (B, T, width) at `places` (B, T)."""
-        if fmri_token_positions.shape != tokens.shape[:2]:
-            raise InputError(
-                f"{tuple(fmri_token_positions.shape)} places for fMRI tokens, but fMRI tokens of shape {tuple(tokens.shape)}."
-            )
-        words = self.language_model.model.get_input_embeddings()
-        embedded = words(
-            input_ids.masked_fill(
-                input_ids == self.processor.fmri_token_id, self.language_model.pad_id
-            )
-        )
-        projected = self.projector(tokens).to(embedded.dtype)
-        return embedded.scatter(1, fmri_token_positions[..., None].expand_as(projected), projected)
+    def decode(
+        self,
+        betas: Betas,
+        masker: VoxelMasker | VoxelFeatures,
+        question: str | None = None,
+        *,
+        batch_size: int = 16,
+        **generate_options: Any,
+    ) -> list[str]:
+        """Decode trials into text.
+
+        Parameters
+        ----------
+        betas, masker
+            As for `encode`.
+        question : str, optional
+            By default the question that the model was trained with.
+        batch_size : int
+            Trials that the language model reads at once.
+        **generate_options
+            Arguments of transformers' ``generate``, such as max_new_tokens or do_sample.
+
+        Returns
+        -------
+        list of str
+            One text per trial.
+        """
+        texts: list[str] = []
+        for batch in self.encode(betas, masker).split(batch_size):
+            conversations = [self.build_conversation(question)] * len(batch)
+            texts += self.generate(batch, conversations, **generate_options)
+        return texts
 
     def log_likelihood(
-        self, tokens: Tensor, prompts: Sequence[EncodedPrompt]
-    ) -> tuple[Tensor, Tensor]:
-        """Summed log probability (B,) of what the assistant says in each prompt, and the number of its tokens (B,)."""
-        batch = self.tensors(prompts)
-        shared = int(
-            (batch["ids"] == batch["ids"][:1]).all(0).cumprod(0)[: int(batch["places"].min())].sum()
-        )
-        past = self.prefill_prefix(batch["ids"][:1, :shared], len(prompts)) if shared else None
-        inputs = self.prepare_inputs_embeds(batch["ids"], batch["places"], tokens)[:, shared:]
-        hidden = self.language_model.model.base_model(
-            inputs_embeds=inputs, attention_mask=batch["attention"], past_key_values=past
-        ).last_hidden_state
-        return self.sum_token_log_probs(hidden[:, :-1], batch["labels"][:, shared + 1 :])
+        self,
+        betas: Betas,
+        masker: VoxelMasker | VoxelFeatures,
+        texts: Sequence[str],
+        question: str | None = None,
+        *,
+        batch_size: int = 8,
+    ) -> Tensor:
+        """Log-likelihood of texts, as answers, given trials.
 
-    @torch.no_grad()
-    def prefill_prefix(self, input_ids: Tensor, times: int) -> DynamicCache:
-        """What the language model keeps of a text (1, L) that stands before every scan of a batch, for `times` rows."""
-        cache = self.language_model.model.base_model(
-            input_ids=input_ids, use_cache=True
-        ).past_key_values
-        cache.batch_repeat_interleave(times)
-        return cache
+        Parameters
+        ----------
+        betas, masker
+            As for `encode`.
+        texts : sequence of str
+        question : str, optional
+            By default the question that the model was trained with.
+        batch_size : int
+            Trials that the language model reads at once.
 
-    def sum_token_log_probs(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Log probability of the labels (B, L) from hidden states (B, L, width), summed over the tokens that count."""
-        counts = labels != IGNORE_INDEX
-        logits = self.language_model.model.get_output_embeddings()(
-            hidden[counts]
-        ).float()  # only where it counts
-        each = -F.cross_entropy(logits, labels[counts], reduction="none")
-        rows = counts.nonzero()[:, 0]
-        return torch.zeros(len(labels), device=each.device).index_add(0, rows, each), counts.sum(1)
+        Returns
+        -------
+        Tensor of shape (n_trials, n_texts)
+            log p(text | trial, question) in nats, summed over the text's tokens and the end of
+            the turn.
+        """
+        return self.score_candidates(self.encode(betas, masker), texts, question, batch_size)
 
-    @torch.no_grad()
     def score_candidates(
         self,
-        tokens: Tensor,
-        candidates: Sequence[str],
+        fmri_tokens: Tensor,
+        texts: Sequence[str],
         question: str | None = None,
         batch_size: int = 8,
     ) -> Tensor:
-        """Log-likelihood (B, C) of each candidate answer given each scan's fMRI tokens (B, T, width).
-
-        The prompt is read once per scan. The candidates are read as one tree, where a beginning that several share stands
-        once: a node attends to the prompt and its ancestors, and an answer's likelihood is the sum along its path.
-        """
-        prompts = [
-            self.processor(self.build_conversation(question, answer)) for answer in candidates
-        ]
-        first = min(int((p.labels != IGNORE_INDEX).argmax()) for p in prompts)
-        tree = TokenTrie(
-            [p.labels[first:][p.labels[first:] != IGNORE_INDEX].tolist() for p in prompts]
-        )
-        ids, places = (
-            torch.as_tensor(a, device=self.language_model.model.device)[None]
-            for a in (prompts[0].input_ids[:first], prompts[0].fmri_token_positions)
-        )
-        words, ancestors, depth = (
-            t.to(self.language_model.model.device)
-            for t in (tree.tokens, tree.ancestors, tree.depth)
-        )
-        body, head = (
-            self.language_model.model.base_model,
-            self.language_model.model.get_output_embeddings(),
-        )
-        out = []
-        for some in tokens.split(batch_size):
-            n = len(some)
-            context = body(
-                inputs_embeds=self.prepare_inputs_embeds(
-                    ids.expand(n, -1), places.expand(n, -1), some
-                ),
-                use_cache=True,
-            )
-            visible = torch.cat([ancestors.new_ones(len(words), first), ancestors], 1).expand(
-                n, 1, -1, -1
-            )
-            hidden = body(
-                input_ids=words.expand(n, -1),
-                attention_mask=visible,
-                position_ids=(first + depth).expand(n, -1),
-                past_key_values=context.past_key_values,
-            ).last_hidden_state
-            before = torch.cat([context.last_hidden_state[:, -1:], hidden], 1)[:, tree.parents + 1]
-            each = torch.stack(
-                [-F.cross_entropy(head(row).float(), words, reduction="none") for row in before]
-            )
-            out.append((each @ ancestors[tree.ends].float().T).cpu())
-        return torch.cat(out)
+        """`log_likelihood` of fMRI tokens; see `mindllm.model.candidates.score_candidates`."""
+        return candidates.score_candidates(self, fmri_tokens, texts, question, batch_size)
 
     @torch.no_grad()
-    def log_likelihood_ratio(self, tokens: Tensor, conversations: Sequence[Conversation]) -> Tensor:
-        """Log p(what the assistant says | scan) - log p(it | no brain) in nats (B,): a conversation per scan of `tokens` (B, T, width)."""
+    def log_likelihood_ratio(
+        self, fmri_tokens: Tensor, conversations: Sequence[Conversation]
+    ) -> Tensor:
+        """log p(answer | fMRI tokens) - log p(answer | null tokens), in nats.
+
+        Parameters
+        ----------
+        fmri_tokens : Tensor of shape (n, num_fmri_tokens, token_dim)
+        conversations : sequence of Conversation
+            One per row, each ending on an assistant turn.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+        """
         prompts = [self.processor(turns) for turns in conversations]
-        given = self.log_likelihood(tokens, prompts)[0]
-        return given - self.log_likelihood(self.null_tokens.expand_as(tokens), prompts)[0]
+        null_tokens = self.null_tokens.expand_as(fmri_tokens)
+        with_fmri, _ = candidates.prompt_log_likelihood(self, fmri_tokens, prompts)
+        without, _ = candidates.prompt_log_likelihood(self, null_tokens, prompts)
+        return with_fmri - without
 
     def generate(
         self,
-        tokens: Tensor,
+        fmri_tokens: Tensor,
         conversations: Sequence[Conversation],
         on_text: Callable[[str], None] | None = None,
         **options: Any,
     ) -> list[str]:
-        """Free-running answers to conversations that end on a user turn, one per scan of `tokens` (B, T, width).
+        """Open-ended generation; see `mindllm.model.generation.generate`."""
+        return generation.generate(self, fmri_tokens, conversations, on_text, **options)
 
-        `options` go to transformers' generate; greedy and at most 48 new tokens unless they say otherwise.
-        `stream` is called with each piece of text as it comes, for a single scan.
-        """
-        streamer = CallbackStreamer(self.language_model.tokenizer, on_text) if on_text else None
-        ids = self.generate_ids(tokens, conversations, streamer, **options)
-        texts = self.language_model.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text.replace(FMRI_TOKEN, "").strip() for text in texts]
 
-    @torch.no_grad()
-    def generate_ids(
-        self,
-        tokens: Tensor,
-        conversations: Sequence[Conversation],
-        streamer: CallbackStreamer | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """The token ids (B, L) of such answers, filled up behind the end of the shorter ones."""
-        batch = self.tensors(
-            [self.processor(turns, generate=True) for turns in conversations], left=True
-        )
-        inputs = self.prepare_inputs_embeds(batch["ids"], batch["places"], tokens)
-        # Sampling settings that come with a language model would warn under greedy decoding.
-        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        settings = {"max_new_tokens": 48, "pad_token_id": self.language_model.pad_id}
-        settings |= ({} if options.get("do_sample") else greedy) | options
-        return self.language_model.model.generate(
-            inputs_embeds=inputs, attention_mask=batch["attention"], streamer=streamer, **settings
-        )
+def init_projector(projector: nn.Linear, language_model: FrozenLanguageModel) -> None:
+    """Start with fMRI tokens as large as word embeddings, whatever the language model."""
+    rows = language_model.model.get_input_embeddings().weight
+    sample = rows[:: max(1, language_model.model.config.vocab_size // 1024)]
+    size = float(sample.float().square().mean().sqrt())
+    nn.init.normal_(projector.weight, std=size * (3 / projector.in_features) ** 0.5)
 
-    def tensors(self, prompts: Sequence[EncodedPrompt], left: bool = False) -> dict[str, Tensor]:
-        """Prompts as padded tensors on the language model's device."""
-        arrays = collate(prompts, self.language_model.pad_id, left=left)
-        return {
-            name: torch.as_tensor(array, device=self.language_model.model.device)
-            for name, array in arrays.items()
-        }
+
+def drop_language_model(module: nn.Module, state_dict: Any, prefix: str, metadata: Any) -> None:
+    """State-dict hook: the language model is named in a checkpoint, not stored."""
+    for name in [n for n in state_dict if n.startswith(prefix + LANGUAGE_MODEL_PREFIX)]:
+        del state_dict[name]
+
+
+def ignore_language_model(module: nn.Module, incompatible_keys: Any) -> None:
+    """Load hook: a checkpoint without the language model's weights is complete."""
+    missing = incompatible_keys.missing_keys
+    missing[:] = [n for n in missing if LANGUAGE_MODEL_PREFIX not in n]
+
+
+def resolve_checkpoint(name: str | Path, **options: Any) -> Path:
+    """The folder of a checkpoint: itself, or a snapshot of a hub repository.
+
+    Raises
+    ------
+    InputError
+        If there is no such folder or repository, or the hub cannot be reached.
+    """
+    path = Path(name)
+    if path.is_dir() or path.exists() or path.is_absolute() or str(name).startswith("."):
+        return path
+    try:
+        return Path(snapshot_download(str(name), **options))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"{name} is neither a model folder nor a model on the hub that can be fetched "
+            f"({type(error).__name__}). Give a folder made by `mindllm train`, or check the hub id "
+            "and the connection."
+        ) from error

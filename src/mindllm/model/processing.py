@@ -1,10 +1,12 @@
-"""Conversations -> token ids, places for the fMRI tokens, and which tokens count in the loss."""
+"""From conversations to model inputs: token ids, positions of fMRI tokens, labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from transformers import BatchEncoding
 
 from mindllm.language.chat_templates import get_chat_template
 from mindllm.language.conversation import FMRI_TOKEN, Conversation, check_conversation
@@ -15,15 +17,37 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """One tokenized conversation of L tokens: `ids` (L,) with `fmri_id` at each place of an fMRI token, `labels` (L,)."""
+    """One tokenized conversation of L tokens.
+
+    Parameters
+    ----------
+    input_ids : ndarray of shape (L,)
+        The id of the placeholder `<fMRI>` at every position of an fMRI token.
+    labels : ndarray of shape (L,)
+        The token id where the assistant speaks, IGNORE_INDEX elsewhere.
+    fmri_token_positions : ndarray of shape (num_fmri_tokens,)
+    """
 
     input_ids: np.ndarray
-    labels: np.ndarray  # the id where the token counts in the loss, IGNORE elsewhere
-    fmri_token_positions: np.ndarray  # (N,) positions of the fMRI tokens
+    labels: np.ndarray
+    fmri_token_positions: np.ndarray
 
 
 class MindLLMProcessor:
-    """Turns conversations into prompts, in a tokenizer's own chat template or a named format; with 0 fMRI tokens, without a scan."""
+    """Converts conversations about a trial to model inputs.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+    num_fmri_tokens : int
+        Tokens in place of `<fMRI>`; 0: the prompt without a scan.
+    chat_template : str, optional
+        A named format ("vicuna"); by default the tokenizer's own chat template.
+    max_length : int, optional
+        Positions of the language model; longer conversations are refused.
+    pad_token_id : int
+        Id to pad with.
+    """
 
     def __init__(
         self,
@@ -31,58 +55,87 @@ class MindLLMProcessor:
         num_fmri_tokens: int,
         chat_template: str | None = None,
         max_length: int | None = None,
+        pad_token_id: int = 0,
     ) -> None:
+        self.tokenizer, self.num_fmri_tokens = tokenizer, num_fmri_tokens
+        self.max_length, self.pad_token_id = max_length, pad_token_id
         self.chat_template = get_chat_template(tokenizer, chat_template)
-        self.tokenizer, self.num_fmri_tokens, self.max_length = (
-            tokenizer,
-            num_fmri_tokens,
-            max_length,
-        )
         self.fmri_token_id = tokenizer.convert_tokens_to_ids(FMRI_TOKEN)
 
     def encode_text(self, text: str, length: int) -> list[int]:
-        """The first `length` token ids of a text, filled up with line breaks."""
+        """The first `length` token ids of a text, padded with line breaks."""
         blank = self.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
-        return (self.tokenizer(text, add_special_tokens=False)["input_ids"] + blank * length)[
-            :length
-        ]
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return (ids + blank * length)[:length]
 
     def __call__(self, turns: Conversation, generate: bool = False) -> EncodedPrompt:
-        """Tokenize one conversation. With `generate`, it must end on a user turn, and the prompt on the opened answer."""
+        """Tokenize one conversation.
+
+        Parameters
+        ----------
+        turns : Conversation
+            Messages with the keys role and content; one holds `<fMRI>`.
+        generate : bool
+            Whether it ends on a user turn, and the prompt on the opened assistant turn.
+
+        Returns
+        -------
+        EncodedPrompt
+
+        Raises
+        ------
+        InputError
+            If it is malformed, or longer than the language model reads.
+        """
         check_conversation(turns)
         ids, counts = self.chat_template.encode(turns, generate)
         if not (ids == self.fmri_token_id).any():
             raise InputError(
-                f"a conversation was cut before its {FMRI_TOKEN}. Shorten what stands before it: {turns!r}"
+                f"a conversation was cut before its {FMRI_TOKEN}. "
+                f"Shorten what stands before it: {turns!r}"
             )
         repeats = np.where(ids == self.fmri_token_id, self.num_fmri_tokens, 1)
         labels = np.repeat(np.where(counts, ids, IGNORE_INDEX), repeats)
         ids = np.repeat(ids, repeats)
         if self.max_length and len(ids) > self.max_length:
             raise InputError(
-                f"a conversation has {len(ids)} tokens, {self.num_fmri_tokens} of them for the scan, and the language model reads at most {self.max_length}. Shorten it: {str(turns)[:200]}..."
+                f"a conversation has {len(ids)} tokens, {self.num_fmri_tokens} of them for the "
+                f"scan, and the language model reads at most {self.max_length}. "
+                f"Shorten it: {str(turns)[:200]}..."
             )
         return EncodedPrompt(ids, labels, np.flatnonzero(ids == self.fmri_token_id))
 
+    def pad(self, prompts: Sequence[EncodedPrompt], *, left: bool = False) -> BatchEncoding:
+        """Pad prompts to one length L and stack them.
 
-def collate(
-    prompts: Sequence[EncodedPrompt], pad_id: int, *, left: bool = False
-) -> dict[str, np.ndarray]:
-    """Pad P prompts to one length L: `ids`, `labels`, `attention` (P, L) and `places` (P, N). `left` pads on the left, to generate."""
-    longest = max(len(p.input_ids) for p in prompts)
-    out = {
-        "ids": np.full((len(prompts), longest), pad_id),
-        "labels": np.full((len(prompts), longest), IGNORE_INDEX),
-        "attention": np.zeros((len(prompts), longest), int),
-    }
-    places = []
-    for row, prompt in enumerate(prompts):
-        start = longest - len(prompt.input_ids) if left else 0
-        span = slice(start, start + len(prompt.input_ids))
-        out["ids"][row, span], out["labels"][row, span], out["attention"][row, span] = (
-            prompt.input_ids,
-            prompt.labels,
-            1,
-        )
-        places.append(prompt.fmri_token_positions + start)
-    return out | {"places": np.stack(places)}
+        Parameters
+        ----------
+        prompts : sequence of EncodedPrompt
+        left : bool
+            Pad on the left, to generate.
+
+        Returns
+        -------
+        BatchEncoding
+            Tensors `input_ids`, `attention_mask`, `labels` (n, L) and `fmri_token_positions`
+            (n, num_fmri_tokens).
+        """
+        longest = max(len(p.input_ids) for p in prompts)
+        shape = (len(prompts), longest)
+        input_ids = np.full(shape, self.pad_token_id)
+        labels = np.full(shape, IGNORE_INDEX)
+        attention_mask = np.zeros(shape, int)
+        positions = []
+        for row, prompt in enumerate(prompts):
+            start = longest - len(prompt.input_ids) if left else 0
+            span = slice(start, start + len(prompt.input_ids))
+            input_ids[row, span], labels[row, span] = prompt.input_ids, prompt.labels
+            attention_mask[row, span] = 1
+            positions.append(prompt.fmri_token_positions + start)
+        arrays = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": labels,
+            "fmri_token_positions": np.stack(positions),
+        }
+        return BatchEncoding({name: torch.as_tensor(array) for name, array in arrays.items()})

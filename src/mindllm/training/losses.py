@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mindllm.model.candidates import prompt_log_likelihood
 from mindllm.model.encoder import VoxelFeatures
 from mindllm.model.modeling import MindLLM
 from mindllm.model.processing import EncodedPrompt
@@ -95,7 +96,7 @@ class MindLLMLoss(nn.Module):
         tokens = self.model.encoder.head.tokens(
             self.add_embedding_noise(self.embed(groups, mixing_weights))
         )
-        total, counts = self.model.log_likelihood(tokens, prompts)
+        total, counts = prompt_log_likelihood(self.model, tokens, prompts)
         return -(total.sum() / counts.sum())
 
     def add_embedding_noise(self, embedding: Tensor) -> Tensor:
@@ -126,5 +127,6 @@ class MindLLMLoss(nn.Module):
         return {
             name: p
             for name, p in self.named_parameters()
-            if stage == "alignment" or not self.config.alignment.max_steps or id(p) in second
+            if ".language_model." not in name
+            and (stage == "alignment" or not self.config.alignment.max_steps or id(p) in second)
         }

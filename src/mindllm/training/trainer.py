@@ -29,7 +29,6 @@ from mindllm.data.conversations import ConversationDataset
 from mindllm.data.dataset import TrialDataset
 from mindllm.data.sampler import SubjectBatch, TrialBatch
 from mindllm.data.store import Store
-from mindllm.model import checkpoint
 from mindllm.model.encoder import SCALE_MM, VoxelFeatures
 from mindllm.model.language_model import load_language_model
 from mindllm.model.modeling import MindLLM
@@ -65,7 +64,7 @@ def train(
     if (out / "config.json").exists():
         if resume:
             logger.info("%s is already trained", out)
-            return checkpoint.load(out)
+            return MindLLM.from_pretrained(out)
         raise InputError(
             f"{out} already holds a trained model. Choose another folder, or remove it."
         )
@@ -130,8 +129,8 @@ class Trainer:
         """The model to go on from, or a new one for this store's regions and people, and the texts its memory begins as."""
         c, store = self.config, self.store
         if c.init_from:
-            return checkpoint.load(
-                c.init_from, language_model=c.language_model, device=self.device, dtype=c.dtype
+            return MindLLM.from_pretrained(
+                c.init_from, c.language_model, device_map=str(self.device), dtype=c.dtype
             ), []
         llm = load_language_model(c.language_model, self.device, c.dtype)
         torch.manual_seed(c.seed)  # after loading, which may draw random numbers the first time
@@ -169,6 +168,7 @@ class Trainer:
                             step, settings.max_steps, c.warmup_ratio
                         )
                     objective.train()
+                    self.model.language_model.eval()  # frozen: its dropout stays off
                     loss = objective(stage, *self.batch(stage, settings))
                     self.accelerator.backward(loss)
                     norm = self.accelerator.clip_grad_norm_(objective.parameters(), c.max_grad_norm)
@@ -442,7 +442,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_json(out / "training.json", {"history": self.history, "best": self.best_val_loss})
             plot_training_curve(self.history, out / "training.png")
-            checkpoint.save(model, out)
+            model.save_pretrained(out)
             shutil.rmtree(out / "training", ignore_errors=True)
         return model
 
