@@ -110,7 +110,7 @@ def in_nsd(root: Path) -> Planted:
             Mark(low, "floc-faces", "FFA-1"),
             Mark(high, "floc-faces", "OFA"),
         ]
-    store = nsd.prepare(root, root / "store", sessions=[1, 2], dtype="float32")
+    store = nsd.NSDReader(root, sessions=[1, 2]).prepare(root / "store", dtype="float32")
     shown = {
         f"subj{p:02d}": (100_000 + 3 * test_nsd.shown(root, p)[:1500]).tolist()
         for p in test_nsd.PEOPLE

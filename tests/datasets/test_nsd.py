@@ -112,8 +112,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return nsd.prepare(
-        root, tmp_path_factory.mktemp("out") / "store", sessions=[1, 2], dtype="float32", n_jobs=2
+    return nsd.NSDReader(root, sessions=[1, 2]).prepare(
+        tmp_path_factory.mktemp("out") / "store", dtype="float32", n_jobs=2
     )
 
 
@@ -182,8 +182,8 @@ def test_the_shared_images_are_the_test_and_both_conventions_have_a_name(
 
 
 def test_other_masks_and_choices(root: Path, tmp_path: Path) -> None:
-    brain = nsd.prepare(
-        root, tmp_path / "brain", subjects=[5], sessions=[2], mask="brain", val_fraction=0.2
+    brain = nsd.NSDReader(root, subjects=[5], sessions=[2], mask="brain").prepare(
+        tmp_path / "brain", val_fraction=0.2
     )
     assert len(brain.masker("subj05")) == 3 * 4 * 5 - 1
     assert "nsdgeneral" in brain.masker("subj05").parcel_labels
@@ -195,10 +195,10 @@ def test_other_masks_and_choices(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"subjects": [1, 3]}, "has no subject 3; it holds 1, 5"),
+        ({"subjects": [1, 3]}, "has no subject subj03; it holds subj01, subj05"),
         (
             {},
-            r"subj01 lacks the sessions 3-40 of betas_fithrf_GLMdenoise_RR \(38 of 40\).*--sessions 1-2",
+            r"subj01 lacks the sessions 3-40 \(38 of 40\): there is no .*betas_fithrf_GLMdenoise_RR/betas_session03\.hdf5.*--sessions 1-2",
         ),
         ({"sessions": [1, 41]}, r"sessions 1 to 40; \[41\] were asked for"),
         ({"betas": "betas_assumehrf"}, "has the versions betas_fithrf_GLMdenoise_RR"),
@@ -209,9 +209,9 @@ def test_what_is_not_there_is_named(
     root: Path, tmp_path: Path, options: dict, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        nsd.prepare(root, tmp_path / "store", **options)
+        nsd.NSDReader(root, **options).prepare(tmp_path / "store")
     with pytest.raises(InputError, match="does not hold NSD"):
-        nsd.prepare(tmp_path, tmp_path / "store")
+        nsd.NSDReader(tmp_path).prepare(tmp_path / "store")
 
 
 def damaged(root: Path, tmp_path: Path) -> Path:
@@ -227,7 +227,7 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"betas_session02\.hdf5 are damaged or truncated"):
-        nsd.prepare(copy, tmp_path / "store", sessions=[1, 2])
+        nsd.NSDReader(copy, sessions=[1, 2]).prepare(tmp_path / "store")
     assert not (tmp_path / "store").exists()
     kept = tmp_path / "store.partial" / "sessions" / "subj01" / "000.npy"
     before = kept.stat().st_mtime_ns
@@ -243,7 +243,7 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
 
     module.read_betas = counted
     try:
-        store = nsd.prepare(copy, tmp_path / "store", sessions=[1, 2])
+        store = nsd.NSDReader(copy, sessions=[1, 2]).prepare(tmp_path / "store")
     finally:
         module.read_betas = original
     assert before
@@ -265,20 +265,20 @@ def test_another_release_or_person_is_noticed(root: Path, tmp_path: Path) -> Non
     table = pd.read_csv(info, index_col=0)
     table.assign(nsdId=table["nsdId"] + 1).to_csv(info)
     with pytest.raises(InputError, match=r"disagree about 10000 of 10000 images of subj01"):
-        nsd.prepare(copy, tmp_path / "store", sessions=[1])
+        nsd.NSDReader(copy, sessions=[1]).prepare(tmp_path / "store")
     table.to_csv(info)
     files = nsd.NSDSubjectFiles(copy, 1)
     nib.save(nib.load(nsd.NSDSubjectFiles(root, 5).transform), files.transform)
-    with pytest.raises(InputError, match="another person's"):
-        nsd.prepare(copy, tmp_path / "store", subjects=[1], sessions=[1])
+    with pytest.raises(InputError, match="another subject's"):
+        nsd.NSDReader(copy, subjects=[1], sessions=[1]).prepare(tmp_path / "store")
     place = np.asarray(nib.load(nsd.NSDSubjectFiles(root, 1).transform).dataobj).copy()
     place[..., 0] = np.where(place[..., 0] < 9000, 182 - place[..., 0], 9999)
     save(files.transform, place)
     with pytest.raises(InputError, match="mirrored"):
-        nsd.prepare(copy, tmp_path / "store", subjects=[1], sessions=[1])
+        nsd.NSDReader(copy, subjects=[1], sessions=[1]).prepare(tmp_path / "store")
     (copy / nsd.EXPERIMENT / "nsd_expdesign.mat").write_bytes(b"MATLAB 5.0 MAT-file" + bytes(200))
     with pytest.raises(InputError, match="cannot be read as NSD's design"):
-        nsd.prepare(copy, tmp_path / "store", subjects=[1], sessions=[1])
+        nsd.NSDReader(copy, subjects=[1], sessions=[1]).prepare(tmp_path / "store")
 
 
 def cut(file: Path, root: Path) -> None:
@@ -326,10 +326,10 @@ def test_after_any_trouble_the_same_call_completes(
     whole = file.read_bytes()
     trouble(file, copy)
     with pytest.raises(InputError, match=message):
-        nsd.prepare(copy, tmp_path / "store", sessions=[1, 2], dtype="float32")
+        nsd.NSDReader(copy, sessions=[1, 2]).prepare(tmp_path / "store", dtype="float32")
     assert not (tmp_path / "store").exists()
     file.write_bytes(whole)
-    made = nsd.prepare(copy, tmp_path / "store", sessions=[1, 2], dtype="float32")
+    made = nsd.NSDReader(copy, sessions=[1, 2]).prepare(tmp_path / "store", dtype="float32")
     for subject in store.subjects:
         np.testing.assert_array_equal(made.betas(subject), store.betas(subject))
         pd.testing.assert_frame_equal(made.trials(subject), store.trials(subject))

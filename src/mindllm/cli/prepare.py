@@ -1,7 +1,10 @@
 """Commands that make a store of a data set."""
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +23,7 @@ from mindllm.cli.options import (
 
 if TYPE_CHECKING:
     from mindllm.data.store import Store
+    from mindllm.datasets.base import DatasetReader
 
 Sessions = Annotated[
     str | None,
@@ -27,6 +31,19 @@ Sessions = Annotated[
         help="Which sessions, e.g. 1-20. Default: all; a missing one is an error that names it."
     ),
 ]
+Nan = Annotated[str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")]
+ValFraction = Annotated[
+    float,
+    typer.Option(
+        help="Fraction of the training stimuli for validation, where the data has no validation "
+        "trials of its own."
+    ),
+]
+TestFraction = Annotated[
+    float,
+    typer.Option(help="Fraction of the stimuli for testing, where the tables have no `split`."),
+]
+
 Validation = Annotated[float, typer.Option(help="Share of the training stimuli for validation.")]
 
 app = typer.Typer(
@@ -35,13 +52,84 @@ app = typer.Typer(
 
 
 def summarize(store: "Store") -> None:
-    """What a store holds, in a line."""
-    trials = sum(len(store.trials(s)) for s in store.subjects)
+    """Print in a line what a store holds."""
+    n_trials = sum(len(store.trials(subject)) for subject in store.subjects)
+    n_stimuli = store.conversations["stimulus"].nunique()
     console.print(
-        f"{store.path}: {len(store.subjects)} subjects, {trials} trials, {store.conversations['stimulus'].nunique()} stimuli with text"
+        f"{store.path}: {len(store.subjects)} subjects, {n_trials} trials, "
+        f"{n_stimuli} stimuli with text"
     )
     if store.conversations.empty:
         console.print("It holds no text yet: add some with `mindllm prepare instructions`.")
+
+
+def prepare_store(
+    reader: "DatasetReader",
+    out: NewStore,
+    val_fraction: ValFraction = 0.0,
+    dtype: StorageDtype = "float16",
+    seed: Seed = 0,
+    n_jobs: NJobs = 1,
+    dask_scheduler: DaskScheduler = None,
+) -> None:
+    """Prepare the store `out` with a reader; its arguments are options of every command."""
+    with bars() as progress:
+        store = reader.prepare(
+            out,
+            dtype=dtype,
+            val_fraction=val_fraction,
+            seed=seed,
+            n_jobs=n_jobs,
+            dask_scheduler=dask_scheduler,
+            progress=progress,
+        )
+    summarize(store)
+
+
+def reader_command(
+    name: str, **defaults: object
+) -> Callable[[Callable[..., "DatasetReader"]], Callable[..., None]]:
+    """Make a command of a function that returns a reader.
+
+    Parameters
+    ----------
+    name : str
+        Name of the command.
+    **defaults : object
+        Defaults of options of `prepare_store` that differ for this reader.
+
+    Returns
+    -------
+    callable
+        Decorator. The command has the function's options, which go to the reader, and those of
+        `prepare_store`.
+    """
+    shared = [
+        parameter.replace(
+            kind=inspect.Parameter.KEYWORD_ONLY,
+            default=defaults.get(option, parameter.default),
+        )
+        for option, parameter in inspect.signature(prepare_store).parameters.items()
+        if option != "reader"
+    ]
+
+    def decorate(make_reader: Callable[..., "DatasetReader"]) -> Callable[..., None]:
+        options = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in inspect.signature(make_reader).parameters.values()
+        ]
+
+        @wraps(make_reader)
+        def command(**arguments: Any) -> None:
+            common = {parameter.name: arguments.pop(parameter.name) for parameter in shared}
+            prepare_store(make_reader(**arguments), **common)
+
+        parameters = [*options, *shared]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return app.command(name)(command)
+
+    return decorate
 
 
 @app.command("bids")
@@ -100,10 +188,9 @@ def prepare_bids(
     summarize(store)
 
 
-@app.command("nsd")
-def prepare_nsd(
+@reader_command("nsd")
+def read_nsd(
     root: Annotated[Path, typer.Argument(help="The folder that holds nsddata and nsddata_betas.")],
-    out: NewStore,
     subjects: Annotated[
         str | None, typer.Option(help="Comma-separated numbers, e.g. 1,2,5,7. Default: all there.")
     ] = None,
@@ -114,21 +201,20 @@ def prepare_nsd(
         str, typer.Option(help="A ROI's name, or brain for the whole brain.")
     ] = "nsdgeneral",
     sessions: Sessions = None,
-    val_fraction: Validation = 0.0,
-    dtype: StorageDtype = "float16",
-    seed: Seed = 0,
-    n_jobs: NJobs = 1,
-    dask_scheduler: DaskScheduler = None,
-) -> None:
-    """Make a store of the Natural Scenes Dataset in its official layout. Run it again after an interruption: it goes on."""
-    from mindllm.datasets import nsd
+) -> "DatasetReader":
+    """Make a store of the Natural Scenes Dataset in its official layout.
 
-    with bars() as progress:
-        store = nsd.prepare(
-            root, out, subjects=parse_int_ranges(subjects and subjects.replace("subj", "")), betas=betas, mask=mask, sessions=parse_int_ranges(sessions), val_fraction=val_fraction, dtype=dtype,
-            seed=seed, n_jobs=n_jobs, dask_scheduler=dask_scheduler, progress=progress,
-        )  # fmt: skip
-    summarize(store)
+    Run it again after an interruption: it goes on.
+    """
+    from mindllm.datasets.nsd import NSDReader
+
+    return NSDReader(
+        root,
+        subjects=parse_int_ranges(subjects and subjects.replace("subj", "")),
+        betas=betas,
+        mask=mask,
+        sessions=parse_int_ranges(sessions),
+    )
 
 
 @app.command("laion")

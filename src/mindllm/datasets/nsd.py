@@ -1,39 +1,44 @@
-"""A store from the Natural Scenes Dataset in its official layout (Allen et al. 2022, Nature Neuroscience 25:116).
+"""Reader of the Natural Scenes Dataset in its official layout (Allen et al. 2022).
 
-    nsddata_betas/ppdata/subjXX/func1pt8mm/<version>/betas_sessionNN.nii.gz or .hdf5   int16, 300 times the per cent change
-    nsddata_betas/ppdata/subjXX/func1pt8mm/<version>/ncsnr.nii.gz                      noise ceilings (optional)
-    nsddata/ppdata/subjXX/func1pt8mm/roi/*.nii.gz, ../brainmask.nii.gz                 masks and parcellations
-    nsddata/freesurfer/subjXX/label/*.mgz.ctab (or fsaverage's)                        names of regions
-    nsddata/ppdata/subjXX/transforms/MNI-to-func1pt8.nii.gz                            where each voxel is in MNI space
-    nsddata/experiments/nsd/nsd_expdesign.mat, nsd_stim_info_merged.csv                what was shown when
+    nsddata_betas/ppdata/subjXX/func1pt8mm/<version>/
+        betas_sessionNN.nii.gz or .hdf5    int16, 300 times the percent signal change
+        ncsnr.nii.gz                       noise ceilings (optional)
+    nsddata/ppdata/subjXX/func1pt8mm/
+        roi/*.nii.gz, brainmask.nii.gz     masks and atlases
+    nsddata/ppdata/subjXX/transforms/
+        MNI-to-func1pt8.nii.gz             where each voxel is in MNI space
+    nsddata/freesurfer/subjXX/label/
+        *.mgz.ctab (or fsaverage's)        names of parcels
+    nsddata/experiments/nsd/
+        nsd_expdesign.mat, nsd_stim_info_merged.csv    what was shown when
 
-The file A-to-B lies on the grid of B and holds, per voxel, the 1-based voxel of A that belongs there (nsdcode). MNI-to-
-func1pt8 thus tells the place of every functional voxel in FSL's 1 mm template, which is stored from right to left.
+The file A-to-B lies on the grid of B and holds, per voxel, the 1-based voxel of A that belongs
+there (nsdcode). MNI-to-func1pt8 thus gives the position of every functional voxel in FSL's 1 mm
+template, which is stored from right to left.
+
+References
+----------
+Allen et al. 2022, Nature Neuroscience 25:116, https://naturalscenesdataset.org.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from functools import partial as bind
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
-from rich.progress import Progress
 from scipy.io import loadmat
 
-from mindllm.data.splits import hold_out_validation
-from mindllm.data.store import Store
-from mindllm.data.store_writer import StoreWriter
-from mindllm.datasets.parallel import SessionReader, SubjectRecording, write_recordings
+from mindllm.datasets.base import DatasetDescription, SessionFilesReader
+from mindllm.datasets.parallel import SessionReader
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import check_same_grid, get_data, load_img
 from mindllm.fmri.roi_volumes import MASK, load_roi_maskers
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import check_not_exists
-from mindllm.utils.ranges import format_ranges
 
 # What NSD is known to contain (data manual; Allen et al. 2022).
 SESSIONS = {1: 40, 2: 40, 3: 32, 4: 30, 5: 40, 6: 32, 7: 40, 8: 30}
@@ -41,10 +46,9 @@ GENERAL_VOXELS = {1: 15724, 2: 14278, 3: 15226, 4: 13153, 5: 13039, 6: 17907, 7:
 TRIALS = 750  # per session
 SHARED = 1000
 CHUNK_SIZE = 25  # volumes of a NIfTI file in memory at once
-SCALE = 300  # the stored whole numbers are per cent signal change, times this
-EARLY_SESSIONS = (
-    37  # those published before August 2023, whose shared images are the 982 of many papers
-)
+SCALE = 300  # the stored whole numbers are percent signal change, times this
+# Sessions published before August 2023, whose shared images are the 982 of many papers.
+EARLY_SESSIONS = 37
 MNI_SHAPE, MNI_ORIGIN = (182, 218, 182), np.array([91, 127, 73])  # 1-based voxel at 0 mm
 BETAS, BRAIN = "betas_fithrf_GLMdenoise_RR", "brain"
 EXPERIMENT = Path("nsddata", "experiments", "nsd")
@@ -53,141 +57,220 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NSDSubjectFiles:
-    """Where one person's files are."""
+    """Paths of one NSD subject's betas, ROIs and transforms.
+
+    Attributes
+    ----------
+    root : Path
+        Folder that holds nsddata and nsddata_betas.
+    number : int
+        Number of the subject, 1 to 8.
+    """
 
     root: Path
     number: int
 
     @property
     def name(self) -> str:
+        """Label of the subject, such as subj01."""
         return f"subj{self.number:02d}"
 
     @property
     def functional(self) -> Path:
+        """Folder of masks and ROIs."""
         return self.root / "nsddata" / "ppdata" / self.name / "func1pt8mm"
 
     @property
     def transform(self) -> Path:
-        return (
-            self.root / "nsddata" / "ppdata" / self.name / "transforms" / "MNI-to-func1pt8.nii.gz"
-        )
+        """Image of the voxels' positions in MNI space."""
+        folder = self.root / "nsddata" / "ppdata" / self.name / "transforms"
+        return folder / "MNI-to-func1pt8.nii.gz"
 
     @property
     def labels(self) -> list[Path]:
-        return [
-            self.root / "nsddata" / "freesurfer" / who / "label" for who in (self.name, "fsaverage")
-        ]
+        """Folders of lookup tables: the subject's own, then fsaverage's."""
+        freesurfer = self.root / "nsddata" / "freesurfer"
+        return [freesurfer / name / "label" for name in (self.name, "fsaverage")]
 
     def betas(self, version: str) -> Path:
-        """The folder of the sessions' betas."""
+        """Return the folder of the sessions' betas."""
         return self.root / "nsddata_betas" / "ppdata" / self.name / "func1pt8mm" / version
 
     def session(self, version: str, number: int) -> Path:
-        """The file of a session, in the format that is there."""
-        hdf5, nifti = (
-            self.betas(version) / f"betas_session{number:02d}{suffix}"
-            for suffix in (".hdf5", ".nii.gz")
-        )
+        """Return the file of a session: the NIfTI file if it alone is there, else the HDF5 file."""
+        stem = f"betas_session{number:02d}"
+        hdf5, nifti = (self.betas(version) / f"{stem}{suffix}" for suffix in (".hdf5", ".nii.gz"))
         return nifti if nifti.is_file() and not hdf5.is_file() else hdf5
 
 
-def prepare(
-    root: str | Path,
-    out: str | Path,
-    *,
-    subjects: Sequence[int] | None = None,
-    betas: str = BETAS,
-    mask: str = MASK,
-    sessions: Sequence[int] | None = None,
-    val_fraction: float = 0.0,
-    dtype: str = "float16",
-    seed: int = 0,
-    n_jobs: int = 1,
-    dask_scheduler: str | None = None,
-    progress: Progress | None = None,
-) -> Store:
-    """Make the store `out`. A stimulus is its 0-based nsdId; the shared images are `test`, the others `train`.
+class NSDReader(SessionFilesReader):
+    """Reader of the Natural Scenes Dataset.
 
-    mask: a ROI's name, or brain.  sessions: which to take; None: all that a person has, and a missing one is an error.
-    val: share of the training stimuli.  workers: sessions read at once; dask: address of a scheduler to run them on.
-    The store names the sets 1000 (shared images) and 982 (those shown in the first 37 sessions). It holds no text yet:
-    `mindllm prepare instructions` adds it. Raises InputError, naming the file, for anything missing, damaged or not as known.
+    A stimulus is named by its 0-based nsdId; the shared images are `test`, the others `train`. The
+    stimulus sets are 1000 (shared images) and 982 (those shown in the first 37 sessions). A store
+    holds no text yet: ``mindllm prepare instructions`` adds it.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder that holds nsddata and nsddata_betas.
+    subjects : sequence of int, optional
+        Numbers of subjects, 1 to 8. Default: all that are there.
+    betas : str
+        Version of the betas: a folder in func1pt8mm.
+    mask : str
+        Name of an ROI, or ``brain`` for the whole brain.
+    sessions : sequence of int, optional
+        Sessions to read. Default: all that a subject took part in; a missing one is an error.
     """
-    check_not_exists(Path(out))
-    root = Path(root)
-    people = select_subjects(root, subjects)
-    taken = {p.name: select_sessions(p, betas, sessions) for p in people}
-    design = NSDExperimentDesign.read(root / EXPERIMENT / "nsd_expdesign.mat")
-    coco = read_info(root / EXPERIMENT / "nsd_stim_info_merged.csv", design, people)
-    spaces = load_maskers(people, mask)
-    tables = hold_out_validation(
-        {p.name: design.trials(p.number, taken[p.name], coco) for p in people}, val_fraction, seed
-    )
-    options: dict[str, Any] = {"subjects": [p.number for p in people], "betas": betas, "mask": mask, "sessions": taken, "val_fraction": val_fraction, "dtype": dtype, "seed": seed}  # fmt: skip
-    writer = StoreWriter(
-        out, name="Natural Scenes Dataset", source="Allen et al. 2022, https://naturalscenesdataset.org",
-        license="NSD Data Access Agreement", prepared_by="nsd", options=options, stimulus_sets=design.sets(),
-    )  # fmt: skip
-    recordings = []
-    for p in people:
-        space, table = spaces[p.name], tables[p.name]
-        files = {
-            f"{p.name}, session {n}": (
-                p.session(betas, n),
-                np.flatnonzero((table["session"] == str(n)).to_numpy()),
+
+    prepared_by = "nsd"
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        subjects: Sequence[int] | None = None,
+        betas: str = BETAS,
+        mask: str = MASK,
+        sessions: Sequence[int] | None = None,
+    ) -> None:
+        labels = [f"subj{number:02d}" for number in subjects or []] or None
+        super().__init__(root, subjects=labels, sessions=sessions)
+        self.betas, self.mask = betas, mask
+
+    def files(self, subject: str) -> NSDSubjectFiles:
+        """Return the paths of a subject's files."""
+        return NSDSubjectFiles(self.root, int(subject.removeprefix("subj")))
+
+    def find_subjects(self) -> list[str]:
+        files = [NSDSubjectFiles(self.root, number) for number in SESSIONS]
+        present = [subject.name for subject in files if subject.functional.is_dir()]
+        if not present:
+            raise InputError(
+                f"{self.root} does not hold NSD: expected {files[0].functional}. "
+                "Give the folder that holds nsddata and nsddata_betas."
             )
-            for n in taken[p.name]
+        return present
+
+    def expected_sessions(self, subject: str) -> list[int]:
+        return list(range(1, SESSIONS[self.files(subject).number] + 1))
+
+    def session_files(self, subject: str, session: int) -> list[Path]:
+        return [self.files(subject).session(self.betas, session)]
+
+    def select_sessions(self, subject: str) -> list[int]:
+        folder = self.files(subject).betas(self.betas)
+        if not folder.is_dir():
+            versions = sorted(path.name for path in folder.parent.glob("betas_*"))
+            raise InputError(
+                f"there is no {folder}; {subject} has the versions {', '.join(versions) or 'none'}."
+            )
+        expected = self.expected_sessions(subject)
+        if unknown := sorted(set(self.sessions or []) - set(expected)):
+            raise InputError(
+                f"{subject} took part in sessions 1 to {expected[-1]}; {unknown} were asked for."
+            )
+        return super().select_sessions(subject)
+
+    @cached_property
+    def design(self) -> "NSDExperimentDesign":
+        """What was shown when."""
+        return NSDExperimentDesign.read(self.root / EXPERIMENT / "nsd_expdesign.mat")
+
+    @cached_property
+    def coco_ids(self) -> dict[int, int]:
+        """The COCO id of every 0-based nsdId."""
+        numbers = [self.files(subject).number for subject in self.select_subjects()]
+        file = self.root / EXPERIMENT / "nsd_stim_info_merged.csv"
+        return read_coco_ids(file, self.design, numbers)
+
+    @cached_property
+    def roi_maskers(self) -> dict[str, VoxelMasker]:
+        """The maskers of all subjects in native space, with parcel labels that they share."""
+        files = [self.files(subject) for subject in self.select_subjects()]
+        return load_roi_maskers(
+            {subject.name: subject.functional / "roi" for subject in files},
+            masks={subject.name: find_mask(subject, self.mask) for subject in files},
+            lookups={subject.name: subject.labels for subject in files},
+        )
+
+    def read_trials(self, subject: str) -> pd.DataFrame:
+        sessions = self.select_sessions(subject)
+        return self.design.trials(self.files(subject).number, sessions, self.coco_ids)
+
+    def load_masker(self, subject: str, trials: pd.DataFrame) -> VoxelMasker:
+        files, masker = self.files(subject), self.roi_maskers[subject]
+        expected = GENERAL_VOXELS[files.number]
+        if self.mask == MASK and len(masker) != expected:
+            logger.warning(
+                "%s: %s has %d voxels; NSD's has %d", subject, MASK, len(masker), expected
+            )
+        return move_to_mni(files, masker)
+
+    def session_readers(
+        self, masker: VoxelMasker, trials: pd.DataFrame, dtype: str
+    ) -> list[SessionReader]:
+        files, voxels = self.files(masker.subject), masker.voxel_indices
+        return [
+            SessionReader(
+                f"{masker.subject}, session {session}",
+                rows.index.to_numpy(),
+                bind(
+                    read_betas,
+                    files.session(self.betas, int(str(session))),
+                    masker.shape,
+                    voxels,
+                    dtype,
+                ),
+            )
+            for session, rows in trials.groupby("session", sort=False)
+        ]
+
+    def read_ncsnr(self, masker: VoxelMasker) -> np.ndarray | None:
+        file = self.files(masker.subject).betas(self.betas) / "ncsnr.nii.gz"
+        if not file.is_file():
+            logger.info(
+                "%s: no %s, so the store has no published noise ceiling", masker.subject, file
+            )
+            return None
+        img = load_img(file, "noise ceiling", dimensions=3)
+        check_same_grid(img, masker.shape, masker.affine, "noise ceiling", "the mask")
+        return get_data(img, "noise ceiling")[tuple(masker.voxel_indices.T)].astype(np.float32)
+
+    def describe(self, subjects: Sequence[str]) -> DatasetDescription:
+        return DatasetDescription(
+            name="Natural Scenes Dataset",
+            source="Allen et al. 2022, https://naturalscenesdataset.org",
+            license="NSD Data Access Agreement",
+        )
+
+    def options(self) -> dict[str, object]:
+        subjects = self.select_subjects()
+        return {
+            "subjects": [self.files(subject).number for subject in subjects],
+            "betas": self.betas,
+            "mask": self.mask,
+            "sessions": {subject: self.select_sessions(subject) for subject in subjects},
         }
-        read = [SessionReader(name, rows, bind(read_betas, file, space.shape, space.voxel_indices, dtype)) for name, (file, rows) in files.items()]  # fmt: skip
-        recordings.append(
-            SubjectRecording(space, table, read, read_ncsnr(p.betas(betas) / "ncsnr.nii.gz", space))
-        )
-    write_recordings(
-        writer, recordings, dtype, n_jobs=n_jobs, dask_scheduler=dask_scheduler, progress=progress
-    )
-    return writer.finish(pd.DataFrame({"stimulus": [], "source": [], "turns": [], "answers": []}))
 
-
-def select_subjects(root: Path, subjects: Sequence[int] | None) -> list[NSDSubjectFiles]:
-    """The people to prepare: those asked for, or all who are there."""
-    known = [NSDSubjectFiles(root, n) for n in SESSIONS]
-    there = [p.number for p in known if p.functional.is_dir()]
-    if not there:
-        raise InputError(
-            f"{root} does not hold NSD: expected {known[0].functional}. Give the folder that holds nsddata and nsddata_betas."
-        )
-    if odd := sorted(set(subjects or []) - set(there)):
-        raise InputError(
-            f"{root} has no subject {', '.join(map(str, odd))}; it holds {', '.join(map(str, there))}."
-        )
-    return [p for p in known if p.number in (subjects or there)]
-
-
-def select_sessions(
-    person: NSDSubjectFiles, version: str, sessions: Sequence[int] | None
-) -> list[int]:
-    """The sessions to take. Raises InputError, naming them, for those that are not there."""
-    if not person.betas(version).is_dir():
-        there = sorted(f.name for f in person.betas(version).parent.glob("betas_*"))
-        raise InputError(
-            f"there is no {person.betas(version)}; {person.name} has the versions {', '.join(there) or 'none'}."
-        )
-    known = range(1, SESSIONS[person.number] + 1)
-    wanted = sorted(set(sessions or known))
-    if odd := [n for n in wanted if n not in known]:
-        raise InputError(
-            f"{person.name} took part in sessions 1 to {known[-1]}; {odd} were asked for."
-        )
-    if missing := [n for n in wanted if not person.session(version, n).is_file()]:
-        raise InputError(
-            f"{person.name} lacks the sessions {format_ranges(missing)} of {version} ({len(missing)} of {len(wanted)}): expected {person.betas(version)}/betas_session{missing[0]:02d}.hdf5 or .nii.gz. Fetch them, or say which to take, e.g. --sessions {format_ranges([n for n in wanted if n not in missing]) or '1-20'}."
-        )
-    return wanted
+    def stimulus_sets(self, trials: Mapping[str, pd.DataFrame]) -> dict[str, list[str]]:
+        return self.design.stimulus_sets()
 
 
 @dataclass(frozen=True)
 class NSDExperimentDesign:
-    """What was shown, 0-based: `order` (30000,) places in a person's images, `images` (8, 10000) nsdIds, `runs` (sessions, 12) trials."""
+    """What NSD showed when, with 0-based numbers.
+
+    Attributes
+    ----------
+    order : np.ndarray
+        (30000,) position of each trial's image among the images of a subject.
+    images : np.ndarray
+        (8, 10000) nsdIds of each subject's images.
+    runs : np.ndarray
+        (40, 12) number of trials in each run of each session.
+    """
 
     order: np.ndarray
     images: np.ndarray
@@ -195,63 +278,66 @@ class NSDExperimentDesign:
 
     @classmethod
     def read(cls, file: Path) -> "NSDExperimentDesign":
-        """From nsd_expdesign.mat, in which everything is 1-based. Raises InputError if it is not the design of NSD."""
+        """Read nsd_expdesign.mat, in which everything is 1-based.
+
+        Raises
+        ------
+        InputError
+            If the file is missing, damaged or not the design of NSD.
+        """
         if not file.is_file():
             raise InputError(
                 f"there is no {file}, which tells what was shown when. Fetch it from NSD."
             )
+        names = ["masterordering", "subjectim", "sharedix", "stimpattern"]
         try:
-            content = loadmat(
-                file, variable_names=["masterordering", "subjectim", "sharedix", "stimpattern"]
-            )
-            order, images = (
-                content["masterordering"].ravel().astype(int) - 1,
-                content["subjectim"].astype(int) - 1,
-            )
-            shared, runs = (
-                content["sharedix"].ravel().astype(int) - 1,
-                content["stimpattern"].astype(int).sum(2),
-            )
+            content = loadmat(file, variable_names=names)
+            order = content["masterordering"].ravel().astype(int) - 1
+            images = content["subjectim"].astype(int) - 1
+            shared = content["sharedix"].ravel().astype(int) - 1
+            runs = content["stimpattern"].astype(int).sum(2)
         except Exception as error:  # loadmat has many errors for a damaged file
             raise InputError(
-                f"{file} cannot be read as NSD's design ({type(error).__name__}: {error}). Fetch it again."
+                f"{file} cannot be read as NSD's design ({type(error).__name__}: {error}). "
+                "Fetch it again."
             ) from error
-        fits = (
-            images.shape[0] == len(SESSIONS)
-            and len(order) == max(SESSIONS.values()) * TRIALS
-            and (runs.sum(1) == TRIALS).all()
-        )
-        if (
-            not fits
-            or order.min() < 0
-            or order.max() >= images.shape[1]
-            or (images[:, :SHARED] != shared).any()
-        ):
+        if not is_nsd_design(order, images, shared, runs):
             raise InputError(
-                f"{file} is not the design of NSD: expected 30,000 trials, 8 x 10,000 images of which the first {SHARED} are the shared ones, and {TRIALS} trials a session; found {len(order)} trials, images {images.shape}. Fetch it again."
+                f"{file} is not the design of NSD: expected 30,000 trials, 8 x 10,000 images of "
+                f"which the first {SHARED} are the shared ones, and {TRIALS} trials a session; "
+                f"found {len(order)} trials, images {images.shape}. Fetch it again."
             )
         return cls(order, images, runs)
 
-    def shown(self, person: int) -> np.ndarray:
-        """(30000,): the nsdId of each trial of a person (1 to 8)."""
-        return self.images[person - 1, self.order]
+    def shown_nsd_ids(self, number: int) -> np.ndarray:
+        """Return the nsdId of each trial of subject `number` (1 to 8), (30000,)."""
+        return self.images[number - 1, self.order]
 
-    def trials(self, person: int, sessions: Sequence[int], coco: Mapping[int, int]) -> pd.DataFrame:
-        """A person's trials in these sessions; `repeat` counts over all sessions, taken or not."""
-        count = SESSIONS[person] * TRIALS
-        nsd, session = self.shown(person)[:count], np.arange(count) // TRIALS + 1
+    def trials(
+        self, number: int, sessions: Sequence[int], coco_ids: Mapping[int, int]
+    ) -> pd.DataFrame:
+        """Tabulate a subject's trials in these sessions; repetitions count over all sessions."""
+        n_sessions = SESSIONS[number]
+        n_trials = n_sessions * TRIALS
+        nsd_ids = self.shown_nsd_ids(number)[:n_trials]
+        session = np.arange(n_trials) // TRIALS + 1
         run = np.concatenate(
-            [np.repeat(np.arange(1, len(runs) + 1), runs) for runs in self.runs[: SESSIONS[person]]]
+            [np.repeat(np.arange(1, len(runs) + 1), runs) for runs in self.runs[:n_sessions]]
         )
-        table = pd.DataFrame({
-            "stimulus": nsd.astype(str), "session": session.astype(str), "run": run.astype(str),
-            "repetition": pd.Series(nsd).groupby(nsd).cumcount(), "split": np.where(self.order[:count] < SHARED, "test", "train"),
-            "coco_id": [coco[n] for n in nsd],
-        })  # fmt: skip
+        table = pd.DataFrame(
+            {
+                "stimulus": nsd_ids.astype(str),
+                "session": session.astype(str),
+                "run": run.astype(str),
+                "repetition": pd.Series(nsd_ids).groupby(nsd_ids).cumcount(),
+                "split": np.where(self.order[:n_trials] < SHARED, "test", "train"),
+                "coco_id": [coco_ids[nsd_id] for nsd_id in nsd_ids],
+            }
+        )
         return table[np.isin(session, sessions)].reset_index(drop=True)
 
-    def sets(self) -> dict[str, list[str]]:
-        """The test images by name: all shared ones, and those among the first 37 sessions."""
+    def stimulus_sets(self) -> dict[str, list[str]]:
+        """Name the test images: all shared ones, and those among the first 37 sessions."""
         early = self.order[: EARLY_SESSIONS * TRIALS]
         return {
             "1000": self.images[0, :SHARED].astype(str).tolist(),
@@ -259,130 +345,168 @@ class NSDExperimentDesign:
         }
 
 
-def read_info(
-    file: Path, design: NSDExperimentDesign, people: Sequence[NSDSubjectFiles]
+def is_nsd_design(
+    order: np.ndarray, images: np.ndarray, shared: np.ndarray, runs: np.ndarray
+) -> bool:
+    """Return whether these arrays have the sizes and the shared images of NSD's design."""
+    sizes_fit = (
+        images.shape[0] == len(SESSIONS)
+        and len(order) == max(SESSIONS.values()) * TRIALS
+        and (runs.sum(1) == TRIALS).all()
+    )
+    return bool(
+        sizes_fit
+        and order.min() >= 0
+        and order.max() < images.shape[1]
+        and (images[:, :SHARED] == shared).all()
+    )
+
+
+def read_coco_ids(
+    file: Path, design: NSDExperimentDesign, numbers: Sequence[int]
 ) -> dict[int, int]:
-    """0-based nsdId -> COCO id. Raises InputError if the table tells other trials than the design: an off-by-one, or another one's."""
+    """Read the COCO id of every 0-based nsdId.
+
+    Parameters
+    ----------
+    file : Path
+        nsd_stim_info_merged.csv.
+    design : NSDExperimentDesign
+        The design that the table is checked against.
+    numbers : sequence of int
+        Numbers of the subjects to check.
+
+    Raises
+    ------
+    InputError
+        If the table has other trials than the design: an off-by-one, or another release.
+    """
     if not file.is_file():
         raise InputError(
             f"there is no {file}, which tells the COCO id of each image. Fetch it from NSD."
         )
     table = pd.read_csv(file)
-    needed = {"nsdId", "cocoId", *(f"subject{p.number}_rep0" for p in people)}
+    needed = {"nsdId", "cocoId", *(f"subject{number}_rep0" for number in numbers)}
     if missing := sorted(needed - set(table.columns)):
         raise InputError(f"{file} lacks the columns {', '.join(missing)}. Fetch it from NSD again.")
     by_id = table.set_index("nsdId")
-    for p in people:
-        first = by_id[f"subject{p.number}_rep0"]
+    for number in numbers:
+        first = by_id[f"subject{number}_rep0"]
         first = first[first > 0]  # 1-based trial of the first showing
-        told = design.shown(p.number)[first.to_numpy(int) - 1]
-        wrong = int((told != first.index.to_numpy()).sum())
-        if wrong:
+        nsd_ids = design.shown_nsd_ids(number)[first.to_numpy(int) - 1]
+        n_wrong = int((nsd_ids != first.index.to_numpy()).sum())
+        if n_wrong:
             raise InputError(
-                f"{file} and nsd_expdesign.mat disagree about {wrong} of {len(first)} images of {p.name}. One of them is of another release, or was changed; fetch both again."
+                f"{file} and nsd_expdesign.mat disagree about {n_wrong} of {len(first)} images of "
+                f"subj{number:02d}. One of them is of another release, or was changed; "
+                "fetch both again."
             )
     return dict(zip(table["nsdId"].astype(int), table["cocoId"].astype(int), strict=True))
 
 
-def load_maskers(people: Sequence[NSDSubjectFiles], mask: str) -> dict[str, VoxelMasker]:
-    """The voxel spaces, in MNI millimetres; voxels without a place there are left out, saying how many."""
-    files = {
-        p.name: p.functional / ("brainmask.nii.gz" if mask == BRAIN else f"roi/{mask}.nii.gz")
-        for p in people
-    }
-    for p in people:
-        if not files[p.name].is_file():
-            there = sorted(
-                f.name.removesuffix(".nii.gz") for f in (p.functional / "roi").glob("*.nii.gz")
-            )
-            raise InputError(
-                f"{p.name} has no mask {files[p.name]}; choose {BRAIN} or one of {', '.join(there) or 'none'}."
-            )
-    spaces = load_roi_maskers(
-        {p.name: p.functional / "roi" for p in people},
-        masks=files,
-        lookups={p.name: p.labels for p in people},
-    )
-    out = {}
-    for p in people:
-        space = spaces[p.name]
-        expected = GENERAL_VOXELS[p.number]
-        if mask == MASK and len(space) != expected:
-            logger.warning("%s: %s has %d voxels; NSD's has %d", p.name, MASK, len(space), expected)
-        mm, inside = positions(p.transform, space)
-        if not inside.all():
-            logger.warning(
-                "%s: %d of %d voxels have no place in MNI space and are left out",
-                p.name,
-                (~inside).sum(),
-                len(space),
-            )
-        if not inside.any():
-            raise InputError(
-                f"{p.transform} gives no voxel of {p.name} a place in MNI space. Fetch it again."
-            )
-        check_sides(p, space, mm)
-        out[p.name] = replace(space, coords_mm=mm).select_voxels(inside)
-    return out
-
-
-def positions(transform: Path, space: VoxelMasker) -> tuple[np.ndarray, np.ndarray]:
-    """MNI millimetres (V, 3) of a person's voxels, and which of them have any (V,)."""
-    image = load_img(transform, f"the transform of {space.subject}")
-    if image.shape != (*space.shape, 3):
-        raise InputError(
-            f"{transform} has shape {image.shape}; expected {(*space.shape, 3)}: for each functional voxel its place in MNI space. Is it another person's, or the transform of another direction?"
-        )
-    voxel = get_data(image, "transform")[tuple(space.voxel_indices.T)].astype(
-        np.float64
-    )  # (V, 3), 1-based
-    inside = np.isfinite(voxel).all(1) & (voxel >= 1).all(1) & (voxel <= MNI_SHAPE).all(1)
-    return ((voxel - MNI_ORIGIN) * [-1, 1, 1]).astype(np.float32), inside
-
-
-def check_sides(person: NSDSubjectFiles, space: VoxelMasker, mm: np.ndarray) -> None:
-    """Raise InputError if the voxels of a left-hemisphere ROI are on the right, which a mirrored transform would make them."""
-    file = person.functional / "roi" / f"lh.{MASK}.nii.gz"
-    if file.is_file():
-        left = (
-            get_data(load_img(file, "left hemisphere", dimensions=3), "left hemisphere")[
-                tuple(space.voxel_indices.T)
-            ]
-            > 0
-        )
-        if left.any() and np.median(mm[left, 0]) > 0:
-            raise InputError(
-                f"{person.transform} places the left hemisphere of {person.name} at x = {np.median(mm[left, 0]):.0f} mm, on the right. The transform is mirrored; fetch it again."
-            )
-
-
-def read_ncsnr(file: Path, space: VoxelMasker) -> np.ndarray | None:
-    """(V,) the noise ceiling signal-to-noise ratio that NSD publishes beside the betas, NaN where it is invalid."""
+def find_mask(files: NSDSubjectFiles, mask: str) -> Path:
+    """Find a subject's mask: the brain, or an ROI of this name."""
+    file = files.functional / ("brainmask.nii.gz" if mask == BRAIN else f"roi/{mask}.nii.gz")
     if not file.is_file():
-        logger.info("%s: no %s, so the store has no published noise ceiling", space.subject, file)
-        return None
-    image = load_img(file, "noise ceiling", dimensions=3)
-    check_same_grid(image, space.shape, space.affine, "noise ceiling", "the mask")
-    return get_data(image, "noise ceiling")[tuple(space.voxel_indices.T)].astype(np.float32)
+        rois = sorted(
+            path.name.removesuffix(".nii.gz")
+            for path in (files.functional / "roi").glob("*.nii.gz")
+        )
+        raise InputError(
+            f"{files.name} has no mask {file}; "
+            f"choose {BRAIN} or one of {', '.join(rois) or 'none'}."
+        )
+    return file
 
 
-def read_betas(file: Path, shape: tuple[int, int, int], ijk: np.ndarray, dtype: str) -> np.ndarray:
-    """A session's betas (750, V) in per cent signal change, at these voxels; a part of the file in memory at a time."""
-    out = np.empty((TRIALS, len(ijk)), dtype)
+def move_to_mni(files: NSDSubjectFiles, masker: VoxelMasker) -> VoxelMasker:
+    """Give a masker its MNI coordinates; voxels without any are left out with a warning."""
+    coords_mm, in_template = read_mni_coords(files.transform, masker)
+    if not in_template.all():
+        logger.warning(
+            "%s: %d of %d voxels have no place in MNI space and are left out",
+            files.name,
+            (~in_template).sum(),
+            len(masker),
+        )
+    if not in_template.any():
+        raise InputError(
+            f"{files.transform} gives no voxel of {files.name} a place in MNI space. "
+            "Fetch it again."
+        )
+    check_hemispheres(files, masker, coords_mm)
+    return replace(masker, coords_mm=coords_mm).select_voxels(in_template)
+
+
+def read_mni_coords(transform: Path, masker: VoxelMasker) -> tuple[np.ndarray, np.ndarray]:
+    """Read the MNI coordinates (V, 3) in mm of a subject's voxels, and which have any (V,)."""
+    img = load_img(transform, f"the transform of {masker.subject}")
+    if img.shape != (*masker.shape, 3):
+        raise InputError(
+            f"{transform} has shape {img.shape}; expected {(*masker.shape, 3)}: for each "
+            "functional voxel its place in MNI space. Is it another subject's, or the transform "
+            "of another direction?"
+        )
+    mni_voxels = get_data(img, "transform")[tuple(masker.voxel_indices.T)].astype(np.float64)
+    in_template = np.isfinite(mni_voxels).all(1)
+    in_template &= (mni_voxels >= 1).all(1) & (mni_voxels <= MNI_SHAPE).all(1)  # 1-based
+    return ((mni_voxels - MNI_ORIGIN) * [-1, 1, 1]).astype(np.float32), in_template
+
+
+def check_hemispheres(files: NSDSubjectFiles, masker: VoxelMasker, coords_mm: np.ndarray) -> None:
+    """Raise InputError if a left-hemisphere ROI lies on the right: the transform is mirrored."""
+    file = files.functional / "roi" / f"lh.{MASK}.nii.gz"
+    if not file.is_file():
+        return
+    hemisphere = get_data(load_img(file, "left hemisphere", dimensions=3), "left hemisphere")
+    left = hemisphere[tuple(masker.voxel_indices.T)] > 0
+    if left.any() and np.median(coords_mm[left, 0]) > 0:
+        raise InputError(
+            f"{files.transform} places the left hemisphere of {files.name} at "
+            f"x = {np.median(coords_mm[left, 0]):.0f} mm, on the right. "
+            "The transform is mirrored; fetch it again."
+        )
+
+
+def read_betas(
+    file: Path, shape: tuple[int, int, int], voxel_indices: np.ndarray, dtype: str
+) -> np.ndarray:
+    """Read a session's betas in percent signal change, a part of the file in memory at a time.
+
+    Parameters
+    ----------
+    file : Path
+        A session in either format.
+    shape : tuple of int
+        Grid of the volumes.
+    voxel_indices : np.ndarray
+        (V, 3) voxels to read.
+    dtype : str
+        Type of the betas returned.
+
+    Returns
+    -------
+    np.ndarray
+        (750, V).
+    """
+    betas = np.empty((TRIALS, len(voxel_indices)), dtype)
     if file.suffix == ".hdf5":
-        read_hdf5(file, shape, ijk, out)
-        return out
-    image = load_img(file, "betas")
-    if image.shape != (*shape, TRIALS):
-        raise InputError(f"{file} has shape {image.shape}; expected {(*shape, TRIALS)}.")
+        read_hdf5_betas(file, shape, voxel_indices, betas)
+        return betas
+    img = load_img(file, "betas")
+    if img.shape != (*shape, TRIALS):
+        raise InputError(f"{file} has shape {img.shape}; expected {(*shape, TRIALS)}.")
     for start in range(0, TRIALS, CHUNK_SIZE):
-        part = get_data(image, "betas", (slice(start, start + CHUNK_SIZE),))[tuple(ijk.T)]
-        out[start : start + CHUNK_SIZE] = (part / np.float32(SCALE)).T
-    return out
+        trials = slice(start, start + CHUNK_SIZE)
+        chunk = get_data(img, "betas", (trials,))[tuple(voxel_indices.T)]
+        betas[trials] = (chunk / np.float32(SCALE)).T
+    return betas
 
 
-def read_hdf5(file: Path, shape: tuple[int, int, int], ijk: np.ndarray, out: np.ndarray) -> None:
-    """Fill `out` (750, V). MATLAB wrote (X, Y, Z, 750), which is read as (750, Z, Y, X); a slice at a time."""
+def read_hdf5_betas(
+    file: Path, shape: tuple[int, int, int], voxel_indices: np.ndarray, out: np.ndarray
+) -> None:
+    """Fill `out` (750, V), a slice at a time; MATLAB's (X, Y, Z, 750) reads as (750, Z, Y, X)."""
     try:
         with h5py.File(file) as content:
             betas = content["betas"]
@@ -390,9 +514,11 @@ def read_hdf5(file: Path, shape: tuple[int, int, int], ijk: np.ndarray, out: np.
                 raise InputError(
                     f"{file} has shape {betas.shape}; expected {(TRIALS, *shape[::-1])}."
                 )
-            for z in np.unique(ijk[:, 2]):
-                here = np.flatnonzero(ijk[:, 2] == z)
-                out[:, here] = betas[:, int(z)][:, ijk[here, 1], ijk[here, 0]] / np.float32(SCALE)
+            x, y, slices = voxel_indices.T
+            for z in np.unique(slices):
+                columns = np.flatnonzero(slices == z)
+                in_slice = betas[:, int(z)][:, y[columns], x[columns]]
+                out[:, columns] = in_slice / np.float32(SCALE)
     except (OSError, KeyError) as error:
         raise InputError(
             f"betas {file} are damaged or truncated ({error}). Fetch the file again."

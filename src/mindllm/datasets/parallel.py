@@ -1,7 +1,8 @@
-"""Sessions read side by side, each into a file of its own that is whole or absent, then put together person by person.
+"""Sessions are read side by side, each into a file of its own, then joined subject by subject.
 
-joblib runs the readers, on this machine's cores or, unchanged, on a cluster through its dask backend; the workers must then
-see the same files. What an earlier call has finished is not read again.
+joblib runs the readers on this machine's cores, or through its dask backend on a cluster whose
+workers see the same files. A session's file is complete or absent; a session that an earlier call
+has read is not read again.
 """
 
 from collections import Counter
@@ -26,7 +27,17 @@ from mindllm.utils.progress import progress_bar
 
 @dataclass(frozen=True)
 class SessionReader:
-    """One session: `read` gives its betas (trials, voxels); `rows` are its trials' numbers in the person's table."""
+    """Reader of the betas of one session, or of another part of a subject's trials.
+
+    Attributes
+    ----------
+    name : str
+        Name of the session, for progress and messages.
+    rows : np.ndarray
+        Rows of its trials in the subject's trials table.
+    read : callable
+        Returns the betas (n_trials, n_voxels); it is pickled and called in another process.
+    """
 
     name: str
     rows: np.ndarray
@@ -35,15 +46,66 @@ class SessionReader:
 
 @dataclass(frozen=True)
 class SubjectRecording:
-    """One person's part of a data set: the voxels, one row per trial, and the sessions that hold the betas.
+    """One subject's part of a data set.
 
-    ncsnr: (V,) noise ceiling signal-to-noise ratio as published with the data, NaN where unknown; None: not published.
+    Attributes
+    ----------
+    masker : VoxelMasker
+        The subject's voxels.
+    trials : pd.DataFrame
+        One row per trial.
+    sessions : sequence of SessionReader
+        Readers of the betas; together they read every trial once.
+    ncsnr : np.ndarray, optional
+        (n_voxels,) published noise ceiling signal-to-noise ratios, NaN where unknown.
     """
 
     masker: VoxelMasker
     trials: pd.DataFrame
     sessions: Sequence[SessionReader]
     ncsnr: np.ndarray | None = field(default=None)
+
+    @property
+    def subject(self) -> str:
+        """Label of the subject."""
+        return self.masker.subject
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """A session to read, and the file to keep its betas in.
+
+    Attributes
+    ----------
+    session : SessionReader
+        What reads the betas.
+    file : Path
+        File of the array.
+    n_voxels : int
+        Voxels of the subject.
+    dtype : str
+        How the betas are stored.
+    subject : str
+        Label of the subject.
+    """
+
+    session: SessionReader
+    file: Path
+    n_voxels: int
+    dtype: str
+    subject: str
+
+    def run(self) -> Self:
+        """Read the session and write it, completely or not at all."""
+        name, rows = self.session.name, self.session.rows
+        betas = cast_betas(self.session.read(), self.n_voxels, self.dtype, name)
+        if len(betas) != len(rows):
+            raise InputError(f"{name} has {len(betas)} trials; its table promises {len(rows)}.")
+        with atomic_write(self.file) as path, path.open("wb") as array:
+            write_array_header(array, betas.dtype, betas.shape)
+            # numpy's own writer gives no error if the last bytes did not fit on the disk.
+            array.write(np.ascontiguousarray(betas).data)
+        return self
 
 
 def write_recordings(
@@ -55,80 +117,73 @@ def write_recordings(
     dask_scheduler: str | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Read what is not there yet, and write each person as soon as all of their sessions are read.
+    """Read the sessions that are not there yet; write a subject as soon as its sessions are read.
 
-    workers: processes at once; dask: the address of a scheduler, whose workers they then are. Raises InputError for a
-    damaged file, a full disk, or a worker that was killed; run the same call again, it goes on.
+    Parameters
+    ----------
+    writer : StoreWriter
+        The store to write to.
+    recordings : sequence of SubjectRecording
+        The subjects.
+    dtype : {"float16", "float32"}
+        How betas are stored.
+    n_jobs : int
+        Processes that read at once.
+    dask_scheduler : str, optional
+        Address of a dask scheduler, on whose workers sessions are read instead.
+    progress : rich.progress.Progress, optional
+        Where progress is shown.
+
+    Raises
+    ------
+    InputError
+        For a damaged file, a full disk, or a worker that was killed. The same call again goes on.
     """
     check_dtype(dtype)
-    left = [
-        recording for recording in recordings if not writer.has_subject(recording.masker.subject)
-    ]
+    unwritten = {r.subject: r for r in recordings if not writer.has_subject(r.subject)}
     folder = writer.partial / "sessions"
-    jobs = [
-        ReadTask(
-            session,
-            folder / recording.masker.subject / f"{n:03d}.npy",
-            len(recording.masker),
-            dtype,
-            recording.masker.subject,
-        )
-        for recording in left
-        for n, session in enumerate(recording.sessions)
-    ]
-    todo = [job for job in jobs if not job.file.exists()]
-    with progress_bar(progress, "reading sessions", len(jobs), len(jobs) - len(todo)) as advance:
+    tasks = {subject: list_tasks(unwritten[subject], folder, dtype) for subject in unwritten}
+    unread = [task for part in tasks.values() for task in part if not task.file.exists()]
+    n_unread, n_tasks = Counter(task.subject for task in unread), sum(map(len, tasks.values()))
+    with progress_bar(progress, "reading sessions", n_tasks, n_tasks - len(unread)) as advance:
 
-        def put_together(recording: SubjectRecording) -> None:
-            name = recording.masker.subject
-            advance(0, f"putting {name} together")
-            parts = iter_chunks([job for job in jobs if job.subject == name])
-            writer.write_subject(
-                recording.masker, recording.trials, parts, dtype, ncsnr=recording.ncsnr
-            )
-            remove_folder(folder / name, within=folder)
+        def write_subject(subject: str) -> None:
+            advance(0, f"writing {subject}")
+            masker, trials = unwritten[subject].masker, unwritten[subject].trials
+            chunks = iter_chunks(tasks[subject])
+            writer.write_subject(masker, trials, chunks, dtype, ncsnr=unwritten[subject].ncsnr)
+            remove_folder(folder / subject, within=folder)
 
-        waiting = Counter(job.subject for job in todo)
-        for recording in left:
-            if not waiting[recording.masker.subject]:
-                put_together(recording)
-        whose = {recording.masker.subject: recording for recording in left}
-        for job in run_tasks(todo, n_jobs, dask_scheduler):
-            advance(1, f"reading sessions ({job.session.name} is done)")
-            waiting[job.subject] -= 1
-            if not waiting[job.subject]:
-                put_together(whose[job.subject])
+        for subject in unwritten:
+            if not n_unread[subject]:
+                write_subject(subject)
+        for task in run_tasks(unread, n_jobs, dask_scheduler):
+            advance(1, f"reading sessions ({task.session.name} is done)")
+            n_unread[task.subject] -= 1
+            if not n_unread[task.subject]:
+                write_subject(task.subject)
     remove_folder(folder, within=writer.partial)
 
 
-@dataclass(frozen=True)
-class ReadTask:
-    """A session to be kept in `file`, as `dtype`, for a subject of so many voxels."""
-
-    session: SessionReader
-    file: Path
-    voxels: int
-    dtype: str
-    subject: str
-
-    def run(self) -> Self:
-        """Read the session and write it, whole or not at all."""
-        name, rows = self.session.name, self.session.rows
-        betas = cast_betas(self.session.read(), self.voxels, self.dtype, name)
-        if len(betas) != len(rows):
-            raise InputError(f"{name} has {len(betas)} trials; its table promises {len(rows)}.")
-        with atomic_write(self.file) as path, path.open("wb") as array:
-            write_array_header(array, betas.dtype, betas.shape)
-            array.write(
-                np.ascontiguousarray(betas).data
-            )  # numpy's own writer does not tell that the last bytes found no room
-        return self
+def list_tasks(recording: SubjectRecording, folder: Path, dtype: str) -> list[ReadTask]:
+    """List the tasks of a subject, whose sessions are kept below `folder`."""
+    subject = recording.subject
+    return [
+        ReadTask(
+            session=session,
+            file=folder / subject / f"{number:03d}.npy",
+            n_voxels=len(recording.masker),
+            dtype=dtype,
+            subject=subject,
+        )
+        for number, session in enumerate(recording.sessions)
+    ]
 
 
 def run_tasks(
     tasks: Sequence[ReadTask], n_jobs: int, dask_scheduler: str | None
 ) -> Iterator[ReadTask]:
-    """Keep all sessions, several at once; yield each as it is done."""
+    """Run the tasks, several at once; yield each as it is done."""
     with joblib_backend(dask_scheduler):
         pool = joblib.Parallel(
             n_jobs=-1 if dask_scheduler else n_jobs,
@@ -136,26 +191,27 @@ def run_tasks(
             max_nbytes=None,
         )
         try:
-            yield from pool(joblib.delayed(job.run)() for job in tasks)
+            yield from pool(joblib.delayed(task.run)() for task in tasks)
         except (TerminatedWorkerError, MemoryError) as error:
             raise InputError(
-                "a worker was killed, most likely because memory ran out. Take fewer workers (--n-jobs) and run the same command again: it goes on where it stopped."
+                "a worker was killed, most likely because memory ran out. Take fewer workers "
+                "(--n-jobs) and run the same command again: it goes on where it stopped."
             ) from error
 
 
 def iter_chunks(
-    jobs: Sequence[ReadTask], size: int = 64
+    tasks: Sequence[ReadTask], size: int = 64
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The betas that were kept, a few trials at a time: (rows, betas (b, V))."""
-    for job in jobs:
-        betas = np.load(job.file, mmap_mode="r")
+    """Iterate over the betas that were read, a few trials at a time: (rows, betas (b, V))."""
+    for task in tasks:
+        betas = np.load(task.file, mmap_mode="r")
         for start in range(0, len(betas), size):
-            yield job.session.rows[start : start + size], np.asarray(betas[start : start + size])
+            yield task.session.rows[start : start + size], np.asarray(betas[start : start + size])
 
 
 @contextmanager
 def joblib_backend(dask_scheduler: str | None) -> Iterator[None]:
-    """Where joblib runs: here, or on the workers of a dask scheduler."""
+    """Run joblib in this block here, or on the workers of a dask scheduler."""
     if dask_scheduler is None:
         yield
         return
@@ -169,7 +225,8 @@ def joblib_backend(dask_scheduler: str | None) -> Iterator[None]:
         client = Client(dask_scheduler, timeout="10s")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"there is no dask scheduler at {dask_scheduler} ({error}). Start one, or leave --dask-scheduler out."
+            f"there is no dask scheduler at {dask_scheduler} ({error}). "
+            "Start one, or leave --dask-scheduler out."
         ) from error
     with client, joblib.parallel_config(backend="dask"):
         yield
