@@ -202,7 +202,7 @@ def in_glmsingle(root: Path) -> Planted:
 
 def in_laion(root: Path) -> Planted:
     test_laion_fmri.write_laion(root)
-    store = laion_fmri.prepare(root, root / "store", sessions=[1, 2], dtype="float32")
+    store = laion_fmri.LAIONReader(root, sessions=[1, 2]).prepare(root / "store", dtype="float32")
     labels = sorted(
         {label for person in test_laion_fmri.PEOPLE for label in test_laion_fmri.images(person)}
     )

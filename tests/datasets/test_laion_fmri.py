@@ -135,8 +135,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return laion_fmri.prepare(
-        root, tmp_path_factory.mktemp("out") / "store", sessions=[1, 2], dtype="float32", n_jobs=2
+    return laion_fmri.LAIONReader(root, sessions=[1, 2]).prepare(
+        tmp_path_factory.mktemp("out") / "store", dtype="float32", n_jobs=2
     )
 
 
@@ -225,31 +225,22 @@ def test_other_masks_and_choices(
 ) -> None:
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
     shutil.rmtree(copy / "stimuli")
-    general = laion_fmri.prepare(
-        copy,
-        tmp_path / "roi",
-        subjects=["sub-01"],
-        sessions=[2],
-        mask="laion-general",
-        val_fraction=0.3,
-    )
+    general = laion_fmri.LAIONReader(
+        copy, subjects=["sub-01"], sessions=[2], mask="laion-general"
+    ).prepare(tmp_path / "roi", val_fraction=0.3)
     assert len(general.masker("sub-01")) == 3 * 6 * 5
     assert set(general.trials("sub-01")["session"]) == {"2"}
     assert set(general.trials("sub-01")["split"]) == {"train", "val", "test"}, "the labels tell"
     assert not len(general.conversations)
     assert general.betas("sub-01").dtype == np.float16
-    pattern = laion_fmri.prepare(
-        copy,
-        tmp_path / "pattern",
-        subjects=["sub-01"],
-        sessions=[1],
-        mask="*label-FFA-1_mask.nii.gz",
-    )
+    pattern = laion_fmri.LAIONReader(
+        copy, subjects=["sub-01"], sessions=[1], mask="*label-FFA-1_mask.nii.gz"
+    ).prepare(tmp_path / "pattern")
     assert pattern.masker("sub-01").voxel_indices.tolist() == [
         [i, 2, k] for i in (1, 2) for k in range(5)
     ]
-    hyphens = laion_fmri.prepare(
-        copy, tmp_path / "hyphens", subjects=["sub-01"], sessions=[1], mask="FFA1"
+    hyphens = laion_fmri.LAIONReader(copy, subjects=["sub-01"], sessions=[1], mask="FFA1").prepare(
+        tmp_path / "hyphens"
     )
     assert (
         hyphens.masker("sub-01").voxel_indices.tolist()
@@ -260,12 +251,12 @@ def test_other_masks_and_choices(
         InputError,
         match=r"there is no .*talairach\.xfm .*Fetch the FreeSurfer derivatives .*--native-space",
     ):
-        laion_fmri.prepare(copy, tmp_path / "brain", sessions=[1], mask="brain")
+        laion_fmri.LAIONReader(copy, sessions=[1], mask="brain").prepare(tmp_path / "brain")
     with caplog.at_level(logging.WARNING):
-        brain = laion_fmri.prepare(
-            copy, tmp_path / "brain", sessions=[1], mask="brain", native_space=True
+        brain = laion_fmri.LAIONReader(copy, sessions=[1], mask="brain", native_space=True).prepare(
+            tmp_path / "brain"
         )
-    assert "millimetres are the person's own" in caplog.text
+    assert "coordinates are those of the subject's own scanner space" in caplog.text
     assert "ROIs of laion overlap at" in caplog.text
     space = brain.masker("sub-03")
     assert len(space) == np.prod(GRID) - 1
@@ -289,9 +280,9 @@ def test_what_is_not_there_is_named(
     root: Path, tmp_path: Path, options: dict, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        laion_fmri.prepare(root, tmp_path / "store", **options)
+        laion_fmri.LAIONReader(root, **options).prepare(tmp_path / "store")
     with pytest.raises(InputError, match="does not hold LAION-fMRI"):
-        laion_fmri.prepare(tmp_path, tmp_path / "store")
+        laion_fmri.LAIONReader(tmp_path).prepare(tmp_path / "store")
 
 
 def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -> None:
@@ -301,7 +292,9 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
 
     def attempt(message: str) -> None:
         with pytest.raises(InputError, match=message):
-            laion_fmri.prepare(copy, tmp_path / "store", subjects=["sub-01"], sessions=[1, 2])
+            laion_fmri.LAIONReader(copy, subjects=["sub-01"], sessions=[1, 2]).prepare(
+                tmp_path / "store"
+            )
         assert not (tmp_path / "store").exists()
 
     betas.write_bytes(whole[: len(whole) // 2])
@@ -325,9 +318,9 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
     table.write_text(told)
     assert (
         len(
-            laion_fmri.prepare(
-                copy, tmp_path / "store", subjects=["sub-01"], sessions=[1, 2]
-            ).trials("sub-01")
+            laion_fmri.LAIONReader(copy, subjects=["sub-01"], sessions=[1, 2])
+            .prepare(tmp_path / "store")
+            .trials("sub-01")
         )
         == 18
     )
@@ -340,12 +333,12 @@ def test_another_persons_files_are_noticed(root: Path, tmp_path: Path) -> None:
     table.to_csv(two.session(1)[1], sep="\t", index=False)
     with pytest.raises(
         InputError,
-        match=r"unique images were shown to several people, first unique_sub-01.* to sub-01, sub-03",
+        match=r"unique images were shown to several subjects, first unique_sub-01.* to sub-01, sub-03",
     ):
-        laion_fmri.prepare(copy, tmp_path / "store", sessions=[1])
+        laion_fmri.LAIONReader(copy, sessions=[1]).prepare(tmp_path / "store")
     table.assign(label="a.jpg").to_csv(two.session(1)[1], sep="\t", index=False)
     with pytest.raises(InputError, match=r"1 images are neither shared nor unique, first 'a\.jpg'"):
-        laion_fmri.prepare(copy, tmp_path / "store", subjects=["sub-03"], sessions=[1])
+        laion_fmri.LAIONReader(copy, subjects=["sub-03"], sessions=[1]).prepare(tmp_path / "store")
 
 
 def test_transforms_that_are_damaged_or_lead_elsewhere(tmp_path: Path) -> None:

@@ -217,15 +217,15 @@ def read_nsd(
     )
 
 
-@app.command("laion")
-def prepare_laion(
+@reader_command("laion")
+def read_laion(
     root: Annotated[Path, typer.Argument(help="The folder that holds derivatives and stimuli.")],
-    out: NewStore,
     subjects: Subjects = None,
     mask: Annotated[
         str,
         typer.Option(
-            help="R2mean (where GLMsingle explains something), brain, a ROI's name such as laion-general, or a pattern with *."
+            help="R2mean (where GLMsingle explains something), brain, a ROI's name such as "
+            "laion-general, or a pattern with *."
         ),
     ] = "R2mean",
     sessions: Sessions = None,
@@ -233,24 +233,24 @@ def prepare_laion(
         bool,
         typer.Option(
             "--native-space",
-            help="Take each person's own millimetres, where no transform to MNI space is.",
+            help="Take the coordinates of each subject's own scanner space, where no transform to "
+            "MNI space is.",
         ),
     ] = False,
-    val_fraction: Validation = 0.0,
-    dtype: StorageDtype = "float16",
-    seed: Seed = 0,
-    n_jobs: NJobs = 1,
-    dask_scheduler: DaskScheduler = None,
-) -> None:
-    """Make a store of LAION-fMRI as it is published. Run it again after an interruption: it goes on."""
-    from mindllm.datasets import laion_fmri
+) -> "DatasetReader":
+    """Make a store of LAION-fMRI as it is published.
 
-    with bars() as progress:
-        store = laion_fmri.prepare(
-            root, out, subjects=parse_list(subjects), mask=mask, sessions=parse_int_ranges(sessions), native_space=native_space, val_fraction=val_fraction, dtype=dtype,
-            seed=seed, n_jobs=n_jobs, dask_scheduler=dask_scheduler, progress=progress,
-        )  # fmt: skip
-    summarize(store)
+    Run it again after an interruption: it goes on.
+    """
+    from mindllm.datasets.laion_fmri import LAIONReader
+
+    return LAIONReader(
+        root,
+        subjects=parse_list(subjects),
+        mask=mask,
+        sessions=parse_int_ranges(sessions),
+        native_space=native_space,
+    )
 
 
 @app.command("mosaic")

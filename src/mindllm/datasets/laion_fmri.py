@@ -1,42 +1,43 @@
-"""A store from LAION-fMRI as it is published (ViCCo-Group/LAION-fMRI; https://laion-fmri.hebartlab.com).
+"""Reader of LAION-fMRI as it is published.
 
 derivatives/glmsingle-tedana/sub-XX/ses-YY/func/sub-XX_ses-YY_task-images_
     space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz   (143, 143, 143, trials)
-    desc-SingletrialBetas_trials.tsv                             session, run, beta_index (0-based), label
+    desc-SingletrialBetas_trials.tsv                     session, run, beta_index (0-based), label
 derivatives/glmsingle-tedana/sub-XX/sub-XX_task-images_space-T1w_
-    stat-rsquare_desc-R2mean_statmap.nii.gz                      the default mask: above 0
+    stat-rsquare_desc-R2mean_statmap.nii.gz              the default mask: above 0
     desc-Noiseceiling12rep_statmap.nii.gz, desc-Noiseceiling4rep_statmap.nii.gz
 derivatives/anatomical/sub-XX/*/anat/*_space-T1w_res-1pt8_desc-brain_mask.nii.gz
 derivatives/rois/sub-XX/<set>/sub-XX_space-T1w_res-1pt8_label-<NAME>_mask.nii.gz
 derivatives/freesurfer/sub-XX/mri/transforms/talairach.xfm (or .lta)
 stimuli/task-images_metadata.csv, task-images_desc-captions.csv  (both optional)
+
+References
+----------
+ViCCo Group, https://laion-fmri.hebartlab.com; github.com/ViCCo-Group/LAION-fMRI.
 """
 
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from functools import partial as bind
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from rich.progress import Progress
+from nibabel.spatialimages import SpatialImage
 
-from mindllm.data.splits import hold_out_validation
-from mindllm.data.store import Store
-from mindllm.data.store_writer import StoreWriter, cast_betas, conversations_from_captions
-from mindllm.datasets.parallel import SessionReader, SubjectRecording, write_recordings
+from mindllm.data.store_writer import cast_betas, conversations_from_captions
+from mindllm.datasets.base import DatasetDescription, SessionFilesReader
+from mindllm.datasets.parallel import SessionReader
 from mindllm.fmri.atlases import extract_label_values
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import check_same_grid, get_data, img_filename, load_img
 from mindllm.fmri.noise_ceiling import ncsnr_from_noise_ceiling
 from mindllm.fmri.transforms import scanner_to_mni152
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import check_not_exists
-from mindllm.utils.ranges import format_ranges
 from mindllm.utils.tables import read_table
 
 # What LAION-fMRI is known to contain.
@@ -51,336 +52,410 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LAIONSubjectFiles:
-    """Where one person's files are."""
+    """Paths of one LAION-fMRI subject's betas, ROIs and transforms.
+
+    Attributes
+    ----------
+    root : Path
+        Folder that holds derivatives and stimuli.
+    name : str
+        Label of the subject, such as sub-01.
+    """
 
     root: Path
     name: str
 
     @property
     def betas(self) -> Path:
+        """Folder of the sessions' betas and of the maps of all sessions."""
         return self.root / "derivatives" / "glmsingle-tedana" / self.name
 
     @property
     def rois(self) -> Path:
+        """Folder of the sets of ROIs."""
         return self.root / "derivatives" / "rois" / self.name
 
     @property
     def anatomy(self) -> Path:
+        """Folder of the anatomical images."""
         return self.root / "derivatives" / "anatomical" / self.name
 
     @property
     def transforms(self) -> Path:
+        """Folder of FreeSurfer's linear transforms."""
         return self.root / "derivatives" / "freesurfer" / self.name / "mri" / "transforms"
 
     def session(self, number: int) -> tuple[Path, Path]:
-        """The files of a session: its betas and its trials."""
-        stem = (
-            self.betas / f"ses-{number:02d}" / "func" / f"{self.name}_ses-{number:02d}_task-images_"
-        )
+        """Return the files of a session: its betas and its trials."""
+        session = f"ses-{number:02d}"
+        folder, stem = self.betas / session / "func", f"{self.name}_{session}_task-images_"
         return (
-            Path(f"{stem}space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz"),
-            Path(f"{stem}desc-SingletrialBetas_trials.tsv"),
+            folder / f"{stem}space-T1w_stat-effect_desc-SingletrialBetas_statmap.nii.gz",
+            folder / f"{stem}desc-SingletrialBetas_trials.tsv",
         )
 
+    def roi_masks(self) -> dict[str, dict[str, Path]]:
+        """Find the mask of every ROI: set of ROIs -> name -> file."""
+        masks: dict[str, dict[str, Path]] = {}
+        for file in sorted(self.rois.glob("*/*_space-T1w_res-1pt8_label-*_mask.nii.gz")):
+            name = file.name.split("_label-")[1].removesuffix("_mask.nii.gz")
+            masks.setdefault(file.parent.name, {})[name] = file
+        return masks
 
-def prepare(
-    root: str | Path,
-    out: str | Path,
-    *,
-    subjects: Sequence[str] | None = None,
-    mask: str = R2,
-    sessions: Sequence[int] | None = None,
-    native_space: bool = False,
-    val_fraction: float = 0.0,
-    dtype: str = "float16",
-    seed: int = 0,
-    n_jobs: int = 1,
-    dask_scheduler: str | None = None,
-    progress: Progress | None = None,
-) -> Store:
-    """Make the store `out`. A stimulus is its published label; the images that everybody saw are `test`, the others `train`.
 
-    mask: `R2mean` (where GLMsingle explains something), `brain` (the anatomical mask), a ROI's name, such as laion-general, or
-    a pattern with * for files in `derivatives`.
-    sessions: which to take; None: the 30 main ones and any later ones there, a missing one being an error.
-    val: share of the training stimuli.  native: take each person's own millimetres, where no transform to MNI space is.
+class LAIONReader(SessionFilesReader):
+    """Reader of LAION-fMRI.
 
-    The data come without MNI positions: they are made with FreeSurfer's linear transform, right to some millimetres.
-    Each set of ROIs is a parcellation. The store names the sets `shared` (1,121 images) and `ood` (371 out of distribution).
-    Text are the people's captions, where stimuli/task-images_desc-captions.csv is there.
-    Raises InputError, naming the file, for anything missing, damaged or not as known.
+    A stimulus is named by its published label; the images that all subjects saw are `test`, the
+    others `train`. The stimulus sets are `shared` (1,121 images) and `ood` (371 out of
+    distribution). Each set of ROIs is an atlas. The text are the captions that humans wrote, where
+    stimuli/task-images_desc-captions.csv is there.
+
+    The data come without MNI coordinates: they are made with FreeSurfer's linear transform, and
+    are right to some millimeters.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder that holds derivatives and stimuli.
+    subjects : sequence of str, optional
+        Labels such as sub-01. Default: all that are there.
+    mask : str
+        ``R2mean`` (where GLMsingle explains something), ``brain`` (the anatomical mask), the name
+        of an ROI such as ``laion-general``, or a pattern with * for files in derivatives.
+    sessions : sequence of int, optional
+        Sessions to read. Default: the 30 main ones and any later ones that are there; a missing
+        one is an error.
+    native_space : bool
+        Take the coordinates of each subject's own scanner space, where no transform to MNI is.
     """
-    check_not_exists(Path(out))
-    root = Path(root)
-    people = select_subjects(root, subjects)
-    taken = {p.name: select_sessions(p, sessions) for p in people}
-    tables = {
-        p.name: pd.concat([read_trials(p, n) for n in taken[p.name]], ignore_index=True)
-        for p in people
-    }
-    shared = split_trials(root / "stimuli" / METADATA, tables)
-    sets = {
-        "shared": [s for s in shared if "_OOD_" not in s],
-        "ood": [s for s in shared if "_OOD_" in s],
-    }
-    regions = load_parcel_names(people)
-    if not native_space:
-        logger.warning(
-            "positions in MNI space come from FreeSurfer's linear transform: they are right to some millimetres"
+
+    prepared_by = "laion"
+    reader_columns = ("beta_index",)
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        subjects: Sequence[str] | None = None,
+        mask: str = R2,
+        sessions: Sequence[int] | None = None,
+        native_space: bool = False,
+    ) -> None:
+        super().__init__(root, subjects=subjects, sessions=sessions)
+        self.mask, self.native_space = mask, native_space
+
+    def files(self, subject: str) -> LAIONSubjectFiles:
+        """Return the paths of a subject's files."""
+        return LAIONSubjectFiles(self.root, subject)
+
+    def find_subjects(self) -> list[str]:
+        folder = self.root / "derivatives" / "glmsingle-tedana"
+        subjects = sorted(path.name for path in folder.glob("sub-*") if path.is_dir())
+        if not subjects:
+            raise InputError(
+                f"{self.root} does not hold LAION-fMRI: expected {folder}/sub-01 and so on. "
+                "Give the folder that holds derivatives and stimuli."
+            )
+        return subjects
+
+    def expected_sessions(self, subject: str) -> list[int]:
+        folders = self.files(subject).betas.glob("ses-*")
+        present = {int(path.name[4:]) for path in folders if path.name[4:].isdecimal()}
+        return sorted({*range(1, SESSIONS + 1), *present})
+
+    def session_files(self, subject: str, session: int) -> list[Path]:
+        return list(self.files(subject).session(session))
+
+    @cached_property
+    def parcel_labels(self) -> dict[str, dict[str, int]]:
+        """Parcel labels that all subjects share: set of ROIs -> name -> label."""
+        names: dict[str, set[str]] = {}
+        for subject in self.select_subjects():
+            for roi_set, masks in self.files(subject).roi_masks().items():
+                names.setdefault(roi_set, set()).update(masks)
+        return {
+            roi_set: {name: label for label, name in enumerate(sorted(rois), 1)}
+            for roi_set, rois in names.items()
+        }
+
+    def read_trials(self, subject: str) -> pd.DataFrame:
+        files = self.files(subject)
+        sessions = self.select_sessions(subject)
+        return pd.concat([read_trials(files, n) for n in sessions], ignore_index=True)
+
+    def assign_splits(
+        self, trials: Mapping[str, pd.DataFrame], val_fraction: float, seed: int
+    ) -> dict[str, pd.DataFrame]:
+        shared = find_shared_stimuli(self.root / "stimuli" / METADATA, trials)
+        tables = {
+            subject: table.assign(split=np.where(table["stimulus"].isin(shared), "test", "train"))
+            for subject, table in trials.items()
+        }
+        return super().assign_splits(tables, val_fraction, seed)
+
+    def load_masker(self, subject: str, trials: pd.DataFrame) -> VoxelMasker:
+        files = self.files(subject)
+        img = load_mask_with_betas(files, self.mask, self.select_sessions(subject))
+        masker = VoxelMasker.from_mask_img(img, subject=subject)
+        masker = replace(
+            masker,
+            parcel_labels={
+                roi_set: label_voxels(files, masker, roi_set, labels)
+                for roi_set, labels in self.parcel_labels.items()
+            },
+            parcel_names={
+                roi_set: {label: name for name, label in labels.items()}
+                for roi_set, labels in self.parcel_labels.items()
+            },
         )
-    spaces = {p.name: load_masker(p, mask, taken[p.name], regions, native_space) for p in people}
-    options: dict[str, Any] = {"subjects": [p.name for p in people], "mask": mask, "sessions": taken, "native_space": native_space, "val_fraction": val_fraction, "dtype": dtype, "seed": seed}  # fmt: skip
-    writer = StoreWriter(
-        out, name="LAION-fMRI", source="ViCCo Group, https://laion-fmri.hebartlab.com",
-        license="LAION-fMRI terms of use", prepared_by="laion", options=options,
-        stimulus_sets={name: members for name, members in sets.items() if members},
-    )  # fmt: skip
-    drawn = hold_out_validation(tables, val_fraction, seed)
-    recordings = []
-    for p in people:
-        table, space = drawn[p.name], spaces[p.name]
-        bare = replace(space, parcel_labels={}, parcel_names={})  # what a worker needs
-        read = [
-            SessionReader(f"{p.name}, session {n}", rows.index.to_numpy(), bind(read_betas, bare, p.session(n)[0], rows["beta_index"].tolist(), dtype))
-            for n in taken[p.name]
-            for rows in [table[table["session"] == str(n)]]
-        ]  # fmt: skip
-        recordings.append(
-            SubjectRecording(space, table.drop(columns="beta_index"), read, read_ncsnr(p, space))
+        if self.native_space:
+            logger.warning(
+                "%s: coordinates are those of the subject's own scanner space, "
+                "so voxels of different subjects do not correspond",
+                subject,
+            )
+            return masker
+        return move_to_mni(files, masker)
+
+    def session_readers(
+        self, masker: VoxelMasker, trials: pd.DataFrame, dtype: str
+    ) -> list[SessionReader]:
+        files = self.files(masker.subject)
+        grid = replace(masker, parcel_labels={}, parcel_names={})  # what a worker needs
+        return [
+            SessionReader(
+                f"{masker.subject}, session {session}",
+                rows.index.to_numpy(),
+                bind(
+                    read_betas,
+                    grid,
+                    files.session(int(str(session)))[0],
+                    rows["beta_index"].tolist(),
+                    dtype,
+                ),
+            )
+            for session, rows in trials.groupby("session", sort=False)
+        ]
+
+    def read_ncsnr(self, masker: VoxelMasker) -> np.ndarray | None:
+        folder = self.files(masker.subject).betas
+        for name, n_averaged in CEILINGS.items():
+            for file in folder.glob(f"*_desc-{name}_statmap.nii.gz"):
+                img = load_img(file, "noise ceiling", dimensions=3)
+                check_same_grid(img, masker.shape, masker.affine, "noise ceiling", "the mask")
+                percent = get_data(img, "noise ceiling")[tuple(masker.voxel_indices.T)]
+                return ncsnr_from_noise_ceiling(percent, 1 / n_averaged)
+        logger.info("%s: no noise ceiling in %s", masker.subject, folder)
+        return None
+
+    def read_conversations(self, trials: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+        shown = set(pd.concat(trials.values())["stimulus"])
+        return read_captions(self.root / "stimuli" / CAPTIONS, shown)
+
+    def describe(self, subjects: Sequence[str]) -> DatasetDescription:
+        return DatasetDescription(
+            name="LAION-fMRI",
+            source="ViCCo Group, https://laion-fmri.hebartlab.com",
+            license="LAION-fMRI terms of use",
         )
-    write_recordings(
-        writer, recordings, dtype, n_jobs=n_jobs, dask_scheduler=dask_scheduler, progress=progress
-    )
-    return writer.finish(read_captions(root / "stimuli" / CAPTIONS, tables))
+
+    def options(self) -> dict[str, object]:
+        sessions = {subject: self.select_sessions(subject) for subject in self.select_subjects()}
+        return {"mask": self.mask, "sessions": sessions, "native_space": self.native_space}
+
+    def stimulus_sets(self, trials: Mapping[str, pd.DataFrame]) -> dict[str, list[str]]:
+        table = pd.concat(trials.values())
+        shared = sorted(set(table.loc[table["split"] == "test", "stimulus"]))
+        return {
+            "shared": [stimulus for stimulus in shared if "_OOD_" not in stimulus],
+            "ood": [stimulus for stimulus in shared if "_OOD_" in stimulus],
+        }
 
 
-def select_subjects(root: Path, subjects: Sequence[str] | None) -> list[LAIONSubjectFiles]:
-    """The people to prepare: those asked for, or all who are there."""
-    there = sorted(
-        f.name for f in (root / "derivatives" / "glmsingle-tedana").glob("sub-*") if f.is_dir()
-    )
-    if not there:
-        raise InputError(
-            f"{root} does not hold LAION-fMRI: expected {root}/derivatives/glmsingle-tedana/sub-01 and so on. Give the folder that holds derivatives and stimuli."
-        )
-    if odd := sorted(set(subjects or []) - set(there)):
-        raise InputError(f"{root} has no subject {', '.join(odd)}; it holds {', '.join(there)}.")
-    return [LAIONSubjectFiles(root, name) for name in sorted(subjects or there)]
+def read_trials(files: LAIONSubjectFiles, session: int) -> pd.DataFrame:
+    """Read a session's trials in the order of their betas.
 
+    Returns
+    -------
+    pd.DataFrame
+        Columns `stimulus`, `session`, `run`, `beta_index`.
 
-def select_sessions(person: LAIONSubjectFiles, sessions: Sequence[int] | None) -> list[int]:
-    """The sessions to take. Raises InputError, naming them, for those that are not there."""
-    there = {int(f.name[4:]) for f in person.betas.glob("ses-*") if f.name[4:].isdecimal()}
-    wanted = sorted(set(sessions or {*range(1, SESSIONS + 1), *there}))
-    if missing := [n for n in wanted if not all(file.is_file() for file in person.session(n))]:
-        left = [n for n in wanted if n not in missing]
-        raise InputError(
-            f"{person.name} lacks the sessions {format_ranges(missing)} ({len(missing)} of {len(wanted)}): expected {person.session(missing[0])[0]} and its trials.tsv. Fetch them, or say which to take, e.g. --sessions {format_ranges(left) or '1-10'}."
-        )
-    return wanted
-
-
-def read_trials(person: LAIONSubjectFiles, session: int) -> pd.DataFrame:
-    """A session's trials: `stimulus`, `session`, `run`, `beta_index`, in the order of their betas."""
-    betas, file = person.session(session)
+    Raises
+    ------
+    InputError
+        If the table is not of this session, or does not list each volume of the betas once.
+    """
+    betas, file = files.session(session)
     table = read_table(file, "the table of a session's trials", ("beta_index", "label"))
-    image = load_img(betas, f"betas of {person.name}, session {session}")
-    count = image.shape[3] if image.ndim == 4 else 1
-    if sorted(table["beta_index"]) != list(range(count)) or table["label"].isna().any():
+    img = load_img(betas, f"betas of {files.name}, session {session}")
+    n_volumes = img.shape[3] if img.ndim == 4 else 1
+    if sorted(table["beta_index"]) != list(range(n_volumes)) or table["label"].isna().any():
         raise InputError(
-            f"{file} lists {len(table)} trials ({table['beta_index'].min()} to {table['beta_index'].max()}, {table['label'].isna().sum()} without a label), but {betas.name} has {count} volumes. One row per volume, numbered from 0, is expected. Fetch both again."
+            f"{file} lists {len(table)} trials ({table['beta_index'].min()} to "
+            f"{table['beta_index'].max()}, {table['label'].isna().sum()} without a label), but "
+            f"{betas.name} has {n_volumes} volumes. One row per volume, numbered from 0, is "
+            "expected. Fetch both again."
         )
-    told = set(table["session"].dropna()) if "session" in table else set()
-    if others := sorted(name for name in told if int(re.sub(r"\D", "", name) or -1) != session):
+    names = set(table["session"].dropna()) if "session" in table else set()
+    if others := sorted(name for name in names if int(re.sub(r"\D", "", name) or -1) != session):
         raise InputError(
-            f"{file} is the table of session {', '.join(others)}; expected that of session {session}."
+            f"{file} is the table of session {', '.join(others)}; "
+            f"expected that of session {session}."
         )
-    return table.assign(
+    table = table.assign(
         stimulus=table["label"], session=str(session), run=table.get("run", "1")
-    ).sort_values("beta_index")[["stimulus", "session", "run", "beta_index"]]
+    ).sort_values("beta_index")
+    return table[["stimulus", "session", "run", "beta_index"]]
 
 
-def split_trials(metadata: Path, tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Give each trial its `split`, by the metadata or else by the label; returns the shared images shown."""
+def find_shared_stimuli(metadata: Path, trials: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Find the shared images that were shown, by the metadata or else by their labels.
+
+    Raises
+    ------
+    InputError
+        If an image is neither shared nor unique, or a unique one was shown to several subjects.
+    """
     shown = pd.concat(
-        [t[["stimulus"]].assign(subject=s) for s, t in tables.items()]
+        [table[["stimulus"]].assign(subject=subject) for subject, table in trials.items()]
     ).drop_duplicates()
-    if metadata.is_file():
-        known = pd.read_csv(metadata)
-        if missing := sorted({"image_name", "unique_or_shared"} - set(known.columns)):
-            raise InputError(f"{metadata} lacks the columns {', '.join(missing)}.")
-        kind = shown["stimulus"].map(
-            dict(zip(known["image_name"], known["unique_or_shared"], strict=True))
-        )
-    else:
-        kind = shown["stimulus"].str.split("_").str[0]
-    if (odd := ~kind.isin(["shared", "unique"])).any():
+    kinds = read_stimulus_kinds(metadata, shown["stimulus"])
+    if (unknown := ~kinds.isin(["shared", "unique"])).any():
         raise InputError(
-            f"{odd.sum()} images are neither shared nor unique, first {shown['stimulus'][odd].iloc[0]!r}; expected {metadata} to tell, or labels that begin with shared_ or unique_."
+            f"{unknown.sum()} images are neither shared nor unique, first "
+            f"{shown['stimulus'][unknown].iloc[0]!r}; expected {metadata} to tell, or labels that "
+            "begin with shared_ or unique_."
         )
-    alone = shown[(kind == "unique").to_numpy()]
-    if (twice := alone[alone.duplicated("stimulus", keep=False)]).size:
-        who = twice.loc[twice["stimulus"] == twice["stimulus"].iloc[0], "subject"]
+    unique = shown[(kinds == "unique").to_numpy()]
+    if (repeated := unique[unique.duplicated("stimulus", keep=False)]).size:
+        first = repeated["stimulus"].iloc[0]
+        subjects = repeated.loc[repeated["stimulus"] == first, "subject"]
         raise InputError(
-            f"{twice['stimulus'].nunique()} unique images were shown to several people, first {twice['stimulus'].iloc[0]} to {', '.join(who)}. One of their trials tables is another person's; fetch them again."
+            f"{repeated['stimulus'].nunique()} unique images were shown to several subjects, "
+            f"first {first} to {', '.join(subjects)}. One of their trials tables is another "
+            "subject's; fetch them again."
         )
-    shared = set(shown["stimulus"][kind == "shared"])
-    for table in tables.values():
-        table["split"] = np.where(table["stimulus"].isin(shared), "test", "train")
+    shared = sorted(set(shown["stimulus"][kinds == "shared"]))
     if len(shared) > SHARED + OOD:
         logger.warning("%d shared images were shown; LAION-fMRI has %d", len(shared), SHARED + OOD)
-    return sorted(shared)
+    return shared
 
 
-def roi_files(person: LAIONSubjectFiles) -> dict[str, dict[str, Path]]:
-    """Set of ROIs -> name -> mask."""
-    out: dict[str, dict[str, Path]] = {}
-    for file in sorted(person.rois.glob("*/*_space-T1w_res-1pt8_label-*_mask.nii.gz")):
-        out.setdefault(file.parent.name, {})[
-            file.name.split("_label-")[1].removesuffix("_mask.nii.gz")
-        ] = file
-    return out
+def read_stimulus_kinds(metadata: Path, stimuli: pd.Series) -> pd.Series:
+    """Read of each stimulus whether it is `shared` or `unique`: the metadata, else its label."""
+    if not metadata.is_file():
+        return stimuli.str.split("_").str[0]
+    table = pd.read_csv(metadata)
+    if missing := sorted({"image_name", "unique_or_shared"} - set(table.columns)):
+        raise InputError(f"{metadata} lacks the columns {', '.join(missing)}.")
+    return stimuli.map(dict(zip(table["image_name"], table["unique_or_shared"], strict=True)))
 
 
-def load_parcel_names(people: Sequence[LAIONSubjectFiles]) -> dict[str, dict[str, int]]:
-    """Set of ROIs -> name -> number, the same for all people."""
-    found: dict[str, set[str]] = {}
-    for p in people:
-        for kind, files in roi_files(p).items():
-            found.setdefault(kind, set()).update(files)
-    return {
-        kind: {name: n for n, name in enumerate(sorted(names), 1)} for kind, names in found.items()
-    }
+def find_mask(files: LAIONSubjectFiles, mask: str) -> Path:
+    """Find the mask file: the map R2mean, the brain, an ROI, or what matches a pattern.
 
-
-def find_mask(person: LAIONSubjectFiles, mask: str) -> Path:
-    """The mask file: R2mean's map, the brain, a ROI, or what fits a pattern."""
-    rois = {name: file for files in roi_files(person).values() for name, file in files.items()}
-    places = {
-        R2: person.betas.glob(f"*_desc-{R2}_statmap.nii.gz"),
-        BRAIN: person.anatomy.rglob("*_res-1pt8_desc-brain_mask.nii.gz"),
-    }
-    plain = mask.replace(
-        "-", ""
-    )  # the data set's own downloader takes the hyphens out of names: laiongeneral
-    found = [
-        *places.get(mask, []),
-        *(file for name, file in rois.items() if name.replace("-", "") == plain),
-    ]
-    if "*" in mask:
-        found = [
-            f
-            for f in (person.root / "derivatives").rglob(mask)
-            if f.name.startswith(f"{person.name}_")
-        ]
-    if len(found) != 1:
+    Raises
+    ------
+    InputError
+        If there is none, or several.
+    """
+    rois = {name: file for masks in files.roi_masks().values() for name, file in masks.items()}
+    # The data set's own downloader takes the hyphens out of names: laiongeneral.
+    plain = mask.replace("-", "")
+    matches = [file for name, file in rois.items() if name.replace("-", "") == plain]
+    if mask == R2:
+        matches = [*files.betas.glob(f"*_desc-{R2}_statmap.nii.gz"), *matches]
+    elif mask == BRAIN:
+        matches = [*files.anatomy.rglob("*_res-1pt8_desc-brain_mask.nii.gz"), *matches]
+    elif "*" in mask:
+        derivatives = (files.root / "derivatives").rglob(mask)
+        matches = [file for file in derivatives if file.name.startswith(f"{files.name}_")]
+    if len(matches) != 1:
         raise InputError(
-            f"{person.name} has {len(found) or 'no'} masks {mask}; choose {R2}, {BRAIN}, a ROI ({', '.join(rois) or 'none is there'}), or a pattern with * that fits one file."
+            f"{files.name} has {len(matches) or 'no'} masks {mask}; choose {R2}, {BRAIN}, a ROI "
+            f"({', '.join(rois) or 'none is there'}), or a pattern with * that fits one file."
         )
-    return found[0]
+    return matches[0]
 
 
-def load_masker(
-    person: LAIONSubjectFiles,
-    mask: str,
-    sessions: Sequence[int],
-    regions: Mapping[str, Mapping[str, int]],
-    native: bool,
-) -> VoxelMasker:
-    """A person's voxels in MNI millimetres; those without a number in some session are left out, saying how many."""
-    image = load_img(find_mask(person, mask), f"mask of {person.name}", dimensions=3)
-    if image.shape != SHAPE:
-        logger.warning("%s: the grid is %s; LAION-fMRI's is %s", person.name, image.shape, SHAPE)
-    inside = np.nan_to_num(get_data(image, f"mask of {person.name}")) > 0
-    for (
-        n
-    ) in sessions:  # GLMsingle fits a voxel's trials of a session together: the first tells of all
-        betas = load_img(person.session(n)[0], f"betas of {person.name}, session {n}")
-        check_same_grid(betas, image.shape, image.affine, "betas", f"the mask {mask}")
+def load_mask_with_betas(
+    files: LAIONSubjectFiles, mask: str, sessions: Sequence[int]
+) -> SpatialImage:
+    """Load the mask without voxels that have NaN in some session, of which a warning is given."""
+    img = load_img(find_mask(files, mask), f"mask of {files.name}", dimensions=3)
+    if img.shape != SHAPE:
+        logger.warning("%s: the grid is %s; LAION-fMRI's is %s", files.name, img.shape, SHAPE)
+    in_mask = np.nan_to_num(get_data(img, f"mask of {files.name}")) > 0
+    for session in sessions:
+        betas = load_img(files.session(session)[0], f"betas of {files.name}, session {session}")
+        check_same_grid(betas, img.shape, img.affine, "betas", f"the mask {mask}")
+        # GLMsingle fits a voxel's trials of a session together: the first shows if there is a fit.
         finite = np.isfinite(get_data(betas, "betas", (slice(0, 1),))[..., 0])
-        if lost := int((inside & ~finite).sum()):
+        if n_lost := int((in_mask & ~finite).sum()):
             logger.warning(
-                "%s, session %d: %d voxels have no number and are left out", person.name, n, lost
+                "%s, session %d: %d voxels have no number and are left out",
+                files.name,
+                session,
+                n_lost,
             )
-        inside &= finite
-    left = nib.Nifti1Image(inside.astype(np.uint8), image.affine)
-    left.file_map["image"].filename = img_filename(image)  # so that messages name the file
-    space = VoxelMasker.from_mask_img(left, subject=person.name)
-    numbered = {kind: add_atlas(person, space, kind, names) for kind, names in regions.items()}
-    space = replace(space, parcel_labels=numbered, parcel_names={k: {n: name for name, n in r.items()} for k, r in regions.items()})  # fmt: skip
-    if native:
-        logger.warning(
-            "%s: millimetres are the person's own, so voxels of different people do not correspond",
-            person.name,
-        )
-        return space
+        in_mask &= finite
+    finite_img = nib.Nifti1Image(in_mask.astype(np.uint8), img.affine)
+    finite_img.file_map["image"].filename = img_filename(img)  # so that messages name the file
+    return finite_img
+
+
+def move_to_mni(files: LAIONSubjectFiles, masker: VoxelMasker) -> VoxelMasker:
+    """Give a masker its MNI coordinates."""
     try:
-        return replace(space, coords_mm=scanner_to_mni152(space.coords_mm, person.transforms))
+        coords_mm = scanner_to_mni152(masker.coords_mm, files.transforms)
     except InputError as error:
         raise InputError(
-            f"{error} Fetch the FreeSurfer derivatives of {person.name}, or take the person's own millimetres (--native-space)."
+            f"{error} Fetch the FreeSurfer derivatives of {files.name}, or take the subject's own "
+            "coordinates (--native-space)."
         ) from error
+    return replace(masker, coords_mm=coords_mm)
 
 
-def add_atlas(
-    person: LAIONSubjectFiles, space: VoxelMasker, kind: str, names: Mapping[str, int]
+def label_voxels(
+    files: LAIONSubjectFiles, masker: VoxelMasker, roi_set: str, labels: Mapping[str, int]
 ) -> np.ndarray:
-    """(V,) region numbers of one set of ROIs. Where two overlap the smaller one stands: V1v in EVC."""
-    out, overlaps = np.zeros(len(space), np.int32), 0
-    files = roi_files(person).get(kind, {})
-    grid = space.inverse_transform(np.ones(len(space), np.uint8))
+    """Label the voxels (V,) with a set of ROIs; where two overlap the smaller one stands."""
+    parcel_labels, n_overlapping = np.zeros(len(masker), np.int32), 0
+    grid = masker.inverse_transform(np.ones(len(masker), np.uint8))
     masks = {
-        name: extract_label_values(file, name, space.voxel_indices, grid) > 0
-        for name, file in files.items()
+        name: extract_label_values(file, name, masker.voxel_indices, grid) > 0
+        for name, file in files.roi_masks().get(roi_set, {}).items()
     }
-    for name in sorted(masks, key=lambda n: -masks[n].sum()):
-        overlaps += int((out[masks[name]] > 0).sum())
-        out[masks[name]] = names[name]
-    if overlaps:
+    for name in sorted(masks, key=lambda name: -masks[name].sum()):
+        n_overlapping += int((parcel_labels[masks[name]] > 0).sum())
+        parcel_labels[masks[name]] = labels[name]
+    if n_overlapping:
         logger.warning(
             "%s: ROIs of %s overlap at %d voxels; the smaller one stands",
-            person.name,
-            kind,
-            overlaps,
+            files.name,
+            roi_set,
+            n_overlapping,
         )
-    return out
+    return parcel_labels
 
 
-def read_ncsnr(person: LAIONSubjectFiles, space: VoxelMasker) -> np.ndarray | None:
-    """(V,) the published noise ceiling signal-to-noise ratio."""
-    for name, averaged in CEILINGS.items():
-        for file in person.betas.glob(f"*_desc-{name}_statmap.nii.gz"):
-            image = load_img(file, "noise ceiling", dimensions=3)
-            check_same_grid(image, space.shape, space.affine, "noise ceiling", "the mask")
-            return ncsnr_from_noise_ceiling(
-                get_data(image, "noise ceiling")[tuple(space.voxel_indices.T)], 1 / averaged
-            )
-    logger.info("%s: no noise ceiling in %s", person.name, person.betas)
-    return None
+def read_betas(masker: VoxelMasker, file: Path, volumes: Sequence[int], dtype: str) -> np.ndarray:
+    """Read a session's betas (n_trials, n_voxels), a few volumes of the file in memory at once."""
+    betas = np.empty((len(volumes), len(masker)), dtype)
+    for rows, chunk in masker.iter_transform(file, volumes):
+        betas[rows] = cast_betas(chunk, len(masker), dtype, str(file))
+    return betas
 
 
-def read_betas(space: VoxelMasker, file: Path, volumes: Sequence[int], dtype: str) -> np.ndarray:
-    """A session's betas (trials, V); a few volumes of the file in memory at a time."""
-    out = np.empty((len(volumes), len(space)), dtype)
-    for rows, values in space.iter_transform(file, volumes):
-        out[rows] = cast_betas(values, len(space), dtype, str(file))
-    return out
-
-
-def read_captions(file: Path, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Conversations from the captions that people wrote, best first; none without the file."""
+def read_captions(file: Path, shown: set[str]) -> pd.DataFrame:
+    """Read conversations from the captions that humans wrote, best first; none without the file."""
     if not file.is_file():
         logger.info("no %s, so the store has no text", file)
         return conversations_from_captions(pd.DataFrame({"stimulus": [], "caption": []}))
     table = pd.read_csv(file)
     if missing := sorted({"image_name", "caption_idx", "source", "caption"} - set(table.columns)):
         raise InputError(f"{file} lacks the columns {', '.join(missing)}.")
-    shown = set(pd.concat(tables.values())["stimulus"])
-    written = table[(table["source"] == "human") & table["image_name"].isin(shown)].dropna(
-        subset=["caption"]
-    )
-    return conversations_from_captions(
-        written.sort_values(["image_name", "caption_idx"]).rename(
-            columns={"image_name": "stimulus"}
-        )
-    )
+    written = table[(table["source"] == "human") & table["image_name"].isin(shown)]
+    written = written.dropna(subset=["caption"]).sort_values(["image_name", "caption_idx"])
+    return conversations_from_captions(written.rename(columns={"image_name": "stimulus"}))
