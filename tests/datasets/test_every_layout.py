@@ -153,7 +153,9 @@ def in_mosaic(root: Path) -> Planted:
     people = {"sub-01_NSD": "NSD", "sub-02_BOLD5000": "BOLD5000"}
     for name, dataset in people.items():
         test_mosaic.write_person(root, name.split("_")[0], dataset)
-    store = mosaic.prepare(root, root / "store", surface_dir=root / "anatomy", dtype="float32")
+    store = mosaic.MOSAICReader(root, surface_dir=root / "anatomy").prepare(
+        root / "store", dtype="float32"
+    )
     names = {262145: "coco:262145", 9: "coco:9", 25: "coco:25", "012": "NSD:012", "n01440764_1": "imagenet:n01440764_1", "tower_a_b": "BOLD5000:tower_a_b"}  # fmt: skip
 
     def thing_of(picture: str) -> Thing:

