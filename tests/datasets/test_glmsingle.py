@@ -109,8 +109,18 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "outputs"
 
 
-def prepare(root: Path, out: Path, **options: Any) -> Store:
-    return glmsingle.prepare(root, out, **{"design": root / "design.tsv", "mask": "masks/{subject}_mask.nii.gz", "dtype": "float32"} | options)  # fmt: skip
+def prepare(
+    root: Path,
+    out: Path,
+    *,
+    n_jobs: int = 1,
+    val_fraction: float = 0.0,
+    dtype: str = "float32",
+    **options: Any,
+) -> Store:
+    defaults = {"design": root / "design.tsv", "mask": "masks/{subject}_mask.nii.gz"}
+    reader = glmsingle.GLMsingleReader(root, **(defaults | options))
+    return reader.prepare(out, dtype=dtype, val_fraction=val_fraction, n_jobs=n_jobs)
 
 
 def test_every_trial_is_that_of_its_stimulus_in_every_format(root: Path, tmp_path: Path) -> None:
@@ -237,7 +247,7 @@ def test_tables_that_do_not_fit(root: Path, tmp_path: Path, change: dict, messag
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"subjects": ["sub-03"]}, "has no subject sub-03; it has sub-01, sub-02"),
+        ({"subjects": ["sub-03"]}, "has no subject sub-03; it holds sub-01, sub-02"),
         ({"mask": None}, "sub-01 has 0 masks; expected one"),
         (
             {"model": "TYPEC"},

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from mindllm.cli import app
 from mindllm.data.resplit import create_split
 from mindllm.data.store import Store
-from mindllm.datasets.glmsingle import prepare
+from mindllm.datasets.glmsingle import GLMsingleReader
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_name, remove_folder
@@ -53,7 +53,7 @@ def test_a_subject_of_a_design_table_is_refused_by_its_row(outputs: Path, name: 
     before = snapshot(outputs.parent) | {"in/design.tsv": b""}
     file = design(outputs, ["sub-01", name, name, name])
     with pytest.raises(InputError, match=r"design\.tsv, line 3: .* cannot name a subject"):
-        prepare(outputs, outputs.parent / "store", design=file, test_fraction=0.5)
+        GLMsingleReader(outputs, design=file, test_fraction=0.5).prepare(outputs.parent / "store")
     assert snapshot(outputs.parent) | {"in/design.tsv": b""} == before
 
 

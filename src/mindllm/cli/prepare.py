@@ -44,8 +44,6 @@ TestFraction = Annotated[
     typer.Option(help="Fraction of the stimuli for testing, where the tables have no `split`."),
 ]
 
-Validation = Annotated[float, typer.Option(help="Share of the training stimuli for validation.")]
-
 app = typer.Typer(
     no_args_is_help=True, help="Make a store (plain files, ready for training) of a data set."
 )
@@ -290,19 +288,19 @@ def read_mosaic(
     )
 
 
-@app.command("glmsingle")
-def prepare_glmsingle(
+@reader_command("glmsingle")
+def read_glmsingle(
     folder: Annotated[Path, typer.Argument(help="The folder of GLMsingle's outputs.")],
-    out: NewStore,
     design: Annotated[
         Path,
         typer.Option(
-            help="Table with a row per trial: subject, file, stimulus; session, run, split, mask, caption."
+            help="Table with a row per trial: subject, file, stimulus; session, run, split, mask, "
+            "caption."
         ),
     ],
     mask: Annotated[
         str | None,
-        typer.Option(help="A person's mask within FOLDER, e.g. 'masks/{subject}_mask.nii.gz'."),
+        typer.Option(help="A subject's mask within FOLDER, e.g. 'masks/{subject}_mask.nii.gz'."),
     ] = None,
     subjects: Subjects = None,
     model: Annotated[
@@ -314,29 +312,25 @@ def prepare_glmsingle(
             help="Of voxels in a row: C (numpy's) or F (MATLAB's). Default: as the writing program."
         ),
     ] = None,
-    nan: Annotated[
-        str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")
-    ] = "error",
-    test_fraction: Annotated[
-        float,
-        typer.Option(help="Share of the stimuli for testing, where the table has no `split`."),
-    ] = 0.0,
-    val_fraction: Validation = 0.0,
-    dtype: StorageDtype = "float16",
-    seed: Seed = 0,
-    n_jobs: NJobs = 1,
-    dask_scheduler: DaskScheduler = None,
-) -> None:
-    """Make a store of GLMsingle's outputs and a design table. Run it again after an interruption: it goes on."""
-    from mindllm.datasets import glmsingle
+    nan: Nan = "error",
+    test_fraction: TestFraction = 0.0,
+) -> "DatasetReader":
+    """Make a store of GLMsingle's outputs and a design table.
 
-    with bars() as progress:
-        store = glmsingle.prepare(
-            folder, out, design=design, mask=mask, subjects=parse_list(subjects), model=model,  # type: ignore[arg-type] # checked there
-            order=order, nan=nan, test_fraction=test_fraction, val_fraction=val_fraction, dtype=dtype,  # type: ignore[arg-type] # likewise
-            seed=seed, n_jobs=n_jobs, dask_scheduler=dask_scheduler, progress=progress,
-        )  # fmt: skip
-    summarize(store)
+    Run it again after an interruption: it goes on.
+    """
+    from mindllm.datasets.glmsingle import GLMsingleReader
+
+    return GLMsingleReader(
+        folder,
+        design=design,
+        mask=mask,
+        subjects=parse_list(subjects),
+        model=model,  # type: ignore[arg-type] # checked there
+        order=order,  # type: ignore[arg-type] # likewise
+        nan=nan,  # type: ignore[arg-type] # likewise
+        test_fraction=test_fraction,
+    )
 
 
 @app.command("mindllm-release")

@@ -1,18 +1,28 @@
-"""A store from GLMsingle's outputs (Prince et al. 2022; cvnlab/GLMsingle), wherever they lie: a table tells what they are of.
+"""Reader of GLMsingle's outputs (cvnlab/GLMsingle), described by a design table.
 
 The design table (.tsv or .csv) has a row per trial, in the order of the trials in each output:
-    subject, stimulus   who saw what
-    file                the output, or its folder, relative to the outputs' folder; several sessions may share one
-    session, run, repeat, split, coco_id, mask, caption    optional; mask: the person's mask, relative likewise.
-                        Betas are z-scored by session; without that column an output is one session
+    subject, stimulus   what was shown to which subject
+    file                the output, or its folder, relative to the outputs' folder; sessions may
+                        share one
+    session, run, repetition, split, coco_id, mask, caption    optional; mask: the subject's mask,
+                        relative likewise. Betas are z-scored by session; without that column an
+                        output is one session
 
     TYPED_FITHRF_GLMDENOISE_RR.hdf5   Python, wanthdf5=1: betasmd (X, Y, Z, trials)
-    TYPED_FITHRF_GLMDENOISE_RR.mat    MATLAB, -v7.3, that is HDF5: modelmd, read in reverse as (trials, Z, Y, X)
-    TYPED_FITHRF_GLMDENOISE_RR.npy    Python: a pickle; only numbers and text are read from it, so nothing in it can be run
-    DESIGNINFO.mat or .npy            stimorder, the condition of each trial, against which the table is checked
+    TYPED_FITHRF_GLMDENOISE_RR.mat    MATLAB, -v7.3, that is HDF5: modelmd, read in reverse as
+                                      (trials, Z, Y, X)
+    TYPED_FITHRF_GLMDENOISE_RR.npy    Python: a pickle, of which only numbers and text are read, so
+                                      that nothing in it can be run
+    DESIGNINFO.mat or .npy            stimorder, the condition of each trial, against which the
+                                      table is checked
 
-The outputs tell no positions: the mask, on the same grid, does. Outputs of V voxels in a row, (V, 1, 1, trials), are those
-of the mask's voxels: in the order of numpy (data[mask]) for Python's files, of MATLAB (data(mask)) for MATLAB's.
+The outputs have no coordinates: the mask, on the same grid, does. Outputs of V voxels in a row,
+(V, 1, 1, trials), are those of the mask's voxels: in the order of numpy (data[mask]) for Python's
+files, of MATLAB (data(mask)) for MATLAB's.
+
+References
+----------
+Prince et al. 2022, eLife 11:e77599.
 """
 
 import logging
@@ -20,6 +30,7 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from functools import partial as bind
 from pathlib import Path
 from typing import Any, Literal
@@ -27,16 +38,15 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 import pandas as pd
-from rich.progress import Progress
 
-from mindllm.data.splits import hold_out_validation, split_stimuli
-from mindllm.data.store import Store
-from mindllm.data.store_writer import StoreWriter, conversations_from_captions
-from mindllm.datasets.parallel import SessionReader, SubjectRecording, write_recordings
+from mindllm.data.splits import split_stimuli
+from mindllm.data.store_writer import conversations_from_captions
+from mindllm.datasets.base import DatasetDescription, DatasetReader
+from mindllm.datasets.parallel import SessionReader
 from mindllm.fmri.atlases import atlases_by_name
 from mindllm.fmri.masker import CHUNK_BYTES, VoxelMasker
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import check_name, check_not_exists
+from mindllm.utils.files import check_name
 from mindllm.utils.tables import read_table
 
 MODELS = {
@@ -45,298 +55,437 @@ MODELS = {
     "TYPED": "TYPED_FITHRF_GLMDENOISE_RR",
 }
 SUFFIXES = (".hdf5", ".mat", ".npy")
-COLUMNS = (
-    "stimulus",
-    "session",
-    "run",
-    "repetition",
-    "split",
-    "coco_id",
-)  # those that the store keeps
+COLUMNS = ("stimulus", "session", "run", "repetition", "split", "coco_id")  # that a store keeps
 CHUNK_SIZE = 250  # trials that a worker reads at a time
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class GLMsingleOutput:
-    """A file that GLMsingle wrote."""
+    """A file of single-trial betas that GLMsingle wrote.
+
+    Attributes
+    ----------
+    file : Path
+        The file, in any of the formats.
+    """
 
     file: Path
 
     @property
-    def matlab(self) -> bool:
+    def is_matlab(self) -> bool:
+        """Whether MATLAB wrote the file."""
         return self.file.suffix == ".mat"
 
     @contextmanager
-    def opened(self) -> Iterator[Any]:
-        """The betas, as they lie in the file; what goes wrong in reading them is an InputError that names it."""
+    def open(self) -> Iterator[Any]:
+        """Open the betas as they lie in the file; errors become an InputError that names it."""
         try:
             if self.file.suffix == ".npy":
                 yield unpickle(self.file)["betasmd"]
                 return
             with h5py.File(self.file) as content:
-                yield content["modelmd" if self.matlab else "betasmd"]
+                yield content["modelmd" if self.is_matlab else "betasmd"]
         except (OSError, KeyError, EOFError, RuntimeError) as error:
             raise InputError(
-                f"{self.file} is damaged, truncated, or holds no single-trial betas of GLMsingle ({type(error).__name__}: {error}). A .mat file must be saved with -v7.3. Make it anew."
+                f"{self.file} is damaged, truncated, or holds no single-trial betas of GLMsingle "
+                f"({type(error).__name__}: {error}). A .mat file must be saved with -v7.3. "
+                "Make it anew."
             ) from error
 
     def shape(self) -> tuple[int, ...]:
-        """(X, Y, Z, trials), or (V, 1, 1, trials)."""
-        with self.opened() as betas:
-            shape = tuple(betas.shape or ())[:: -1 if self.matlab else 1]
+        """Return the shape of the betas: (X, Y, Z, n_trials), or (V, 1, 1, n_trials)."""
+        with self.open() as betas:
+            shape = tuple(betas.shape or ())[:: -1 if self.is_matlab else 1]
         if len(shape) != 4:
             raise InputError(f"{self.file} has betas of shape {shape}; expected (X, Y, Z, trials).")
         return shape
 
-    def parts(self, trials: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """What a worker reads at a time: the first trial and the rows of the table. A pickle opens as a whole."""
-        size = len(trials) if self.file.suffix == ".npy" else CHUNK_SIZE
-        for start in range(0, len(trials), size):
-            yield start, trials[start : start + size]
+    def iter_chunks(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Iterate over what a worker reads at a time: the first trial, and rows of the table.
 
-    def read(self, at: np.ndarray, start: int, stop: int) -> np.ndarray:
-        """The betas (trials, V) from trial `start` to `stop` at the places `at` (V, 3) of the grid, part by part."""
-        out = np.empty((stop - start, len(at)), np.float32)
-        with self.opened() as betas:
-            size = betas.dtype.itemsize * int(np.prod(betas.shape[1:]))
-            lead = (getattr(betas, "chunks", None) or (1,))[0]
-            step = max(1, CHUNK_BYTES // size // lead) * lead  # whole chunks
-            if self.matlab:
-                for t in range(start, stop, step):
-                    part = betas[t : min(t + step, stop)]
-                    out[t - start : t - start + len(part)] = part[:, at[:, 2], at[:, 1], at[:, 0]]
+        A pickle can only be opened as a whole, and is one chunk.
+        """
+        size = len(rows) if self.file.suffix == ".npy" else CHUNK_SIZE
+        for start in range(0, len(rows), size):
+            yield start, rows[start : start + size]
+
+    def read(self, voxel_indices: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """Read the betas of trials `start` to `stop`, whole HDF5 chunks at a time.
+
+        Parameters
+        ----------
+        voxel_indices : np.ndarray
+            (V, 3) voxels in the output's grid.
+        start, stop : int
+            First trial, and the one after the last.
+
+        Returns
+        -------
+        np.ndarray
+            (stop - start, V), float32.
+        """
+        out = np.empty((stop - start, len(voxel_indices)), np.float32)
+        x, y, z = voxel_indices.T
+        with self.open() as betas:
+            n_bytes = betas.dtype.itemsize * int(np.prod(betas.shape[1:]))
+            chunk_length = (getattr(betas, "chunks", None) or (1,))[0]
+            step = max(1, CHUNK_BYTES // n_bytes // chunk_length) * chunk_length
+            if self.is_matlab:
+                for first in range(start, stop, step):
+                    chunk = betas[first : min(first + step, stop)]
+                    out[first - start : first - start + len(chunk)] = chunk[:, z, y, x]
             else:
-                for x in range(0, betas.shape[0], step):
-                    here = np.flatnonzero((at[:, 0] >= x) & (at[:, 0] < x + step))
-                    if len(here):
-                        part = betas[x : x + step, :, :, start:stop]
-                        out[:, here] = part[at[here, 0] - x, at[here, 1], at[here, 2]].T
+                for first in range(0, betas.shape[0], step):
+                    columns = np.flatnonzero((x >= first) & (x < first + step))
+                    if len(columns):
+                        chunk = betas[first : first + step, :, :, start:stop]
+                        out[:, columns] = chunk[x[columns] - first, y[columns], z[columns]].T
         return out
 
 
-def prepare(
-    folder: str | Path,
-    out: str | Path,
-    *,
-    design: str | Path,
-    mask: str | None = None,
-    subjects: Sequence[str] | None = None,
-    model: Literal["TYPEB", "TYPEC", "TYPED"] = "TYPED",
-    order: Literal["C", "F"] | None = None,
-    nan: Literal["error", "drop"] = "error",
-    test_fraction: float = 0.0,
-    val_fraction: float = 0.0,
-    dtype: str = "float16",
-    seed: int = 0,
-    n_jobs: int = 1,
-    dask_scheduler: str | None = None,
-    progress: Progress | None = None,
-) -> Store:
-    """Make the store `out` of GLMsingle's outputs in `folder`, as the table `design` describes them (see above).
+class GLMsingleReader(DatasetReader):
+    """Reader of GLMsingle's outputs, as a design table describes them.
 
-    mask: a person's mask, relative to `folder`, with {subject} in it; where the table has no column `mask`. Parcellations
-    atlas-<NAME>_..._dseg.nii.gz, or <subject>_..._atlas-<NAME>_..., beside a mask label its voxels.
-    model: which output to take where the table names folders.  order: of voxels in a row, C (numpy's) or F (MATLAB's); None:
-    as the program that wrote the file.  nan: what to do about voxels with NaN: refuse, or leave them out.
-    A worker that reads an .npy file needs memory for all of it.
-    test, val: shares of the stimuli for test, where the table has no `split`, and of the training stimuli for val.
-    Raises InputError, naming the file, for anything missing, damaged or not as the table says.
+    Atlases atlas-<NAME>_..._dseg.nii.gz, or <subject>_..._atlas-<NAME>_..., beside a mask label its
+    voxels. A worker that reads an .npy file needs memory for all of it.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder of the outputs.
+    design : str or Path
+        The design table.
+    mask : str, optional
+        A subject's mask, relative to `root`, with {subject} in it; where the table has no column
+        `mask`.
+    subjects : sequence of str, optional
+        Labels of the subjects to read. Default: all in the table.
+    model : {"TYPED", "TYPEC", "TYPEB"}
+        Which output to take where the table names folders.
+    order : {"C", "F"}, optional
+        Order of voxels in a row: numpy's or MATLAB's. Default: as the program that wrote the file.
+    nan : {"error", "drop"}
+        What to do about voxels with NaN: raise an error, or leave them out.
+    test_fraction : float
+        Fraction of the stimuli for testing, where the table has no column `split`.
     """
-    check_not_exists(Path(out))
-    for option, value, known in (("model", model, MODELS), ("order", order, ("C", "F", None)), ("nan", nan, ("error", "drop"))):  # fmt: skip
-        if value not in known:
-            raise InputError(
-                f"{option}={value!r} is unknown; expected {' or '.join(map(str, known))}."
+
+    prepared_by = "glmsingle"
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        design: str | Path,
+        mask: str | None = None,
+        subjects: Sequence[str] | None = None,
+        model: Literal["TYPEB", "TYPEC", "TYPED"] = "TYPED",
+        order: Literal["C", "F"] | None = None,
+        nan: Literal["error", "drop"] = "error",
+        test_fraction: float = 0.0,
+    ) -> None:
+        super().__init__(root, subjects=subjects)
+        check_option("model", model, list(MODELS))
+        check_option("order", order, ["C", "F", None])
+        check_option("nan", nan, ["error", "drop"])
+        self.design, self.mask, self.model = Path(design), mask, model
+        self.order, self.nan, self.test_fraction = order, nan, test_fraction
+        self._voxel_indices: dict[str, dict[GLMsingleOutput, np.ndarray]] = {}
+
+    @property
+    def location(self) -> str:
+        return str(self.design)
+
+    @cached_property
+    def design_table(self) -> pd.DataFrame:
+        """The design table of all subjects."""
+        return read_design(self.design)
+
+    def select_rows(self, subject: str) -> pd.DataFrame:
+        """Select the rows of a subject from the design table."""
+        table = self.design_table
+        return table[table["subject"] == subject].reset_index(drop=True)
+
+    def find_subjects(self) -> list[str]:
+        return sorted(set(self.design_table["subject"]))
+
+    def read_trials(self, subject: str) -> pd.DataFrame:
+        table = self.select_rows(subject)
+        return table[[column for column in COLUMNS if column in table]]
+
+    def assign_splits(
+        self, trials: Mapping[str, pd.DataFrame], val_fraction: float, seed: int
+    ) -> dict[str, pd.DataFrame]:
+        has_split = any("split" in table for table in trials.values())
+        if has_split and self.test_fraction:
+            logger.warning(
+                "the design table has a column `split`; the fraction %s of test is not used",
+                self.test_fraction,
             )
-    folder = Path(folder)
-    table = read_design(Path(design), subjects)
-    if "session" not in table:
-        table["session"] = table["file"]  # an output is most often of one session
-    if "split" in table and test_fraction:
-        logger.warning(
-            "the design table has a column `split`; the share %s of test is not used", test_fraction
+        if has_split:
+            return super().assign_splits(trials, val_fraction, seed)
+        fractions = {"test": self.test_fraction} if self.test_fraction else {}
+        stimuli = pd.concat(trials.values())["stimulus"].tolist()
+        splits = split_stimuli(stimuli, fractions, seed)
+        tables = {
+            subject: table.assign(split=table["stimulus"].map(splits))
+            for subject, table in trials.items()
+        }
+        return super().assign_splits(tables, val_fraction, seed)
+
+    def load_masker(self, subject: str, trials: pd.DataFrame) -> VoxelMasker:
+        mask = find_mask(self.root, self.select_rows(subject), self.mask)
+        masker = VoxelMasker.from_mask_img(mask, find_atlases(mask, subject), subject=subject)
+        voxel_indices = {}
+        for output, rows in self.outputs(subject).items():
+            stimuli = trials["stimulus"].iloc[rows].tolist()
+            voxel_indices[output] = locate_voxels(output, stimuli, masker, self.order)
+        if self.nan == "drop":
+            masker, voxel_indices = drop_nan_voxels(masker, voxel_indices)
+        self._voxel_indices[subject] = voxel_indices
+        return masker
+
+    def outputs(self, subject: str) -> dict[GLMsingleOutput, np.ndarray]:
+        """Find a subject's outputs, and the rows of the subject's trials in each."""
+        return {
+            GLMsingleOutput(find_output(self.root / str(file), self.model)): rows.index.to_numpy()
+            for file, rows in self.select_rows(subject).groupby("file", sort=False)
+        }
+
+    def session_readers(
+        self, masker: VoxelMasker, trials: pd.DataFrame, dtype: str
+    ) -> list[SessionReader]:
+        readers = []
+        for output, rows in self.outputs(masker.subject).items():
+            voxel_indices = self._voxel_indices[masker.subject][output]
+            for start, chunk in output.iter_chunks(rows):
+                stop = start + len(chunk)
+                name = f"{masker.subject}, {output.file}, trials {start + 1} to {stop}"
+                read = bind(output.read, voxel_indices, start, stop)
+                readers.append(SessionReader(name, chunk, read))
+        return readers
+
+    def read_conversations(self, trials: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+        table = self.design_table[self.design_table["subject"].isin(list(trials))]
+        if "caption" not in table:
+            table = pd.DataFrame({"stimulus": [], "caption": []})
+        return conversations_from_captions(table.dropna(subset=["caption"]))
+
+    def describe(self, subjects: Sequence[str]) -> DatasetDescription:
+        return DatasetDescription(
+            name=self.root.resolve().name, source="GLMsingle", license="unknown"
         )
-    elif test_fraction:
-        table["split"] = table["stimulus"].map(
-            split_stimuli(table["stimulus"].tolist(), {"test": test_fraction}, seed)
-        )
-    tables = {str(name): rows.reset_index(drop=True) for name, rows in table.groupby("subject")}
-    kept = {name: rows[[c for c in COLUMNS if c in rows]] for name, rows in tables.items()}
-    drawn = hold_out_validation(
-        {n: t if "split" in t else t.assign(split="train") for n, t in kept.items()},
-        val_fraction,
-        seed,
-    )
-    recordings = []
-    for name, rows in tables.items():
-        space = VoxelMasker.from_mask_img(*find_mask(folder, name, rows, mask), subject=name)
-        files = {
-            str(file): trials.index.to_numpy() for file, trials in rows.groupby("file", sort=False)
+
+    def options(self) -> dict[str, object]:
+        return {
+            "model": self.model,
+            "mask": self.mask,
+            "order": self.order,
+            "nan": self.nan,
+            "test_fraction": self.test_fraction,
         }
-        outputs = {
-            GLMsingleOutput(find_output(folder / file, model)): trials
-            for file, trials in files.items()
-        }
-        places = {
-            output: check(output, rows.iloc[trials], space, order)
-            for output, trials in outputs.items()
-        }
-        space, places = drop_nan(space, places) if nan == "drop" else (space, places)
-        read = [
-            SessionReader(f"{name}, {o.file}, trials {start + 1} to {start + len(part)}", part, bind(o.read, places[o], start, start + len(part)))
-            for o, trials in outputs.items()
-            for start, part in o.parts(trials)
-        ]  # fmt: skip
-        recordings.append(SubjectRecording(space, drawn[name], read))
-    options: dict[str, Any] = {"subjects": sorted(tables), "model": model, "mask": mask, "order": order, "nan": nan, "test_fraction": test_fraction, "val_fraction": val_fraction, "dtype": dtype, "seed": seed}  # fmt: skip
-    writer = StoreWriter(out, name=folder.resolve().name, source="GLMsingle", license="unknown", prepared_by="glmsingle", options=options)  # fmt: skip
-    write_recordings(
-        writer, recordings, dtype, n_jobs=n_jobs, dask_scheduler=dask_scheduler, progress=progress
-    )
-    told = table if "caption" in table else pd.DataFrame({"stimulus": [], "caption": []})
-    return writer.finish(conversations_from_captions(told.dropna(subset=["caption"])))
 
 
-def read_design(file: Path, subjects: Sequence[str] | None) -> pd.DataFrame:
-    """The rows of these people. Raises InputError for a missing column, a gap, or a person who is not there."""
+def check_option(name: str, value: str | None, known: Sequence[str | None]) -> None:
+    """Raise InputError unless the option has one of the known values."""
+    if value not in known:
+        raise InputError(f"{name}={value!r} is unknown; expected {' or '.join(map(str, known))}.")
+
+
+def read_design(file: Path) -> pd.DataFrame:
+    """Read the design table, with a `session` for each trial.
+
+    Raises
+    ------
+    InputError
+        If a column or a value is missing, or a subject's label cannot be part of a path.
+    """
     needed = ("subject", "file", "stimulus")
     table = read_table(file, "the design table", needed)
     for column in needed:
-        if table[column].isna().any():
+        if n_missing := table[column].isna().sum():
             raise InputError(
-                f"{file} has {table[column].isna().sum()} rows without a {column}; expected one in each."
+                f"{file} has {n_missing} rows without a {column}; expected one in each."
             )
-    for row, subject in enumerate(table["subject"], 2):  # the header is line 1
-        check_name(subject, "subject", f"{file}, line {row}")
-    if odd := sorted(set(subjects or []) - set(table["subject"])):
-        raise InputError(
-            f"{file} has no subject {', '.join(odd)}; it has {', '.join(sorted(set(table['subject'])))}."
-        )
+    for line, subject in enumerate(table["subject"], 2):  # the header is line 1
+        check_name(subject, "subject", f"{file}, line {line}")
     if "coco_id" in table:
         table["coco_id"] = table["coco_id"].astype("Int64")
-    return table[table["subject"].isin(list(subjects or table["subject"]))].reset_index(drop=True)
+    if "session" not in table:
+        table["session"] = table["file"]  # an output is most often of one session
+    return table
 
 
-def find_output(place: Path, model: str) -> Path:
-    """The file that the table names, or that of this model in the folder that it names."""
-    if place.is_file():
-        if place.suffix not in (*SUFFIXES, ".h5"):
+def find_output(path: Path, model: str) -> Path:
+    """Find the file that the table names, or that of this model in the folder that it names."""
+    if path.is_file():
+        if path.suffix not in (*SUFFIXES, ".h5"):
             raise InputError(
-                f"{place} is no output of GLMsingle; expected a file that ends in {', '.join(SUFFIXES)}."
+                f"{path} is no output of GLMsingle; "
+                f"expected a file that ends in {', '.join(SUFFIXES)}."
             )
-        return place
+        return path
     for suffix in SUFFIXES:
-        if (file := place / f"{MODELS[model]}{suffix}").is_file():
+        if (file := path / f"{MODELS[model]}{suffix}").is_file():
             return file
-    there = ", ".join(sorted(f.name for f in place.glob("TYPE*"))) or "no output of GLMsingle"
-    raise InputError(f"there is no {place / MODELS[model]}.hdf5, .mat or .npy (found: {there}).")
-
-
-def find_mask(
-    folder: Path, subject: str, rows: pd.DataFrame, pattern: str | None
-) -> tuple[Path, dict[str, Path]]:
-    """A person's mask, and the parcellations beside it that are theirs or everybody's."""
-    named = rows["mask"].dropna().unique().tolist() if "mask" in rows else []
-    if not named and pattern:
-        named = [pattern.replace("{subject}", subject)]
-    if len(named) != 1:
-        raise InputError(
-            f"{subject} has {len(named)} masks; expected one, from the design table's column `mask` or as --mask masks/{{subject}}_mask.nii.gz."
-        )
-    file = folder / named[0]
-    beside = sorted(file.parent.glob("*atlas-*_dseg.nii*"))
-    return file, atlases_by_name(
-        [f for f in beside if f.name.startswith(("atlas-", f"{subject}_"))]
+    present = sorted(file.name for file in path.glob("TYPE*"))
+    raise InputError(
+        f"there is no {path / MODELS[model]}.hdf5, .mat or .npy "
+        f"(found: {', '.join(present) or 'no output of GLMsingle'})."
     )
 
 
-def check(
-    output: GLMsingleOutput, rows: pd.DataFrame, space: VoxelMasker, order: Literal["C", "F"] | None
+def find_mask(root: Path, design: pd.DataFrame, pattern: str | None) -> Path:
+    """Find the mask of the subject of these rows: by their column `mask`, or by the pattern."""
+    subject = design["subject"].iloc[0]
+    masks = design["mask"].dropna().unique().tolist() if "mask" in design else []
+    if not masks and pattern:
+        masks = [pattern.replace("{subject}", subject)]
+    if len(masks) != 1:
+        raise InputError(
+            f"{subject} has {len(masks)} masks; expected one, from the design table's column "
+            "`mask` or as --mask masks/{subject}_mask.nii.gz."
+        )
+    return root / masks[0]
+
+
+def find_atlases(mask: Path, subject: str) -> dict[str, Path]:
+    """Find the atlases beside a mask that are the subject's or all subjects'."""
+    files = sorted(mask.parent.glob("*atlas-*_dseg.nii*"))
+    return atlases_by_name(
+        [file for file in files if file.name.startswith(("atlas-", f"{subject}_"))]
+    )
+
+
+def locate_voxels(
+    output: GLMsingleOutput,
+    stimuli: Sequence[str],
+    masker: VoxelMasker,
+    order: Literal["C", "F"] | None,
 ) -> np.ndarray:
-    """(V, 3) where the mask's voxels are in the output's grid. Raises InputError if table, mask and output do not fit."""
-    shape = output.shape()
-    if shape[3] != len(rows):
+    """Locate the mask's voxels in the output's grid.
+
+    Parameters
+    ----------
+    output : GLMsingleOutput
+        The output.
+    stimuli : sequence of str
+        The stimulus of each of its trials, by the design table.
+    masker : VoxelMasker
+        The mask.
+    order : {"C", "F"}, optional
+        Order of voxels in a row.
+
+    Returns
+    -------
+    np.ndarray
+        (V, 3) voxel indices.
+
+    Raises
+    ------
+    InputError
+        If table, mask and output do not fit each other.
+    """
+    *grid, n_trials = output.shape()
+    if n_trials != len(stimuli):
         raise InputError(
-            f"{output.file} has {shape[3]} trials; the design table has {len(rows)} for it. A row per trial is expected, in their order."
+            f"{output.file} has {n_trials} trials; the design table has {len(stimuli)} for it. "
+            "A row per trial is expected, in their order."
         )
-    check_design(output, rows["stimulus"].tolist())
-    if shape[:3] == space.shape:
-        return space.voxel_indices
-    if shape[:3] != (len(space), 1, 1):
+    check_design(output, stimuli)
+    if tuple(grid) == masker.shape:
+        return masker.voxel_indices
+    if tuple(grid) != (len(masker), 1, 1):
         raise InputError(
-            f"{output.file} has betas on a grid of {shape[:3]}; the mask of {space.subject} has the grid {space.shape} and {len(space)} voxels. Give the mask of the very volumes that GLMsingle was given."
+            f"{output.file} has betas on a grid of {tuple(grid)}; the mask of {masker.subject} has "
+            f"the grid {masker.shape} and {len(masker)} voxels. Give the mask of the very volumes "
+            "that GLMsingle was given."
         )
-    at = np.zeros((len(space), 3), np.int32)
-    flat = np.ravel_multi_index(
-        tuple(space.voxel_indices.T), space.shape, order=order or ("F" if output.matlab else "C")
+    flat_indices = np.ravel_multi_index(
+        tuple(masker.voxel_indices.T),
+        masker.shape,
+        order=order or ("F" if output.is_matlab else "C"),
     )
-    at[np.argsort(flat), 0] = np.arange(len(space))
-    return at
+    voxel_indices = np.zeros((len(masker), 3), np.int32)
+    voxel_indices[np.argsort(flat_indices), 0] = np.arange(len(masker))
+    return voxel_indices
 
 
-def drop_nan(
-    space: VoxelMasker, places: Mapping[GLMsingleOutput, np.ndarray]
+def drop_nan_voxels(
+    masker: VoxelMasker, voxel_indices: Mapping[GLMsingleOutput, np.ndarray]
 ) -> tuple[VoxelMasker, dict[GLMsingleOutput, np.ndarray]]:
-    """The voxels that every output has a number for. GLMsingle fits a voxel's trials together: the first tells of all."""
+    """Leave out the voxels with NaN in some output, with a warning.
+
+    GLMsingle fits a voxel's trials together, so the first trial shows if there is a fit.
+    """
     finite = np.all(
-        [np.isfinite(output.read(at, 0, 1)[0]) for output, at in places.items()], axis=0
+        [np.isfinite(output.read(at, 0, 1)[0]) for output, at in voxel_indices.items()], axis=0
     )
     if not finite.all():
         logger.warning(
             "%s: %d of %d voxels hold NaN and are left out",
-            space.subject,
+            masker.subject,
             (~finite).sum(),
             len(finite),
         )
     if not finite.any():
         raise InputError(
-            f"{space.subject}: all {len(space)} voxels of the mask hold NaN in some output."
+            f"{masker.subject}: all {len(masker)} voxels of the mask hold NaN in some output."
         )
-    return space.select_voxels(finite), {output: at[finite] for output, at in places.items()}
+    kept = {output: indices[finite] for output, indices in voxel_indices.items()}
+    return masker.select_voxels(finite), kept
 
 
 def check_design(output: GLMsingleOutput, stimuli: Sequence[str]) -> None:
-    """Raise InputError unless the table shows a stimulus where GLMsingle's own design, if it is there, has its condition."""
-    file = output.file.with_name("DESIGNINFO" + (".mat" if output.matlab else ".npy"))
+    """Raise InputError unless the stimuli match the conditions of GLMsingle's own design."""
+    file = output.file.with_name("DESIGNINFO" + (".mat" if output.is_matlab else ".npy"))
     if not file.is_file():
         return
-    if output.matlab and not h5py.is_hdf5(file):
+    if output.is_matlab and not h5py.is_hdf5(file):
         logger.warning(
             "%s was not saved with -v7.3, so the design table is not checked against it", file
         )
         return
-    try:
-        if output.matlab:
-            with h5py.File(file) as content:
-                conditions = np.asarray(content["stimorder"]).ravel()
-        else:
-            conditions = np.asarray(unpickle(file)["stimorder"]).ravel()
-    except (OSError, KeyError) as error:
-        raise InputError(f"{file} is damaged or holds no stimorder ({error}).") from error
+    conditions = read_conditions(file)
     if len(conditions) != len(stimuli):
         raise InputError(
             f"{file} tells of {len(conditions)} trials; the design table of {len(stimuli)}."
         )
-    both = pd.DataFrame({"condition": conditions, "stimulus": list(stimuli)}).drop_duplicates()
-    if (
-        wrong := both[
-            both.duplicated("condition", keep=False) | both.duplicated("stimulus", keep=False)
-        ].size
-        // 2
-    ):
+    pairs = pd.DataFrame({"condition": conditions, "stimulus": list(stimuli)}).drop_duplicates()
+    ambiguous = pairs.duplicated("condition", keep=False) | pairs.duplicated("stimulus", keep=False)
+    if ambiguous.any():
         raise InputError(
-            f"the design table disagrees with {file} about {wrong} pairs of stimulus and condition: a condition must be one stimulus throughout. The rows are out of order, or of another person or session."
+            f"the design table disagrees with {file} about {ambiguous.sum()} pairs of stimulus and "
+            "condition: a condition must be one stimulus throughout. The rows are out of order, or "
+            "of another subject or session."
         )
 
 
-class SafeUnpickler(pickle.Unpickler):
-    """Opens a pickle of numbers and text. Anything else that it names is refused, so that nothing in it can be run."""
+def read_conditions(file: Path) -> np.ndarray:
+    """Read the condition of each trial (n_trials,) from DESIGNINFO."""
+    try:
+        if file.suffix == ".mat":
+            with h5py.File(file) as content:
+                return np.asarray(content["stimorder"]).ravel()
+        return np.asarray(unpickle(file)["stimorder"]).ravel()
+    except (OSError, KeyError) as error:
+        raise InputError(f"{file} is damaged or holds no stimorder ({error}).") from error
 
-    names = frozenset({
-        ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "scalar"), ("numpy._core.numeric", "_frombuffer"), ("_codecs", "encode"),
-    })  # fmt: skip
+
+class SafeUnpickler(pickle.Unpickler):
+    """Unpickler of numbers and text; anything else is refused, so that no code can be run."""
+
+    names = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "scalar"),
+            ("numpy._core.numeric", "_frombuffer"),
+            ("_codecs", "encode"),
+        }
+    )
 
     def find_class(self, module: str, name: str) -> Any:
         known = module.replace("numpy.core", "numpy._core")  # as numpy 1 called it
@@ -348,19 +497,20 @@ class SafeUnpickler(pickle.Unpickler):
 
 
 def unpickle(file: Path) -> Mapping[str, Any]:
-    """The dictionary in a .npy file of GLMsingle, which is a pickle."""
+    """Read the dictionary in a .npy file of GLMsingle, which is a pickle."""
     try:
         with file.open("rb") as content:
             version = np.lib.format.read_magic(content)
-            read = (
+            read_header = (
                 np.lib.format.read_array_header_1_0
                 if version == (1, 0)
                 else np.lib.format.read_array_header_2_0
             )
-            if not read(content)[2].hasobject:
+            if not read_header(content)[2].hasobject:
                 raise ValueError("it holds an array, and not a dictionary")
             return dict(SafeUnpickler(content).load().item())
     except Exception as error:  # a damaged pickle may end in any error
         raise InputError(
-            f"{file} is damaged or no output of GLMsingle ({type(error).__name__}: {error}). Make it anew, or let GLMsingle write HDF5 (wanthdf5=1)."
+            f"{file} is damaged or no output of GLMsingle ({type(error).__name__}: {error}). "
+            "Make it anew, or let GLMsingle write HDF5 (wanthdf5=1)."
         ) from error
