@@ -24,7 +24,7 @@ from scipy.stats import kstest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mindllm.datasets import bids
+from mindllm.datasets.bids import BIDSReader
 from mindllm.evaluation.evaluator import evaluate
 from mindllm.simulate.configuration import SimulateConfig
 from mindllm.simulate.simulator import simulate
@@ -89,7 +89,7 @@ def experiment(seed: int, signal: float, llm: Path) -> dict[str, float]:
     folder = Path(tempfile.mkdtemp(prefix="null-"))
     try:
         simulate(folder / "bids", people)
-        store = bids.prepare(folder / "bids", folder / "store")
+        store = BIDSReader(folder / "bids").prepare(folder / "store")
         *trained, left_out = store.subjects
         model = train(store, folder / "model", config, subjects=trained).eval()
         report = evaluate(

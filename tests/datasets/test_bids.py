@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mindllm.data.store import Store
-from mindllm.datasets.bids import prepare
+from mindllm.datasets.bids import BIDSReader
 from mindllm.utils.errors import InputError
 from tests.conftest import REGIONS, TEXTS, make_bids
 
@@ -28,7 +28,7 @@ def one(root: Path, pattern: str) -> Path:
 def test_planted_values_come_back(tmp_path: Path) -> None:
     """An oblique grid, int16 with slope and intercept, two sessions in folders of their own, a parcellation."""
     planted = make_bids(tmp_path / "bids")
-    store = prepare(tmp_path / "bids", tmp_path / "store")
+    store = BIDSReader(tmp_path / "bids").prepare(tmp_path / "store")
     assert store.subjects == ["sub-01", "sub-02"]
     labels = nib.load(one(tmp_path / "bids", "*dseg.nii.gz"))
     for subject, betas in planted.items():
@@ -58,7 +58,7 @@ def test_rows_of_a_trials_table_may_stand_in_any_order(tmp_path: Path) -> None:
     file = one(tmp_path / "bids", "*_trials.tsv")
     table = pd.read_csv(file, sep="\t").iloc[::-1]
     table.to_csv(file, sep="\t", index=False)
-    store = prepare(tmp_path / "bids", tmp_path / "store")
+    store = BIDSReader(tmp_path / "bids").prepare(tmp_path / "store")
     np.testing.assert_array_equal(store.betas("sub-01"), planted["sub-01"])
     assert store.trials("sub-01")["stimulus"].tolist() == table["stimulus"].tolist()[::-1]
 
@@ -90,7 +90,7 @@ def test_the_naming_of_laion_fmri(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         "stimulus\tcaption\nstim0\ta dog runs\nstim0\ta running dog\nstim9\tnever shown\n"
     )
     with caplog.at_level(logging.WARNING):
-        store = prepare(root, tmp_path / "store")
+        store = BIDSReader(root).prepare(tmp_path / "store")
     np.testing.assert_array_equal(store.betas("sub-01"), planted)
     assert (store.trials("sub-01")["run"] == "7").all()
     assert store.trials("sub-01")["session"].tolist() == ["1"] * 12 + ["2"] * 12
@@ -98,7 +98,7 @@ def test_the_naming_of_laion_fmri(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         ["a dog runs", "a running dog"],
         ["a running dog", "a dog runs"],
     ]
-    assert "names no MNI space; its millimetres are taken as they are" in caplog.text
+    assert "names no MNI space; its coordinates are taken as they are" in caplog.text
     assert "5 of 6 stimuli have no caption (first: stim1)" in caplog.text
 
 
@@ -119,11 +119,11 @@ def nan_in_one_voxel(data: np.ndarray, ijk: np.ndarray) -> np.ndarray:
 def test_nan_is_refused_or_its_voxels_are_left_out(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = prepare(root, root.parent / "whole")
+    whole = BIDSReader(root).prepare(root.parent / "whole")
     harm_values(root, nan_in_one_voxel)
     with pytest.raises(InputError, match=r"NaN or infinite values in 1 of 60 voxels .*--nan drop"):
-        prepare(root, root.parent / "store")
-    store = prepare(root, root.parent / "store", nan="drop")
+        BIDSReader(root).prepare(root.parent / "store")
+    store = BIDSReader(root, nan="drop").prepare(root.parent / "store")
     assert (
         "sub-01: 1 of 60 voxels hold NaN or infinity in some trial and are left out" in caplog.text
     )
@@ -136,7 +136,7 @@ def test_nan_is_refused_or_its_voxels_are_left_out(
     )
     harm_values(root, lambda data, ijk: data * np.nan)
     with pytest.raises(InputError, match=r"all 60 voxels of its mask hold NaN .* so none is left"):
-        prepare(root, root.parent / "none", nan="drop")
+        BIDSReader(root, nan="drop").prepare(root.parent / "none")
 
 
 def no_mask(root: Path) -> None:
@@ -198,40 +198,47 @@ def test_bad_folders(root: Path, kind: str) -> None:
     harm, message = BAD[kind]
     harm(root)
     with pytest.raises(InputError, match=message):
-        prepare(root, root.parent / "store", split={"val": 0.2})
+        BIDSReader(root).prepare(root.parent / "store", val_fraction=0.2)
     assert not (root.parent / "store").exists()
 
 
 def test_bad_options(root: Path, tmp_path: Path) -> None:
     for options, message in (
-        ({"subjects": ["sub-01", "sub-07"]}, "has no subject sub-07; found sub-01, sub-02"),
+        ({"subjects": ["sub-01", "sub-07"]}, "has no subject sub-07; it holds sub-01, sub-02"),
         ({"mask": "*_mask.mgz"}, r"sub-01 has no mask: expected \*_mask.mgz"),
         ({"nan": "ignore"}, "nan='ignore' is unknown; expected error or drop"),
-        ({"dtype": "int8"}, "dtype='int8' is unknown; expected float32 or float16"),
-        ({"split": {"val": 0.7, "test": 0.5}}, "sum to less than 1"),
-        ({"split": {"val": 0.01}}, "leaves the split val empty"),
     ):
         with pytest.raises(InputError, match=message):
-            prepare(root, tmp_path / "store", **options)  # type: ignore[arg-type]
+            BIDSReader(root, **options).prepare(tmp_path / "store")  # type: ignore[arg-type]
+    for test_fraction, options, message in (
+        (0.0, {"dtype": "int8"}, "dtype='int8' is unknown; expected float32 or float16"),
+        (0.5, {"val_fraction": 0.7}, "sum to less than 1"),
+        (0.0, {"val_fraction": 0.01}, "leaves the split val empty"),
+    ):
+        reader = BIDSReader(root, test_fraction=test_fraction)
+        with pytest.raises(InputError, match=message):
+            reader.prepare(tmp_path / "store", **options)  # type: ignore[arg-type]
     for empty in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match=r"holds no folder sub-\*: expected BIDS derivatives"):
-            prepare(empty, tmp_path / "store")
+            BIDSReader(empty).prepare(tmp_path / "store")
     (tmp_path / "sub-01").mkdir()
     with pytest.raises(InputError, match="expected one 4-D file of single-trial betas per session"):
-        prepare(tmp_path, tmp_path / "store")
+        BIDSReader(tmp_path).prepare(tmp_path / "store")
 
 
 def test_a_named_mask_and_chosen_subjects(root: Path, tmp_path: Path) -> None:
     two_masks(root)
-    store = prepare(root, tmp_path / "store", mask="*task-images*_mask.nii.gz", subjects=["sub-01"])
+    store = BIDSReader(root, mask="*task-images*_mask.nii.gz", subjects=["sub-01"]).prepare(
+        tmp_path / "store"
+    )
     assert store.subjects == ["sub-01"]
 
 
-def test_shares_are_of_stimuli_and_a_column_split_is_kept(
+def test_fractions_are_of_stimuli_and_a_column_split_is_kept(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shares = {"val": 1 / 6, "test": 2 / 6}
-    store = prepare(root, tmp_path / "store", split=shares, seed=3)
+    reader = BIDSReader(root, test_fraction=2 / 6)
+    store = reader.prepare(tmp_path / "store", val_fraction=1 / 6, seed=3)
     kinds = (
         pd.concat([store.trials(s) for s in store.subjects]).groupby("stimulus")["split"].unique()
     )
@@ -242,8 +249,8 @@ def test_shares_are_of_stimuli_and_a_column_split_is_kept(
         table.assign(
             split=table["stimulus"].map(lambda s: "test" if s == "stim4" else "train")
         ).to_csv(file, sep="\t", index=False)
-    trials = prepare(root, tmp_path / "own", split=shares).trials("sub-02")
-    assert "have a column `split`; the shares" in caplog.text
+    trials = reader.prepare(tmp_path / "own", val_fraction=1 / 6).trials("sub-02")
+    assert "have a column `split`; the fractions" in caplog.text
     assert set(trials.loc[trials["split"] == "test", "stimulus"]) == {"stim4"}
 
 
@@ -253,7 +260,7 @@ def test_the_actions_data_is_what_it_is_known_to_be(shared: Path, tmp_path: Path
     known = pd.read_csv(root / "participants.tsv", sep="\t").set_index("participant_id")["n_voxels"]
     assert len(known) == 10
     few = ["sub-01", "sub-08"]
-    store = prepare(root, tmp_path / "store", subjects=few)
+    store = BIDSReader(root, subjects=few).prepare(tmp_path / "store")
     assert Store(tmp_path / "store").subjects == few
     for subject in few:
         assert store.betas(subject).shape == (120, known[subject])

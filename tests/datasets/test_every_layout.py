@@ -267,7 +267,7 @@ def in_bids(root: Path) -> Planted:
     relabel(atlas, dict.fromkeys(places.values(), 3))
     names: dict[Thing, str] = {300 + n: f"stim{n}" for n in range(6)}
     images = pd.DataFrame({"stimulus": names.values(), "coco_id": names.keys()})
-    return Planted(bids.prepare(root, root / "store"), marks, lambda s, value: 300 + round((value - 40) / 5), shown, names, runs, images)  # fmt: skip
+    return Planted(bids.BIDSReader(root).prepare(root / "store"), marks, lambda s, value: 300 + round((value - 40) / 5), shown, names, runs, images)  # fmt: skip
 
 
 def in_prepared(root: Path, layout: str) -> Planted:

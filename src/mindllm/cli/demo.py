@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mindllm.data.store import Store
-from mindllm.datasets import bids
+from mindllm.datasets.bids import BIDSReader
 from mindllm.evaluation.evaluator import evaluate
 from mindllm.evaluation.legacy import DictResult
 from mindllm.model.modeling import MindLLM
@@ -51,7 +51,7 @@ def demo(
     console.rule("2/4  prepare: NIfTI and tables into a store (about 20 s)")
     if not (out / "store").exists():
         with make_progress() as progress:
-            bids.prepare(out / "bids", out / "store", progress=progress)
+            BIDSReader(out / "bids").prepare(out / "store", progress=progress)
     store = Store(out / "store")
     *trained, left_out = store.subjects
 

@@ -130,60 +130,39 @@ def reader_command(
     return decorate
 
 
-@app.command("bids")
-def prepare_bids(
+@reader_command("bids", dtype="float32")
+def read_bids(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="BIDS derivatives: statmaps of single-trial betas, masks, trials tables, dseg parcellations."
+            help="BIDS derivatives: statmaps of single-trial betas, masks, trials tables, dseg "
+            "atlases."
         ),
     ],
-    out: NewStore,
     subjects: Subjects = None,
     mask: Annotated[
         str | None,
         typer.Option(
-            help="Glob of the mask files within a subject's folder. Default: *_desc-brain_mask.nii.gz, else where *_desc-R2mean_statmap.nii.gz is above 0."
+            help="Glob of the mask files within a subject's folder. Default: "
+            "*_desc-brain_mask.nii.gz, else where *_desc-R2mean_statmap.nii.gz is above 0."
         ),
     ] = None,
-    val_fraction: Annotated[
-        float,
-        typer.Option(
-            help="Share of the stimuli for validation, where the trials tables have no column `split`."
-        ),
-    ] = 0.0,
-    test_fraction: Annotated[
-        float, typer.Option(help="Share of the stimuli for testing, likewise.")
-    ] = 0.0,
-    nan: Annotated[
-        str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")
-    ] = "error",
-    dtype: StorageDtype = "float32",
-    seed: Seed = 0,
-    n_jobs: NJobs = 1,
-    dask_scheduler: DaskScheduler = None,
-) -> None:
-    """Make a store of BIDS derivatives with single-trial betas. Run it again after an interruption: it goes on."""
-    from mindllm.datasets import bids
+    nan: Nan = "error",
+    test_fraction: TestFraction = 0.0,
+) -> "DatasetReader":
+    """Make a store of BIDS derivatives with single-trial betas.
 
-    chosen = {
-        name: share for name, share in (("val", val_fraction), ("test", test_fraction)) if share
-    }
-    with bars() as progress:
-        store = bids.prepare(
-            folder,
-            out,
-            subjects=parse_list(subjects),
-            mask=mask,
-            split=chosen,
-            nan=nan,  # type: ignore[arg-type] # checked there
-            dtype=dtype,
-            seed=seed,
-            n_jobs=n_jobs,
-            dask_scheduler=dask_scheduler,
-            progress=progress,
-        )
-    summarize(store)
+    Run it again after an interruption: it goes on.
+    """
+    from mindllm.datasets.bids import BIDSReader
+
+    return BIDSReader(
+        folder,
+        subjects=parse_list(subjects),
+        mask=mask,
+        nan=nan,  # type: ignore[arg-type] # checked there
+        test_fraction=test_fraction,
+    )
 
 
 @reader_command("nsd")
