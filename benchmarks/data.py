@@ -21,9 +21,14 @@ import numpy as np
 import pandas as pd
 
 from mindllm.data.dataset import TrialDataset
-from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
-from mindllm.datasets import bids, glmsingle, laion_fmri, mindllm_release, mosaic, nsd
+from mindllm.datasets.base import DatasetReader
+from mindllm.datasets.bids import BIDSReader
+from mindllm.datasets.glmsingle import GLMsingleReader
+from mindllm.datasets.laion_fmri import LAIONReader
+from mindllm.datasets.mindllm_release import MindLLMReleaseReader
+from mindllm.datasets.mosaic import MOSAICReader
+from mindllm.datasets.nsd import NSDReader
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.instructions import attach_source
 
@@ -45,26 +50,24 @@ def memory(kind: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 2**10
 
 
-def measured(
-    prepare: Callable[..., Store], arguments: dict[str, Any], out: Path, pipe: Any
-) -> None:
+def measured(reader: type[DatasetReader], arguments: dict[str, Any], out: Path, pipe: Any) -> None:
     """Prepare in this process, and tell what it took."""
     before, start = memory("VmHWM"), time.perf_counter()
-    store = prepare(**arguments, out=out)
+    store = reader(**arguments).prepare(out)
     trials = sum(len(store.trials(s)) for s in store.subjects)
     voxels = len(store.masker(store.subjects[0]))
     pipe.send((time.perf_counter() - start, memory("VmHWM"), before, trials, voxels))
 
 
-def reader(
-    name: str, prepare: Callable[..., Store], arguments: dict[str, Any], folder: Path
+def measure(
+    name: str, reader: type[DatasetReader], arguments: dict[str, Any], folder: Path
 ) -> None:
     """One line about one reader."""
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**30
     out, (mine, theirs) = folder.parent / "store", multiprocessing.Pipe()
     shutil.rmtree(out, ignore_errors=True)
     process = multiprocessing.get_context("spawn").Process(
-        target=measured, args=(prepare, arguments, out, theirs)
+        target=measured, args=(reader, arguments, out, theirs)
     )
     process.start()
     while process.is_alive() and not mine.poll(1):
@@ -82,9 +85,9 @@ def of_nsd(folder: Path) -> None:
         root = folder / "nsd"
         generate.nsd(root, nifti=nifti)
         for mask in ("nsdgeneral", "brain"):
-            reader(
+            measure(
                 f"NSD session, {name}, {mask}",
-                nsd.prepare,
+                NSDReader,
                 {"root": root, "sessions": [1], "mask": mask},
                 root,
             )
@@ -93,22 +96,22 @@ def of_nsd(folder: Path) -> None:
 
 def of_laion(folder: Path) -> None:
     root = generate.laion(folder / "laion")
-    reader("LAION-fMRI session", laion_fmri.prepare, {"root": root, "sessions": [1]}, root)
+    measure("LAION-fMRI session", LAIONReader, {"root": root, "sessions": [1]}, root)
     shutil.rmtree(root)
 
 
 def of_mosaic(folder: Path) -> None:
     file = generate.mosaic(folder / "mosaic")
-    reader("MOSAIC", mosaic.prepare, {"files": file}, file.parent)
+    measure("MOSAIC", MOSAICReader, {"files": file}, file.parent)
     shutil.rmtree(file.parent)
 
 
 def of_glmsingle(folder: Path) -> None:
     design = generate.glmsingle(folder / "glmsingle")
-    reader(
+    measure(
         "GLMsingle session",
-        glmsingle.prepare,
-        {"folder": design.parent, "design": design},
+        GLMsingleReader,
+        {"root": design.parent, "design": design},
         design.parent,
     )
     shutil.rmtree(design.parent)
@@ -116,13 +119,13 @@ def of_glmsingle(folder: Path) -> None:
 
 def of_bids(folder: Path) -> None:
     root = generate.bids(folder / "bids")
-    reader("BIDS derivatives, a person", bids.prepare, {"root": root}, root)
+    measure("BIDS derivatives, a subject", BIDSReader, {"root": root}, root)
     shutil.rmtree(root)
 
 
 def of_official(folder: Path) -> None:
     root = generate.official(folder / "official")
-    reader("the authors' prepared data", mindllm_release.prepare, {"folder": root}, root)
+    measure("the authors' prepared data", MindLLMReleaseReader, {"root": root}, root)
     shutil.rmtree(root)
 
 

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mindllm.convert.mindllm_checkpoint import convert_checkpoint
-from mindllm.datasets.mindllm_release import prepare
+from mindllm.datasets.mindllm_release import MindLLMReleaseReader
 from mindllm.model.encoder import FMRIEncoder
 from mindllm.model.modeling import MindLLM
 
@@ -156,7 +156,10 @@ def main() -> None:
         make_trials(folder, options.trials)
         size = (folder / "data" / "nsd0" / "subject_1.h5").stat().st_size / 2**30
         print(f"prepared data of {size:.2f} GiB, {options.trials} trials, 600,000 captions")
-        store = timed("prepare official", lambda: prepare(folder, folder / "store", progress=None))
+        store = timed(
+            "prepare official",
+            lambda: MindLLMReleaseReader(folder).prepare(folder / "store", progress=None),
+        )
         rows = np.random.default_rng(1).integers(0, len(store.trials("subj01")), 2048)
         timed("read 2,048 random trials", lambda: store.betas("subj01", rows, standardize=True))
 

@@ -311,7 +311,9 @@ def in_prepared(root: Path, layout: str) -> Planted:
                     shown[subject] += [test_mindllm_release.COCO[image]] * len(values)
     if layout == "mindeye":
         test_mindllm_release.write_info(root)
-    store = mindllm_release.prepare(root, root / "store", sources=["coco-caption"], val_fraction=0)
+    store = mindllm_release.MindLLMReleaseReader(root, sources=["coco-caption"]).prepare(
+        root / "store", val_fraction=0
+    )
     names = {
         coco: str(image if layout == "mindeye" else coco)
         for image, coco in test_mindllm_release.COCO.items()

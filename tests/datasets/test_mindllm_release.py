@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 import mindllm
 from mindllm.cli import app
 from mindllm.data.store import Store
-from mindllm.datasets.mindllm_release import prepare
+from mindllm.datasets import mindllm_release
+from mindllm.datasets.mindllm_release import MindLLMReleaseReader
 from mindllm.evaluation.evaluator import evaluate
 from mindllm.utils.errors import InputError
 from tests.published import Sizes, make_published, write_volume
@@ -142,7 +143,7 @@ def test_every_trial_has_its_values_and_its_text(root: Path, layout: str, named:
         write_nsd0(root, volumes=layout.endswith("volumes"))
     if named or layout == "mindeye":
         write_info(root)
-    store = prepare(root, root / "store", val_fraction=0.2)
+    store = MindLLMReleaseReader(root).prepare(root / "store", val_fraction=0.2)
     named = named or layout == "mindeye"
     assert store.subjects == ["subj01", "subj02"]
     assert store.meta["standardized"]
@@ -184,7 +185,7 @@ def test_every_trial_has_its_values_and_its_text(root: Path, layout: str, named:
 
 def test_validation_comes_from_training_stimuli(root: Path) -> None:
     write_nsd0(root)
-    store = prepare(root / "data", root / "store", val_fraction=0.25, seed=3)
+    store = MindLLMReleaseReader(root / "data").prepare(root / "store", val_fraction=0.25, seed=3)
     trials = pd.concat([store.trials(s) for s in store.subjects])
     kinds = trials.groupby("split")["stimulus"].agg(set)
     assert len(kinds["val"]) == 10
@@ -200,13 +201,8 @@ def test_validation_comes_from_training_stimuli(root: Path) -> None:
 
 def test_options(root: Path) -> None:
     write_nsd0(root)
-    store = prepare(
-        root,
-        root / "store",
-        subjects=["subj02"],
-        sources=["coco-qa"],
-        val_fraction=0,
-        dtype="float16",
+    store = MindLLMReleaseReader(root, subjects=["subj02"], sources=["coco-qa"]).prepare(
+        root / "store", val_fraction=0, dtype="float16"
     )
     assert store.subjects == ["subj02"]
     assert set(store.conversations["source"]) == {"coco-qa"}
@@ -222,34 +218,48 @@ def test_voxels_outside_the_cortex_are_a_region_of_their_own(root: Path) -> None
     inside = masks(root)["subj02"]
     labels[np.cumsum(inside).reshape(inside.shape) <= 4] = -1
     write_volume(file, labels)
-    store = prepare(root, root / "store")
+    store = MindLLMReleaseReader(root).prepare(root / "store")
     assert store.parcel_names["A"] == {1: "1", 2: "2", 3: "3", 4: "not cortex"}
     assert store.masker("subj02").parcel_labels["A"][:4].tolist() == [4] * 4
     assert store.masker("subj01").parcel_labels["A"].max() == 3
+
+
+def test_subjects_are_read_side_by_side_and_in_parts(root: Path, monkeypatch) -> None:
+    """Two processes, and parts of seven images, give the store that one process gives."""
+    write_mindeye(root)
+    write_info(root)
+    one = MindLLMReleaseReader(root).prepare(root / "one")
+    monkeypatch.setattr(mindllm_release, "CHUNK_SIZE", 7)
+    two = MindLLMReleaseReader(root).prepare(root / "two", n_jobs=2)
+    for subject in one.subjects:
+        np.testing.assert_array_equal(one.betas(subject), two.betas(subject))
+        pd.testing.assert_frame_equal(one.trials(subject), two.trials(subject))
 
 
 def test_an_interrupted_preparation_goes_on(root: Path, monkeypatch) -> None:
     from mindllm.datasets.release_layouts import HDF5Layout
 
     write_nsd0(root)
-    whole = HDF5Layout.iter_chunks
+    read_betas = HDF5Layout.read_betas
 
-    def interrupted(self, subject, trials, ijk):
-        for n, piece in enumerate(whole(self, subject, trials, ijk)):
-            if subject == "subj02" and n == 0:
-                raise KeyboardInterrupt
-            yield piece
+    def interrupted(self, subject, *arguments):
+        if subject == "subj02":
+            raise KeyboardInterrupt
+        return read_betas(self, subject, *arguments)
 
-    monkeypatch.setattr(HDF5Layout, "iter_chunks", interrupted)
+    monkeypatch.setattr(HDF5Layout, "read_betas", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prepare(root, root / "store")
+        MindLLMReleaseReader(root).prepare(root / "store")
     with pytest.raises(InputError, match="was not prepared to its end"):
         Store(root / "store")
     read = []
-    monkeypatch.setattr(
-        HDF5Layout, "iter_chunks", lambda self, s, *rest: read.append(s) or whole(self, s, *rest)
-    )
-    prepare(root, root / "store")
+
+    def recorded(self, subject, *arguments):
+        read.append(subject)
+        return read_betas(self, subject, *arguments)
+
+    monkeypatch.setattr(HDF5Layout, "read_betas", recorded)
+    MindLLMReleaseReader(root).prepare(root / "store")
     assert read == ["subj02"]
 
 
@@ -281,7 +291,7 @@ def leak(file: h5py.File) -> None:
 
 NSD0 = {
     "an image in train and test": (edit("subject_1.h5", leak), "1 stimuli stand in two splits"),
-    "nothing there": (lambda d: shutil.rmtree(d / "nsd0"), r"holds the layouts of nobody.*Expected nsd0/subject_1\.h5"),
+    "nothing there": (lambda d: shutil.rmtree(d / "nsd0"), r"holds the layouts of no subject.*Expected nsd0/subject_1\.h5"),
     "no masks": (lambda d: shutil.rmtree(d / "roi" / "subj02"), "roi has no folder subj02"),
     "a file cut": (lambda d: cut(d / "nsd0" / "subject_2.h5"), r"subject_2\.h5 is damaged"),
     "no test": (edit("subject_2.h5", lambda f: f.__delitem__("test")), r"subject_2\.h5 has the groups \['train'\]; expected train and test"),
@@ -307,11 +317,11 @@ def test_what_is_wrong_is_said_and_mending_it_completes(root: Path, case: str) -
     spoil, message = NSD0[case]
     spoil(root / "data")
     with pytest.raises(InputError, match=message):
-        prepare(root, root / "store")
+        MindLLMReleaseReader(root).prepare(root / "store")
     assert not (root / "store").exists()
     shutil.rmtree(root / "data")
     shutil.move(root / "good", root / "data")
-    assert prepare(root, root / "store").subjects == ["subj01", "subj02"]
+    assert MindLLMReleaseReader(root).prepare(root / "store").subjects == ["subj01", "subj02"]
 
 
 MINDEYE = {
@@ -330,7 +340,7 @@ def test_mindeye_errors(root: Path, case: str) -> None:
     spoil, message = MINDEYE[case]
     spoil(root / "data")
     with pytest.raises(InputError, match=message):
-        prepare(root, root / "store")
+        MindLLMReleaseReader(root).prepare(root / "store")
     assert not (root / "store").exists()
 
 
@@ -339,18 +349,21 @@ def test_two_layouts_ask_for_one(root: Path) -> None:
     write_mindeye(root)
     write_info(root)
     with pytest.raises(InputError, match=r"\['nsd0', 'mindeye'\]; choose one with --layout"):
-        prepare(root, root / "store")
-    assert len(prepare(root, root / "store", layout="mindeye").trials("subj01")) == 3 * 30
-    with pytest.raises(InputError, match=r"has no data of subj07; it holds subj01, subj02"):
-        prepare(root, root / "other", layout="nsd0", subjects=["subj07"])
+        MindLLMReleaseReader(root).prepare(root / "store")
+    assert (
+        len(MindLLMReleaseReader(root, layout="mindeye").prepare(root / "store").trials("subj01"))
+        == 3 * 30
+    )
+    with pytest.raises(InputError, match=r"has no subject subj07; it holds subj01, subj02"):
+        MindLLMReleaseReader(root, layout="nsd0", subjects=["subj07"]).prepare(root / "other")
 
 
 def test_references_take_the_form_of_their_task() -> None:
-    from mindllm.datasets.mindllm_release import right
+    from mindllm.datasets.mindllm_release import flatten_answers
     from mindllm.evaluation.question_answering import reference
 
     def stored(said: str, published) -> list[str]:
-        return right(
+        return flatten_answers(
             [{"role": "user", "content": "<fMRI>?"}, {"role": "assistant", "content": said}],
             published,
         )

@@ -35,8 +35,8 @@ Nan = Annotated[str, typer.Option(help="Voxels with NaN: `error`, or `drop` to l
 ValFraction = Annotated[
     float,
     typer.Option(
-        help="Fraction of the training stimuli for validation, where the data has no validation "
-        "trials of its own."
+        help="Fraction of the training stimuli for validation. For bids: of all stimuli, where the "
+        "trials tables have no `split`."
     ),
 ]
 TestFraction = Annotated[
@@ -312,15 +312,15 @@ def read_glmsingle(
     )
 
 
-@app.command("mindllm-release")
-def prepare_mindllm_release(
+@reader_command("mindllm-release", val_fraction=0.1, dtype="float32")
+def read_mindllm_release(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="The authors' prepared data: the folder that holds nsd0 or webdataset_avg_split, cache, roi."
+            help="The authors' prepared data: the folder that holds nsd0 or webdataset_avg_split, "
+            "cache, roi."
         ),
     ],
-    out: NewStore,
     subjects: Annotated[
         str | None, typer.Option(help="Comma-separated, e.g. subj01,subj02. Default: all.")
     ] = None,
@@ -336,26 +336,19 @@ def prepare_mindllm_release(
             help="Instruction files to take, comma-separated, e.g. coco-caption. Default: all."
         ),
     ] = None,
-    val_fraction: Annotated[
-        float,
-        typer.Option(
-            help="Share of the training stimuli for validation, where the data has no split of its own."
-        ),
-    ] = 0.1,
-    dtype: Annotated[
-        str, typer.Option(help="How values are stored: float32 or float16.")
-    ] = "float32",
-    seed: Seed = 0,
-) -> None:
-    """Make a store of the published prepared data. Run it again after an interruption: it goes on."""
-    from mindllm.datasets import mindllm_release
+) -> "DatasetReader":
+    """Make a store of the published prepared data.
 
-    with bars() as progress:
-        store = mindllm_release.prepare(
-            folder, out, subjects=parse_list(subjects), layout=layout, sources=parse_list(sources), val_fraction=val_fraction, dtype=dtype,
-            seed=seed, progress=progress,
-        )  # fmt: skip
-    summarize(store)
+    Run it again after an interruption: it goes on.
+    """
+    from mindllm.datasets.mindllm_release import MindLLMReleaseReader
+
+    return MindLLMReleaseReader(
+        folder,
+        subjects=parse_list(subjects),
+        layout=layout,
+        sources=parse_list(sources),
+    )
 
 
 @app.command("instructions")
@@ -363,7 +356,8 @@ def prepare_instructions(
     source: Annotated[
         str,
         typer.Argument(
-            help="coco-caption, vqa-v2, llava, ..., or caption for your own; see docs/instructions.md."
+            help="coco-caption, vqa-v2, llava, ..., or caption for your own; see "
+            "docs/how-to/instructions.md."
         ),
     ],
     files: Annotated[
@@ -373,7 +367,8 @@ def prepare_instructions(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Table (.tsv or .csv) with `stimulus`, `coco_id`, where the trials have no coco_id."
+            help="Table (.tsv or .csv) with `stimulus`, `coco_id`, where the trials have no "
+            "coco_id."
         ),
     ] = None,
     style: Annotated[
@@ -383,30 +378,36 @@ def prepare_instructions(
         ),
     ] = "mindllm",
 ) -> None:
-    """Add the conversations of an instruction source to a store, in place of those it has of that source."""
-    from rich.table import Table
-
+    """Add the conversations of an instruction source, in place of those that the store has of it."""
     from mindllm.data.store import Store
-    from mindllm.instructions import attach_source, summary
+    from mindllm.instructions import attach_source
     from mindllm.utils.tables import read_table
 
-    data = Store(store)
+    data, coco_ids = Store(store), None
+    if images is not None:
+        coco_ids = read_table(images, "the table of images", ("stimulus", "coco_id"))
     with bars() as progress:
         added = attach_source(
-            data, source, files, style=style,  # type: ignore[arg-type] # checked there
-            images=None if images is None else read_table(images, "the table of images", ("stimulus", "coco_id")), progress=progress,
-        )  # fmt: skip
-    table = Table(
-        "aspect",
-        "source",
-        "conversations",
-        "with text",
-        "share",
-        "words",
-        title=str(added),
-        title_justify="left",
-    )
-    for row in summary(data).to_dict("records"):
-        told = f"{row['with text']:,} {row['of']}", f"{row['share']:.0%}", f"{row['words']:.1f}"
-        table.add_row(row["aspect"], row["source"], f"{row['conversations']:,}", *told)
+            data,
+            source,
+            files,
+            style=style,  # type: ignore[arg-type] # checked there
+            images=coco_ids,
+            progress=progress,
+        )
+    print_summary(data, str(added))
+
+
+def print_summary(store: "Store", title: str) -> None:
+    """Print how much text a store has from each source."""
+    from rich.table import Table
+
+    from mindllm.instructions import summary
+
+    columns = ("aspect", "source", "conversations", "with text", "share", "words")
+    table = Table(*columns, title=title, title_justify="left")
+    for row in summary(store).to_dict("records"):
+        with_text = f"{row['with text']:,} {row['of']}"
+        counts = (f"{row['conversations']:,}", with_text, f"{row['share']:.0%}")
+        table.add_row(row["aspect"], row["source"], *counts, f"{row['words']:.1f}")
     console.print(table)

@@ -51,6 +51,15 @@ class DatasetDescription:
     has_presentation_order: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class _StorePlan:
+    """A store that was begun: its writer, what to read, and the conversations."""
+
+    writer: StoreWriter
+    recordings: list[SubjectRecording]
+    conversations: pd.DataFrame
+
+
 class DatasetReader(ABC):
     """Base class of the dataset readers; a subclass describes one layout of files.
 
@@ -199,57 +208,59 @@ class DatasetReader(ABC):
         dask_scheduler: str | None = None,
         progress: Progress | None = None,
     ) -> Store:
-        """Prepare the store `out`. Called again after an interruption, it goes on.
+        """Prepare the store `out`; called again after an interruption, it goes on.
 
         Parameters
         ----------
         out : str or Path
             Folder of the store to make.
         dtype : {"float16", "float32"}, optional
-            How betas are stored. Default: `default_dtype` of the reader.
+            How betas are stored. Default: `default_dtype`.
         val_fraction : float, optional
-            Fraction of the training stimuli that is drawn for validation. Default:
-            `default_val_fraction` of the reader.
+            Fraction of training stimuli for validation. Default: `default_val_fraction`.
         seed : int
-            Seed of what is drawn at random.
+            Seed of the random draws.
         n_jobs : int
             Processes that read sessions at once.
         dask_scheduler : str, optional
-            Address of a dask scheduler, on whose workers sessions are read instead.
+            Address of a dask scheduler to read on.
         progress : rich.progress.Progress, optional
-            Where progress is shown.
 
         Returns
         -------
         Store
-            The prepared store.
 
         Raises
         ------
         InputError
-            If `out` exists, or, naming the file, for anything that is missing, damaged or not as
-            published. What was read is kept in ``<out>.partial``.
+            If `out` exists, or a file is missing, damaged or not as published.
         """
-        check_not_exists(Path(out))
         dtype = dtype or self.default_dtype
-        check_dtype(dtype)
         fraction = self.default_val_fraction if val_fraction is None else val_fraction
-        trials = self.assign_splits(self._list_trials(progress), fraction, seed)
-        recordings = [
-            self._open_recording(subject, table, dtype) for subject, table in trials.items()
-        ]
-        conversations = self.read_conversations(trials)
-        draw = {"val_fraction": fraction, "dtype": dtype, "seed": seed}
-        writer = self._create_writer(out, trials, draw)
+        plan = self._plan(out, dtype, fraction, seed, progress)
         write_recordings(
-            writer,
-            recordings,
+            plan.writer,
+            plan.recordings,
             dtype,
             n_jobs=n_jobs,
             dask_scheduler=dask_scheduler,
             progress=progress,
         )
-        return writer.finish(conversations)
+        return plan.writer.finish(plan.conversations)
+
+    def _plan(
+        self, out: str | Path, dtype: str, val_fraction: float, seed: int, progress: Progress | None
+    ) -> _StorePlan:
+        """Read all but the betas, and begin the store."""
+        check_not_exists(Path(out))
+        check_dtype(dtype)
+        trials = self.assign_splits(self._list_trials(progress), val_fraction, seed)
+        recordings = [
+            self._open_recording(subject, table, dtype) for subject, table in trials.items()
+        ]
+        conversations = self.read_conversations(trials)
+        draw = {"val_fraction": val_fraction, "dtype": dtype, "seed": seed}
+        return _StorePlan(self._create_writer(out, trials, draw), recordings, conversations)
 
     def _list_trials(self, progress: Progress | None) -> dict[str, pd.DataFrame]:
         """Read the trials of every subject."""

@@ -373,9 +373,7 @@ def locate_voxels(
     stimuli : sequence of str
         The stimulus of each of its trials, by the design table.
     masker : VoxelMasker
-        The mask.
     order : {"C", "F"}, optional
-        Order of voxels in a row.
 
     Returns
     -------

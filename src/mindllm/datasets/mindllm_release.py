@@ -1,223 +1,336 @@
-"""A store from the authors' prepared data: trials in one of two layouts, roi/, and the instruction files cache/*.json.
+"""Reader of the authors' prepared data: trials in one of two layouts, roi/, and cache/*.json.
 
-Values come normalized and are taken as they are. Trials of `test` stay test; validation stimuli are drawn from the training
-stimuli (the authors' code validates on test), or are those of MindEye's own `val`.
-Source: github.com/Graph-and-Geometric-Learning/MindLLM, src/dataset.py.
+Betas are standardized by the authors and are taken as they are. Trials of `test` stay test;
+validation stimuli are drawn from the training stimuli (the authors' code validates on test), or are
+those of MindEye's own `val`.
+
+References
+----------
+github.com/Graph-and-Geometric-Learning/MindLLM, src/dataset.py.
 """
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from rich.progress import Progress
 
-from mindllm.data.splits import check_splits, hold_out_validation
-from mindllm.data.store import Store
-from mindllm.data.store_writer import StoreWriter
-from mindllm.datasets.release_layouts import LAYOUTS, Chunks
+from mindllm.data.splits import check_splits
+from mindllm.datasets.base import DatasetDescription, DatasetReader
+from mindllm.datasets.parallel import SessionReader
+from mindllm.datasets.release_layouts import LAYOUTS, ReleaseLayout
+from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.roi_volumes import find_roi_subjects, load_roi_maskers
 from mindllm.language.conversation import check_conversation
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import check_not_exists
-from mindllm.utils.progress import Advance, progress_bar
 
 INFO = "nsd_stim_info_merged.csv"
 FIRST = "coco-caption"  # the source that a store's evaluation asks about
+CHUNK_SIZE = 500  # keys, each with its trials, that a worker reads at a time
 logger = logging.getLogger(__name__)
 
 
-def prepare(
-    folder: str | Path,
-    out: str | Path,
-    *,
-    subjects: Sequence[str] | None = None,
-    layout: str | None = None,
-    sources: Sequence[str] | None = None,
-    val_fraction: float = 0.1,
-    dtype: str = "float32",
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Store:
-    """Make the store `out`. A stimulus is its 0-based NSD number, or, where nsd_stim_info_merged.csv is absent, its COCO id.
+class MindLLMReleaseReader(DatasetReader):
+    """Reader of the data that the authors of MindLLM prepared of NSD.
 
-    layout: nsd0 or mindeye, where both are there.  sources: names of instruction files (None: all).  val: share of the
-    training stimuli.  Raises InputError, naming the file, for anything missing, damaged or not as published.
+    A stimulus is named by its 0-based nsdId or, where nsd_stim_info_merged.csv is absent, by its
+    COCO id. `val_fraction` of `prepare` is not used where the layout has validation trials.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder that holds nsd0 or webdataset_avg_split, cache and roi, or that holds it as data.
+    subjects : sequence of str, optional
+        Labels such as subj01. Default: all that are there.
+    layout : {"nsd0", "mindeye"}, optional
+        Layout to read. Default: the one that is there.
+    sources : sequence of str, optional
+        Names of instruction files to take, such as coco-caption. Default: all.
     """
-    check_not_exists(Path(out))
-    root = Path(folder) / "data" if (Path(folder) / "data").is_dir() else Path(folder)
-    readers = {name: kind(root) for name, kind in LAYOUTS.items()}
-    there = [name for name, reader in readers.items() if reader.subjects]
-    layout = layout or (there[0] if len(there) == 1 else None)
-    if layout not in there:
+
+    prepared_by = "mindllm-release"
+    default_dtype = "float32"
+    default_val_fraction = 0.1
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        subjects: Sequence[str] | None = None,
+        layout: str | None = None,
+        sources: Sequence[str] | None = None,
+    ) -> None:
+        folder = Path(root) / "data"
+        super().__init__(folder if folder.is_dir() else root, subjects=subjects)
+        self.sources = list(sources or [])
+        self._layout_name = layout
+
+    @cached_property
+    def layout_name(self) -> str:
+        """Name of the layout that is read: the one asked for, or the only one."""
+        layouts = [name for name, layout in LAYOUTS.items() if layout(self.root).subjects]
+        name = self._layout_name or (layouts[0] if len(layouts) == 1 else None)
+        if name in layouts:
+            return str(name)
+        if self._layout_name:
+            hint = f", and {self._layout_name} was asked for"
+        else:
+            hint = "; choose one with --layout" if layouts else ""
         raise InputError(
-            f"{root} holds the layouts {there or 'of nobody'}{f', and {layout} was asked for' if layout else '; choose one with --layout' if there else ''}. Expected nsd0/subject_1.h5 (nsd0) or webdataset_avg_split/train/subj01 (mindeye)."
+            f"{self.root} holds the layouts {layouts or 'of no subject'}{hint}. Expected "
+            "nsd0/subject_1.h5 (nsd0) or webdataset_avg_split/train/subj01 (mindeye)."
         )
-    reader = readers[layout]
-    coco = read_info(root / INFO, needed=layout == "mindeye")
-    chosen = sorted(set(subjects or reader.subjects))
-    if unknown := sorted(set(chosen) - set(reader.subjects)):
-        raise InputError(
-            f"{root} has no data of {', '.join(unknown)}; it holds {', '.join(reader.subjects)}."
-        )
-    if bare := sorted(set(chosen) - set(find_roi_subjects(root / "roi"))):
-        raise InputError(
-            f"{root / 'roi'} has no folder {', '.join(bare)}; the mask of every subject is needed."
-        )
-    spaces = load_roi_maskers({name: root / "roi" / name for name in chosen})
-    tables = {}
-    with progress_bar(progress, "listing trials", len(chosen)) as advance:
-        for subject in chosen:
-            tables[subject] = name_stimuli(reader.trials(subject), coco, root)
-            advance(1, f"listing trials of {subject}")
-    check_splits(tables)
-    tables = hold_out_validation(tables, 0.0 if reader.own_val else val_fraction, seed)
-    conversations = read_conversations(root / "cache", tables, sources)
-    options = {
-        "layout": layout, "subjects": chosen, "sources": list(sources or []), "val_fraction": val_fraction, "seed": seed, "dtype": dtype,
-        "stimulus": "nsdId" if coco else "cocoId",
-    }  # fmt: skip
-    writer = StoreWriter(
-        out,
-        name=f"NSD as prepared for MindLLM ({layout})",
-        source="https://huggingface.co/datasets/BoltzmachineQ/brain-instruction-tuning",
-        license="the terms of NSD and of each instruction source",
-        prepared_by="mindllm-release",
-        options=options,
-        standardized=True,
-        has_presentation_order=layout
-        == "nsd0",  # MindEye's files hold the repeats of an image together
-    )
-    logger.warning(
-        "positions are millimetres of each person's own grid, not MNI: people's voxels may not correspond"
-    )
-    with progress_bar(progress, "preparing", sum(map(len, tables.values()))) as advance:
-        for subject in chosen:
-            words = f"preparing {subject}"
-            if writer.has_subject(subject):
-                advance(len(tables[subject]), words)
-                continue
-            pieces = reader.iter_chunks(subject, tables[subject], spaces[subject].voxel_indices)
-            writer.write_subject(
-                spaces[subject], tables[subject], counted(pieces, advance, words), dtype
-            )
-    return writer.finish(conversations)
 
+    @cached_property
+    def layout(self) -> ReleaseLayout:
+        """The layout that is read."""
+        return LAYOUTS[self.layout_name](self.root)
 
-def counted(pieces: Chunks, advance: Advance, words: str) -> Chunks:
-    """The pieces, counted as they are taken."""
-    for rows, values in pieces:
-        yield rows, values
-        advance(len(rows), words)
+    @cached_property
+    def coco_ids(self) -> dict[int, int] | None:
+        """The COCO id of every 0-based nsdId; None: not known."""
+        return read_coco_ids(self.root / INFO, required=self.layout_name == "mindeye")
 
-
-def read_info(file: Path, needed: bool) -> dict[int, int] | None:
-    """0-based NSD number -> COCO id; None where the table is absent and not needed."""
-    if not file.is_file():
-        if needed:
+    @cached_property
+    def maskers(self) -> dict[str, VoxelMasker]:
+        """The maskers of all subjects, with parcel labels that they share."""
+        subjects, folder = self.select_subjects(), self.root / "roi"
+        if missing := sorted(set(subjects) - set(find_roi_subjects(folder))):
             raise InputError(
-                f"there is no {file}, which tells the COCO id of each image. Fetch it from NSD (experiments/nsd)."
+                f"{folder} has no folder {', '.join(missing)}; the mask of every subject is needed."
+            )
+        return load_roi_maskers({subject: folder / subject for subject in subjects})
+
+    def find_subjects(self) -> list[str]:
+        return list(self.layout.subjects)
+
+    def read_trials(self, subject: str) -> pd.DataFrame:
+        coco_ids, _ = self.coco_ids, self.maskers  # what is missing is noticed before long reading
+        return name_stimuli(self.layout.read_trials(subject), coco_ids, self.root / INFO)
+
+    def assign_splits(
+        self, trials: Mapping[str, pd.DataFrame], val_fraction: float, seed: int
+    ) -> dict[str, pd.DataFrame]:
+        check_splits(trials)
+        fraction = 0.0 if self.layout.has_val_split else val_fraction
+        return super().assign_splits(trials, fraction, seed)
+
+    def load_masker(self, subject: str, trials: pd.DataFrame) -> VoxelMasker:
+        return self.maskers[subject]
+
+    def session_readers(
+        self, masker: VoxelMasker, trials: pd.DataFrame, dtype: str
+    ) -> list[SessionReader]:
+        subject = masker.subject
+        return [
+            SessionReader(
+                f"{subject}, trials {rows[0] + 1} to {rows[-1] + 1}",
+                rows,
+                bind(self.layout.read_betas, subject, trials.iloc[rows], masker.voxel_indices),
+            )
+            for rows in split_by_keys(trials)
+        ]
+
+    def read_conversations(self, trials: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+        return read_conversations(self.root / "cache", trials, self.sources)
+
+    def describe(self, subjects: Sequence[str]) -> DatasetDescription:
+        logger.warning(
+            "coordinates are millimeters of each subject's own grid, not MNI: "
+            "voxels of different subjects may not correspond"
+        )
+        return DatasetDescription(
+            name=f"NSD as prepared for MindLLM ({self.layout_name})",
+            source="https://huggingface.co/datasets/BoltzmachineQ/brain-instruction-tuning",
+            license="the terms of NSD and of each instruction source",
+            standardized=True,
+            # MindEye's files hold the repetitions of an image together.
+            has_presentation_order=self.layout_name == "nsd0",
+        )
+
+    def options(self) -> dict[str, object]:
+        return {
+            "layout": self.layout_name,
+            "sources": self.sources,
+            "stimulus": "nsdId" if self.coco_ids else "cocoId",
+        }
+
+
+def split_by_keys(trials: pd.DataFrame) -> list[np.ndarray]:
+    """Split the rows into what a worker reads at a time; the trials of a key stay together."""
+    keys = trials["split"] + "/" + trials["key"]
+    starts = np.flatnonzero((keys != keys.shift()).to_numpy())
+    return np.split(np.arange(len(trials)), starts[CHUNK_SIZE::CHUNK_SIZE])
+
+
+def read_coco_ids(file: Path, required: bool) -> dict[int, int] | None:
+    """Read the COCO id of every 0-based nsdId; None where the table is absent and not required."""
+    if not file.is_file():
+        if required:
+            raise InputError(
+                f"there is no {file}, which tells the COCO id of each image. "
+                "Fetch it from NSD (experiments/nsd)."
             )
         logger.info("no %s: stimuli are named by their COCO ids", file)
         return None
     table = pd.read_csv(file)
-    number = "nsdId" if "nsdId" in table else "Unnamed: 0"
-    if not {number, "cocoId"} <= set(table.columns):
+    column = "nsdId" if "nsdId" in table else "Unnamed: 0"
+    if not {column, "cocoId"} <= set(table.columns):
         raise InputError(
             f"{file} has the columns {list(table.columns)[:8]}; expected `nsdId` and `cocoId`."
         )
-    return dict(zip(table[number].astype(int), table["cocoId"].astype(int), strict=True))
+    return dict(zip(table[column].astype(int), table["cocoId"].astype(int), strict=True))
 
 
-def name_stimuli(trials: pd.DataFrame, coco: Mapping[int, int] | None, root: Path) -> pd.DataFrame:
-    """The trials with both names of what was shown: `coco_id`, and `stimulus`, the NSD number where the table is there."""
-    known, column = (
-        (coco or {}, "nsd_id")
-        if "nsd_id" in trials
-        else ({c: n for n, c in (coco or {}).items()}, "coco_id")
-    )
-    if coco is not None and (unknown := sorted(set(trials[column]) - set(known))):
+def name_stimuli(
+    trials: pd.DataFrame, coco_ids: Mapping[int, int] | None, file: Path
+) -> pd.DataFrame:
+    """Add to the trials both names of what was shown: `coco_id` and `stimulus`.
+
+    Parameters
+    ----------
+    trials : pd.DataFrame
+        Trials with `nsd_id` or `coco_id`.
+    coco_ids : mapping of int to int, optional
+        The COCO id of every nsdId; without it, COCO ids name the stimuli.
+    file : Path
+        Where `coco_ids` is from, for messages.
+
+    Raises
+    ------
+    InputError
+        If `coco_ids` lacks an image.
+    """
+    column = "nsd_id" if "nsd_id" in trials else "coco_id"
+    other_ids = dict(coco_ids or {})
+    if column == "coco_id":
+        other_ids = {coco_id: nsd_id for nsd_id, coco_id in other_ids.items()}
+    if coco_ids is not None and (unknown := sorted(set(trials[column]) - set(other_ids))):
         raise InputError(
-            f"{root / INFO} does not list {len(unknown)} images that were shown, first {column} {unknown[0]}."
+            f"{file} does not list {len(unknown)} images that were shown, "
+            f"first {column} {unknown[0]}."
         )
     if column == "nsd_id":
         return trials.assign(
-            stimulus=trials["nsd_id"].astype(str), coco_id=trials["nsd_id"].map(known)
+            stimulus=trials["nsd_id"].astype(str), coco_id=trials["nsd_id"].map(other_ids)
         ).drop(columns=column)
-    return trials.assign(
-        stimulus=(trials["coco_id"].map(known) if known else trials["coco_id"]).astype(str)
-    )
+    stimuli = trials["coco_id"].map(other_ids) if other_ids else trials["coco_id"]
+    return trials.assign(stimulus=stimuli.astype(str))
 
 
 def read_conversations(
-    cache: Path, tables: Mapping[str, pd.DataFrame], sources: Sequence[str] | None
+    cache: Path, trials: Mapping[str, pd.DataFrame], sources: Sequence[str]
 ) -> pd.DataFrame:
-    """The conversations about these trials: of a `stimulus`, or (the image before) of a `subject` and `trial`.
+    """Read the conversations about these trials.
 
-    `answers` begins with what the conversation itself says; then come the other right answers, repetitions included.
+    Parameters
+    ----------
+    cache : Path
+        Folder of the instruction files.
+    trials : mapping of str to pd.DataFrame
+        The trials of each subject.
+    sources : sequence of str
+        Names of the files to read; empty: all.
+
+    Returns
+    -------
+    pd.DataFrame
+        Conversations about a `stimulus`, or (the image before) about the trial `trial_index` of a
+        `subject`. `answers` begins with what the conversation itself says; then come the other
+        right answers, with repetitions.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, damaged or not as published.
     """
+    files = find_instruction_files(cache, sources)
+    stimuli = {
+        int(coco_id): stimulus
+        for table in trials.values()
+        for coco_id, stimulus in zip(table["coco_id"], table["stimulus"], strict=True)
+    }
+    trial_indices = {
+        f"subject_{int(subject[4:])}-{'train' if split == 'val' else split}-{key}": (subject, index)
+        for subject, table in trials.items()
+        for index, (split, key) in enumerate(zip(table["split"], table["key"], strict=True))
+    }
+    rows = [row for file in files for row in iter_conversations(file, stimuli, trial_indices)]
+    columns = ["stimulus", "subject", "trial_index", "source", "turns", "answers"]
+    return pd.DataFrame(rows, columns=columns).astype({"trial_index": "Int64"})
+
+
+def find_instruction_files(cache: Path, sources: Sequence[str]) -> list[Path]:
+    """Find the instruction files of these sources, or all; captions come first."""
     files = {
         file.stem: file
-        for file in sorted(cache.glob("*.json"), key=lambda f: (f.stem != FIRST, f.stem))
+        for file in sorted(cache.glob("*.json"), key=lambda file: (file.stem != FIRST, file.stem))
     }
-    if unknown := sorted(set(sources or []) - set(files)):
+    if unknown := sorted(set(sources) - set(files)):
         raise InputError(
-            f"{cache} has no {', '.join(f'{s}.json' for s in unknown)}; it holds {', '.join(files) or 'none'}."
+            f"{cache} has no {', '.join(f'{name}.json' for name in unknown)}; "
+            f"it holds {', '.join(files) or 'none'}."
         )
     if not files:
         raise InputError(
-            f"{cache} has no instruction files (*.json): without text, trials cannot be trained on or scored."
+            f"{cache} has no instruction files (*.json): "
+            "without text, trials cannot be trained on or scored."
         )
-    stimuli = {
-        int(c): s for t in tables.values() for c, s in zip(t["coco_id"], t["stimulus"], strict=True)
-    }
-    trials = {
-        f"subject_{int(subject[4:])}-{'train' if split == 'val' else split}-{key}": (subject, row)
-        for subject, table in tables.items()
-        for row, (split, key) in enumerate(zip(table["split"], table["key"], strict=True))
-    }
-    rows = []
-    for name in sources or files:
-        for number, sample in enumerate(read_samples(files[name])):
-            where = f"{files[name]}, sample {number}"
-            try:
-                stimulus = stimuli.get(int(sample["coco_id"])) if "coco_id" in sample else None
-                subject, trial = (
-                    (None, None)
-                    if "coco_id" in sample
-                    else trials.get(sample["sample_id"], (None, None))
-                )
-                if stimulus is None and subject is None:
-                    continue  # about an image or a person that is not here
-                turns = [{"role": t["role"], "content": t["content"]} for t in sample["chat"]]
-                rows.append(
-                    (
-                        stimulus,
-                        subject,
-                        trial,
-                        sample["from"],
-                        turns,
-                        right(turns, sample.get("answers")),
-                    )
-                )
-            except (KeyError, TypeError, AttributeError) as error:
-                raise InputError(
-                    f"{where} is not as published ({type(error).__name__}: {error}); expected `coco_id` or `sample_id`, `from`, `chat`, `answers`."
-                ) from error
-            try:
-                check_conversation(turns)
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from error
-    table = pd.DataFrame(
-        rows, columns=["stimulus", "subject", "trial_index", "source", "turns", "answers"]
-    )
-    return table.astype({"trial_index": "Int64"})
+    return [files[name] for name in sources or files]
 
 
-def read_samples(file: Path) -> list[dict[str, Any]]:
-    """The samples of an instruction file."""
+def iter_conversations(
+    file: Path,
+    stimuli: Mapping[int, str],
+    trial_indices: Mapping[str, tuple[str, int]],
+) -> Iterator[tuple[object, ...]]:
+    """Iterate over the conversations of a file that are about these stimuli or trials.
+
+    Parameters
+    ----------
+    file : Path
+        An instruction file.
+    stimuli : mapping of int to str
+        COCO id -> stimulus.
+    trial_indices : mapping of str to tuple
+        The authors' id of a trial -> subject and index of the trial.
+
+    Yields
+    ------
+    tuple
+        stimulus, subject, trial_index, source, turns and answers.
+    """
+    for number, sample in enumerate(read_samples(file)):
+        stimulus, subject, trial_index = None, None, None
+        try:
+            if "coco_id" in sample:
+                stimulus = stimuli.get(int(sample["coco_id"]))
+            else:
+                subject, trial_index = trial_indices.get(sample["sample_id"], (None, None))
+            if stimulus is None and subject is None:
+                continue  # about an image or a subject that is not here
+            turns = [{"role": turn["role"], "content": turn["content"]} for turn in sample["chat"]]
+            answers = flatten_answers(turns, sample.get("answers"))
+            row = (stimulus, subject, trial_index, sample["from"], turns, answers)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{file}, sample {number} is not as published ({type(error).__name__}: {error}); "
+                "expected `coco_id` or `sample_id`, `from`, `chat`, `answers`."
+            ) from error
+        try:
+            check_conversation(turns)
+        except InputError as error:
+            raise InputError(f"{file}, sample {number}: {error}") from error
+        yield row
+
+
+def read_samples(file: Path) -> list[Any]:
+    """Read the samples of an instruction file."""
     try:
         samples = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -227,18 +340,16 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
     return samples
 
 
-def right(turns: Sequence[Mapping[str, str]], answers: Any) -> list[str]:
-    """The right answers as a flat list, the last one of the conversation first."""
-    own = [turn["content"] for turn in turns if turn["role"] == "assistant"][-1]
+def flatten_answers(turns: Sequence[Mapping[str, str]], answers: Any) -> list[str]:
+    """Flatten the right answers into a list, the last one of the conversation first."""
+    last = [turn["content"] for turn in turns if turn["role"] == "assistant"][-1]
 
-    def flat(part: Any) -> list[str]:
-        return (
-            [part]
-            if isinstance(part, str)
-            else [text for each in part or [] for text in flat(each)]
-        )
+    def flatten(part: Any) -> list[str]:
+        if isinstance(part, str):
+            return [part]
+        return [text for answer in part or [] for text in flatten(answer)]
 
-    others = flat(answers)
-    if own in others:
-        others.remove(own)
-    return [own, *others]
+    others = flatten(answers)
+    if last in others:
+        others.remove(last)
+    return [last, *others]

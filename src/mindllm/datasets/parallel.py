@@ -141,28 +141,41 @@ def write_recordings(
     """
     check_dtype(dtype)
     unwritten = {r.subject: r for r in recordings if not writer.has_subject(r.subject)}
-    folder = writer.partial / "sessions"
+    folder = sessions_folder(writer)
     tasks = {subject: list_tasks(unwritten[subject], folder, dtype) for subject in unwritten}
     unread = [task for part in tasks.values() for task in part if not task.file.exists()]
     n_unread, n_tasks = Counter(task.subject for task in unread), sum(map(len, tasks.values()))
     with progress_bar(progress, "reading sessions", n_tasks, n_tasks - len(unread)) as advance:
-
-        def write_subject(subject: str) -> None:
-            advance(0, f"writing {subject}")
-            masker, trials = unwritten[subject].masker, unwritten[subject].trials
-            chunks = iter_chunks(tasks[subject])
-            writer.write_subject(masker, trials, chunks, dtype, ncsnr=unwritten[subject].ncsnr)
-            remove_folder(folder / subject, within=folder)
-
         for subject in unwritten:
             if not n_unread[subject]:
-                write_subject(subject)
+                write_subject(writer, unwritten[subject], tasks[subject], dtype)
         for task in run_tasks(unread, n_jobs, dask_scheduler):
+            subject = task.subject
+            n_unread[subject] -= 1
             advance(1, f"reading sessions ({task.session.name} is done)")
-            n_unread[task.subject] -= 1
-            if not n_unread[task.subject]:
-                write_subject(task.subject)
+            if not n_unread[subject]:
+                write_subject(writer, unwritten[subject], tasks[subject], dtype)
     remove_folder(folder, within=writer.partial)
+
+
+def sessions_folder(writer: StoreWriter) -> Path:
+    """Return the folder of the sessions that are read but not yet joined."""
+    return writer.partial / "sessions"
+
+
+def write_subject(
+    writer: StoreWriter, recording: SubjectRecording, tasks: Sequence[ReadTask], dtype: str
+) -> None:
+    """Join the sessions of a subject, all of which are read, and remove their files."""
+    writer.write_subject(
+        recording.masker,
+        recording.trials,
+        iter_chunks(tasks),
+        dtype,
+        ncsnr=recording.ncsnr,
+    )
+    folder = sessions_folder(writer)
+    remove_folder(folder / recording.subject, within=folder)
 
 
 def list_tasks(recording: SubjectRecording, folder: Path, dtype: str) -> list[ReadTask]:

@@ -1,8 +1,9 @@
-"""The two layouts of NSD that the authors' code reads: nsd0/subject_1.h5, and MindEye's webdataset_avg_split."""
+"""The two layouts of the authors' prepared NSD: nsd0/subject_1.h5, and webdataset_avg_split."""
 
 import re
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import ClassVar
 
 import h5py
 import numpy as np
@@ -10,26 +11,62 @@ import pandas as pd
 
 from mindllm.utils.errors import InputError
 
-CHUNK_SIZE = 64  # trials read at once
-Chunks = Iterator[tuple[np.ndarray, np.ndarray]]
+
+class ReleaseLayout(ABC):
+    """One layout of the authors' prepared NSD.
+
+    Attributes
+    ----------
+    has_val_split : bool
+        Whether the data have validation trials of their own.
+    subjects : dict of str to Path
+        Label of each subject, such as subj01, and where the subject's trials are.
+    """
+
+    has_val_split: ClassVar[bool]
+    subjects: dict[str, Path]
+
+    @abstractmethod
+    def read_trials(self, subject: str) -> pd.DataFrame:
+        """Read a subject's trials, one row each, with `key` and `split`."""
+
+    @abstractmethod
+    def read_betas(
+        self, subject: str, trials: pd.DataFrame, voxel_indices: np.ndarray
+    ) -> np.ndarray:
+        """Read the betas (n_trials, n_voxels), float32, of all trials of some keys."""
 
 
-class HDF5Layout:
-    """A file per person, in it the groups train and test, in them a group per trial: visual_voxels, coco_id, prev_coco_id."""
+class HDF5Layout(ReleaseLayout):
+    """Layout nsd0: a file per subject, with the groups train and test, with a group per trial.
 
-    own_val = False
+    A trial has visual_voxels, coco_id and prev_coco_id.
+
+    Parameters
+    ----------
+    root : Path
+        Folder that holds nsd0.
+    """
+
+    has_val_split = False
 
     def __init__(self, root: Path) -> None:
-        names = {
+        matches = {
             file: re.fullmatch(r"subject_(\d+)\.h5", file.name)
             for file in (root / "nsd0").glob("subject_*.h5")
         }
         self.subjects = dict(
-            sorted((f"subj{int(number[1]):02d}", file) for file, number in names.items() if number)
+            sorted((f"subj{int(match[1]):02d}", file) for file, match in matches.items() if match)
         )
 
     def open(self, subject: str) -> h5py.File:
-        """The person's file, or an InputError that says what is wrong with it."""
+        """Open a subject's file.
+
+        Raises
+        ------
+        InputError
+            If it is damaged.
+        """
         try:
             return h5py.File(self.subjects[subject], "r")
         except OSError as error:
@@ -37,8 +74,8 @@ class HDF5Layout:
                 f"{self.subjects[subject]} is damaged or truncated ({error}). Fetch it again."
             ) from error
 
-    def trials(self, subject: str) -> pd.DataFrame:
-        """One row per trial: `key`, `split`, `coco_id`, `prev_coco_id` (-1: none)."""
+    def read_trials(self, subject: str) -> pd.DataFrame:
+        """Read a subject's trials: `key`, `split`, `coco_id`, `prev_coco_id` (-1: none)."""
         rows = []
         with self.open(subject) as file:
             for split in ("train", "test"):
@@ -46,95 +83,114 @@ class HDF5Layout:
                     raise InputError(
                         f"{file.filename} has the groups {sorted(file)}; expected train and test."
                     )
-                for key in sorted(
-                    file[split],
-                    key=lambda k: (not k.isdecimal(), int(k) if k.isdecimal() else 0, k),
-                ):
+                for key in sorted(file[split], key=sort_key):
                     trial = file[split][key]
                     if missing := sorted({"visual_voxels", "coco_id"} - set(trial)):
                         raise InputError(
-                            f"{file.filename}: the trial {split}/{key} lacks {', '.join(missing)}; it holds {sorted(trial)}."
+                            f"{file.filename}: the trial {split}/{key} lacks "
+                            f"{', '.join(missing)}; it holds {sorted(trial)}."
                         )
                     previous = int(trial["prev_coco_id"][()]) if "prev_coco_id" in trial else -1
                     rows.append((key, split, int(trial["coco_id"][()]), previous))
         return pd.DataFrame(rows, columns=["key", "split", "coco_id", "prev_coco_id"])
 
-    def iter_chunks(self, subject: str, trials: pd.DataFrame, ijk: np.ndarray) -> Chunks:
-        """(rows, values (b, V)) of these trials; a trial kept as a volume is read where the mask is."""
-        group = trials["split"].replace(
-            "val", "train"
-        )  # validation trials are drawn from those of training
-        places = (group + "/" + trials["key"] + "/visual_voxels").tolist()
+    def read_betas(
+        self, subject: str, trials: pd.DataFrame, voxel_indices: np.ndarray
+    ) -> np.ndarray:
+        """Read the betas of these trials; a trial that is a volume is read where the mask is."""
+        # Validation trials are drawn from those of training.
+        names = trials["split"].replace("val", "train") + "/" + trials["key"] + "/visual_voxels"
         with self.open(subject) as file:
-            for start in range(0, len(trials), CHUNK_SIZE):
-                rows = np.arange(start, min(start + CHUNK_SIZE, len(trials)))
-                yield rows, np.stack([self.value(file, places[row], ijk) for row in rows])
-
-    def value(self, file: h5py.File, place: str, ijk: np.ndarray) -> np.ndarray:
-        """(V,) values of one trial."""
-        try:
-            value = file[place][()]
-        except OSError as error:
-            raise InputError(
-                f"{file.filename} is damaged at {place} ({error}). Fetch it again."
-            ) from error
-        if value.ndim == 3 and (np.array(value.shape) > ijk.max(0)).all():
-            value = value[tuple(ijk.T)]
-        if value.shape != (len(ijk),):
-            raise InputError(
-                f"{file.filename}: {place} has shape {value.shape}; the mask has {len(ijk)} voxels."
-            )
-        return value.astype(np.float32)
+            return np.stack([read_trial_betas(file, name, voxel_indices) for name in names])
 
 
-class MindEyeLayout:
-    """Per split and person, for each stimulus: KEY.nsdgeneral.npy (repeats, V) and KEY.coco73k.npy, its 0-based NSD number."""
+def sort_key(key: str) -> tuple[bool, int, str]:
+    """Return what trials are sorted by: numbers first, in their order."""
+    return not key.isdecimal(), int(key) if key.isdecimal() else 0, key
 
-    own_val = True
+
+def read_trial_betas(file: h5py.File, name: str, voxel_indices: np.ndarray) -> np.ndarray:
+    """Read the betas (n_voxels,) of one trial."""
+    try:
+        betas = file[name][()]
+    except OSError as error:
+        raise InputError(
+            f"{file.filename} is damaged at {name} ({error}). Fetch it again."
+        ) from error
+    if betas.ndim == 3 and (np.array(betas.shape) > voxel_indices.max(0)).all():
+        betas = betas[tuple(voxel_indices.T)]
+    if betas.shape != (len(voxel_indices),):
+        raise InputError(
+            f"{file.filename}: {name} has shape {betas.shape}; "
+            f"the mask has {len(voxel_indices)} voxels."
+        )
+    return betas.astype(np.float32)
+
+
+class MindEyeLayout(ReleaseLayout):
+    """Layout mindeye: folders of each split and subject, with two files per stimulus.
+
+    KEY.nsdgeneral.npy has the betas (n_repetitions, n_voxels), KEY.coco73k.npy the 0-based nsdId.
+
+    Parameters
+    ----------
+    root : Path
+        Folder that holds webdataset_avg_split.
+    """
+
+    has_val_split = True
 
     def __init__(self, root: Path) -> None:
-        self.top = root / "webdataset_avg_split"
+        self.folder = root / "webdataset_avg_split"
         folders = {
             folder
             for split in ("train", "val", "test")
-            for folder in (self.top / split).glob("subj*")
+            for folder in (self.folder / split).glob("subj*")
         }
-        self.subjects = dict(sorted((folder.name, self.top) for folder in folders))
+        self.subjects = dict(sorted((folder.name, self.folder) for folder in folders))
 
-    def trials(self, subject: str) -> pd.DataFrame:
-        """One row per repeat: `key`, `split`, `nsd_id`, `repeat`."""
+    def read_trials(self, subject: str) -> pd.DataFrame:
+        """Read a subject's trials: `key`, `split`, `nsd_id`, `repetition`."""
         rows = []
         for split in ("train", "val", "test"):
-            files = sorted((self.top / split / subject).glob("*.nsdgeneral.npy"))
+            files = sorted((self.folder / split / subject).glob("*.nsdgeneral.npy"))
             if not files:
                 raise InputError(
-                    f"{self.top / split / subject} has no *.nsdgeneral.npy; expected train, val and test."
+                    f"{self.folder / split / subject} has no *.nsdgeneral.npy; "
+                    "expected train, val and test."
                 )
             for file in files:
                 key = file.name.removesuffix(".nsdgeneral.npy")
-                number = int(self.read(file.with_name(f"{key}.coco73k.npy")).item())
-                rows += [(key, split, number, i) for i in range(len(self.read(file)))]
+                nsd_id = int(load_array(file.with_name(f"{key}.coco73k.npy")).item())
+                n_repetitions = len(load_array(file))
+                rows += [(key, split, nsd_id, number) for number in range(n_repetitions)]
         return pd.DataFrame(rows, columns=["key", "split", "nsd_id", "repetition"])
 
-    def iter_chunks(self, subject: str, trials: pd.DataFrame, ijk: np.ndarray) -> Chunks:
-        """(rows, values (repeats, V)), one stimulus at a time."""
-        for (split, key), some in trials.groupby(["split", "key"], sort=False):
-            file = self.top / str(split) / subject / f"{key}.nsdgeneral.npy"
-            values = self.read(file)
-            if values.shape != (len(some), len(ijk)):
+    def read_betas(
+        self, subject: str, trials: pd.DataFrame, voxel_indices: np.ndarray
+    ) -> np.ndarray:
+        """Read the betas of these trials, which are all repetitions of their stimuli."""
+        arrays = []
+        for (split, key), rows in trials.groupby(["split", "key"], sort=False):
+            file = self.folder / str(split) / subject / f"{key}.nsdgeneral.npy"
+            betas, expected = load_array(file), (len(rows), len(voxel_indices))
+            if betas.shape != expected:
                 raise InputError(
-                    f"{file} has shape {values.shape}; expected ({len(some)}, {len(ijk)}): repeats, voxels of the mask."
+                    f"{file} has shape {betas.shape}; "
+                    f"expected {expected}: repetitions, voxels of the mask."
                 )
-            yield some.index.to_numpy(), values.astype(np.float32)
+            arrays.append(betas.astype(np.float32))
+        return np.concatenate(arrays)
 
-    def read(self, file: Path) -> np.ndarray:
-        """An array from disk, without running anything in it."""
-        try:
-            return np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(
-                f"{file} is missing, damaged or truncated ({error}). Fetch it again."
-            ) from error
+
+def load_array(file: Path) -> np.ndarray:
+    """Load an array without running anything in it."""
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{file} is missing, damaged or truncated ({error}). Fetch it again."
+        ) from error
 
 
 LAYOUTS: dict[str, type[HDF5Layout | MindEyeLayout]] = {
