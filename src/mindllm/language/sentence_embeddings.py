@@ -1,6 +1,7 @@
-"""What sentences mean, as vectors: a sentence encoder from the hub, a folder, or the package that carries it."""
+"""Sentences as vectors of their meaning, by a sentence encoder."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,67 +9,142 @@ from sklearn.cluster import KMeans
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
-from mindllm.language.hub import SENTENCES, model_not_found_message, resolve_model_id
+from mindllm.language.hub import (
+    DEFAULT_SENTENCE_ENCODER,
+    model_not_found_message,
+    quiet_transformers,
+    resolve_model_id,
+)
 from mindllm.utils.errors import InputError
 from mindllm.utils.progress import Advance
 
-MAX_TOKENS = 256  # what the default encoder was trained to read
+TOKENIZE_OPTIONS = {
+    "padding": True,
+    "truncation": True,
+    "max_length": 256,  # what the default encoder was trained to read
+    "return_tensors": "pt",
+}
 
 
 @torch.no_grad()
 def embed_sentences(
     texts: Sequence[str],
-    name: str = SENTENCES,
+    name: str = DEFAULT_SENTENCE_ENCODER,
     batch_size: int = 64,
     advance: Advance | None = None,
 ) -> np.ndarray:
-    """Unit vectors (texts, width) float32: the encoder's last layer, averaged over the tokens of each text.
+    """Embed sentences: the encoder's last layer, averaged over the tokens of each text.
 
-    Source: Reimers & Gurevych 2019, arXiv 1908.10084.  advance: is told how many more texts were read.
-    Raises InputError, saying how to get it, for an encoder that is not to be had.
+    Parameters
+    ----------
+    texts : sequence of str
+        Cut at 256 tokens.
+    name : str
+        Hub id or folder of the encoder.
+    batch_size : int
+        Texts that are read at once.
+    advance : Advance, optional
+        Called with the number of texts after each batch.
+
+    Returns
+    -------
+    ndarray of shape (n_texts, hidden_size), float32
+        Unit vectors.
+
+    Raises
+    ------
+    InputError
+        If the encoder cannot be loaded; the message says how to get it.
+
+    References
+    ----------
+    Reimers & Gurevych 2019, Sentence-BERT, arXiv 1908.10084.
     """
-    try:
-        place = resolve_model_id(name)
-        tokenizer, model = (
-            AutoTokenizer.from_pretrained(place),
-            AutoModel.from_pretrained(place).eval(),
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(
-            model_not_found_message(name, f"{type(error).__name__}: {error}")
-        ) from error
-    order = np.argsort(
-        [len(text) for text in texts], kind="stable"
-    )  # texts of a length are read together
-    rows = np.empty((len(texts), model.config.hidden_size), np.float32)
+    tokenizer, model = load_sentence_encoder(name)
+    # Texts of similar length are read together.
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    embeddings = np.empty((len(texts), model.config.hidden_size), np.float32)
     for start in range(0, len(texts), batch_size):
-        some = order[start : start + batch_size]
-        read = tokenizer(
-            [texts[i] for i in some],
-            padding=True,
-            truncation=True,
-            max_length=MAX_TOKENS,
-            return_tensors="pt",
-        )
-        mask = read["attention_mask"][..., None]
-        hidden = model(**read).last_hidden_state
-        rows[some] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).numpy()
+        batch = order[start : start + batch_size]
+        encoded = tokenizer([texts[i] for i in batch], **TOKENIZE_OPTIONS)
+        mask = encoded["attention_mask"][..., None]
+        hidden = model(**encoded).last_hidden_state
+        embeddings[batch] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).numpy()
         if advance:
-            advance(len(some))
-    return rows
+            advance(len(batch))
+    return embeddings
 
 
-def cluster_embeddings(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """(n,) numbers of k-means clusters of vectors (n, width). Raises InputError for more clusters than vectors."""
-    if not 1 < clusters <= len(vectors):
+def load_sentence_encoder(name: str) -> tuple[Any, Any]:
+    """Tokenizer and encoder; InputError, saying how to get it, where it cannot be loaded."""
+    try:
+        with quiet_transformers():
+            location = resolve_model_id(name)
+            tokenizer = AutoTokenizer.from_pretrained(location)
+            return tokenizer, AutoModel.from_pretrained(location).eval()
+    except (OSError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(model_not_found_message(name, reason)) from error
+
+
+def cluster_embeddings(embeddings: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+    """Cluster the embeddings of stimuli by k-means.
+
+    Parameters
+    ----------
+    embeddings : ndarray of shape (n_stimuli, hidden_size)
+    n_clusters : int
+    seed : int
+        Of the first centers; the best of 10 runs is taken.
+
+    Returns
+    -------
+    ndarray of shape (n_stimuli,)
+        Number of each stimulus's cluster, from 0.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than 2 clusters, or more than stimuli.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> labels = cluster_embeddings(np.array([[0.0], [0.1], [9.0]]), n_clusters=2, seed=0)
+    >>> bool(labels[0] == labels[1] != labels[2])
+    True
+    """
+    if not 1 < n_clusters <= len(embeddings):
         raise InputError(
-            f"{clusters} clusters of {len(vectors)} stimuli: expected from 2 to {len(vectors)}."
+            f"{n_clusters} clusters of {len(embeddings)} stimuli: "
+            f"expected from 2 to {len(embeddings)}."
         )
-    return KMeans(clusters, n_init=10, random_state=seed).fit_predict(vectors)
+    return KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(embeddings)
 
 
-def nearest_similarity(some: np.ndarray, others: np.ndarray, block: int = 1024) -> np.ndarray:
-    """(n,) the highest cosine of each of `some` (n, width) with any of `others` (m, width), all unit vectors."""
-    return np.concatenate(
-        [(some[i : i + block] @ others.T).max(1) for i in range(0, len(some), block)]
-    )
+def nearest_similarity(
+    embeddings: np.ndarray, references: np.ndarray, batch_size: int = 1024
+) -> np.ndarray:
+    """Highest cosine similarity of each embedding with any reference.
+
+    Parameters
+    ----------
+    embeddings : ndarray of shape (n, hidden_size)
+        Unit vectors.
+    references : ndarray of shape (m, hidden_size)
+        Unit vectors.
+    batch_size : int
+        Embeddings that are compared at once.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> nearest_similarity(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0], [0.6, 0.8]])).item()
+    0.6
+    """
+    batches = [embeddings[i : i + batch_size] for i in range(0, len(embeddings), batch_size)]
+    return np.concatenate([(batch @ references.T).max(1) for batch in batches])

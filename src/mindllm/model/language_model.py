@@ -2,8 +2,6 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,13 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
-from mindllm.language.hub import DEFAULT, model_not_found_message, resolve_model_id
+from mindllm.language.hub import (
+    DEFAULT_LANGUAGE_MODEL,
+    model_not_found_message,
+    quiet_transformers,
+    resolve_model_id,
+)
 from mindllm.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -95,7 +97,7 @@ def load_language_model(
     InputError
         If it cannot be found or read, or a library that it needs is missing.
     """
-    name = str(name or DEFAULT)
+    name = str(name or DEFAULT_LANGUAGE_MODEL)
     if isinstance(device_map, str) and device_map not in ("auto", "balanced", "sequential"):
         device, device_map = device_map, None
     target = torch.device(device or "cpu")
@@ -124,18 +126,6 @@ def load_language_model(
     if device_map is None and quantization_config is None:
         model = model.to(target)
     return FrozenLanguageModel(name, model.eval(), tokenizer)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Load without the progress bars of transformers; its earlier state is restored."""
-    enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            transformers_logging.enable_progress_bar()
 
 
 def fingerprint(model: Any) -> str:
