@@ -92,16 +92,22 @@ def experiment(seed: int, signal: float, llm: Path) -> dict[str, float]:
         store = BIDSReader(folder / "bids").prepare(folder / "store")
         *trained, left_out = store.subjects
         model = train(store, folder / "model", config, subjects=trained).eval()
-        report = evaluate(
-            model, store, [left_out], folder / "report", controls="full", seed=seed, progress=False, pictures=False,
+        result = evaluate(
+            model,
+            store,
+            [left_out],
+            controls="all",
+            seed=seed,
+            cache_dir=folder / "report",
+            progress=False,
             max_new_tokens=8,
-        )  # fmt: skip
+        )
     finally:
         shutil.rmtree(folder)
     return {
-        f"{row['condition']}|{row['metric']}": row["p_value"]
-        for row in report.rows
-        if row["subject"] == left_out and "p_value" in row
+        f"{row.condition}|{row.metric}": row.p_value
+        for row in result.scores
+        if row.subject == left_out and row.p_value is not None
     }
 
 

@@ -146,9 +146,9 @@ def test_evaluate_writes_its_report(place: Path, model: Path, run: Run, tmp_path
     )
     assert status == 0, err
     assert "report.html" in out
-    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    report = json.loads((tmp_path / "r" / "result.json").read_text())
     assert {row["condition"] for row in report["rows"]} == set(CONDITIONS) - set(
-        report["meta"]["missing"]
+        report["run_info"]["skipped_conditions"]
     ) - {
         "human",
         "other_model",
@@ -358,7 +358,7 @@ def test_a_model_is_evaluated_with_its_own_split(
 ) -> None:
     """The scores of text need Java, and the pictures nilearn: neither is what this is about."""
     monkeypatch.setattr(
-        "mindllm.evaluation.evaluator.java_unavailable_reason", lambda: "not asked for"
+        "mindllm.evaluation.records.java_unavailable_reason", lambda: "not asked for"
     )
     monkeypatch.setattr("mindllm.report.brain_figures.draw_figures", lambda *a, **k: ({}, {}))
     for name, seed in (("mine", 0), ("other", 1)):
@@ -383,11 +383,11 @@ def test_a_model_is_evaluated_with_its_own_split(
     told = "mine (stimuli drawn at random, 0.34 to test; made from the split default)"
     status, _, err = run(*evaluate)
     assert status == 0, err
-    assert json.loads((report / "report.json").read_text())["meta"]["data"]["split"] == told
+    assert json.loads((report / "result.json").read_text())["run_info"]["data"]["split"] == told
     assert told in (report / "report.md").read_text()
     shown = {
         json.loads(line)["stimulus"]
-        for line in (report / "predictions.jsonl").read_text().splitlines()
+        for line in (report / "predictions.jsonl").read_text().split("\n")[:-1]
     }
     trials = Store(tiny, "mine").trials("sub-01")
     assert shown == set(trials.loc[trials["split"] == "test", "stimulus"])

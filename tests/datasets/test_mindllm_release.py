@@ -438,10 +438,10 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
     )
 
     # evaluate: the people and their test trials, the model's own question
-    report = evaluate(published, store, pictures=False, progress=False, max_new_tokens=4)
-    assert report.meta["question"] == "<fMRI>\nPlease describe the fMRI as simply as possible."
-    assert report.meta["model"]["trained_on_subjects"] == ["subj01"]
-    assert {p["stimulus"] for p in report.predictions} == {str(COCO[n]) for n in TEST}
+    report = evaluate(published, store, progress=False, max_new_tokens=4)
+    assert report.run_info.question == "<fMRI>\nPlease describe the fMRI as simply as possible."
+    assert report.run_info.model.trained_on_subjects == ("subj01",)
+    assert {p.stimulus for p in report.predictions} == {str(COCO[n]) for n in TEST}
     run("evaluate", "model", "store", "--out", "report", "--max-new-tokens", 4)
 
     # answer: the questions of a source, scored officially; the repeats of an image averaged
@@ -566,5 +566,5 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
         "--max-new-tokens",
         8,
     )
-    rows = json.loads(Path("report-further/report.json").read_text())["rows"]
+    rows = json.loads(Path("report-further/result.json").read_text())["rows"]
     assert rows

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,13 +17,13 @@ from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
 from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
 from mindllm.evaluation.evaluator import evaluate
-from mindllm.evaluation.legacy import DictResult
+from mindllm.evaluation.results import EvaluationResult, MetricRow, SubjectInfo
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.metrics.registry import METRICS
 from mindllm.model.attention_maps import attention_by_parcel, attention_map, attention_mass
 from mindllm.model.modeling import MindLLM
+from mindllm.report.legacy import report_content, terminal_table, write_report
 from mindllm.report.sections import examples
-from mindllm.report.summary import get_row
 from mindllm.utils.errors import InputError
 
 STIMULI = 12
@@ -111,21 +112,36 @@ def store(tmp_path: Path, space: VoxelMasker) -> Store:
     return make_store(tmp_path / "store", space)
 
 
-def quick(model: MindLLM, store: Store, *args: object, **options: object) -> DictResult:
+def quick(model: MindLLM, store: Store, *args: object, **options: object) -> EvaluationResult:
     return evaluate(model, store, *args, progress=False, **options)
+
+
+def get_row(
+    rows: Sequence[MetricRow],
+    metric: str,
+    condition: str = "fmri",
+    subject: str = ALL_SUBJECTS,
+) -> MetricRow:
+    keys = (metric, condition, subject)
+    return next(row for row in rows if (row.metric, row.condition, row.subject) == keys)
+
+
+def findings(result: EvaluationResult) -> list[str]:
+    """The summary's sentences."""
+    return report_content(result)["verdict"]
 
 
 def test_a_planted_perfect_model_gets_everything_right(tiny_model: MindLLM, store: Store) -> None:
     report = quick(planted(tiny_model), store)
     for metric in METRICS:
         for subject in ("sub-01", "sub-02", ALL_SUBJECTS):
-            row = get_row(report.rows, metric, subject=subject)
-            assert row["value"] == row["ci_low"] == row["ci_high"] == 1
-            assert row["p_value"] == pytest.approx(1 / 2001)
+            row = get_row(report.scores, metric, subject=subject)
+            assert row.value == row.ci_low == row.ci_high == 1
+            assert row.p_value == pytest.approx(1 / 2001)
     assert report.value("identification_top1", "shuffled_trials") == pytest.approx(1 / STIMULI)
-    assert get_row(report.rows, "identification_top1")["mean_rank"] == 1
-    assert "above its controls: shuffled scans" in report.meta["verdict"][0]
-    assert "not above" not in report.meta["verdict"][0]
+    assert get_row(report.scores, "identification_top1").mean_rank == 1
+    assert "above its controls: shuffled scans" in findings(report)[0]
+    assert "not above" not in findings(report)[0]
 
 
 def test_a_model_that_says_nothing_stands_at_chance_and_the_verdict_says_so(
@@ -134,52 +150,52 @@ def test_a_model_that_says_nothing_stands_at_chance_and_the_verdict_says_so(
     model = planted(tiny_model)
     model.skill = 0.0
     report = quick(model, store)
-    for row in report.rows:
-        if CONDITIONS[row["condition"]].kind in ("reference", "baseline"):
+    for row in report.scores:
+        if CONDITIONS[row.condition].kind in ("reference", "baseline"):
             continue
-        if row["metric"] != "exact_match":
-            assert row["value"] == pytest.approx(row["chance_level"], rel=1e-9), row
-        elif row["condition"] != "question_only":
-            assert row["value"] == pytest.approx(1 / STIMULI), row
-    assert get_row(report.rows, "identification_top1")["p_value"] == 1
-    assert "not above its controls" in report.meta["verdict"][0]
+        if row.metric != "exact_match":
+            assert row.value == pytest.approx(row.chance_level, rel=1e-9), row
+        elif row.condition != "question_only":
+            assert row.value == pytest.approx(1 / STIMULI), row
+    assert get_row(report.scores, "identification_top1").p_value == 1
+    assert "not above its controls" in findings(report)[0]
 
 
 def test_noise_alone_is_not_above_its_controls(
     tiny_model: MindLLM, tmp_path: Path, space: VoxelMasker
 ) -> None:
     report = quick(planted(tiny_model), make_store(tmp_path / "noise", space, noise=1e6))
-    shuffled = get_row(report.rows, "identification_top1", "shuffled_trials")
-    assert shuffled["value"] == pytest.approx(1 / STIMULI)
+    shuffled = get_row(report.scores, "identification_top1", "shuffled_trials")
+    assert shuffled.value == pytest.approx(1 / STIMULI)
     assert (
         min(
-            row["p_value"]
-            for row in report.rows
-            if row["subject"] == ALL_SUBJECTS and "p_value" in row
+            row.p_value
+            for row in report.scores
+            if row.subject == ALL_SUBJECTS and row.p_value is not None
         )
         > 0.01
     )
-    assert get_row(report.rows, "identification_top1")["p_value"] > 0.05
-    assert "not above its controls" in report.meta["verdict"][0]
+    assert get_row(report.scores, "identification_top1").p_value > 0.05
+    assert "not above its controls" in findings(report)[0]
 
 
 def test_constant_uses_training_frequencies(tiny_model: MindLLM, store: Store) -> None:
     report = quick(planted(tiny_model, answers={"scene 3": 50, "scene 4": 1}), store)
     assert report.value("exact_match", "most_frequent") == pytest.approx(1 / STIMULI)
     assert report.value("identification_top1", "most_frequent") == pytest.approx(1 / STIMULI)
-    assert report.meta["constant_text"] == "scene 3"
-    assert report.meta["constant_ties"] == 1
+    assert report.run_info.most_frequent_text == "scene 3"
+    assert report.run_info.n_most_frequent == 1
 
 
 def test_no_trial_is_dropped_and_shuffled_order_does_not_matter(
     tiny_model: MindLLM, store: Store
 ) -> None:
     report = quick(planted(tiny_model), store, batch_size=5)
-    assert [(p["subject"], p["trial_index"]) for p in report.predictions] == [
+    assert [(p.subject, p.trial_index) for p in report.predictions] == [
         (s, i) for s in store.subjects for i in range(24)
     ]
-    assert {row["n"] for row in report.rows if row["subject"] == ALL_SUBJECTS} == {48}
-    assert report.rows == quick(planted(tiny_model), store, batch_size=16).rows
+    assert {row.n_trials for row in report.scores if row.subject == ALL_SUBJECTS} == {48}
+    assert report.scores == quick(planted(tiny_model), store, batch_size=16).scores
 
 
 def test_only_unseen_trials_are_evaluated(
@@ -194,29 +210,38 @@ def test_only_unseen_trials_are_evaluated(
     with pytest.raises(InputError, match="trained on these training trials"):
         quick(trained, store, ["sub-01"], split="train")
     report = quick(trained, store, ["sub-02"])
-    assert report.meta["subjects"]["sub-02"] | {"normalized_with": 0, "voxels": 0} == {
-        "trials": 24, "stimuli": 12, "split": "all (never trained on, no test split)", "voxels": 0,
-        "chose_checkpoint": False, "in_training": False, "stimuli_seen_in_training": 12, "normalized_with": 0,
-    }  # fmt: skip
-    assert "identification of seen stimuli in unseen people" in report.meta["verdict"][-1]
+    assert report.run_info.subjects == (
+        SubjectInfo(
+            subject="sub-02",
+            n_trials=24,
+            n_stimuli=12,
+            n_voxels=60,
+            split="all (never trained on, no test split)",
+            in_training=False,
+            chose_checkpoint=False,
+            n_stimuli_in_training=12,
+            standardized_with="training trials of this subject, the evaluated ones among them, "
+            "without labels",
+        ),
+    )
+    assert "identification of seen stimuli in unseen people" in findings(report)[-1]
     tested = quick(
         planted(tiny_model, subjects=["sub-01"], stimuli=["x"]),
         make_store(tmp_path / "test", space, split="test"),
     )
-    assert tested.meta["subjects"]["sub-01"]["split"] == "test"
-    assert "none of the 12 evaluated stimuli was" in tested.meta["verdict"][-1]
+    assert tested.run_info.subjects[0].split == "test"
+    assert "none of the 12 evaluated stimuli was" in findings(tested)[-1]
 
 
 def test_validation_people_are_no_clean_test(
     tiny_model: MindLLM, store: Store, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    report = quick(
-        planted(tiny_model, validation_subjects=["sub-02"]), store, out=out, pictures=False
-    )
+    report = quick(planted(tiny_model, validation_subjects=["sub-02"]), store)
+    write_report(report, out)
     assert any(
         "Not a clean test: trials of sub-02 were validation data" in sentence
-        for sentence in report.meta["verdict"]
+        for sentence in findings(report)
     )
     assert "chose the weights" in (out / "report.html").read_text()
 
@@ -226,9 +251,12 @@ def test_a_silent_card_is_unknown_not_guessed(
 ) -> None:
     model = planted(tiny_model)
     model.model_card = {}
-    report = quick(model, store, out=tmp_path / "out", pictures=False)
+    report = quick(model, store)
+    write_report(report, tmp_path / "out")
+    assert report.run_info.model.trained_on_subjects is None
+    assert report.run_info.subjects[0].in_training is None
     assert report.value("exact_match", "most_frequent") is None
-    assert "unknown" in report.meta["verdict"][-1]
+    assert "unknown" in findings(report)[-1]
     assert "unknown" in (tmp_path / "out" / "report.md").read_text()
 
 
@@ -279,19 +307,20 @@ class Page(HTMLParser):
 def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> None:
     model = planted(tiny_model)
     model.wording = "scene {} <script>alert(1)</script>"
-    Console(file=(screen := io.StringIO()), width=140).print(
-        quick(model, store, out=tmp_path / "out", model_name="my-model").table()
-    )
+    report = quick(model, store, model_name="my-model")
+    assert not (tmp_path / "out").exists(), "evaluate writes nothing"
+    write_report(report, tmp_path / "out", model=model, store=store)
+    Console(file=(screen := io.StringIO()), width=140).print(terminal_table(report))
     assert "above its controls" in " ".join(screen.getvalue().split())
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "likelihoods.npz",
-        "pictures",
+        "candidate_log_likelihoods.npz",
+        "figures",
         "predictions.jsonl",
         "report.html",
-        "report.json",
         "report.md",
+        "result.json",
     ]
-    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    content = json.loads((tmp_path / "out" / "result.json").read_text())
     assert {
         "subject",
         "condition",
@@ -299,11 +328,15 @@ def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> N
         "value",
         "ci_low",
         "ci_high",
-        "n",
+        "n_trials",
+        "n_subjects",
+        "p_value",
         "chance_level",
     } <= set(content["rows"][0])
     found = {(r["subject"], r["condition"], r["metric"]) for r in content["rows"]}
-    measured = set(CONDITIONS) - set(content["meta"]["missing"]) - {"human", "other_model"}
+    measured = (
+        set(CONDITIONS) - set(content["run_info"]["skipped_conditions"]) - {"human", "other_model"}
+    )
     assert found == {
         (s, c, m) for s in ("sub-01", "sub-02", ALL_SUBJECTS) for c in measured for m in METRICS
     }
@@ -313,8 +346,10 @@ def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> N
         for r in content["rows"]
         if r["value"] is not None
     )
-    assert content["meta"]["model"]["name"] == "my-model"
-    assert {"data", "seed", "versions", "time"} <= set(content["meta"])
+    assert content["format"] == 3
+    assert content["run_id"] == report.run_id
+    assert content["run_info"]["model"]["name"] == "my-model"
+    assert {"data", "seed", "versions", "started"} <= set(content["run_info"])
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 48
     html = (tmp_path / "out" / "report.html").read_text()
     page = Page()
@@ -325,7 +360,7 @@ def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> N
     assert not re.search(r"<script|<link|@import|url\(", html), (
         "nothing runs and nothing is fetched"
     )
-    with np.load(tmp_path / "out" / "likelihoods.npz", allow_pickle=False) as file:
+    with np.load(tmp_path / "out" / "candidate_log_likelihoods.npz", allow_pickle=False) as file:
         assert set(file.files) == {"candidates", "null_tokens", "sub-01", "sub-02"}
 
 

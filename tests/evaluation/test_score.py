@@ -28,19 +28,19 @@ from mindllm.evaluation.noise_ceiling import noise_ceiling
 from mindllm.evaluation.predictor import Predictor
 from mindllm.evaluation.results import ConditionPredictions, SubjectPredictions
 from mindllm.evaluation.score import pool_subjects, score_predictions, summarize_scores
-from mindllm.evaluation.text_scores import TEXT_METRICS, corpus, measure, text_scores
+from mindllm.evaluation.text_scores import TEXT_METRICS, corpus_scores, measure, text_scores
 from mindllm.fmri.masker import VoxelMasker
-from mindllm.metrics.calibration import auroc, calibration, reliability
+from mindllm.metrics.calibration import auroc, reliability
 from mindllm.metrics.captions import caption_scores, tokenize
 from mindllm.metrics.identification import n_way_weights, rank_scores
 from mindllm.metrics.inference import bootstrap_interval, group_p_value, p_value, permutation_null
 from mindllm.metrics.registry import METRICS
 from mindllm.model.modeling import MindLLM
-from mindllm.report.summary import get_row
+from mindllm.report.legacy import write_report
 from mindllm.training.configuration import TrainConfig
 from mindllm.training.trainer import train
 from mindllm.utils.errors import InputError
-from tests.evaluation.test_evaluator import STIMULI, make_store, planted, quick
+from tests.evaluation.test_evaluator import STIMULI, get_row, make_store, planted, quick
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 7])
@@ -162,7 +162,7 @@ def p_values(seed: int, signal: float = 0.0) -> dict[tuple[str, str], float]:
         [score_predictions(r, task, permutations=399, seed=[seed, n]) for n, r in enumerate(people)]
     )
     rows = summarize_scores(pooled, CANDIDATES, resamples=20, seed=seed)
-    return {(r["condition"], r["metric"]): r["p_value"] for r in rows if "p_value" in r}
+    return {(r.condition, r.metric): r.p_value for r in rows if r.p_value is not None}
 
 
 @pytest.fixture(scope="module")
@@ -229,8 +229,8 @@ def test_a_control_better_than_shuffled_scans_moves_the_null_up() -> None:
         CANDIDATES,
     )
     row = get_row(rows, "exact_match", "most_frequent", "p0")
-    assert row["value"] == 1
-    assert row["p_value"] > 0.5
+    assert row.value == 1
+    assert row.p_value > 0.5
 
 
 # Reading without a scan, and averaged.
@@ -238,7 +238,7 @@ def test_a_control_better_than_shuffled_scans_moves_the_null_up() -> None:
 
 def test_the_question_alone_has_no_place_for_a_scan(tiny_model: MindLLM, tiny_store: Store) -> None:
     task = build_evaluation_set(tiny_store, {}, ["sub-01"], None, None, "What?")
-    reader = Predictor(tiny_model, task, options={"max_new_tokens": 4})
+    reader = Predictor(tiny_model, task, generate_options={"max_new_tokens": 4})
     said = reader.predict_question_only()
     assert said.log_likelihoods is not None
     assert said.log_likelihoods.shape == (1, len(task.candidates))
@@ -298,9 +298,7 @@ def test_ridge_reads_a_person_it_was_not_trained_on(tiny_model: MindLLM, tiny_st
     training = TrainingTrials(tiny_store, card)
     task = build_evaluation_set(tiny_store, card, ["sub-03"], None, None, "What?")
     meanings = AnswerEmbeddings(tiny_model.language_model, card["answers"], task.candidates)
-    said = training.predict_ridge(
-        training.ridge(meanings), meanings, "sub-03", [np.array([row]) for row in range(24)]
-    )
+    said = training.predict_ridge(meanings, "sub-03", [np.array([row]) for row in range(24)])
     _, true = task.columns(tiny_store.trials("sub-03")["stimulus"].to_numpy())
     assert said.log_likelihoods is not None
     assert (said.log_likelihoods.argmax(1) == true).mean() >= 0.4, "chance is one in six"
@@ -320,7 +318,7 @@ def test_nearest_pattern_reads_planted_voxels(
     assert report.value("identification_llr_top1", "nearest_neighbor") is None, (
         "it has no answer without a scan"
     )
-    right = [p["others"]["nearest_neighbor"] == p["truth"] for p in report.predictions]
+    right = [p.control_predictions["nearest_neighbor"] == p.target for p in report.predictions]
     assert np.mean(right) == pytest.approx(report.value("exact_match", "nearest_neighbor"))
 
 
@@ -328,8 +326,8 @@ def test_a_model_of_another_store_has_no_baselines_and_the_report_says_why(
     tiny_model: MindLLM, tmp_path: Path, space: VoxelMasker
 ) -> None:
     report = quick(planted(tiny_model), make_store(tmp_path / "store", space))
-    assert "not in this store" in report.meta["missing"]["ridge"]
-    assert "--controls all" in report.meta["missing"]["trained_on_permuted_pairs"]
+    assert "not in this store" in report.run_info.skipped_conditions["ridge"]
+    assert "--controls all" in report.run_info.skipped_conditions["trained_on_permuted_pairs"]
 
 
 def test_the_oracle_knows_the_cluster_and_nothing_else(
@@ -372,12 +370,12 @@ def test_text_scores_are_the_official_ones() -> None:
     ]
     texts = sorted({*said, *(t for some in right for t in some)})
     lines = {text: found[0] for text, found in tokenize({text: [text] for text in texts}).items()}
-    value, table = measure([[text] for text in said], right, lines)
+    measured = measure([[text] for text in said], right, lines)
     official, _ = caption_scores(
         {str(i): t for i, t in enumerate(said)}, {str(i): r for i, r in enumerate(right)}
     )
-    np.testing.assert_allclose(100 * value, [official[m] for m in TEXT_METRICS])
-    own = corpus(table.sum(0)[None], np.array([4]))[0]
+    np.testing.assert_allclose(100 * measured.scores, [official[m] for m in TEXT_METRICS])
+    own = corpus_scores(measured.table.sum(0)[None], np.array([4]))[0]
     keep = [i for i, m in enumerate(TEXT_METRICS) if m != "METEOR"]
     np.testing.assert_allclose(
         100 * own[keep], [official[TEXT_METRICS[i]] for i in keep], rtol=1e-6
@@ -398,11 +396,11 @@ def test_text_scores_stand_beside_their_controls_and_a_human() -> None:
     )
     rows = text_scores(people, task)
     brain, shuffled = get_row(rows, "BLEU-1"), get_row(rows, "BLEU-1", "shuffled_trials")
-    assert brain["value"] > 95
-    assert brain["ci_low"] <= brain["value"] <= brain["ci_high"] + 1e-9
-    assert shuffled["difference_ci_low"] > 0
-    assert get_row(rows, "BLEU-1", "human")["value"] > shuffled["value"]
-    assert {r["subject"] for r in rows} == {"p0", "p1", ALL_SUBJECTS}
+    assert brain.value > 0.95
+    assert brain.ci_low <= brain.value <= brain.ci_high + 1e-9
+    assert shuffled.difference_ci_low > 0
+    assert get_row(rows, "BLEU-1", "human").value > shuffled.value
+    assert {r.subject for r in rows} == {"p0", "p1", ALL_SUBJECTS}
 
 
 # Calibration and ceiling.
@@ -414,26 +412,26 @@ def test_auroc_and_reliability() -> None:
     right = (rng.random(4000) < p).astype(float)
     found = auroc(p, right)
     assert found is not None
-    assert found["value"] == pytest.approx(roc_auc_score(right, p))
-    assert found["ci_low"] < found["value"] < found["ci_high"]
+    assert found.value == pytest.approx(roc_auc_score(right, p))
+    assert found.ci_low < found.value < found.ci_high
     assert auroc(p, np.ones(4000)) is None
     curve = reliability(p, right)
-    assert sum(b["n"] for b in curve) == 4000
-    assert all(b["ci_low"] - 0.02 <= b["mean"] <= b["ci_high"] + 0.02 for b in curve)
+    assert sum(b.n_trials for b in curve) == 4000
+    assert all(b.ci_low - 0.02 <= b.mean_score <= b.ci_high + 0.02 for b in curve)
 
 
 def test_evidence_of_every_answer(tiny_model: MindLLM, tiny_store: Store) -> None:
     report = quick(tiny_model, tiny_store, ["sub-01"], max_new_tokens=4)
-    assert all(np.isfinite(p["evidence"]) for p in report.predictions)
+    assert all(np.isfinite(p.log_likelihood_ratio) for p in report.predictions)
     tokens = tiny_model.encode(
         tiny_store.betas("sub-01", [5], standardize=True), tiny_store.masker("sub-01")
     )
     again = tiny_model.log_likelihood_ratio(
         tokens,
-        [tiny_model.build_conversation(report.meta["question"], report.predictions[5]["decoded"])],
+        [tiny_model.build_conversation(report.run_info.question, report.predictions[5].prediction)],
     )
-    assert report.predictions[5]["evidence"] == pytest.approx(float(again[0]), abs=1e-3)
-    assert calibration(report.predictions)["probability"]["expected_calibration_error"] <= 1
+    assert report.predictions[5].log_likelihood_ratio == pytest.approx(float(again[0]), abs=1e-3)
+    assert 0 <= report.calibration.expected_calibration_error <= 1
 
 
 def test_the_noise_ceiling_of_planted_repeats(tmp_path: Path, space: VoxelMasker) -> None:
@@ -441,11 +439,11 @@ def test_the_noise_ceiling_of_planted_repeats(tmp_path: Path, space: VoxelMasker
     task = build_evaluation_set(clear, {}, None, None, None, "What?")
     found = noise_ceiling(clear, task, "sub-01")
     assert found is not None
-    assert found["own_repeats_top1"] > 0.5
-    assert found["reliable_voxels"] >= STIMULI / len(space)
+    assert found.leave_one_repetition_out_top1 > 0.5
+    assert found.reliable_voxel_fraction >= STIMULI / len(space)
     lost = noise_ceiling(noise, task, "sub-01")
     assert lost is not None
-    assert lost["own_repeats_top1"] < 0.3
+    assert lost.leave_one_repetition_out_top1 < 0.3
 
 
 # Protocols, the full report, and two of them compared.
@@ -459,26 +457,24 @@ def test_protocols_are_rows_of_their_own(
     report = quick(
         planted(tiny_model, subjects=["sub-01"], stimuli=["s00", "s01"]), store, ["sub-02"]
     )
-    found = {part["name"]: part for part in report.protocols}
+    found = {part.name: part for part in report.protocols}
     assert list(found) == [
         "single trials", "single trials, half", "single trials, stimuli seen in training", "single trials, stimuli new",
-        "averaged repeats", "averaged repeats, half", "averaged repeats, stimuli seen in training", "averaged repeats, stimuli new",
+        "averaged repetitions", "averaged repetitions, half", "averaged repetitions, stimuli seen in training", "averaged repetitions, stimuli new",
     ]  # fmt: skip
-    assert (found["single trials"]["trials"], found["single trials"]["candidates"]) == (24, 12)
+    assert (found["single trials"].n_trials, found["single trials"].n_candidates) == (24, 12)
     assert (
-        found["averaged repeats, half"]["trials"],
-        found["averaged repeats, half"]["candidates"],
+        found["averaged repetitions, half"].n_trials,
+        found["averaged repetitions, half"].n_candidates,
     ) == (6, 6)
     values = {
         name: next(
-            r["value"]
-            for r in part["rows"]
-            if (r["condition"], r["metric"]) == ("fmri", "identification_top1")
+            r.value for r in part.rows if (r.condition, r.metric) == ("fmri", "identification_top1")
         )
         for name, part in found.items()
     }
     assert values["single trials"] == report.value("identification_top1")
-    assert values["averaged repeats"] > values["single trials"]
+    assert values["averaged repetitions"] > values["single trials"]
 
 
 def quick_training(tiny_llm_folder: Path) -> TrainConfig:
@@ -505,40 +501,39 @@ def test_the_full_report_trains_on_shuffled_pairs_once(
         model,
         tiny_store,
         ["sub-03"],
-        out,
         controls="all",
+        cache_dir=out,
         progress=False,
-        pictures=False,
         max_new_tokens=4,
     )
     assert report.value("identification_top1", "trained_on_permuted_pairs") is not None
-    assert "trained_on_permuted_pairs" not in report.meta["missing"]
-    other = MindLLM.from_pretrained(out / "shuffled-pairs")
+    assert "trained_on_permuted_pairs" not in report.run_info.skipped_conditions
+    other = MindLLM.from_pretrained(out / "permuted-pairs")
     assert other.model_card["config"] == model.model_card["config"] | {
         "permute_pairs": True,
         "language_model": model.language_model.name,
     }
     assert other.model_card["subjects"] == ["sub-01", "sub-02"]
-    assert {(row["parcellation"], row["people"]) for row in report.meta["ablation"]} <= {
+    assert {(row.atlas, row.n_subjects) for row in report.ablation} <= {
         ("visual", 1),
         ("lobes", 1),
     }
-    assert len(report.meta["ablation"]) > 1
-    written = (out / "shuffled-pairs" / "model.safetensors").stat().st_mtime_ns
+    assert len(report.ablation) > 1
+    written = (out / "permuted-pairs" / "model.safetensors").stat().st_mtime_ns
     again = evaluate(
         model,
         tiny_store,
         ["sub-03"],
-        out,
         controls="all",
+        cache_dir=out,
         progress=False,
-        pictures=False,
         max_new_tokens=4,
     )
-    assert (out / "shuffled-pairs" / "model.safetensors").stat().st_mtime_ns == written, (
+    assert (out / "permuted-pairs" / "model.safetensors").stat().st_mtime_ns == written, (
         "trained once"
     )
-    assert again.rows == report.rows
+    assert again.scores == report.scores
+    write_report(report, out)
     assert "Without a region" in (out / "report.md").read_text()
 
 
@@ -548,28 +543,28 @@ def test_a_report_compared_with_itself_and_with_others(
     store = make_store(tmp_path / "store", space, noise=0.3)
     good, bad = planted(tiny_model), planted(tiny_model)
     bad.skill = 0.0
-    quick(good, store, out=tmp_path / "good", pictures=False, model_name="good")
-    quick(bad, store, out=tmp_path / "bad", pictures=False, model_name="bad")
-    quick(good, store, ["sub-01"], out=tmp_path / "less", pictures=False)
+    quick(good, store, model_name="good").save(tmp_path / "good")
+    quick(bad, store, model_name="bad").save(tmp_path / "bad")
+    quick(good, store, ["sub-01"]).save(tmp_path / "less")
     same = compare(tmp_path / "good", tmp_path / "good")
     assert all(
-        row["difference"] == row["difference_ci_low"] == row["difference_ci_high"] == 0
-        for row in same["rows"]
+        row.difference == row.difference_ci_low == row.difference_ci_high == 0 for row in same.rows
     )
-    assert all(row["p_value"] == 1 for row in same["rows"] if "p_value" in row)
-    rows = {row["metric"]: row for row in compare(tmp_path / "good", tmp_path / "bad")["rows"]}
+    assert all(row.p_value == 1 for row in same.rows if row.p_value is not None)
+    rows = {row.metric: row for row in compare(tmp_path / "good", tmp_path / "bad").rows}
     assert set(rows) == {*METRICS, *TEXT_METRICS}
-    assert rows["identification_2way"]["difference_ci_low"] > 0.2
-    assert rows["identification_2way"]["p_value"] < 0.01
-    back = {row["metric"]: row for row in compare(tmp_path / "bad", tmp_path / "good")["rows"]}
-    assert back["identification_2way"]["difference"] == -rows["identification_2way"]["difference"]
-    assert {m: row["p_value"] for m, row in back.items() if "p_value" in row} == {
-        m: row["p_value"] for m, row in rows.items() if "p_value" in row
+    assert rows["identification_2way"].difference_ci_low > 0.2
+    assert rows["identification_2way"].p_value < 0.01
+    back = {row.metric: row for row in compare(tmp_path / "bad", tmp_path / "good").rows}
+    assert back["identification_2way"].difference == -rows["identification_2way"].difference
+    assert {m: row.p_value for m, row in back.items()} == {
+        m: row.p_value for m, row in rows.items()
     }
     records = (tmp_path / "bad" / "predictions.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "bad" / "predictions.jsonl").write_text("".join(records[:-1]))
     with pytest.raises(
-        InputError, match=r"predictions\.jsonl has 23 trials of sub-02, likelihoods\.npz 24"
+        InputError,
+        match=r"predictions\.jsonl has 23 trials of sub-02, candidate_log_likelihoods\.npz 24",
     ):
         compare(tmp_path / "good", tmp_path / "bad")
     with pytest.raises(InputError, match="not about the same trials: 24 of 48"):

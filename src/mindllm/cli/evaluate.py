@@ -1,8 +1,9 @@
-"""Commands that judge models: evaluate and compare."""
+"""Commands that evaluate models: evaluate and compare."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +11,7 @@ from mindllm.cli.options import (
     AsJson,
     BatchSize,
     LanguageModelPath,
+    MaxNewTokens,
     ModelFolder,
     Seed,
     SplitScheme,
@@ -20,107 +22,149 @@ from mindllm.cli.options import (
     parse_list,
 )
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mindllm.evaluation.compare import ComparisonResult
+
 app = typer.Typer()
+
+
+ReportFolder = Annotated[
+    Path,
+    typer.Option(
+        help="Folder for report.html, report.md, figures, result.json, predictions and "
+        "log-likelihoods; an earlier report there is replaced."
+    ),
+]
+EvaluatedSubjects = Annotated[
+    str | None,
+    typer.Option(
+        help="Comma-separated. Default: all; name those left out of training, "
+        "if the store has no test trials."
+    ),
+]
+EvaluatedSplit = Annotated[
+    str | None,
+    typer.Option(
+        help="Which trials. Default: test; of subjects never trained on that have none, all."
+    ),
+]
+ControlsOption = Annotated[
+    str,
+    typer.Option(
+        help="default, or all: also trains the model again on permuted pairs (as long as its own "
+        "training took; goes on where it was interrupted) and leaves out parcels."
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with an evaluation into --out that was interrupted or failed."
+    ),
+]
+ResultFolder = Annotated[Path, typer.Argument(help="A report folder, made by `mindllm evaluate`.")]
 
 
 @app.command()
 def evaluate(
     model: ModelFolder,
     store: StoreFolder,
-    subjects: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated. Default: all; name those left out of training, if the store has no test trials."
-        ),
-    ] = None,
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="Folder for report.json, .md, .html, pictures, predictions and likelihoods; an earlier report there is replaced."
-        ),
-    ] = Path("report"),
+    subjects: EvaluatedSubjects = None,
+    out: ReportFolder = Path("report"),
     llm: LanguageModelPath = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="Which trials. Default: test; of people never trained on that have none, all."
-        ),
-    ] = None,
+    split: EvaluatedSplit = None,
     split_scheme: SplitScheme = None,
-    controls: Annotated[
-        str,
-        typer.Option(
-            help="default, or all: also trains the model anew on shuffled pairs (as long as its own training took; goes on where it was interrupted) and leaves out regions."
-        ),
-    ] = "default",
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest decoded text, in tokens.")
-    ] = 48,
+    controls: ControlsOption = "default",
+    max_new_tokens: MaxNewTokens = 48,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
+    resume: Resume = False,
 ) -> None:
-    """Measure what the text owes to the brain: scores beside their controls, baselines and published results."""
+    """Measure how much of the text comes from the fMRI: scores beside controls and baselines."""
     from mindllm.data.store import Store
+    from mindllm.evaluation.cache import clear_cache
     from mindllm.evaluation.evaluation_set import open_store
     from mindllm.evaluation.evaluator import check_controls
     from mindllm.evaluation.evaluator import evaluate as run
     from mindllm.model.modeling import MindLLM
+    from mindllm.report.legacy import terminal_table, write_report
 
-    Store(store, split_scheme).select_subjects(
-        parse_list(subjects)
-    )  # before the language model is loaded, which takes a while
-    check_controls(controls)
+    # Checked before the language model is loaded, which takes a while.
+    Store(store, split_scheme).select_subjects(parse_list(subjects))
+    checked_controls = check_controls(controls)
     loaded = MindLLM.from_pretrained(model, language_model=llm)
+    opened = open_store(store, loaded.model_card, split_scheme)
+    if not resume:
+        clear_cache(out)
     with bars() as progress:
-        report = run(
+        result = run(
             loaded,
-            open_store(store, loaded.model_card, split_scheme),
+            opened,
             parse_list(subjects),
-            out,
-            split=split,
-            controls=controls,  # type: ignore[arg-type] # checked there
+            split,
+            controls=checked_controls,
             batch_size=batch_size,
             seed=seed,
-            progress=progress,
             model_name=str(model),
+            cache_dir=out,
+            progress=progress,
             max_new_tokens=max_new_tokens,
         )
-    console.print(report.table())
+    write_report(result, out, model=loaded, store=opened)
+    clear_cache(out)
+    console.print(terminal_table(result))
     console.print(f"report: {out / 'report.html'}")
 
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="A report folder, made by `mindllm evaluate`.")],
+    first: ResultFolder,
     second: Annotated[Path, typer.Argument(help="Another model's report on the same trials.")],
-    seed: Annotated[int, typer.Option(help="Of the bootstrap and the random signs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap and the sign flips.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Two models on the same trials, paired: the difference of every score, with its interval."""
-    from rich.table import Table
-
+    """Compare two models on the same trials, paired: every score's difference and interval."""
     from mindllm.evaluation.compare import compare as run
-    from mindllm.metrics.registry import METRICS
 
     with errors.status("comparing"):
-        found = run(first, second, seed)
+        comparison = run(first, second, seed)
     if as_json:
-        print(json.dumps(found, indent=1))
-        return
-    title = f"{found['first']} (first) and {found['second']} (second): {found['people']} people, {found['trials']} trials"
+        print(json.dumps(asdict(comparison), indent=1))
+    else:
+        console.print(comparison_table(comparison))
+
+
+def comparison_table(comparison: "ComparisonResult") -> "Table":
+    """Return every metric of both models in percent, their difference and its interval."""
+    from rich.table import Table
+
+    from mindllm.evaluation.text_scores import TEXT_METRICS, percent_factor
+    from mindllm.metrics.registry import METRICS
+
+    title = (
+        f"{comparison.first} (first) and {comparison.second} (second): "
+        f"{comparison.n_subjects} subjects, {comparison.n_trials} trials"
+    )
     table = Table("score", "first", "second", "difference", "95 % interval", "p", title=title)
-    for row in found["rows"]:
-        scale = (
-            100 if "p_value" in row or row["metric"].startswith(("exact", "identification")) else 1
+    for row in comparison.rows:
+        factor = percent_factor(row.metric) if row.metric in TEXT_METRICS else 100
+        first, second, difference, low, high = (
+            float("nan") if value is None else factor * value
+            for value in (
+                row.first,
+                row.second,
+                row.difference,
+                row.difference_ci_low,
+                row.difference_ci_high,
+            )
         )
-        low, high = scale * row["difference_ci_low"], scale * row["difference_ci_high"]
-        p = f"{row['p_value']:.3f}" if "p_value" in row else ""
         table.add_row(
-            METRICS[row["metric"]].label if row["metric"] in METRICS else row["metric"],
-            f"{scale * row['first']:.2f}",
-            f"{scale * row['second']:.2f}",
-            f"{scale * row['difference']:+.2f}",
+            METRICS[row.metric].label if row.metric in METRICS else row.metric,
+            f"{first:.2f}",
+            f"{second:.2f}",
+            f"{difference:+.2f}",
             f"{low:+.2f} to {high:+.2f}",
-            p,
+            "" if row.p_value is None else f"{row.p_value:.3f}",
         )
-    console.print(table)
+    return table

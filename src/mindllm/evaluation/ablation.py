@@ -1,16 +1,19 @@
-"""What the reading loses without a region: its voxels are left out, as if they had not been measured."""
+"""Loss of identification without a parcel: its voxels are left out, as if not measured."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
 from mindllm.data.store import Store
+from mindllm.evaluation.cache import PredictionCache, hash_texts
 from mindllm.evaluation.evaluation_set import EvaluationSet
 from mindllm.evaluation.predictor import Predictor
-from mindllm.evaluation.results import ConditionPredictions, SubjectPredictions
+from mindllm.evaluation.results import AblationRow, ConditionPredictions, SubjectPredictions
+from mindllm.metrics.calibration import Estimate
 from mindllm.metrics.identification import rank_scores
 from mindllm.metrics.inference import bootstrap_interval, subject_means
 from mindllm.metrics.registry import METRICS
@@ -18,96 +21,179 @@ from mindllm.model.attention_maps import NOWHERE, attention_by_parcel
 from mindllm.utils.progress import progress_bar
 from mindllm.utils.seeds import subject_seed
 
-REGIONS = 6
-SCORES = ("top1", "2way")  # of identification
-MIN_SHARE = 0.005  # of the voxels
-TRIALS = 40  # per person, drawn at random
+N_PARCELS = 6
+ABLATION_METRICS = ("identification_top1", "identification_2way")
+MIN_VOXEL_FRACTION = 0.005
+N_TRIALS = 40  # per subject, drawn at random
 
 
-def ablation(
-    reader: Predictor,
+@dataclass(frozen=True, slots=True)
+class ParcelPredictions:
+    """Predictions without one parcel, by subject, of the trials that `draw_trials` draws."""
+
+    atlas: str
+    parcel: str
+    voxel_fraction: float
+    subjects: Mapping[str, ConditionPredictions]
+
+
+def draw_trials(n_trials: int, subject: str, seed: int) -> np.ndarray:
+    """Return the numbers of at most 40 of a subject's evaluated trials, drawn at random."""
+    order = np.random.default_rng(subject_seed(seed, subject)).permutation(n_trials)
+    return np.sort(order[:N_TRIALS])
+
+
+def predict_ablations(
+    predictor: Predictor,
     store: Store,
-    task: EvaluationSet,
-    people: Sequence[SubjectPredictions],
     seed: int,
+    cache: PredictionCache,
     progress: Progress | None,
-) -> list[dict[str, Any]]:
-    """The regions that the model looks at most, and how much worse the truth is identified without each.
+) -> list[ParcelPredictions]:
+    """Predict trials without each of the parcels that get most attention.
 
-    Intervals over people and answers. Regions overlap where parcellations do. Sorted by the loss, the largest first.
+    Parameters
+    ----------
+    predictor : Predictor
+        The model and the evaluated trials.
+    store : Store
+        Where the trials are.
+    seed : int
+        Of the draw of trials.
+    cache : PredictionCache
+        Where predictions are saved.
+    progress : Progress or None
+        Where a bar is drawn.
+
+    Returns
+    -------
+    list of ParcelPredictions
+        Without the subjects that lack the parcel, or have nothing else.
     """
-    chosen, out = largest_parcels(reader, store, list(task.trial_indices)), []
-    drawn = {
-        r.subject: np.sort(
-            np.random.default_rng(subject_seed(seed, r.subject)).permutation(len(r.stimuli))[
-                :TRIALS
-            ]
-        )
-        for r in people
-    }
-    reads = sum(map(len, drawn.values()))
-    with progress_bar(progress, "leaving out regions", len(chosen) * reads) as advance:
-        for parcellation, region, share in chosen:
-            apart, shown, whose = [], [], []
-            for readings in people:
-                some = drawn[readings.subject]
-                inside = members(store, readings.subject, parcellation, region)
+    trial_indices = predictor.evaluation_set.trial_indices
+    rows = {s: r[draw_trials(len(r), s, seed)] for s, r in trial_indices.items()}
+    parcels = largest_parcels(predictor, store, list(trial_indices))
+    ablations = []
+    n_scans = len(parcels) * sum(map(len, rows.values()))
+    with progress_bar(progress, "leaving out parcels", n_scans) as advance:
+        for atlas, parcel, voxel_fraction in parcels:
+            subjects = {}
+            for subject in trial_indices:
+                inside = parcel_voxels(store, subject, atlas, parcel)
                 if not inside.any() or inside.all():
-                    advance(len(some))
+                    advance(len(rows[subject]))
                     continue
-                rows = [np.array([row]) for row in task.trial_indices[readings.subject][some]]
-                left = reader.predict_trials(store, readings.subject, rows, advance, voxels=~inside)
-                stimuli = readings.stimuli[some]
-                apart.append(
-                    credit(readings.conditions["fmri"], some, task, stimuli)
-                    - credit(left, slice(None), task, stimuli)
+                groups = [np.array([row]) for row in rows[subject]]
+                predict = partial(
+                    predictor.predict_trials, store, subject, groups, advance, ~inside
                 )
-                shown.append(task.columns(stimuli)[1])
-                whose.append(np.full(len(some), readings.subject))
-            lost, persons = np.concatenate(apart), np.concatenate(whose)
-            low, high = bootstrap_interval(lost, np.concatenate(shown), persons, seed=seed)
-            mean = subject_means(lost, persons).mean(0)
-            out.append({"parcellation": parcellation, "region": region, "voxel_share": share, "people": len(apart), "trials": len(lost)} | {
-                f"{name}_{part}": float(value[i]) for i, name in enumerate(SCORES) for part, value in (("loss", mean), ("low", low), ("high", high))
-            })  # fmt: skip
-    return sorted(out, key=lambda row: -row["2way_loss"])
+                name = f"without_{hash_texts(atlas, parcel)}"
+                subjects[subject] = cache.predictions(subject, name, predict)
+            ablations.append(ParcelPredictions(atlas, parcel, voxel_fraction, subjects))
+    return ablations
+
+
+def score_ablations(
+    ablations: Sequence[ParcelPredictions],
+    task: EvaluationSet,
+    subjects: Sequence[SubjectPredictions],
+    seed: int,
+) -> list[AblationRow]:
+    """Compute how much worse the target is identified without each parcel.
+
+    Parameters
+    ----------
+    ablations : sequence of ParcelPredictions
+        Predictions without each parcel.
+    task : EvaluationSet
+        The evaluated trials.
+    subjects : sequence of SubjectPredictions
+        Predictions with all voxels.
+    seed : int
+        Of the draw of trials, and of the bootstrap.
+
+    Returns
+    -------
+    list of AblationRow
+        The largest loss of 2-way identification first. Intervals are over subjects and answers.
+        Parcels overlap where atlases do.
+    """
+    rows = []
+    for ablation in ablations:
+        losses, targets, labels = [], [], []
+        for predictions in subjects:
+            if predictions.subject not in ablation.subjects:
+                continue
+            drawn = draw_trials(len(predictions.stimuli), predictions.subject, seed)
+            _, target = task.columns(predictions.stimuli[drawn])
+            with_parcel = predictions.conditions["fmri"].log_likelihoods
+            without = ablation.subjects[predictions.subject].log_likelihoods
+            assert with_parcel is not None
+            assert without is not None
+            losses.append(
+                target_scores(with_parcel[drawn], target) - target_scores(without, target)
+            )
+            targets.append(target)
+            labels.append(np.full(len(drawn), predictions.subject))
+        rows.append(
+            ablation_row(
+                ablation,
+                np.concatenate(losses),
+                np.concatenate(targets),
+                np.concatenate(labels),
+                seed,
+            )
+        )
+    return sorted(rows, key=lambda row: -row.two_way_loss.value)
+
+
+def ablation_row(
+    ablation: ParcelPredictions,
+    losses: np.ndarray,
+    targets: np.ndarray,
+    subjects: np.ndarray,
+    seed: int,
+) -> AblationRow:
+    """Return the row of one parcel, from losses (B, 2), targets (B,) and subjects (B,)."""
+    low, high = bootstrap_interval(losses, targets, subjects, seed=seed)
+    mean = subject_means(losses, subjects).mean(0)
+    top1, two_way = (Estimate(*map(float, (mean[i], low[i], high[i]))) for i in range(2))
+    return AblationRow(
+        atlas=ablation.atlas,
+        parcel=ablation.parcel,
+        voxel_fraction=ablation.voxel_fraction,
+        n_subjects=len(ablation.subjects),
+        n_trials=len(losses),
+        top1_loss=top1,
+        two_way_loss=two_way,
+    )
 
 
 def largest_parcels(
-    reader: Predictor, store: Store, subjects: list[str]
+    predictor: Predictor, store: Store, subjects: list[str]
 ) -> list[tuple[str, str, float]]:
-    """The regions with the most attention, summed over people: parcellation, region, share of the voxels."""
-    table = pd.concat([attention_by_parcel(reader.model, store.masker(s)) for s in subjects])
+    """Return the parcels with the most attention, summed over subjects: atlas, parcel, fraction."""
+    table = pd.concat([attention_by_parcel(predictor.model, store.masker(s)) for s in subjects])
     table = table[table["region"] != NOWHERE].groupby(["parcellation", "region"])[
         ["attention", "voxel_share"]
     ].sum() / len(subjects)
-    table = (
-        table[table["voxel_share"] > MIN_SHARE]
-        .sort_values("attention", ascending=False)
-        .head(REGIONS)
-    )
-    table = table.reset_index()
-    return list(
-        zip(table["parcellation"], table["region"], table["voxel_share"].astype(float), strict=True)
-    )
+    table = table[table["voxel_share"] > MIN_VOXEL_FRACTION]
+    table = table.sort_values("attention", ascending=False).head(N_PARCELS).reset_index()
+    fractions = table["voxel_share"].astype(float)
+    return list(zip(table["parcellation"], table["region"], fractions, strict=True))
 
 
-def members(store: Store, subject: str, parcellation: str, region: str) -> np.ndarray:
-    """(V,): which of a person's voxels belong to a region."""
-    space = store.masker(subject)
-    if parcellation not in space.parcel_labels:
-        return np.zeros(len(space), bool)
-    numbers = [n for n, name in space.parcel_names[parcellation].items() if name == region]
-    return np.isin(space.parcel_labels[parcellation], numbers)
+def parcel_voxels(store: Store, subject: str, atlas: str, parcel: str) -> np.ndarray:
+    """Return which of a subject's voxels belong to a parcel, (n_voxels,) of bool."""
+    masker = store.masker(subject)
+    if atlas not in masker.parcel_labels:
+        return np.zeros(len(masker), bool)
+    labels = [n for n, name in masker.parcel_names[atlas].items() if name == parcel]
+    return np.isin(masker.parcel_labels[atlas], labels)
 
 
-def credit(
-    said: ConditionPredictions, rows: np.ndarray | slice, task: EvaluationSet, stimuli: np.ndarray
-) -> np.ndarray:
-    """(B, len(SCORES)): the credit of the truth in some rows of what was said."""
-    assert said.log_likelihoods is not None
-    _, true = task.columns(stimuli)
-    weights = [METRICS[f"identification_{name}"].weights(len(task.candidates)) for name in SCORES]
-    return np.stack(
-        [rank_scores(said.log_likelihoods[rows], w)[np.arange(len(true)), true] for w in weights], 1
-    )
+def target_scores(log_likelihoods: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return top-1 and 2-way scores of the target (B, 2) from log-likelihoods (B, C)."""
+    rows, n_candidates = np.arange(len(targets)), log_likelihoods.shape[1]
+    weights = [METRICS[name].weights(n_candidates) for name in ABLATION_METRICS]
+    return np.stack([rank_scores(log_likelihoods, w)[rows, targets] for w in weights], 1)

@@ -1,6 +1,4 @@
-"""What simpler readers say of the same trials: a constant answer, the field's linear baseline, the nearest training pattern;
-and what knowing only a part of the truth would give.
-"""
+"""Simpler predictors of the same trials, and an oracle that knows a part of the target."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,215 +24,341 @@ from mindllm.model.encoder import FMRIEncoder
 from mindllm.model.language_model import FrozenLanguageModel
 from mindllm.model.text_embeddings import embed_texts, whitened_text_embeddings
 
-FIELDS = 512  # smoothed places of the brain that ridge reads
+N_FIELDS = 512  # receptive fields that ridge regression reads
 ALPHAS = np.logspace(0, 6, 7)
-MIN_SHARED = 20  # voxels
-TIES = 1000  # equally frequent training answers that stand for the constant one
-WIDTH = 256
+MIN_SHARED_VOXELS = 20
+MAX_TIES = 1000  # equally frequent training answers
+EMBEDDING_DIM = 256
+BATCH_SIZE = 256  # trials read at once
+NO_STIMULUS = -2.0  # below every correlation: no training stimulus has this answer
 Groups = Sequence[np.ndarray]
 
 
 class ConditionSkipped(Exception):
-    """Why a baseline cannot be measured here; the report says it."""
+    """Why a condition cannot be measured here; the report says it."""
 
 
 class AnswerEmbeddings:
-    """Texts as unit vectors: whitened embeddings by the language model. Answers of training and candidates share one space."""
+    """Whitened embeddings of training answers and candidates, as unit vectors in one space.
+
+    Parameters
+    ----------
+    language_model : FrozenLanguageModel
+        What embeds the texts.
+    answers : mapping of str to int
+        Training answers and how many trials they were the target of.
+    candidates : sequence of str
+        Candidates of the evaluation.
+
+    Attributes
+    ----------
+    answers : list of str
+        Training answers, sorted.
+    of_answers, of_candidates : ndarray of shape (n_texts, dim)
+        Their embeddings.
+    answer_index : dict of str to int
+        Number of each training answer.
+    """
 
     def __init__(
-        self, llm: FrozenLanguageModel, answers: Mapping[str, int], candidates: Sequence[str]
+        self,
+        language_model: FrozenLanguageModel,
+        answers: Mapping[str, int],
+        candidates: Sequence[str],
     ) -> None:
         self.answers = sorted(answers)
         texts = sorted({*self.answers, *candidates})
-        vectors = whitened_text_embeddings(embed_texts(llm, texts), WIDTH).cpu().numpy()
-        place = {text: i for i, text in enumerate(texts)}
-        self.of_answers = (
-            vectors[[place[text] for text in self.answers]] if answers else vectors[:0]
-        )
-        self.of_candidates = vectors[[place[text] for text in candidates]]
-        self.number = {text: i for i, text in enumerate(self.answers)}
+        embedded = whitened_text_embeddings(embed_texts(language_model, texts), EMBEDDING_DIM)
+        vectors = embedded.cpu().numpy()
+        index = {text: i for i, text in enumerate(texts)}
+        self.of_answers = vectors[[index[t] for t in self.answers]] if answers else vectors[:0]
+        self.of_candidates = vectors[[index[text] for text in candidates]]
+        self.answer_index = {text: i for i, text in enumerate(self.answers)}
 
     @cache  # noqa: B019 - they live as long as an evaluation
-    def clusters(self, k: int, seed: int = 0) -> KMeans:
-        """The candidates in k clusters."""
-        return KMeans(k, n_init=10, random_state=seed).fit(self.of_candidates)
+    def clusters(self, n_clusters: int, seed: int = 0) -> KMeans:
+        """Return k-means clusters of the candidates."""
+        return KMeans(n_clusters, n_init=10, random_state=seed).fit(self.of_candidates)
 
 
 def most_frequent_baseline(
-    task: EvaluationSet, answers: Mapping[str, int], meanings: AnswerEmbeddings
+    task: EvaluationSet, answers: Mapping[str, int], embeddings: AnswerEmbeddings
 ) -> ConditionPredictions:
-    """The most frequent training answer, whatever the scan. Of equally frequent ones each stands in, the most central first."""
+    """Predict the most frequent training answer, whatever the trial.
+
+    Parameters
+    ----------
+    task : EvaluationSet
+        The candidates, which are scored by their frequency.
+    answers : mapping of str to int
+        Training answers and their frequency.
+    embeddings : AnswerEmbeddings
+        Of these answers.
+
+    Returns
+    -------
+    ConditionPredictions
+        One row per equally frequent answer, the most central one first.
+    """
     counts: Counter[str] = Counter()
     for text, count in answers.items():
         counts[normalize_answer(text)] += count
     frequency = np.array([[counts[normalize_answer(text)] for text in task.candidates]], float)
-    weights = np.array([answers[text] for text in meanings.answers], float)
-    centrality = meanings.of_answers @ (weights @ meanings.of_answers)
-    first = sorted(most_frequent(answers), key=lambda text: -centrality[meanings.number[text]])[
-        :TIES
-    ]
-    return ConditionPredictions(np.repeat(frequency, len(first), 0), first, frequency[0])
+    weights = np.array([answers[text] for text in embeddings.answers], float)
+    centrality = embeddings.of_answers @ (weights @ embeddings.of_answers)
+    texts = sorted(
+        most_frequent(answers), key=lambda text: -centrality[embeddings.answer_index[text]]
+    )[:MAX_TIES]
+    return ConditionPredictions(np.repeat(frequency, len(texts), 0), texts, frequency[0])
 
 
 def most_frequent(answers: Mapping[str, int]) -> list[str]:
-    """The answers given to the most training trials, sorted."""
+    """Return the answers of the most training trials, sorted."""
     return sorted(text for text, count in answers.items() if count == max(answers.values()))
 
 
-def check_subjects_available(store: Store, card: Mapping[str, Any], people: Iterable[str]) -> None:
-    """Raise Unavailable unless this is the store that the model of a card was trained on, with all these people in it."""
-    if card.get("store") != store.meta.get("name") or set(people) - set(store.subjects):
+def check_subjects_available(
+    store: Store, card: Mapping[str, Any], subjects: Iterable[str]
+) -> None:
+    """Raise ConditionSkipped unless this is the model's training store, with these subjects."""
+    if card.get("store") != store.meta.get("name") or set(subjects) - set(store.subjects):
         raise ConditionSkipped(
             f"the trials that the model was trained on ({card.get('store')}) are not in this store"
         )
 
 
 class TrainingTrials:
-    """The trials that the model was trained on, where they are in this store: what the baselines learn from."""
+    """The trials that the model was trained on, for baselines to learn from.
+
+    Parameters
+    ----------
+    store : Store
+        The store that the model was trained on.
+    card : mapping
+        Model card.
+
+    Raises
+    ------
+    ConditionSkipped
+        If the training trials are not in this store.
+    """
 
     def __init__(self, store: Store, card: Mapping[str, Any]) -> None:
-        people = card.get("subjects")
-        if not people:
-            raise ConditionSkipped("the model's card does not say whom it was trained on")
-        check_subjects_available(store, card, people)
-        self.store, self.people = store, list(people)
-        trials = TrialDataset(store, self.people, "train")
+        subjects = card.get("subjects")
+        if not subjects:
+            raise ConditionSkipped("the model card does not list the training subjects")
+        check_subjects_available(store, card, subjects)
+        self.store, self.subjects = store, list(subjects)
+        trials = TrialDataset(store, self.subjects, "train")
         known = set(card["stimuli"]) if "stimuli" in card else set(trials.table["stimulus"])
         self.table = trials.table[trials.table["stimulus"].isin(known)].reset_index(drop=True)
         if self.table.empty:
             raise ConditionSkipped("no trial that the model was trained on is in this store")
-        first = ConversationDataset(store, [trials]).first_answer
-        self.table["answer"] = self.table["stimulus"].map(first)
+        first_answer = ConversationDataset(store, [trials]).first_answer
+        self.table["answer"] = self.table["stimulus"].map(first_answer)
         if set(self.table["answer"]) - set(card.get("answers", {})):
             raise ConditionSkipped(
                 "the answers in this store are not those that the model was trained on"
             )
+        self._ridge: Any = None
 
-    def features(self, subject: str, groups: Groups, block: int = 256) -> np.ndarray:
-        """(B, FIELDS): the activity under fixed Gaussian fields of 4 mm standard deviation, the same places in everybody."""
+    def features(self, subject: str, groups: Groups) -> np.ndarray:
+        """Return the activity of group means under fixed Gaussian receptive fields.
+
+        Parameters
+        ----------
+        subject : str
+            Whose trials.
+        groups : sequence of ndarray, length B
+            Trial indices; each group is averaged.
+
+        Returns
+        -------
+        ndarray of shape (B, 512)
+            Fields of 4 mm standard deviation, at the same coordinates in every subject.
+        """
         voxels = self.fields.prepare_voxels(self.store.masker(subject))
-        parts = [
-            torch.from_numpy(mean_betas(self.store, subject, groups[i : i + block]))
-            for i in range(0, len(groups), block)
+        batches = [
+            torch.from_numpy(mean_betas(self.store, subject, groups[i : i + BATCH_SIZE]))
+            for i in range(0, len(groups), BATCH_SIZE)
         ]
         with torch.no_grad():
-            return torch.cat([self.fields.attend(voxels, part) for part in parts]).numpy()
+            return torch.cat([self.fields.attend(voxels, batch) for batch in batches]).numpy()
 
     @cached_property
     def fields(self) -> FMRIEncoder:
-        """An untrained encoder, placed over the training people's voxels: what everybody's voxels are resampled with."""
+        """An untrained encoder with its queries spread over the training subjects' voxels."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            encoder = FMRIEncoder(MindLLMConfig(num_queries=FIELDS, memory_size=0), {})
-            encoder.init_queries([self.store.masker(s) for s in self.people])
+            encoder = FMRIEncoder(MindLLMConfig(num_queries=N_FIELDS, memory_size=0), {})
+            encoder.init_queries([self.store.masker(s) for s in self.subjects])
         return encoder
 
-    def ridge(self, meanings: AnswerEmbeddings) -> Any:
-        """Ridge regression from features to text vectors; its strength is chosen with people left out (stimuli, for one person)."""
-        people = self.table.groupby("subject", sort=False)[
-            "row"
-        ]  # one person after the other, as in the table
+    def fit_ridge(self, embeddings: AnswerEmbeddings) -> Any:
+        """Fit ridge regression from features to text embeddings.
+
+        Parameters
+        ----------
+        embeddings : AnswerEmbeddings
+            Targets.
+
+        Returns
+        -------
+        sklearn.model_selection.GridSearchCV
+            Fitted. The penalty is chosen with subjects left out (stimuli, for one subject).
+        """
+        # One subject after the other, as in the table.
+        by_subject = self.table.groupby("subject", sort=False)["row"]
         x = np.concatenate(
-            [self.features(str(s), list(rows.to_numpy()[:, None])) for s, rows in people]
+            [self.features(str(s), list(rows.to_numpy()[:, None])) for s, rows in by_subject]
         )
-        y = meanings.of_answers[[meanings.number[text] for text in self.table["answer"]]]
-        groups = self.table["subject" if len(self.people) > 1 else "stimulus"].to_numpy()
+        numbers = [embeddings.answer_index[text] for text in self.table["answer"]]
+        groups = self.table["subject" if len(self.subjects) > 1 else "stimulus"].to_numpy()
         folds = GroupKFold(min(5, len(set(groups))))
-        search = GridSearchCV(
-            make_pipeline(StandardScaler(), Ridge()), {"ridge__alpha": ALPHAS}, cv=folds
-        )
-        return search.fit(x, y, groups=groups)
+        pipeline = make_pipeline(StandardScaler(), Ridge())
+        search = GridSearchCV(pipeline, {"ridge__alpha": ALPHAS}, cv=folds)
+        return search.fit(x, embeddings.of_answers[numbers], groups=groups)
 
     def predict_ridge(
-        self, fitted: Any, meanings: AnswerEmbeddings, subject: str, groups: Groups
+        self, embeddings: AnswerEmbeddings, subject: str, groups: Groups
     ) -> ConditionPredictions:
-        """Candidates by their likeness to the predicted vector; the text is the training answer that is most like it."""
-        predicted = fitted.predict(self.features(subject, groups))
-        best = (predicted @ meanings.of_answers.T).argmax(1)
+        """Predict by ridge regression, which is fitted at the first call.
+
+        Parameters
+        ----------
+        embeddings : AnswerEmbeddings
+            Of training answers and candidates.
+        subject : str
+            Whose trials.
+        groups : sequence of ndarray, length B
+            Trial indices; each group is averaged.
+
+        Returns
+        -------
+        ConditionPredictions
+            B rows: cosine of each candidate with the predicted embedding; the text is the training
+            answer with the largest one.
+        """
+        if self._ridge is None:
+            self._ridge = self.fit_ridge(embeddings)
+        predicted = self._ridge.predict(self.features(subject, groups))
+        nearest = (predicted @ embeddings.of_answers.T).argmax(1)
         return ConditionPredictions(
-            predicted @ meanings.of_candidates.T, [meanings.answers[i] for i in best]
+            predicted @ embeddings.of_candidates.T, [embeddings.answers[i] for i in nearest]
         )
 
     def predict_nearest_neighbor(
         self, task: EvaluationSet, subject: str, groups: Groups
     ) -> ConditionPredictions:
-        """Candidates by the correlation of their training stimuli's mean pattern with the trial, on the voxels all share."""
-        kept = self.shared(subject)
-        stimuli, place = np.unique(self.table["stimulus"].to_numpy(str), return_inverse=True)
-        sums = np.zeros((len(stimuli), len(kept[subject])), np.float32)
-        for name, part in self.table.groupby("subject"):
-            rows, where = part["row"].to_numpy(), place[part.index]
-            for start in range(0, len(rows), 256):
-                values = self.store.betas(str(name), rows[start : start + 256], standardize=True)[
-                    :, kept[str(name)]
-                ]
-                np.add.at(sums, where[start : start + 256], values)
-        own = mean_betas(self.store, subject, groups)[:, kept[subject]]
-        near = standard(own) @ standard(sums).T  # correlations; a sum is as good as a mean
-        answer = (
-            self.table.drop_duplicates("stimulus")
-            .set_index("stimulus")["answer"]
-            .loc[stimuli]
-            .tolist()
-        )
-        keys = np.array([normalize_answer(text) for text in answer])
-        score = np.full(
-            (len(own), len(task.candidates)), -2.0
-        )  # below every correlation: no such training stimulus
+        """Predict the answer of the training stimulus with the most similar mean pattern.
+
+        Parameters
+        ----------
+        task : EvaluationSet
+            The candidates.
+        subject : str
+            Whose trials.
+        groups : sequence of ndarray, length B
+            Trial indices; each group is averaged.
+
+        Returns
+        -------
+        ConditionPredictions
+            B rows: largest correlation of a training stimulus with this answer, on the voxels that
+            all share.
+
+        Raises
+        ------
+        ConditionSkipped
+            If the subjects' voxels are not on one grid, or too few are shared.
+        """
+        voxels = self.shared_voxels(subject)
+        stimuli, sums = self.stimulus_sums(voxels)
+        patterns = mean_betas(self.store, subject, groups)[:, voxels[subject]]
+        # Correlations; a sum is as good as a mean.
+        similarity = unit_rows(patterns) @ unit_rows(sums).T
+        by_stimulus = self.table.drop_duplicates("stimulus").set_index("stimulus")["answer"]
+        answers = by_stimulus.loc[stimuli].tolist()
+        keys = np.array([normalize_answer(text) for text in answers])
+        scores = np.full((len(patterns), len(task.candidates)), NO_STIMULUS)
         for i, text in enumerate(task.candidates):
-            about = np.flatnonzero(keys == normalize_answer(text))
-            if len(about):
-                score[:, i] = near[:, about].max(1)
-        return ConditionPredictions(score, [answer[i] for i in near.argmax(1)])
+            columns = np.flatnonzero(keys == normalize_answer(text))
+            if len(columns):
+                scores[:, i] = similarity[:, columns].max(1)
+        return ConditionPredictions(scores, [answers[i] for i in similarity.argmax(1)])
 
-    def shared(self, subject: str) -> dict[str, np.ndarray]:
-        """Person -> numbers of the voxels that the training people and `subject` all have, in one order."""
-        names = sorted({*self.people, subject})
-        spaces = [self.store.masker(name) for name in names]
-        first = spaces[0]
-        if any(
-            s.shape != first.shape or not np.allclose(s.affine, first.affine, atol=1e-3)
-            for s in spaces
-        ):
-            raise ConditionSkipped("the people's voxels are not on one grid")
-        flat = [np.ravel_multi_index(tuple(s.voxel_indices.T), s.shape) for s in spaces]
+    def stimulus_sums(self, voxels: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the training stimuli (S,) and the sum of their trials' betas (S, n_shared)."""
+        stimuli, index = np.unique(self.table["stimulus"].to_numpy(str), return_inverse=True)
+        n_shared = len(next(iter(voxels.values())))
+        sums = np.zeros((len(stimuli), n_shared), np.float32)
+        for subject, part in self.table.groupby("subject"):
+            rows, targets = part["row"].to_numpy(), index[part.index]
+            for start in range(0, len(rows), BATCH_SIZE):
+                batch = slice(start, start + BATCH_SIZE)
+                betas = self.store.betas(str(subject), rows[batch], standardize=True)
+                np.add.at(sums, targets[batch], betas[:, voxels[str(subject)]])
+        return stimuli, sums
+
+    def shared_voxels(self, subject: str) -> dict[str, np.ndarray]:
+        """Return, by subject, the numbers of the voxels that all of them have, in one order."""
+        names = sorted({*self.subjects, subject})
+        maskers = [self.store.masker(name) for name in names]
+        shape, affine = maskers[0].shape, maskers[0].affine
+        if any(m.shape != shape or not np.allclose(m.affine, affine, atol=1e-3) for m in maskers):
+            raise ConditionSkipped("the subjects' voxels are not on one grid")
+        flat = [np.ravel_multi_index(tuple(m.voxel_indices.T), m.shape) for m in maskers]
         common = reduce(np.intersect1d, flat)
-        if len(common) < MIN_SHARED:
+        if len(common) < MIN_SHARED_VOXELS:
             raise ConditionSkipped(
-                f"the people share {len(common)} voxels, fewer than {MIN_SHARED}"
+                f"the subjects share {len(common)} voxels, fewer than {MIN_SHARED_VOXELS}"
             )
-        orders = [np.argsort(own) for own in flat]
-        places = [
-            order[np.searchsorted(own[order], common)]
-            for own, order in zip(flat, orders, strict=True)
-        ]
-        return dict(zip(names, places, strict=True))
+        numbers = []
+        for indices in flat:
+            order = np.argsort(indices)
+            numbers.append(order[np.searchsorted(indices[order], common)])
+        return dict(zip(names, numbers, strict=True))
 
 
-def standard(values: np.ndarray) -> np.ndarray:
-    """Rows (B, V) with mean 0 and length 1; a row that never varies is 0."""
-    centred = values - values.mean(1, keepdims=True)
-    size = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.divide(centred, size, out=np.zeros_like(centred), where=size > 0)
+def unit_rows(patterns: np.ndarray) -> np.ndarray:
+    """Return rows (B, n_voxels) with mean 0 and length 1; a row that never varies is 0."""
+    centred = patterns - patterns.mean(1, keepdims=True)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.divide(centred, length, out=np.zeros_like(centred), where=length > 0)
 
 
 def cluster_oracle(
     task: EvaluationSet,
     stimuli: Sequence[str] | np.ndarray,
-    meanings: AnswerEmbeddings,
-    k: int,
+    embeddings: AnswerEmbeddings,
+    n_clusters: int,
     seed: int = 0,
 ) -> ConditionPredictions:
-    """A reader that is told which of k clusters of answers is the true one, and says the training answer nearest to its centre."""
-    found = meanings.clusters(k, seed)
-    inside = (found.labels_[:, None] == found.labels_).astype(float)  # (C, C)
-    if len(meanings.answers):
-        nearest = (found.cluster_centers_ @ meanings.of_answers.T).argmax(1)
-        texts = [meanings.answers[i] for i in nearest]
-    else:
-        texts = [
-            task.candidates[i]
-            for i in (found.cluster_centers_ @ meanings.of_candidates.T).argmax(1)
-        ]
-    _, true = task.columns(stimuli)
-    return ConditionPredictions(inside[true], [texts[found.labels_[t]] for t in true])
+    """Predict from the target's cluster of answers, and nothing else.
+
+    Parameters
+    ----------
+    task : EvaluationSet
+        Candidates and targets.
+    stimuli : sequence of str, length B
+        Stimulus of each trial.
+    embeddings : AnswerEmbeddings
+        What is clustered.
+    n_clusters, seed : int
+        Of k-means.
+
+    Returns
+    -------
+    ConditionPredictions
+        B rows: 1 for the candidates in the target's cluster, else 0; the text is the training
+        answer (or candidate, without one) nearest to the cluster's center.
+    """
+    clusters = embeddings.clusters(n_clusters, seed)
+    labels = clusters.labels_
+    inside = (labels[:, None] == labels).astype(float)  # (C, C)
+    vectors, names = embeddings.of_answers, embeddings.answers
+    if not names:
+        vectors, names = embeddings.of_candidates, list(task.candidates)
+    texts = [names[i] for i in (clusters.cluster_centers_ @ vectors.T).argmax(1)]
+    _, target = task.columns(stimuli)
+    return ConditionPredictions(inside[target], [texts[labels[t]] for t in target])

@@ -1,15 +1,18 @@
-"""Two models on the same trials, paired: whether one reads more than the other."""
+"""Two results about the same trials, paired: whether one model scores more than the other."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mindllm.evaluation.evaluation_set import EvaluationSet
-from mindllm.evaluation.results import FORMAT, ConditionPredictions, SubjectPredictions
+from mindllm.evaluation.results import (
+    ConditionPredictions,
+    EvaluationResult,
+    MetricRow,
+    SubjectPredictions,
+)
 from mindllm.evaluation.score import (
     centred_difference,
     pool_subjects,
@@ -21,154 +24,171 @@ from mindllm.metrics.captions import java_unavailable_reason
 from mindllm.metrics.inference import p_value, sign_flip_null
 from mindllm.metrics.registry import METRICS
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import read_json
 from mindllm.utils.seeds import subject_seed
-from mindllm.utils.validation import check_format
 
-WHAT = "a report (made by `mindllm evaluate`)"
-Key = tuple[str, int, str]
+TrialKey = tuple[str, int, str]
 
 
-@dataclass(frozen=True)
-class SavedEvaluation:
-    """What a report folder keeps: its name, one record per trial, and the likelihoods of the candidates."""
+@dataclass(frozen=True, slots=True)
+class ComparisonRow:
+    """One metric of both models, in [0, 1]; difference: first minus second, with its interval.
 
-    name: str
-    predictions: Mapping[Key, Mapping[str, Any]]
-    likelihood: Mapping[Key, np.ndarray]
-    blind: np.ndarray
-    candidates: list[str]
-
-
-def compare(first: str | Path, second: str | Path, seed: int = 0) -> dict[str, Any]:
-    """Rows per metric: value of each, the paired difference (first minus second) with its 95 % interval, and a two-sided p.
-
-    The interval is a bootstrap over people and answers; p draws the signs of the answers' differences at random, each
-    model counted above the mean of its own other readings. Raises InputError where the reports are not of the same trials
-    and candidates.
+    p_value is two-sided; None: not tested (text scores).
     """
-    a, b = load(Path(first)), load(Path(second))
-    check_same(a, b)
-    people = []
-    for subject in sorted({key[0] for key in a.predictions}):
-        keys = [key for key in a.predictions if key[0] == subject]
-        own = {"fmri": said(a, keys, a.candidates), "other_model": said(b, keys, a.candidates)}
-        own["shuffled_trials"] = own["fmri"].broadcast_to_trials(len(keys))
-        people.append(SubjectPredictions(subject, np.array([key[2] for key in keys]), own))
-    task = task_of(a, people)
+
+    metric: str
+    first: float | None
+    second: float | None
+    difference: float | None
+    difference_ci_low: float | None
+    difference_ci_high: float | None
+    p_value: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonResult:
+    """Two models on the same trials; first and second are the folders of their results."""
+
+    first: str
+    second: str
+    n_subjects: int
+    n_trials: int
+    n_candidates: int
+    seed: int
+    rows: tuple[ComparisonRow, ...]
+
+
+def compare(first: str | Path, second: str | Path, seed: int = 0) -> ComparisonResult:
+    """Compare two saved results, trial by trial.
+
+    Parameters
+    ----------
+    first, second : str or Path
+        Folders written by `EvaluationResult.save`.
+    seed : int
+        Of the bootstrap and the sign flips.
+
+    Returns
+    -------
+    ComparisonResult
+        Intervals are bootstraps over subjects and answers. p-values flip the signs of the answers'
+        differences at random, after each model's expected score was subtracted.
+
+    Raises
+    ------
+    InputError
+        If the results are not about the same trials and candidates.
+    """
+    a, b = EvaluationResult.load(first), EvaluationResult.load(second)
+    check_same_trials(a, b)
+    subjects, task = paired_predictions(a, b), rebuild_evaluation_set(a)
     pooled = pool_subjects(
-        [score_predictions(r, task, seed=subject_seed(seed, r.subject)) for r in people]
+        [score_predictions(p, task, seed=subject_seed(seed, p.subject)) for p in subjects]
     )
-    rows = {
-        (r["condition"], r["metric"]): r
-        for r in summarize_scores(pooled, len(task.candidates), seed=seed)
-    }
-    apart = centred_difference(pooled, "other_model")[0]
-    p = p_value(
-        np.abs(apart.sum(0)), np.abs(sign_flip_null(apart, pooled.target_indices, seed=seed))
-    )
-    out = [
-        row(metric, rows["fmri", metric], rows["other_model", metric]) | {"p_value": float(p[i])}
-        for i, metric in enumerate(METRICS)
-    ]
+    scores = summarize_scores(pooled, len(task.candidates), seed=seed)
+    difference, _ = centred_difference(pooled, "other_model")
+    null = sign_flip_null(difference, pooled.target_indices, seed=seed)
+    p_values = p_value(np.abs(difference.sum(0)), np.abs(null))
+    rows = comparison_rows(scores, list(METRICS), [float(p) for p in p_values])
     if java_unavailable_reason() is None:
-        texts = {
-            (r["condition"], r["metric"]): r for r in text_scores(people, task, seed)
-        }  # everybody's come last
-        out += [
-            row(metric, texts["fmri", metric], texts["other_model", metric])
-            for metric in TEXT_METRICS
-        ]
-    return {"first": a.name, "second": b.name, "people": len(people), "trials": len(a.predictions), "candidates": len(a.candidates), "seed": seed, "rows": out}  # fmt: skip
-
-
-def row(metric: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """One metric of both."""
-    found = {"metric": metric, "first": own["value"], "second": other["value"]}
-    return found | {
-        name: other[name] for name in ("difference", "difference_ci_low", "difference_ci_high")
-    }
-
-
-def load(folder: Path) -> SavedEvaluation:
-    """What a report folder keeps. Raises InputError if it is none, or of another version."""
-    content = read_json(folder / "report.json", WHAT)
-    check_format(folder, "report", content.get("format"), FORMAT, "Evaluate the model anew.")
-    try:
-        lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-        with np.load(folder / "likelihoods.npz", allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder} lacks what a report keeps ({error}). Evaluate the model anew."
-        ) from error
-    records = [json.loads(line) for line in lines]
-    keys = [(r["subject"], r["trial_index"], r["stimulus"]) for r in records]
-    likelihood: dict[Key, np.ndarray] = {}
-    counts = {
-        subject: sum(key[0] == subject for key in keys)
-        for subject in arrays
-        if subject not in ("candidates", "null_tokens")
-    }
-    if odd := [subject for subject, count in counts.items() if count != len(arrays[subject])]:
-        raise InputError(
-            f"{folder}: predictions.jsonl has {counts[odd[0]]} trials of {odd[0]}, likelihoods.npz {len(arrays[odd[0]])}. One of them was changed; evaluate the model anew."
-        )
-    for subject in {key[0] for key in keys}:
-        likelihood |= dict(
-            zip(
-                [key for key in keys if key[0] == subject],
-                arrays[subject].astype(float),
-                strict=True,
-            )
-        )
-    names = arrays["candidates"].tolist()
-    return SavedEvaluation(
-        str(folder),
-        dict(zip(keys, records, strict=True)),
-        likelihood,
-        arrays["null_tokens"].astype(float),
-        names,
+        texts = text_scores(subjects, task, seed)
+        rows += comparison_rows(texts, TEXT_METRICS, [None] * len(TEXT_METRICS))
+    return ComparisonResult(
+        first=str(first),
+        second=str(second),
+        n_subjects=len(subjects),
+        n_trials=len(a.predictions),
+        n_candidates=len(task.candidates),
+        seed=seed,
+        rows=tuple(rows),
     )
 
 
-def check_same(a: SavedEvaluation, b: SavedEvaluation) -> None:
+def comparison_rows(
+    rows: Sequence[MetricRow], metrics: Sequence[str], p_values: Sequence[float | None]
+) -> list[ComparisonRow]:
+    """Return one row per metric; of several subjects' rows the last, which is of all subjects."""
+    by_key = {(row.condition, row.metric): row for row in rows}
+    return [
+        ComparisonRow(
+            metric=metric,
+            first=by_key["fmri", metric].value,
+            second=by_key["other_model", metric].value,
+            difference=by_key["other_model", metric].difference,
+            difference_ci_low=by_key["other_model", metric].difference_ci_low,
+            difference_ci_high=by_key["other_model", metric].difference_ci_high,
+            p_value=p,
+        )
+        for metric, p in zip(metrics, p_values, strict=True)
+    ]
+
+
+def trial_keys(result: EvaluationResult) -> list[TrialKey]:
+    """Return subject, trial index and stimulus of every record."""
+    return [(r.subject, r.trial_index, r.stimulus) for r in result.predictions]
+
+
+def check_same_trials(a: EvaluationResult, b: EvaluationResult) -> None:
     """Raise InputError unless both are about the same trials and candidates."""
-    apart = a.predictions.keys() ^ b.predictions.keys()
-    if apart:
-        first = sorted(apart)[0]
+    keys = set(trial_keys(a)), set(trial_keys(b))
+    if unmatched := sorted(keys[0] ^ keys[1]):
+        subject, trial_index, _ = unmatched[0]
         raise InputError(
-            f"the reports are not about the same trials: {len(apart)} of {len({*a.predictions, *b.predictions})} are in one of them alone (first: trial {first[1]} of {first[0]}). Evaluate both models on the same people and split."
+            f"the reports are not about the same trials: {len(unmatched)} of "
+            f"{len(keys[0] | keys[1])} are in one of them alone (first: trial {trial_index} of "
+            f"{subject}). Evaluate both models on the same subjects and split."
         )
-    differ = sorted(set(a.candidates) ^ set(b.candidates))
-    if differ:
+    if different := sorted(set(a.run_info.candidates) ^ set(b.run_info.candidates)):
         raise InputError(
-            f"the reports have other candidate answers, {len(differ)} of them in one alone (first: {differ[0]!r}). Evaluate both models on the same store."
+            f"the reports have other candidate answers, {len(different)} of them in one alone "
+            f"(first: {different[0]!r}). Evaluate both models on the same store."
         )
 
 
-def said(kept: SavedEvaluation, keys: list[Key], candidates: list[str]) -> ConditionPredictions:
-    """What a model said of these trials, with the candidates in this order."""
-    order = [kept.candidates.index(text) for text in candidates]
-    likelihood = np.stack([kept.likelihood[key] for key in keys])[:, order]
+def paired_predictions(a: EvaluationResult, b: EvaluationResult) -> list[SubjectPredictions]:
+    """Return both models' predictions by subject, the second as `other_model`."""
+    subjects = []
+    for subject in sorted(a.log_likelihoods):
+        keys = [key for key in trial_keys(a) if key[0] == subject]
+        first = saved_predictions(a, keys, a.run_info.candidates)
+        conditions = {
+            "fmri": first,
+            "other_model": saved_predictions(b, keys, a.run_info.candidates),
+            "shuffled_trials": first.broadcast_to_trials(len(keys)),
+        }
+        stimuli = np.array([stimulus for _, _, stimulus in keys])
+        subjects.append(SubjectPredictions(subject, stimuli, conditions))
+    return subjects
+
+
+def saved_predictions(
+    result: EvaluationResult, keys: Sequence[TrialKey], candidates: Sequence[str]
+) -> ConditionPredictions:
+    """Return a model's predictions of a subject's trials, with the candidates in this order."""
+    subject = keys[0][0]
+    records = [r for r in result.predictions if r.subject == subject]
+    row = {(r.subject, r.trial_index, r.stimulus): i for i, r in enumerate(records)}
+    rows = [row[key] for key in keys]
+    order = [result.run_info.candidates.index(text) for text in candidates]
     return ConditionPredictions(
-        likelihood, [kept.predictions[key]["decoded"] for key in keys], kept.blind[order]
+        result.log_likelihoods[subject][rows][:, order].astype(float),
+        [records[i].prediction for i in rows],
+        result.null_log_likelihoods[order].astype(float),
     )
 
 
-def task_of(kept: SavedEvaluation, people: list[SubjectPredictions]) -> EvaluationSet:
-    """The task as the records tell it."""
-    about = {key[2]: record for key, record in kept.predictions.items()}
-    stimuli = sorted(about)
-    truth = np.array([kept.candidates.index(about[s]["truth"]) for s in stimuli])
-    rows = {r.subject: np.arange(len(r.stimuli)) for r in people}
+def rebuild_evaluation_set(result: EvaluationResult) -> EvaluationSet:
+    """Return the evaluation set as the records tell it."""
+    by_stimulus = {record.stimulus: record for record in result.predictions}
+    stimuli, candidates = sorted(by_stimulus), list(result.run_info.candidates)
+    counts = {subject: len(values) for subject, values in result.log_likelihoods.items()}
     return EvaluationSet(
-        rows,
-        dict.fromkeys(rows, ""),
-        stimuli,
-        [about[s]["accepted"] for s in stimuli],
-        kept.candidates,
-        truth,
-        "",
-        "",
+        trial_indices={subject: np.arange(count) for subject, count in sorted(counts.items())},
+        splits=dict.fromkeys(counts, ""),
+        stimuli=stimuli,
+        references=[by_stimulus[s].references for s in stimuli],
+        candidates=candidates,
+        target_indices=np.array([candidates.index(by_stimulus[s].target) for s in stimuli]),
+        question=result.run_info.question,
+        question_source=result.run_info.question_source,
     )

@@ -1,4 +1,4 @@
-"""What is compared: the names and meanings that every table, picture and sentence uses."""
+"""The conditions that are compared: their names and meanings."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,12 +7,22 @@ ALL_SUBJECTS = "all"
 Kind = Literal["fmri", "shuffled", "blind", "trained", "baseline", "reference"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Condition:
-    """A reader that the brain is compared with. `kind` decides how it is tested and what the verdict makes of it.
+    """What is predicted from, and how it is tested.
 
-    shuffled: the same model with a scan that is not the trial's.  blind: it knows nothing of the trial.  trained: another
-    model, that reads the trial.  baseline: a simpler method that reads the trial.  reference: it knows a part of the truth.
+    Parameters
+    ----------
+    kind : {"fmri", "shuffled", "blind", "trained", "baseline", "reference"}
+        shuffled: the same model on fMRI that is not the trial's. blind: nothing of the trial is
+        known. trained: another model on the trial. baseline: a simpler method on the trial.
+        reference: an upper reference that knows a part of the target.
+    label : str
+        In tables and figures.
+    words : str
+        In sentences.
+    meaning : str
+        In one phrase.
     """
 
     kind: Kind
@@ -22,30 +32,94 @@ class Condition:
 
 
 CONDITIONS = {
-    "fmri": Condition("fmri", "fmri", "the scan", "the scan itself"),
-    "shuffled_trials": Condition("shuffled", "shuffled trials", "shuffled scans", "any trial of the same person, at random"),
+    "fmri": Condition(
+        kind="fmri",
+        label="fmri",
+        words="the scan",
+        meaning="the scan itself",
+    ),
+    "shuffled_trials": Condition(
+        kind="shuffled",
+        label="shuffled trials",
+        words="shuffled scans",
+        meaning="any trial of the same subject, at random",
+    ),
     "shuffled_within_session": Condition(
-        "shuffled", "shuffled in session", "scans shuffled within the session", "any trial of the same session, at random"
+        kind="shuffled",
+        label="shuffled in session",
+        words="scans shuffled within the session",
+        meaning="any trial of the same session, at random",
     ),
-    "other_subject": Condition("shuffled", "other subject", "another subject's scans", "any trial of another subject"),
-    "null_tokens": Condition("blind", "null tokens", "null tokens", "the mean fMRI token of training"),
-    "question_only": Condition("blind", "question only", "the question alone", "the prompt without fMRI tokens"),
-    "zero": Condition("blind", "zero input", "a scan of zeros", "a scan in which every voxel is at its mean"),
-    "noise": Condition("blind", "noise input", "noise", "scans of independent Gaussian noise"),
-    "most_frequent": Condition("blind", "most frequent", "the constant answer", "the most frequent training answer"),
+    "other_subject": Condition(
+        kind="shuffled",
+        label="other subject",
+        words="another subject's scans",
+        meaning="any trial of another subject",
+    ),
+    "null_tokens": Condition(
+        kind="blind",
+        label="null tokens",
+        words="null tokens",
+        meaning="the mean fMRI token of training",
+    ),
+    "question_only": Condition(
+        kind="blind",
+        label="question only",
+        words="the question alone",
+        meaning="the prompt without fMRI tokens",
+    ),
+    "zero": Condition(
+        kind="blind",
+        label="zero input",
+        words="a scan of zeros",
+        meaning="a scan in which every voxel is at its mean",
+    ),
+    "noise": Condition(
+        kind="blind",
+        label="noise input",
+        words="noise",
+        meaning="scans of independent Gaussian noise",
+    ),
+    "most_frequent": Condition(
+        kind="blind",
+        label="most frequent",
+        words="the most frequent answer",
+        meaning="the most frequent training answer",
+    ),
     "trained_on_permuted_pairs": Condition(
-        "trained", "trained on permuted pairs", "the model trained on permuted pairs",
-        "the same training, with each scan paired with another trial's text",
+        kind="trained",
+        label="trained on permuted pairs",
+        words="the model trained on permuted pairs",
+        meaning="the same training, with each scan paired with another trial's text",
     ),
-    "other_model": Condition("trained", "other model", "the other model", "another model, reading the same trials"),
+    "other_model": Condition(
+        kind="trained",
+        label="other model",
+        words="the other model",
+        meaning="another model on the same trials",
+    ),
     "ridge": Condition(
-        "baseline", "ridge", "ridge with the nearest training caption", "ridge regression to text embeddings, then the nearest training caption"
+        kind="baseline",
+        label="ridge",
+        words="ridge with the nearest training caption",
+        meaning="ridge regression to text embeddings, then the nearest training caption",
     ),
     "nearest_neighbor": Condition(
-        "baseline", "nearest neighbor", "the nearest training pattern", "the training stimulus whose mean pattern correlates most"
+        kind="baseline",
+        label="nearest neighbor",
+        words="the nearest training pattern",
+        meaning="the training stimulus whose mean pattern correlates most",
     ),
     "cluster_oracle": Condition(
-        "reference", "cluster oracle", "an oracle of clusters", "told only which of k clusters of answers is the true one"
+        kind="reference",
+        label="cluster oracle",
+        words="the cluster oracle",
+        meaning="known is only which of k clusters of answers the target is in",
     ),
-    "human": Condition("reference", "human", "another person's caption", "one accepted caption against the others"),
-}  # fmt: skip
+    "human": Condition(
+        kind="reference",
+        label="human",
+        words="a human caption",
+        meaning="one reference against the others",
+    ),
+}

@@ -1,85 +1,110 @@
-"""Confusion by category: into which kinds of answers a scan is read, right or wrong."""
+"""Confusion by category: the category of the most likely candidate against the target's."""
 
 from collections import Counter
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from mindllm.data.store import Store
 from mindllm.evaluation.baselines import AnswerEmbeddings
 from mindllm.evaluation.evaluation_set import EvaluationSet
-from mindllm.evaluation.results import SubjectPredictions
+from mindllm.evaluation.results import ConfusionResult, SubjectPredictions
 
-MOST = 12
+MAX_CLUSTERS = 12
+MAX_CATEGORIES = 3 * MAX_CLUSTERS
 COLUMN = "category"
+
+
+@dataclass(frozen=True, slots=True)
+class Categories:
+    """Names, the category number of each candidate (C,), and their source in words."""
+
+    names: tuple[str, ...]
+    of_candidates: np.ndarray
+    source: str
 
 
 def confusion(
     store: Store,
     task: EvaluationSet,
-    people: list[SubjectPredictions],
-    meanings: AnswerEmbeddings,
+    subjects: list[SubjectPredictions],
+    embeddings: AnswerEmbeddings,
     seed: int = 0,
-) -> dict[str, Any] | None:
-    """Counts of trials (G, G), true category by that of the likeliest candidate, and where the categories come from.
+) -> ConfusionResult | None:
+    """Count trials by category of the target and of the most likely candidate.
 
-    Categories are the column `category` of the trials, where the store has it, else clusters of the answers' embeddings,
-    named by their most central answer. None where there are fewer than two.
+    Parameters
+    ----------
+    store : Store
+        Its trials tables may have a column `category`.
+    task : EvaluationSet
+        Candidates and targets.
+    subjects : list of SubjectPredictions
+        Predictions from fMRI.
+    embeddings : AnswerEmbeddings
+        Clustered where there is no such column.
+    seed : int
+        Of k-means.
+
+    Returns
+    -------
+    ConfusionResult or None
+        None where there are fewer than two categories.
     """
-    names, of_candidate, origin = told(store, task) or clustered(task, meanings, seed)
-    if len(names) < 2:
+    categories = read_categories(store, task) or cluster_categories(task, embeddings, seed)
+    if categories is None or len(categories.names) < 2:
         return None
-    table = np.zeros((len(names), len(names)), int)
-    for readings in people:
-        likelihood = readings.conditions["fmri"].log_likelihoods
-        assert likelihood is not None
-        _, true = task.columns(readings.stimuli)
-        np.add.at(table, (of_candidate[true], of_candidate[likelihood.argmax(1)]), 1)
-    share = table.sum(1) / table.sum()
-    read = table.sum(0) / table.sum()
-    return {
-        "categories": names,
-        "counts": table.tolist(),
-        "origin": origin,
-        "right": float(np.trace(table) / table.sum()),
-        "chance_level": float(share @ read),
-    }
-
-
-def told(store: Store, task: EvaluationSet) -> tuple[list[str], np.ndarray, str] | None:
-    """Categories from the trials tables: names, and that of each candidate (C,), the most frequent of its stimuli's."""
-    found: dict[str, str] = {}
-    for subject in task.trial_indices:
-        trials = store.trials(subject)
-        if COLUMN in trials:
-            found |= dict(zip(trials["stimulus"], trials[COLUMN].astype(str), strict=True))
-    if set(task.stimuli) - set(found):
-        return None
-    counts = [Counter[str]() for _ in task.candidates]
-    for stimulus, candidate in zip(task.stimuli, task.target_indices, strict=True):
-        counts[candidate][found[stimulus]] += 1
-    chosen = [count.most_common(1)[0][0] for count in counts]
-    names = sorted(set(chosen))
-    if len(names) > 3 * MOST:
-        return None
-    return (
-        names,
-        np.array([names.index(name) for name in chosen]),
-        f"the column “{COLUMN}” of the trials",
+    counts = np.zeros((len(categories.names), len(categories.names)), int)
+    for predictions in subjects:
+        log_likelihoods = predictions.conditions["fmri"].log_likelihoods
+        assert log_likelihoods is not None
+        _, target = task.columns(predictions.stimuli)
+        of_candidates = categories.of_candidates
+        np.add.at(counts, (of_candidates[target], of_candidates[log_likelihoods.argmax(1)]), 1)
+    target_fraction, predicted_fraction = counts.sum(1) / counts.sum(), counts.sum(0) / counts.sum()
+    return ConfusionResult(
+        categories=categories.names,
+        counts=tuple(tuple(row) for row in counts.tolist()),
+        source=categories.source,
+        accuracy=float(np.trace(counts) / counts.sum()),
+        chance_level=float(target_fraction @ predicted_fraction),
     )
 
 
-def clustered(
-    task: EvaluationSet, meanings: AnswerEmbeddings, seed: int
-) -> tuple[list[str], np.ndarray, str]:
-    """Clusters of the candidates: names, and that of each candidate (C,)."""
-    k = min(MOST, len(task.candidates) // 3)
-    if k < 2:
-        return [], np.zeros(len(task.candidates), int), ""
-    found = meanings.clusters(k, seed)
-    central = [task.candidates[i] for i in found.transform(meanings.of_candidates).argmin(0)]
-    return (
-        [f"like “{text}”" for text in central],
-        found.labels_,
-        f"{k} clusters of the answers' embeddings, named by their most central answer",
+def read_categories(store: Store, task: EvaluationSet) -> Categories | None:
+    """Return categories from the trials tables: of a candidate, the most frequent of its stimuli's.
+
+    None where a stimulus has none, or there are more than 36.
+    """
+    of_stimuli: dict[str, str] = {}
+    for subject in task.trial_indices:
+        trials = store.trials(subject)
+        if COLUMN in trials:
+            of_stimuli |= dict(zip(trials["stimulus"], trials[COLUMN].astype(str), strict=True))
+    if set(task.stimuli) - set(of_stimuli):
+        return None
+    counts = [Counter[str]() for _ in task.candidates]
+    for stimulus, candidate in zip(task.stimuli, task.target_indices, strict=True):
+        counts[candidate][of_stimuli[stimulus]] += 1
+    chosen = [count.most_common(1)[0][0] for count in counts]
+    names = sorted(set(chosen))
+    if len(names) > MAX_CATEGORIES:
+        return None
+    numbers = np.array([names.index(name) for name in chosen])
+    return Categories(tuple(names), numbers, f"the column “{COLUMN}” of the trials")
+
+
+def cluster_categories(
+    task: EvaluationSet, embeddings: AnswerEmbeddings, seed: int
+) -> Categories | None:
+    """Return clusters of the candidates as categories; None for fewer than six candidates."""
+    n_clusters = min(MAX_CLUSTERS, len(task.candidates) // 3)
+    if n_clusters < 2:
+        return None
+    clusters = embeddings.clusters(n_clusters, seed)
+    central = clusters.transform(embeddings.of_candidates).argmin(0)
+    return Categories(
+        tuple(f"like “{task.candidates[i]}”" for i in central),
+        clusters.labels_,
+        f"{n_clusters} clusters of the answers' embeddings, named by their most central answer",
     )

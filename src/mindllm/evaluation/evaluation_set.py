@@ -1,4 +1,4 @@
-"""What is evaluated: which trials of whom, the question, the candidate answers, and what counts as right."""
+"""What is evaluated: trials, question, candidates and references."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,28 @@ from mindllm.metrics.exact_match import normalize_answer
 from mindllm.utils.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EvaluationSet:
     """The evaluated trials, and everything that their scores are compared with.
 
-    rows: subject -> trial numbers in the store (B,).  splits: subject -> the split they were taken from, in words.
-    stimuli: (S,) evaluated stimuli, sorted.  accepted: per stimulus all right answers, the first one first.
-    candidates: (C,) first answers, unique after normalization, sorted.  truth: (S,) the candidate of each stimulus.
+    Parameters
+    ----------
+    trial_indices : mapping of subject to ndarray of int
+        Trial indices in the store.
+    splits : mapping of subject to str
+        The split that they were taken from, in words.
+    stimuli : sequence of str, length S
+        Evaluated stimuli, sorted.
+    references : sequence of sequence of str, length S
+        All accepted answers of each stimulus, the target first.
+    candidates : sequence of str, length C
+        Targets, unique after normalization, sorted.
+    target_indices : ndarray of shape (S,)
+        The candidate of each stimulus.
+    question : str
+        What is asked about every trial.
+    question_source : str
+        Where the question comes from, in words.
     """
 
     trial_indices: Mapping[str, np.ndarray]
@@ -30,13 +45,13 @@ class EvaluationSet:
     candidates: Sequence[str]
     target_indices: np.ndarray
     question: str
-    question_origin: str
+    question_source: str
 
     def columns(self, stimuli: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Trials' stimuli (B,) as numbers in `stimuli` (B,) and true candidates (B,)."""
+        """Return the numbers of trials' stimuli (B,) in `stimuli` (B,), and their targets (B,)."""
         number = {name: i for i, name in enumerate(self.stimuli)}
-        found = np.array([number[name] for name in stimuli])
-        return found, self.target_indices[found]
+        columns = np.array([number[name] for name in stimuli])
+        return columns, self.target_indices[columns]
 
 
 def build_evaluation_set(
@@ -45,137 +60,194 @@ def build_evaluation_set(
     subjects: Sequence[str] | None,
     split: str | None,
     question: str | None,
-    default: str,
+    default_question: str,
 ) -> EvaluationSet:
-    """Choose trials and candidates. Raises InputError where a trained subject has no test trials, or a stimulus no answer."""
+    """Choose trials, question and candidates.
+
+    Parameters
+    ----------
+    store : Store
+        The data.
+    card : mapping
+        Model card: what the model was trained on.
+    subjects : sequence of str or None
+        None: all; of a store split by subject, those left out.
+    split : str or None
+        None: test; of subjects never trained on that have none, all trials.
+    question : str or None
+        None: that of the store, where it asks one; else `default_question`.
+    default_question : str
+        The model's own question.
+
+    Returns
+    -------
+    EvaluationSet
+        What is evaluated.
+
+    Raises
+    ------
+    InputError
+        If a chosen subject has no trial to evaluate, the model was trained on the trials, a
+        stimulus has no answer, or all stimuli share one.
+    """
     check_split(store, card)
     trained = set(card.get("subjects", []))
-    rows, splits = {}, {}
+    trial_indices, splits = {}, {}
     for subject in store.select_subjects(subjects):
-        found = select_trials(store.trials(subject), subject, subject in trained, split)
-        if (
-            len(found[0]) or subjects or store.split.get("by") != "subject"
-        ):  # who was left out is who is meant
-            rows[subject], splits[subject] = found
-    check_chosen(store, rows, trained, split)
-    stimuli = [store.trials(subject)["stimulus"].to_numpy()[rows[subject]] for subject in rows]
-    names = sorted(set(np.concatenate(stimuli).tolist()))
-    table = collect_references(store, names, int(sum(map(len, stimuli))), np.concatenate(stimuli))
-    accepted = [list(answers) for answers in table["answers"]]
-    first = [normalize_answer(answers[0]) for answers in accepted]
+        rows, words = select_trials(store.trials(subject), subject, subject in trained, split)
+        # Without a choice, a store split by subject means the subjects that were left out.
+        if len(rows) or subjects or store.split.get("by") != "subject":
+            trial_indices[subject], splits[subject] = rows, words
+    check_trials_left(store, trial_indices, trained, split)
+    stimuli = np.concatenate(
+        [store.trials(s)["stimulus"].to_numpy()[rows] for s, rows in trial_indices.items()]
+    )
+    names = sorted(set(stimuli.tolist()))
+    table = collect_references(store, names, stimuli)
+    references = [list(answers) for answers in table["answers"]]
+    candidates, target_indices = build_candidates(references)
+    asked, source = choose_question(table["turns"].tolist(), question, default_question)
+    return EvaluationSet(
+        trial_indices=trial_indices,
+        splits=splits,
+        stimuli=names,
+        references=references,
+        candidates=candidates,
+        target_indices=target_indices,
+        question=asked,
+        question_source=source,
+    )
+
+
+def build_candidates(references: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarray]:
+    """Return the unique first answers (C,), sorted, and the candidate of each stimulus (S,)."""
+    first = [normalize_answer(answers[0]) for answers in references]
     texts: dict[str, str] = {}
-    for key, answers in sorted(zip(first, accepted, strict=True), key=lambda pair: pair[1][0]):
+    for key, answers in sorted(zip(first, references, strict=True), key=lambda pair: pair[1][0]):
         texts.setdefault(key, answers[0])
     candidates = sorted(texts.values())
     if len(candidates) < 2:
         raise InputError(
-            f"the {len(names)} evaluated stimuli share one answer ({candidates[0]!r}), so nothing can be identified; evaluate stimuli with different answers."
+            f"the {len(references)} evaluated stimuli share one answer ({candidates[0]!r}), "
+            "so nothing can be identified; evaluate stimuli with different answers."
         )
-    place = {normalize_answer(text): i for i, text in enumerate(candidates)}
-    asked, origin = choose_question(table["turns"].tolist(), question, default)
-    return EvaluationSet(
-        rows,
-        splits,
-        names,
-        accepted,
-        candidates,
-        np.array([place[key] for key in first]),
-        asked,
-        origin,
-    )
+    index = {normalize_answer(text): i for i, text in enumerate(candidates)}
+    return candidates, np.array([index[key] for key in first])
 
 
-def open_store(path: str | Path, card: Mapping[str, Any], split: str | None) -> Store:
-    """A store with the split of this name; None: that which the model was trained with, where this is the store."""
+def open_store(path: str | Path, card: Mapping[str, Any], split_scheme: str | None) -> Store:
+    """Open a store with the split that the model was trained with.
+
+    Parameters
+    ----------
+    path : str or Path
+        The store.
+    card : mapping
+        Model card.
+    split_scheme : str or None
+        Name of another split of the store.
+
+    Returns
+    -------
+    Store
+        Opened with that split.
+    """
     store, trained = Store(path), card.get("split", {}).get("name")
-    mine = store.meta.get("name") == card.get("store") and trained in store.splits
-    return Store(path, split or (trained if mine else None))
+    is_training_store = store.meta.get("name") == card.get("store") and trained in store.splits
+    return Store(path, split_scheme or (trained if is_training_store else None))
 
 
 def check_split(store: Store, card: Mapping[str, Any]) -> None:
-    """Raise InputError where the model was trained on this data with another split: what is tested may have been trained on."""
+    """Raise InputError where the model was trained on this data with another split."""
     trained = card.get("split", {}).get("name", DEFAULT_SPLIT)
     if store.meta.get("name") == card.get("store") and trained != store.split["name"]:
         raise InputError(
-            f"the model was trained with the split {trained!r} of {card['store']}, and {store.path} is opened with {store.split['name']!r}: its test trials may have been trained on. Give --split-scheme {trained!r} (here are {', '.join([DEFAULT_SPLIT, *store.splits])})."
+            f"the model was trained with the split {trained!r} of {card['store']}, and "
+            f"{store.path} is opened with {store.split['name']!r}: its test trials may have been "
+            f"trained on. Give --split-scheme {trained!r} "
+            f"(here are {', '.join([DEFAULT_SPLIT, *store.splits])})."
         )
 
 
 def select_trials(
     trials: pd.DataFrame, subject: str, trained: bool, split: str | None
 ) -> tuple[np.ndarray, str]:
-    """The trial numbers to evaluate, and in words which they are."""
-    kinds = trials["split"].value_counts().to_dict()
-    if split is None and not trained and "test" not in kinds:
+    """Return the indices of the trials to evaluate (B,), and in words which they are."""
+    counts = trials["split"].value_counts().to_dict()
+    if split is None and not trained and "test" not in counts:
         return np.arange(len(trials)), "all (never trained on, no test split)"
-    wanted = split or "test"
-    if wanted not in SPLITS:
-        raise InputError(f"there is no split {wanted!r}; choose one of {', '.join(SPLITS)}.")
-    if trained and wanted == "train":
+    name = split or "test"
+    if name not in SPLITS:
+        raise InputError(f"there is no split {name!r}; choose one of {', '.join(SPLITS)}.")
+    if trained and name == "train":
         raise InputError(
-            f"{subject}: the model was trained on these training trials, so a score on them says nothing. Evaluate the split test."
+            f"{subject}: the model was trained on these training trials, so a score on them says "
+            "nothing. Evaluate the split test."
         )
-    found = np.flatnonzero((trials["split"] == wanted).to_numpy())
-    return found, wanted
+    return np.flatnonzero((trials["split"] == name).to_numpy()), name
 
 
-def check_chosen(
-    store: Store, rows: Mapping[str, np.ndarray], trained: set[str], split: str | None
+def check_trials_left(
+    store: Store, trial_indices: Mapping[str, np.ndarray], trained: set[str], split: str | None
 ) -> None:
     """Raise InputError if a chosen subject has no trial to evaluate, naming those that have."""
-    bare = [subject for subject, found in rows.items() if not len(found)]
-    if not bare:
+    without = [subject for subject, rows in trial_indices.items() if not len(rows)]
+    if not without:
         return
-    wanted, kinds = split or "test", store.trials(bare[0])["split"].value_counts().to_dict()
-    why = (
-        " (the model was trained on this subject, so only those count)"
-        if bare[0] in trained and split is None
-        else ""
-    )
-    fair = [
+    first, name = without[0], split or "test"
+    counts = store.trials(first)["split"].value_counts().to_dict()
+    reason = ""
+    if first in trained and split is None:
+        reason = " (the model was trained on this subject, so only those count)"
+    possible = [
         s
         for s in store.subjects
-        if (split is None and s not in trained) or wanted in set(store.trials(s)["split"])
+        if (split is None and s not in trained) or name in set(store.trials(s)["split"])
     ]
     raise InputError(
-        f"{len(bare)} of {len(rows)} subjects have no trial of the split {wanted} to evaluate; first {bare[0]}{why}, whose trials are {kinds}. "
-        f"Evaluate others (--subjects; possible here: {', '.join(fair) or 'none'}), or prepare the data with a test split."
+        f"{len(without)} of {len(trial_indices)} subjects have no trial of the split {name} to "
+        f"evaluate; first {first}{reason}, whose trials are {counts}. Evaluate others "
+        f"(--subjects; possible here: {', '.join(possible) or 'none'}), "
+        "or prepare the data with a test split."
     )
 
 
-def collect_references(
-    store: Store, stimuli: Sequence[str], trials: int, shown: np.ndarray
-) -> pd.DataFrame:
-    """One conversation per stimulus, in this order: its first row of the first source in the table."""
+def collect_references(store: Store, names: Sequence[str], stimuli: np.ndarray) -> pd.DataFrame:
+    """Return one conversation per stimulus, in the order of `names`.
+
+    It is the stimulus' first row of the first source in the table. stimuli (B,) are those of the
+    trials, for the error message.
+    """
     table = store.conversations
     if not len(table):
         raise InputError(
-            f"{store.path}: conversations.parquet is empty, so {trials} of {trials} trials have no answer to compare with. Prepare the store with captions."
+            f"{store.path}: conversations.parquet is empty, so {len(stimuli)} of {len(stimuli)} "
+            "trials have no answer to compare with. Prepare the store with captions."
         )
     source = table["source"].iloc[0]
     table = table[table["source"] == source].drop_duplicates("stimulus").set_index("stimulus")
-    bare = {name for name in stimuli if name not in table.index or not table["answers"][name]}
-    if bare:
-        lost = int(np.isin(shown, sorted(bare)).sum())
+    without = {name for name in names if name not in table.index or not table["answers"][name]}
+    if without:
+        n_trials = int(np.isin(stimuli, sorted(without)).sum())
         raise InputError(
-            f"{lost} of {trials} trials show {len(bare)} stimuli without an answer of the source {source!r} (first: {sorted(bare)[0]!r}), "
-            f"so they cannot be scored, and none is left out silently. Add these stimuli to the captions and prepare {store.path} anew."
+            f"{n_trials} of {len(stimuli)} trials show {len(without)} stimuli without an answer of "
+            f"the source {source!r} (first: {sorted(without)[0]!r}), so they cannot be scored, and "
+            "none is left out silently. Add these stimuli to the captions and prepare "
+            f"{store.path} anew."
         )
-    return table.loc[list(stimuli)]
+    return table.loc[list(names)]
 
 
 def choose_question(
     conversations: Sequence[Sequence[Mapping[str, str]]], question: str | None, default: str
 ) -> tuple[str, str]:
-    """The question, and where it comes from: the caller, the conversations where they share one, or the model's own."""
+    """Return the question and its source: the caller, the store if it asks one, or the model."""
     if question is not None:
         return question, "given"
-    asked = {
+    questions = {
         next((turn["content"] for turn in turns if turn["role"] == "user"), default)
         for turns in conversations
     }
-    return (
-        (asked.pop(), "of the data set")
-        if len(asked) == 1
-        else (default, f"the model's own (the data set asks {len(asked)} different ones)")
-    )
+    if len(questions) == 1:
+        return questions.pop(), "of the data set"
+    return default, f"the model's own (the data set asks {len(questions)} different ones)"

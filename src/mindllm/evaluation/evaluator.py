@@ -1,121 +1,145 @@
-"""Evaluate a model on a store: what it reads from scans beside its controls, as tables, JSON and one HTML page."""
+"""Evaluate a model on a store: predict, score, and return a typed result."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, cast, get_args
+from uuid import uuid4
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 from mindllm.data.store import Store
-from mindllm.evaluation.ablation import ablation
+from mindllm.evaluation.ablation import score_ablations
+from mindllm.evaluation.cache import PARTIAL_DIR, PredictionCache, run_fingerprint
 from mindllm.evaluation.conditions import ALL_SUBJECTS
 from mindllm.evaluation.confusion import confusion
 from mindllm.evaluation.evaluation_set import EvaluationSet, build_evaluation_set
-from mindllm.evaluation.legacy import DictResult
 from mindllm.evaluation.noise_ceiling import noise_ceiling
-from mindllm.evaluation.predict import N_ORACLE_CLUSTERS, Predictions, predict_conditions
-from mindllm.evaluation.protocols import protocols
-from mindllm.evaluation.records import describe_run, trial_records
-from mindllm.evaluation.results import ConditionPredictions
+from mindllm.evaluation.predict import Controls, Predictions, PredictOptions, predict_conditions
+from mindllm.evaluation.protocols import score_protocols
+from mindllm.evaluation.records import calibrate_records, describe_run, trial_records
+from mindllm.evaluation.results import (
+    ConditionPredictions,
+    EvaluationResult,
+    MetricRow,
+    RunInfo,
+)
 from mindllm.evaluation.score import pool_subjects, score_predictions, summarize_scores
 from mindllm.evaluation.text_scores import text_scores
-from mindllm.metrics.calibration import calibration
-from mindllm.metrics.captions import java_unavailable_reason
 from mindllm.model.modeling import MindLLM
-from mindllm.report.summary import summarize_findings
 from mindllm.utils.errors import InputError
 from mindllm.utils.progress import make_progress, spinner
 from mindllm.utils.seeds import subject_seed
-
-Controls = Literal["default", "all"]
-PAIRS = "shuffled-pairs"  # the folder of the model trained on them, within the report's
 
 
 def evaluate(
     model: MindLLM,
     store: Store,
     subjects: Sequence[str] | None = None,
-    out: str | Path | None = None,
-    *,
     split: str | None = None,
     question: str | None = None,
     controls: Controls = "default",
+    *,
     batch_size: int = 16,
     seed: int = 0,
-    progress: Progress | bool | None = None,
     model_name: str | None = None,
-    pictures: bool = True,
-    **options: Any,
-) -> DictResult:
-    """Let the model read trials it was not trained on, score it beside its controls, and write the report to `out`.
+    cache_dir: str | Path | None = None,
+    progress: Progress | bool | None = None,
+    **generate_options: Any,
+) -> EvaluationResult:
+    """Predict trials that the model was not trained on and score them; write no report.
 
-    Trials: the split `test`; of subjects never trained on that have none, all. `split` names another.  question: None takes
-    the data set's own.  controls: `full` also trains the model anew on shuffled pairs, into `out`, and leaves out regions.
-    progress: None draws bars, False none, or one to add to.  options: go to the model's `generate`.
-    Raises InputError where there is nothing fair to evaluate, a stimulus has no answer, or the model says NaN.
+    Parameters
+    ----------
+    model, store : MindLLM, Store
+        What is evaluated, on which data.
+    subjects, split, question, model_name : optional
+        Default: all subjects, their test trials (all, of new subjects without), the store's
+        question if it asks one, the name in the model card.
+    controls : {"default", "all"}
+        "all" trains again on permuted pairs, in cache_dir, and leaves out parcels.
+    batch_size, seed, progress
+        Trials per call; of all random draws; bars to draw on, False for none.
+    cache_dir : path, optional
+        Predictions are saved in cache_dir/partial at once: called again, they are read.
+    **generate_options
+        Options of `model.generate`.
+
+    Returns
+    -------
+    EvaluationResult
+        Scores, predictions and how they were made; raises InputError where none are fair.
+
+    Examples
+    --------
+    >>> result = evaluate(model, store, subjects=["sub-03"])  # doctest: +SKIP
     """
+    directory = None if cache_dir is None else Path(cache_dir)
+    options = PredictOptions(
+        directory, check_controls(controls), batch_size, seed, generate_options
+    )
+    task = choose_evaluation_set(model, store, subjects, split, question)
+    with evaluation_mode(model), choose_progress(progress) as bars:
+        return run_steps(model, store, task, options, model_name, bars)
+
+
+def choose_evaluation_set(
+    model: MindLLM,
+    store: Store,
+    subjects: Sequence[str] | None,
+    split: str | None,
+    question: str | None,
+) -> EvaluationSet:
+    """Return the evaluation set of these options; see `build_evaluation_set`."""
+    default = model.build_conversation()[0]["content"]
+    return build_evaluation_set(store, model.model_card, subjects, split, question, default)
+
+
+def run_steps(
+    model: MindLLM,
+    store: Store,
+    task: EvaluationSet,
+    options: PredictOptions,
+    model_name: str | None,
+    progress: Progress | None,
+) -> EvaluationResult:
+    """Run step 1, predictions, and step 2, scores."""
     started, begun = datetime.now(UTC), time.monotonic()
-    check_controls(controls)
-    if controls == "all" and out is None:
-        raise InputError(
-            "controls=full trains a model on shuffled pairs; give a folder `out` for it."
-        )
-    task = build_evaluation_set(
-        store, model.model_card, subjects, split, question, model.build_conversation()[0]["content"]
+    fingerprint = run_fingerprint(
+        model,
+        store,
+        task,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        generate_options=options.generate_options,
     )
-    folder = Path(str(out)) / PAIRS if controls == "all" else None
-    with as_in_use(model), choose_bars(progress) as shown:
-        found = predict_conditions(
-            model,
-            store,
-            task,
-            pairs_folder=folder,
-            batch_size=batch_size,
-            options=options,
-            seed=seed,
-            progress=shown,
-        )
-        report = score_all(store, task, found, controls, seed, shown)
-    meta = (
-        describe_run(model, store, task, found.subjects, model_name, seed, batch_size, options)
-        | report.meta
+    directory = None if options.cache_dir is None else options.cache_dir / PARTIAL_DIR
+    cache = PredictionCache(directory, fingerprint)
+    predictions = predict_conditions(model, store, task, options, cache, progress)
+    run_info = replace(
+        describe_run(model, store, task, predictions, options, model_name),
+        started=started.isoformat(timespec="seconds"),
     )
-    meta |= {
-        "time": started.isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - begun, 1),
-    }
-    meta["verdict"] = summarize_findings(report.rows, report.text_scores, meta)
-    report = replace(report, meta=meta)
-    if out is not None:
-        if pictures:
-            from mindllm.report.brain_figures import (
-                draw_figures,  # nilearn and matplotlib are slow to import
-            )
-
-            drawn, regions = draw_figures(
-                model, [store.masker(subject) for subject in task.trial_indices], report.content
-            )
-            report.figures.update(drawn)
-            meta["attention_by_region"] = regions
-        report.write(out)
-    return report
+    result = score_all(model.model_card, store, task, predictions, run_info, progress)
+    seconds = round(time.monotonic() - begun, 1)
+    return replace(result, run_info=replace(run_info, seconds=seconds))
 
 
-def check_controls(controls: str) -> None:
-    """Raise InputError unless there are such controls; a command asks before it loads the model."""
+def check_controls(controls: str) -> Controls:
+    """Return `controls` if there are such; a command asks before it loads the model."""
     if controls not in get_args(Controls):
         raise InputError(f"controls={controls!r}: expected {' or '.join(get_args(Controls))}.")
+    return cast("Controls", controls)
 
 
 @contextmanager
-def as_in_use(model: MindLLM) -> Iterator[None]:
-    """Without dropout, until the block ends."""
+def evaluation_mode(model: MindLLM) -> Iterator[None]:
+    """Switch dropout off until the block ends."""
     training = model.training
     model.eval()
     try:
@@ -125,71 +149,72 @@ def as_in_use(model: MindLLM) -> Iterator[None]:
 
 
 def score_all(
+    model_card: Mapping[str, Any],
     store: Store,
     task: EvaluationSet,
-    found: Predictions,
-    controls: Controls,
-    seed: int,
+    predictions: Predictions,
+    run_info: RunInfo,
     progress: Progress | None,
-) -> DictResult:
-    """Score what was said, and read more where a score needs it; `meta` holds these findings alone."""
-    card, people = found.predictor.model.model_card, found.subjects
-    outcomes = [score_predictions(r, task, seed=subject_seed(seed, r.subject)) for r in people]
-    rows = [
-        row
-        for o in [*outcomes, pool_subjects(outcomes)]
-        for row in summarize_scores(o, len(task.candidates), seed=seed)
+) -> EvaluationResult:
+    """Step 2: score all predictions; no model is called."""
+    seed, subjects = run_info.seed, predictions.subjects
+    trial_scores = [
+        score_predictions(p, task, seed=subject_seed(seed, p.subject)) for p in subjects
     ]
-    without_java = java_unavailable_reason()
-    with spinner(progress, "text scores"):
-        texts = for_all(text_scores(people, task, seed)) if without_java is None else []
-    parts = protocols(card, store, task, found, rows, texts, seed, progress)
-    predictions = [p for r in people for p in trial_records(store, task, found.predictor, r)]
-    meta = {
-        "oracle_clusters": N_ORACLE_CLUSTERS,
-        "missing": found.skipped_conditions,
-        "no_text_scores": without_java,
-        "controls": controls,
-        "noise_ceiling": {
-            s: ceiling for s in task.trial_indices if (ceiling := noise_ceiling(store, task, s))
-        },
-        "calibration": calibration(predictions),
-        "ablation": ablation(found.predictor, store, task, people, seed, progress)
-        if controls == "all"
-        else None,
-        "confusion": confusion(store, task, people, found.answer_embeddings, seed),
-    }
-    return DictResult(rows, texts, parts, predictions, meta, matrices(found))
-
-
-def matrices(found: Predictions) -> dict[str, np.ndarray]:
-    """The likelihoods that are kept: of each person's trials, and without a brain."""
-
-    def kept(said: ConditionPredictions) -> np.ndarray:
-        assert said.log_likelihoods is not None
-        return said.log_likelihoods.astype(np.float32)
-
-    return {r.subject: kept(r.conditions["fmri"]) for r in found.subjects} | {
-        "null_tokens": kept(found.predictor.null_predictions)[0]
-    }
-
-
-def for_all(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows, with those of a single person standing for everybody too."""
-    return (
-        rows
-        if any(row["subject"] == ALL_SUBJECTS for row in rows)
-        else [*rows, *({**row, "subject": ALL_SUBJECTS} for row in rows)]
+    scores = [
+        row
+        for part in [*trial_scores, pool_subjects(trial_scores)]
+        for row in summarize_scores(part, len(task.candidates), seed=seed)
+    ]
+    texts: list[MetricRow] = []
+    if run_info.text_scores_skipped is None:
+        with spinner(progress, "text scores"):
+            texts = rows_of_all(text_scores(subjects, task, seed))
+    records = [
+        record
+        for p in subjects
+        for record in trial_records(store, task, p, predictions.log_likelihood_ratios[p.subject])
+    ]
+    ceilings = [noise_ceiling(store, task, subject) for subject in task.trial_indices]
+    ablation = None
+    if predictions.ablations is not None:
+        ablation = score_ablations(predictions.ablations, task, subjects, seed)
+    return EvaluationResult(
+        run_id=uuid4().hex,
+        scores=scores,
+        text_scores=texts,
+        protocols=score_protocols(model_card, store, task, predictions, scores, texts, seed),
+        predictions=records,
+        run_info=run_info,
+        calibration=calibrate_records(records),
+        confusion=confusion(store, task, subjects, predictions.answer_embeddings, seed),
+        noise_ceilings=[ceiling for ceiling in ceilings if ceiling is not None],
+        ablation=ablation,
+        log_likelihoods={p.subject: kept_log_likelihoods(p.conditions["fmri"]) for p in subjects},
+        null_log_likelihoods=kept_log_likelihoods(predictions.null_predictions)[0],
     )
 
 
+def kept_log_likelihoods(predictions: ConditionPredictions) -> np.ndarray:
+    """Return log-likelihoods (R, C) in the precision that is saved."""
+    assert predictions.log_likelihoods is not None
+    return predictions.log_likelihoods.astype(np.float32)
+
+
+def rows_of_all(rows: list[MetricRow]) -> list[MetricRow]:
+    """Return rows, with those of a single subject standing for all subjects too."""
+    if any(row.subject == ALL_SUBJECTS for row in rows):
+        return rows
+    return [*rows, *(replace(row, subject=ALL_SUBJECTS) for row in rows)]
+
+
 @contextmanager
-def choose_bars(progress: Progress | bool | None) -> Iterator[Progress | None]:
-    """The bars to draw on: those given, own ones, or none."""
+def choose_progress(progress: Progress | bool | None) -> Iterator[Progress | None]:
+    """Yield the bars to draw on: those of the caller, new ones, or none."""
     if isinstance(progress, Progress):
         yield progress
     elif progress is False:
         yield None
     else:
-        with make_progress(Console(stderr=True), transient=True) as own:
-            yield own
+        with make_progress(Console(stderr=True), transient=True) as bars:
+            yield bars

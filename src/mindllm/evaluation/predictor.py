@@ -1,7 +1,7 @@
-"""Letting a model read: real scans one by one or averaged over repeats, no scan, no tokens, zeros and noise."""
+"""Predictions of a model: of trials or their means, of zeros and noise, without fMRI tokens."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,28 +15,40 @@ from mindllm.model.processing import MindLLMProcessor
 from mindllm.utils.errors import InputError
 from mindllm.utils.progress import Advance
 
-N_NOISE_INPUTS = 4  # scans of noise per person
+N_NOISE_INPUTS = 4  # per subject
+ENCODED_BATCHES = 16  # attention over the voxels is computed once per call of encode
 
 
 class Predictor:
-    """A model that answers a task's question: likelihoods of all candidates, and free-running text."""
+    """A model that answers the question of an evaluation set.
+
+    Parameters
+    ----------
+    model : MindLLM
+        The model.
+    evaluation_set : EvaluationSet
+        Question and candidates.
+    batch_size : int
+        Trials per call of the language model.
+    generate_options : mapping, optional
+        Options of the model's `generate`.
+
+    Attributes
+    ----------
+    null_predictions : ConditionPredictions
+        Predictions from the mean fMRI tokens of training: one row.
+    """
 
     def __init__(
         self,
         model: MindLLM,
         evaluation_set: EvaluationSet,
         batch_size: int = 16,
-        options: Mapping[str, Any] | None = None,
+        generate_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model, self.evaluation_set, self.batch_size, self.options = (
-            model,
-            evaluation_set,
-            batch_size,
-            dict(options or {}),
-        )
-        self.null_log_likelihoods: np.ndarray | None = (
-            None  # (C,) what it says of the candidates without a scan: read first
-        )
+        self.model, self.evaluation_set = model, evaluation_set
+        self.batch_size, self.generate_options = batch_size, dict(generate_options or {})
+        self.null_log_likelihoods: np.ndarray | None = None  # (C,), known after the next line
         self.null_predictions = self.predict_tokens(model.null_tokens[None], "the mean fMRI token")
         self.null_log_likelihoods = self.null_predictions.null_log_likelihoods
 
@@ -48,118 +60,183 @@ class Predictor:
         advance: Advance | None = None,
         voxels: np.ndarray | None = None,
     ) -> ConditionPredictions:
-        """What it says of each group of trials (rows of the store), read as one scan: their mean.
+        """Predict from the mean of each group of trials.
 
-        voxels: (V,) which voxels of the person to show; the others are left out, as if they had not been measured.
+        Parameters
+        ----------
+        store : Store
+            Where the trials are.
+        subject : str
+            Whose trials.
+        groups : sequence of ndarray
+            Trial indices; one prediction per group.
+        advance : callable, optional
+            Called with the number of predictions made.
+        voxels : ndarray of bool, shape (n_voxels,), optional
+            Which voxels to use; the others are left out, as if they had not been measured, and no
+            text is generated.
+
+        Returns
+        -------
+        ConditionPredictions
+            One row per group.
         """
-        space = store.masker(subject)
-        space = space if voxels is None else space.select_voxels(np.flatnonzero(voxels))
+        masker = store.masker(subject)
+        masker = masker if voxels is None else masker.select_voxels(np.flatnonzero(voxels))
         parts = []
-        # The attention over the voxels is made once per call of encode, so many trials are encoded at once.
-        for start in range(0, len(groups), 16 * self.batch_size):
-            values = mean_betas(store, subject, groups[start : start + 16 * self.batch_size])
-            tokens = self.model.encode(values if voxels is None else values[:, voxels], space)
-            parts.append(self.predict_tokens(tokens, subject, advance, write=voxels is None))
+        for batch in self._encoded_batches(groups):
+            betas = mean_betas(store, subject, batch)
+            tokens = self.model.encode(betas if voxels is None else betas[:, voxels], masker)
+            parts.append(self.predict_tokens(tokens, subject, advance, generate=voxels is None))
         assert sum(len(part.texts) for part in parts) == len(groups), "a trial was lost"
-        likelihood = np.concatenate(
+        log_likelihoods = np.concatenate(
             [part.log_likelihoods for part in parts if part.log_likelihoods is not None]
         )
-        return ConditionPredictions(
-            likelihood, [text for part in parts for text in part.texts], self.null_log_likelihoods
-        )
+        texts = [text for part in parts for text in part.texts]
+        return ConditionPredictions(log_likelihoods, texts, self.null_log_likelihoods)
 
     def predict_tokens(
-        self, tokens: Tensor, where: str, advance: Advance | None = None, write: bool = True
+        self, tokens: Tensor, where: str, advance: Advance | None = None, generate: bool = True
     ) -> ConditionPredictions:
-        """What it says of fMRI tokens (B, T, width); without `write` only how likely the candidates are."""
-        likelihood, texts = [], []
-        for some in tokens.split(self.batch_size):
-            likelihood.append(
-                self.model.score_candidates(
-                    some, self.evaluation_set.candidates, self.evaluation_set.question
-                )
-                .double()
-                .numpy()
-            )
-            asked = [self.model.build_conversation(self.evaluation_set.question)] * len(some)
-            texts += self.model.generate(some, asked, **self.options) if write else [""] * len(some)
+        """Predict from fMRI tokens.
+
+        Parameters
+        ----------
+        tokens : Tensor of shape (B, num_fmri_tokens, token_dim)
+            The fMRI tokens.
+        where : str
+            What they are of, for error messages.
+        advance : callable, optional
+            Called with the number of predictions made.
+        generate : bool
+            False: texts are empty, and only the candidates are scored.
+
+        Returns
+        -------
+        ConditionPredictions
+            B rows.
+
+        Raises
+        ------
+        InputError
+            If the model gives NaN or infinite log-likelihoods.
+        """
+        task, log_likelihoods, texts = self.evaluation_set, [], []
+        for batch in tokens.split(self.batch_size):
+            scores = self.model.score_candidates(batch, task.candidates, task.question)
+            log_likelihoods.append(scores.double().cpu().numpy())
+            conversations = [self.model.build_conversation(task.question)] * len(batch)
+            if generate:
+                texts += self.model.generate(batch, conversations, **self.generate_options)
+            else:
+                texts += [""] * len(batch)
             if advance:
-                advance(len(some))
-        found = check_log_likelihoods(np.concatenate(likelihood), where)
-        return ConditionPredictions(
-            found,
-            texts,
-            found[0] if self.null_log_likelihoods is None else self.null_log_likelihoods,
-        )
+                advance(len(batch))
+        values = check_log_likelihoods(np.concatenate(log_likelihoods), where)
+        null = values[0] if self.null_log_likelihoods is None else self.null_log_likelihoods
+        return ConditionPredictions(values, texts, null)
 
     def predict_question_only(self) -> ConditionPredictions:
-        """What the language model says to the question alone: the prompt without any place for a scan."""
-        bare, empty = copy.copy(self), self.model.null_tokens[None, :0]
+        """Predict from the question alone: the prompt without any fMRI token. One row."""
+        bare = copy.copy(self)
         bare.model = copy.copy(self.model)
-        prompter = self.model.processor
+        processor = self.model.processor
         bare.model.processor = MindLLMProcessor(
-            prompter.tokenizer, 0, self.model.chat_template, prompter.max_length
+            processor.tokenizer, 0, self.model.chat_template, processor.max_length
         )
-        return bare.predict_tokens(empty, "the question alone")
+        return bare.predict_tokens(self.model.null_tokens[None, :0], "the question alone")
 
-    def predict_artificial_inputs(
-        self, store: Store, subject: str, seed: int | Sequence[int]
-    ) -> dict[str, ConditionPredictions]:
-        """What it says of a scan at the mean of every voxel, and of Gaussian noise as large as normalized values are."""
-        space = store.masker(subject)
-        noise = (
-            np.random.default_rng(seed).normal(size=(N_NOISE_INPUTS, len(space))).astype(np.float32)
-        )
-        zeros = np.zeros((1, len(space)), np.float32)
-        return {
-            name: self.predict_tokens(self.model.encode(values, space), f"{name} input")
-            for name, values in (("zero", zeros), ("noise", noise))
-        }
+    def predict_artificial_input(
+        self, store: Store, subject: str, name: str, seed: int | Sequence[int]
+    ) -> ConditionPredictions:
+        """Predict from `zero` betas (one row), or from standard Gaussian `noise` (four rows)."""
+        masker = store.masker(subject)
+        if name == "zero":
+            betas = np.zeros((1, len(masker)), np.float32)
+        else:
+            noise = np.random.default_rng(seed).normal(size=(N_NOISE_INPUTS, len(masker)))
+            betas = noise.astype(np.float32)
+        return self.predict_tokens(self.model.encode(betas, masker), f"{name} input")
 
     def log_likelihood_ratio(
         self, store: Store, subject: str, groups: Sequence[np.ndarray], texts: Sequence[str]
     ) -> np.ndarray:
-        """log p(text | scan) - log p(text | no brain) in nats (B,), of what was decoded from each scan."""
-        out = []
-        for start in range(0, len(groups), 16 * self.batch_size):
-            tokens = self.model.encode(
-                mean_betas(store, subject, groups[start : start + 16 * self.batch_size]),
-                store.masker(subject),
-            )
-            for i, some in enumerate(tokens.split(self.batch_size)):
-                said = list(texts[start + i * self.batch_size :][: len(some)])
-                answered = [
-                    self.model.build_conversation(self.evaluation_set.question, text)
-                    for text in said
-                ]
-                out.append(self.model.log_likelihood_ratio(some, answered).double().cpu().numpy())
-        return np.concatenate(out)
+        """Compute log p(text | fMRI) - log p(text | null tokens) of one text per group of trials.
+
+        Parameters
+        ----------
+        store, subject, groups
+            As in `predict_trials`.
+        texts : sequence of str, length B
+            One text per group.
+
+        Returns
+        -------
+        ndarray of shape (B,)
+            In nats.
+        """
+        ratios, question, start = [], self.evaluation_set.question, 0
+        for group_batch in self._encoded_batches(groups):
+            betas = mean_betas(store, subject, group_batch)
+            tokens = self.model.encode(betas, store.masker(subject))
+            for batch in tokens.split(self.batch_size):
+                answers = texts[start : start + len(batch)]
+                conversations = [self.model.build_conversation(question, text) for text in answers]
+                values = self.model.log_likelihood_ratio(batch, conversations)
+                ratios.append(values.double().cpu().numpy())
+                start += len(batch)
+        return np.concatenate(ratios)
+
+    def _encoded_batches(self, groups: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
+        """Yield as many groups as are encoded at once."""
+        step = ENCODED_BATCHES * self.batch_size
+        for start in range(0, len(groups), step):
+            yield groups[start : start + step]
 
 
-def check_log_likelihoods(likelihood: np.ndarray, where: str) -> np.ndarray:
-    """The likelihoods, or an InputError if the model says NaN or infinity."""
-    bad = int((~np.isfinite(likelihood)).any(1).sum())
-    if bad:
+def check_log_likelihoods(log_likelihoods: np.ndarray, where: str) -> np.ndarray:
+    """Return log-likelihoods (B, C), or raise InputError if some are NaN or infinite."""
+    n_bad = int((~np.isfinite(log_likelihoods)).any(1).sum())
+    if n_bad:
         raise InputError(
-            f"the model gives NaN or infinite likelihoods for {bad} of {len(likelihood)} trials ({where}); its training has probably diverged. Train it again, with a smaller learning rate."
+            f"the model gives NaN or infinite likelihoods for {n_bad} of {len(log_likelihoods)} "
+            f"trials ({where}); its training has probably diverged. "
+            "Train it again, with a smaller learning rate."
         )
-    return likelihood
+    return log_likelihoods
 
 
 def shuffled_conditions(
-    brain: ConditionPredictions, others: Sequence[ConditionPredictions], sessions: np.ndarray
+    fmri: ConditionPredictions,
+    other_subjects: Sequence[ConditionPredictions],
+    sessions: np.ndarray,
 ) -> dict[str, ConditionPredictions]:
-    """One person's own readings as those of other trials: shuffled, shuffled within the session; and other people's."""
-    trials = len(brain.texts)
-    out = {"shuffled_trials": brain.broadcast_to_trials(trials)}
+    """Reuse predictions as those of other trials.
+
+    Parameters
+    ----------
+    fmri : ConditionPredictions
+        One subject's predictions of its B trials.
+    other_subjects : sequence of ConditionPredictions
+        The other subjects' predictions.
+    sessions : ndarray of shape (B,)
+        Session of each trial.
+
+    Returns
+    -------
+    dict of str to ConditionPredictions
+        `shuffled_trials`; `shuffled_within_session` where there are several sessions;
+        `other_subject` where there are other subjects.
+    """
+    n_trials = len(fmri.texts)
+    conditions = {"shuffled_trials": fmri.broadcast_to_trials(n_trials)}
     if len(set(sessions.tolist())) > 1:
-        out["shuffled_within_session"] = brain.shared_within(sessions, sessions)
-    if others:
-        likelihood = np.concatenate(
-            [other.log_likelihoods for other in others if other.log_likelihoods is not None]
+        conditions["shuffled_within_session"] = fmri.shared_within(sessions, sessions)
+    if other_subjects:
+        log_likelihoods = np.concatenate(
+            [other.log_likelihoods for other in other_subjects if other.log_likelihoods is not None]
         )
-        texts = [text for other in others for text in other.texts]
-        out["other_subject"] = ConditionPredictions(
-            likelihood, texts, brain.null_log_likelihoods
-        ).broadcast_to_trials(trials)
-    return out
+        texts = [text for other in other_subjects for text in other.texts]
+        pooled = ConditionPredictions(log_likelihoods, texts, fmri.null_log_likelihoods)
+        conditions["other_subject"] = pooled.broadcast_to_trials(n_trials)
+    return conditions

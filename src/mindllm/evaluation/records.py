@@ -10,102 +10,213 @@ from mindllm.data.splits import describe_split
 from mindllm.data.store import Store
 from mindllm.evaluation.baselines import most_frequent
 from mindllm.evaluation.evaluation_set import EvaluationSet
-from mindllm.evaluation.predictor import Predictor
-from mindllm.evaluation.results import SubjectPredictions
-from mindllm.evaluation.score import PERMUTATIONS, RESAMPLES
-from mindllm.metrics.calibration import probabilities
+from mindllm.evaluation.predict import N_ORACLE_CLUSTERS, Predictions, PredictOptions
+from mindllm.evaluation.results import (
+    ModelInfo,
+    RunInfo,
+    StoreInfo,
+    SubjectInfo,
+    SubjectPredictions,
+    TrialRecord,
+)
+from mindllm.evaluation.score import N_PERMUTATIONS, N_RESAMPLES
+from mindllm.metrics.calibration import CalibrationResult, calibration, candidate_probabilities
+from mindllm.metrics.captions import java_unavailable_reason
 from mindllm.metrics.exact_match import exact_match_scores
 from mindllm.metrics.identification import rank
 from mindllm.model.modeling import MindLLM
-from mindllm.utils.versions import PACKAGES, UNKNOWN, package_version
+from mindllm.utils.versions import PACKAGES, package_version
 
-PAIRED = ("trained_on_permuted_pairs", "ridge", "nearest_neighbor")
+# Conditions that predict a text for each trial.
+PAIRED_CONDITIONS = ("trained_on_permuted_pairs", "ridge", "nearest_neighbor")
+N_TOP_CANDIDATES = 5
 
 
 def trial_records(
-    store: Store, task: EvaluationSet, reader: Predictor, readings: SubjectPredictions
-) -> list[dict[str, Any]]:
-    """One record per trial: what was shown, what was said, and how likely the truth was with and without the scan.
+    store: Store,
+    task: EvaluationSet,
+    predictions: SubjectPredictions,
+    log_likelihood_ratios: np.ndarray,
+) -> list[TrialRecord]:
+    """Make one record per trial of a subject.
 
-    evidence: log p(decoded | scan) - log p(decoded | no brain) in nats. `others`: what other readers of the trial said.
+    Parameters
+    ----------
+    store : Store
+        The trials table.
+    task : EvaluationSet
+        Targets and references.
+    predictions : SubjectPredictions
+        Predictions of the subject's B trials.
+    log_likelihood_ratios : ndarray of shape (B,)
+        Of the generated texts, in nats.
+
+    Returns
+    -------
+    list of TrialRecord
+        B records.
     """
-    rows, said = task.trial_indices[readings.subject], readings.conditions["fmri"]
-    trials = store.trials(readings.subject).iloc[rows]
-    shown, true = task.columns(readings.stimuli)
-    given, gain, each = said.log_likelihoods, said.log_likelihood_ratios, np.arange(len(rows))
-    assert given is not None
-    assert gain is not None
-    evidence = reader.log_likelihood_ratio(
-        store, readings.subject, [np.array([row]) for row in rows], said.texts
+    rows, fmri = task.trial_indices[predictions.subject], predictions.conditions["fmri"]
+    log_likelihoods, ratios = fmri.log_likelihoods, fmri.log_likelihood_ratios
+    assert log_likelihoods is not None
+    assert ratios is not None
+    stimulus, target = task.columns(predictions.stimuli)
+    correct = exact_match_scores(fmri.texts, task.references)[np.arange(len(rows)), stimulus]
+    ranks, llr_ranks = rank(log_likelihoods, target), rank(ratios, target)
+    best, probabilities = log_likelihoods.argmax(1), candidate_probabilities(log_likelihoods)
+    top = np.argsort(-log_likelihoods, axis=1, kind="stable")[:, :N_TOP_CANDIDATES]
+    paired = {
+        c: predictions.conditions[c].texts for c in PAIRED_CONDITIONS if c in predictions.conditions
+    }
+    trials = store.trials(predictions.subject).iloc[rows]
+    return [
+        TrialRecord(
+            subject=predictions.subject,
+            trial_index=int(rows[i]),
+            stimulus=trial["stimulus"],
+            session=str(trial["session"]),
+            repetition=int(trial["repetition"]),
+            target=task.candidates[target[i]],
+            references=tuple(task.references[stimulus[i]]),
+            prediction=fmri.texts[i],
+            log_likelihood_ratio=float(log_likelihood_ratios[i]),
+            exact_match=bool(correct[i]),
+            target_log_likelihood=float(log_likelihoods[i, target[i]]),
+            target_llr=float(ratios[i, target[i]]),
+            rank=float(ranks[i]),
+            llr_rank=float(llr_ranks[i]),
+            top_candidates=tuple(task.candidates[c] for c in top[i]),
+            top_candidate_llr=float(ratios[i, best[i]]),
+            top_candidate_probability=float(probabilities[i, best[i]]),
+            control_predictions={c: texts[i] for c, texts in paired.items()},
+        )
+        for i, trial in enumerate(trials.to_dict("records"))
+    ]
+
+
+def calibrate_records(records: Sequence[TrialRecord]) -> CalibrationResult:
+    """Return the calibration of predictions and most likely candidates over all trials."""
+    return calibration(
+        prediction_llr=np.array([r.log_likelihood_ratio for r in records]),
+        prediction_correct=np.array([r.exact_match for r in records], float),
+        candidate_llr=np.array([r.top_candidate_llr for r in records]),
+        candidate_probability=np.array([r.top_candidate_probability for r in records]),
+        candidate_correct=np.array([r.top_candidates[0] == r.target for r in records], float),
     )
-    right = exact_match_scores(said.texts, task.references)[each, shown]
-    ranks = {"rank": rank(given, true), "gain_rank": rank(gain, true)}
-    best, sure = given.argmax(1), probabilities(given)
-    first = np.argsort(-given, axis=1, kind="stable")[:, :5]
-    records = []
-    for i, (row, trial) in enumerate(zip(rows, trials.to_dict("records"), strict=True)):
-        record = {
-            "subject": readings.subject, "trial_index": int(row), "stimulus": trial["stimulus"],
-            "session": str(trial["session"]), "repetition": int(trial["repetition"]), "truth": task.candidates[true[i]],
-            "accepted": list(task.references[shown[i]]), "decoded": said.texts[i], "evidence": float(evidence[i]),
-            "exact_match": bool(right[i]), "log_likelihood": float(given[i, true[i]]), "gain": float(gain[i, true[i]]),
-        }  # fmt: skip
-        record |= {name: float(value[i]) for name, value in ranks.items()}
-        record |= {
-            "likeliest": [task.candidates[c] for c in first[i]],
-            "likeliest_gain": float(gain[i, best[i]]),
-            "likeliest_probability": float(sure[i, best[i]]),
-        }
-        record["others"] = {
-            c: readings.conditions[c].texts[i] for c in PAIRED if c in readings.conditions
-        }
-        records.append(record)
-    return records
 
 
 def describe_run(
     model: MindLLM,
     store: Store,
     task: EvaluationSet,
-    people: Sequence[SubjectPredictions],
-    name: str | None,
-    seed: int,
-    batch_size: int,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    """How it was measured; what the model's card does not tell is 'unknown'."""
-    card = model.model_card
+    predictions: Predictions,
+    options: PredictOptions,
+    model_name: str | None,
+) -> RunInfo:
+    """Describe how predictions were made; None where the model card does not say.
+
+    Parameters
+    ----------
+    model, store, task, predictions, options
+        What was evaluated, and how.
+    model_name : str or None
+        None: the name in the model card.
+
+    Returns
+    -------
+    RunInfo
+        Without times, which the evaluation fills in.
+    """
+    card, conditions = model.model_card, predictions.subjects[0].conditions
+    frequent = conditions.get("most_frequent")
     known = set(card["stimuli"]) if "stimuli" in card else None
-    persons = {}
-    for subject, rows in task.trial_indices.items():
-        shown = set(store.trials(subject)["stimulus"].to_numpy()[rows].tolist())
-        persons[subject] = {
-            "trials": len(rows), "stimuli": len(shown), "split": task.splits[subject], "voxels": len(store.masker(subject)),
-            "in_training": subject in card["subjects"] if "subjects" in card else UNKNOWN,
-            "chose_checkpoint": chose_checkpoint(card, subject, task.splits[subject]),
-            "stimuli_seen_in_training": len(shown & known) if known is not None else UNKNOWN,
-            "normalized_with": describe_standardization(store, task, subject),
-        }  # fmt: skip
-    said = people[0].conditions
-    ties = len(most_frequent(card["answers"])) if card.get("answers") else 0
-    return {
-        "model": {"name": name or card.get("name", UNKNOWN), "llm": model.language_model.name, "llm_fingerprint": model.language_model.fingerprint, "trained_on_subjects": card.get("subjects", UNKNOWN), "trained_on_store": card.get("store", UNKNOWN), "training_seed": card.get("seed", UNKNOWN), "training_versions": card.get("versions", UNKNOWN), "encoder": model.encoder.config.model_dump()},
-        "data": {"store": store.meta.get("name", UNKNOWN), "source": store.meta.get("source", UNKNOWN), "license": store.meta.get("license", UNKNOWN), "prepared_with": store.meta.get("version", UNKNOWN), "split": describe_split(store.split)},
-        "subjects": persons,
-        "stimuli": len(task.stimuli),
-        "stimuli_seen_in_training": len(known & set(task.stimuli)) if known is not None else UNKNOWN,
-        "question": task.question, "question_origin": task.question_origin,
-        "candidates": list(task.candidates),
-        "null_tokens_text": said["null_tokens"].texts[0], "question_only_text": said["question_only"].texts[0],
-        "zero_text": said["zero"].texts[0], "noise_text": said["noise"].texts[0],
-        "constant_text": said["most_frequent"].texts[0] if "most_frequent" in said else UNKNOWN, "constant_ties": ties,
-        "seed": seed, "bootstrap_resamples": RESAMPLES, "permutations": PERMUTATIONS, "batch_size": batch_size, "generate_options": {k: str(v) for k, v in options.items()},
-        "versions": {"mindllm": package_version("mindllm"), "python": platform.python_version(), **{p: package_version(p) for p in PACKAGES}},
-    }  # fmt: skip
+    return RunInfo(
+        model=describe_model(model, model_name),
+        data=describe_store(store),
+        subjects=tuple(describe_subject(card, store, task, s) for s in task.trial_indices),
+        n_stimuli=len(task.stimuli),
+        n_stimuli_in_training=None if known is None else len(known & set(task.stimuli)),
+        question=task.question,
+        question_source=task.question_source,
+        candidates=tuple(task.candidates),
+        controls=options.controls,
+        null_tokens_text=conditions["null_tokens"].texts[0],
+        question_only_text=conditions["question_only"].texts[0],
+        zero_text=conditions["zero"].texts[0],
+        noise_text=conditions["noise"].texts[0],
+        most_frequent_text=None if frequent is None else frequent.texts[0],
+        n_most_frequent=len(most_frequent(card["answers"])) if card.get("answers") else 0,
+        n_oracle_clusters=N_ORACLE_CLUSTERS,
+        skipped_conditions=predictions.skipped_conditions,
+        text_scores_skipped=java_unavailable_reason(),
+        seed=options.seed,
+        n_resamples=N_RESAMPLES,
+        n_permutations=N_PERMUTATIONS,
+        batch_size=options.batch_size,
+        generate_options={k: str(v) for k, v in options.generate_options.items()},
+        versions=installed_versions(),
+        started="",
+        seconds=0.0,
+    )
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of this package, Python and the libraries that numbers depend on."""
+    versions = {"mindllm": package_version("mindllm"), "python": platform.python_version()}
+    return versions | {name: package_version(name) for name in PACKAGES}
+
+
+def describe_model(model: MindLLM, name: str | None) -> ModelInfo:
+    """Return what the model and its card say about it."""
+    card = model.model_card
+    subjects = card.get("subjects")
+    return ModelInfo(
+        name=name or card.get("name"),
+        language_model=model.language_model.name,
+        language_model_fingerprint=model.language_model.fingerprint,
+        trained_on_subjects=None if subjects is None else tuple(subjects),
+        trained_on_store=card.get("store"),
+        training_seed=card.get("seed"),
+        training_versions=card.get("versions"),
+        encoder=model.encoder.config.model_dump(mode="json"),
+    )
+
+
+def describe_store(store: Store) -> StoreInfo:
+    """Return what the store says about itself."""
+    return StoreInfo(
+        store=store.meta.get("name"),
+        source=store.meta.get("source"),
+        license=store.meta.get("license"),
+        prepared_with=store.meta.get("version"),
+        split=describe_split(store.split),
+    )
+
+
+def describe_subject(
+    card: Mapping[str, Any], store: Store, task: EvaluationSet, subject: str
+) -> SubjectInfo:
+    """Return what was evaluated of a subject, and what the model was trained on of it."""
+    rows, split = task.trial_indices[subject], task.splits[subject]
+    stimuli = set(store.trials(subject)["stimulus"].to_numpy()[rows].tolist())
+    return SubjectInfo(
+        subject=subject,
+        n_trials=len(rows),
+        n_stimuli=len(stimuli),
+        n_voxels=len(store.masker(subject)),
+        split=split,
+        in_training=subject in card["subjects"] if "subjects" in card else None,
+        chose_checkpoint=chose_checkpoint(card, subject, split),
+        n_stimuli_in_training=(len(stimuli & set(card["stimuli"])) if "stimuli" in card else None),
+        standardized_with=describe_standardization(store, task, subject),
+    )
 
 
 def chose_checkpoint(card: Mapping[str, Any], subject: str, split: str) -> bool:
-    """Whether these trials helped to choose the model's weights: a validation person's trials, their test split apart."""
+    """Return whether these trials helped to choose the model's weights.
+
+    They did if they are a validation subject's, its test split apart.
+    """
     return (
         subject in card.get("validation_subjects", [])
         and split != "test"
@@ -114,13 +225,9 @@ def chose_checkpoint(card: Mapping[str, Any], subject: str, split: str) -> bool:
 
 
 def describe_standardization(store: Store, task: EvaluationSet, subject: str) -> str:
-    """What a subject's z-scores were measured on, saying so where the evaluated trials are among them."""
-    origin = store.standardized_with(subject)
-    among = (
-        store.trials(subject)["split"].to_numpy()[task.trial_indices[subject]] == "train"
-    ).any()
-    return (
-        f"{origin} of this person, the evaluated ones among them, without labels"
-        if among and origin == "training trials"
-        else origin
-    )
+    """Return what a subject's z-scores were fitted on, and whether evaluated trials are in it."""
+    fitted_on = store.standardized_with(subject)
+    splits = store.trials(subject)["split"].to_numpy()[task.trial_indices[subject]]
+    if (splits == "train").any() and fitted_on == "training trials":
+        return f"{fitted_on} of this subject, the evaluated ones among them, without labels"
+    return fitted_on

@@ -1,17 +1,23 @@
-"""Credit per trial of every condition, and how sure it is that the brain is above it.
+"""Step 2: scores per trial of every condition, and how sure it is that fMRI is above it.
 
-A condition is what some reader said: likelihoods and texts, one row per trial; or rows that stand in for trials, of which
-each trial earns the mean. So shuffled scans cost no further call of the model, and have no luck of the draw.
+A condition has one row of predictions per trial; or rows that stand in for trials, of which each
+trial scores the mean. So shuffled trials need no further call of the model, and do not depend on
+one random draw.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
 from mindllm.evaluation.evaluation_set import EvaluationSet
-from mindllm.evaluation.results import ConditionPredictions, SubjectPredictions, TrialScores
+from mindllm.evaluation.results import (
+    ConditionPredictions,
+    MetricRow,
+    SubjectPredictions,
+    TrialScores,
+)
 from mindllm.metrics.exact_match import exact_match_scores
 from mindllm.metrics.identification import mean_ranks, rank_scores
 from mindllm.metrics.inference import (
@@ -25,210 +31,322 @@ from mindllm.metrics.inference import (
 )
 from mindllm.metrics.registry import METRICS
 
-RESAMPLES = PERMUTATIONS = 2000
+N_RESAMPLES = N_PERMUTATIONS = 2000
 
 
 def score_predictions(
-    readings: SubjectPredictions,
+    predictions: SubjectPredictions,
     task: EvaluationSet,
     *,
-    permutations: int = PERMUTATIONS,
+    permutations: int = N_PERMUTATIONS,
     seed: int | Sequence[int] = 0,
 ) -> TrialScores:
-    """Score one person's readings under every condition, trial by trial."""
-    shown, true = task.columns(readings.stimuli)
-    credit, luck, ranks, nulls = {}, {}, {}, {}
-    for condition, said in readings.conditions.items():
-        tables = score_tables(said, task, shown, true)
-        rows, of_rows = mean_rows([table for table, _ in tables], said.groups)
-        credit[condition] = np.stack(
-            [t[rows, column] for t, (_, column) in zip(of_rows, tables, strict=True)], 1
+    """Score one subject's predictions under every condition, trial by trial.
+
+    Parameters
+    ----------
+    predictions : SubjectPredictions
+        Predictions of B trials.
+    task : EvaluationSet
+        Candidates and references.
+    permutations : int
+        Of the null distributions.
+    seed : int or sequence of int
+        Of the permutations.
+
+    Returns
+    -------
+    TrialScores
+        Scores, and what their tests need.
+    """
+    stimuli, target = task.columns(predictions.stimuli)
+    scores, expected, ranks, nulls = {}, {}, {}, {}
+    for condition, predicted in predictions.conditions.items():
+        tables = score_tables(predicted, task, stimuli, target)
+        rows, means = mean_rows([table for table, _ in tables], predicted.groups)
+        scores[condition] = np.stack(
+            [mean[rows, column] for mean, (_, column) in zip(means, tables, strict=True)], 1
         )
-        if said.log_likelihoods is not None:
-            places, (place,) = mean_rows([mean_ranks(said.log_likelihoods)], said.groups)
-            ranks[condition] = place[places, true]
+        if predicted.log_likelihoods is not None:
+            rank_rows, (rank_means,) = mean_rows(
+                [mean_ranks(predicted.log_likelihoods)], predicted.groups
+            )
+            ranks[condition] = rank_means[rank_rows, target]
         if CONDITIONS[condition].kind in ("fmri", "trained", "baseline"):
-            luck[condition] = np.stack([table.mean(0)[column] for table, column in tables], 1)
+            expected[condition] = np.stack([table.mean(0)[column] for table, column in tables], 1)
         if CONDITIONS[condition].kind == "shuffled":
             nulls[condition] = permutation_null(
-                tables, said.groups, permutations=permutations, seed=seed
+                tables, predicted.groups, permutations=permutations, seed=seed
             )
     return TrialScores(
-        readings.subject, credit, luck, nulls, ranks, np.asarray(readings.stimuli), true,
-        np.full(len(shown), readings.subject),
-    )  # fmt: skip
+        subject=predictions.subject,
+        scores=scores,
+        expected_scores=expected,
+        null_distributions=nulls,
+        ranks=ranks,
+        stimuli=np.asarray(predictions.stimuli),
+        target_indices=target,
+        subjects=np.full(len(target), predictions.subject),
+    )
 
 
 def score_tables(
-    said: ConditionPredictions, task: EvaluationSet, shown: np.ndarray, true: np.ndarray
+    predictions: ConditionPredictions,
+    task: EvaluationSet,
+    stimuli: np.ndarray,
+    target: np.ndarray,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per metric what each reading (row) earns for each possible truth (column), and every trial's own column."""
-    out = []
+    """Return, per metric, the scores of each row for each possible target, and trials' columns.
+
+    Scores are (R, K) with K stimuli or candidates; columns are (B,): `stimuli` or `target`.
+    """
+    tables = []
     for metric in METRICS.values():
-        scores = said.log_likelihood_ratios if metric.uses_llr else said.log_likelihoods
+        values = (
+            predictions.log_likelihood_ratios if metric.uses_llr else predictions.log_likelihoods
+        )
         if metric.rank_weights is None:
-            out.append((exact_match_scores(said.texts, task.references), shown))
-        elif scores is None:
-            out.append((np.full((len(said.texts), len(task.candidates)), np.nan), true))
+            tables.append((exact_match_scores(predictions.texts, task.references), stimuli))
+        elif values is None:
+            shape = (len(predictions.texts), len(task.candidates))
+            tables.append((np.full(shape, np.nan), target))
         else:
-            out.append((rank_scores(scores, metric.weights(len(task.candidates))), true))
-    return out
+            tables.append((rank_scores(values, metric.weights(len(task.candidates))), target))
+    return tables
 
 
 def mean_rows(
     tables: Sequence[np.ndarray], groups: Groups | None
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The row of each trial (B,) in tables (R, K), or in their means over the rows of a group."""
+    """Return the row of each trial (B,) in tables (R, K), or in their means over groups."""
     if groups is None:
         return np.arange(len(tables[0])), list(tables)
-    names, place = np.unique(groups[1], return_inverse=True)
-    return place, [
-        np.stack([table[groups[0] == name].mean(0) for name in names]) for table in tables
-    ]
+    row_groups, trial_groups = groups
+    names, rows = np.unique(trial_groups, return_inverse=True)
+    means = [np.stack([table[row_groups == name].mean(0) for name in names]) for table in tables]
+    return rows, means
 
 
-def pool_subjects(outcomes: Sequence[TrialScores]) -> TrialScores:
-    """Everybody together, as far as a condition was measured in everybody; each person counts alike."""
+def pool_subjects(subjects: Sequence[TrialScores]) -> TrialScores:
+    """Put the trials of several subjects together.
 
-    def everywhere(parts: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
+    Parameters
+    ----------
+    subjects : sequence of TrialScores
+        One per subject.
+
+    Returns
+    -------
+    TrialScores
+        Of ALL_SUBJECTS, with the conditions that were measured in every subject. Each subject
+        counts alike, also in the null distributions.
+    """
+
+    def common(parts: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
         return [name for name in parts[0] if all(name in part for part in parts)]
 
-    joined = {
-        kind: {c: np.concatenate([part[c] for part in parts]) for c in everywhere(parts)}
-        for kind, parts in (
-            ("scores", [o.scores for o in outcomes]),
-            ("expected_scores", [o.expected_scores for o in outcomes]),
-            ("ranks", [o.ranks for o in outcomes]),
-        )
-    }
-    parts = [o.null_distributions for o in outcomes]
-    nulls = {c: np.mean([part[c] for part in parts], axis=0) for c in everywhere(parts)}
-    stimuli, answers, people = (
-        np.concatenate([getattr(o, name) for o in outcomes])
-        for name in ("stimuli", "target_indices", "subjects")
-    )
+    def join(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        return {c: np.concatenate([part[c] for part in parts]) for c in common(parts)}
+
+    nulls = [s.null_distributions for s in subjects]
     return TrialScores(
-        ALL_SUBJECTS,
-        stimuli=stimuli,
-        target_indices=answers,
-        subjects=people,
-        null_distributions=nulls,
-        **joined,
+        subject=ALL_SUBJECTS,
+        scores=join([s.scores for s in subjects]),
+        expected_scores=join([s.expected_scores for s in subjects]),
+        null_distributions={c: np.mean([null[c] for null in nulls], axis=0) for c in common(nulls)},
+        ranks=join([s.ranks for s in subjects]),
+        stimuli=np.concatenate([s.stimuli for s in subjects]),
+        target_indices=np.concatenate([s.target_indices for s in subjects]),
+        subjects=np.concatenate([s.subjects for s in subjects]),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionSummary:
+    """Means, intervals and tests of one condition, each (M,); None where there is no test."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    difference: np.ndarray
+    difference_low: np.ndarray
+    difference_high: np.ndarray
+    p_values: np.ndarray | None
+    group_p_values: np.ndarray | None
+    mean_rank: float | None
 
 
 def summarize_scores(
-    outcome: TrialScores, candidates: int, *, resamples: int = RESAMPLES, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Rows of the report, one per condition and metric: value, interval, n, chance; `difference` is brain minus the condition.
+    scores: TrialScores, n_candidates: int, *, resamples: int = N_RESAMPLES, seed: int = 0
+) -> list[MetricRow]:
+    """Summarize scores as one row per condition and metric.
 
-    p_value: one-sided, that the brain is above the condition. people_p: likewise, in people at large.
+    Parameters
+    ----------
+    scores : TrialScores
+        Of one subject, or of all.
+    n_candidates : int
+        For the chance levels.
+    resamples, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    list of MetricRow
+        Differences are fMRI minus the condition.
     """
-    brain, names = outcome.scores["fmri"], list(outcome.scores)
-    values = np.stack([outcome.scores[c] for c in names], 1)  # (B, conditions, M)
-    both = np.concatenate([values, brain[:, None] - values], 1).reshape(len(brain), -1)
+    return [
+        metric_row(scores, condition, column, summary, n_candidates)
+        for condition, summary in summarize_conditions(scores, resamples, seed).items()
+        for column in range(len(METRICS))
+    ]
+
+
+def summarize_conditions(
+    scores: TrialScores, resamples: int, seed: int
+) -> dict[str, ConditionSummary]:
+    """Return means, intervals and tests of every condition; one bootstrap serves all of them."""
+    fmri, names = scores.scores["fmri"], list(scores.scores)
+    values = np.stack([scores.scores[c] for c in names], 1)  # (B, conditions, M)
+    both = np.concatenate([values, fmri[:, None] - values], 1).reshape(len(fmri), -1)
     low, high = (
         side.reshape(2, len(names), len(METRICS))
         for side in bootstrap_interval(
-            both, outcome.target_indices, outcome.subjects, resamples=resamples, seed=seed
+            both, scores.target_indices, scores.subjects, resamples=resamples, seed=seed
         )
     )
-    persons = len(np.unique(outcome.subjects))
-    rows = []
+    several = len(np.unique(scores.subjects)) > 1
+    summaries = {}
     for n, condition in enumerate(names):
-        own = outcome.scores[condition]
-        p = permutation_p_values(outcome, condition, seed)
-        wide = group_p_value(subject_means(brain - own, outcome.subjects)) if persons > 1 else None
-        mean, apart = outcome.mean(own), outcome.mean(brain - own)
-        for m, (name, metric) in enumerate(METRICS.items()):
-            row: dict[str, Any] = {
-                "subject": outcome.subject,
-                "condition": condition,
-                "metric": name,
-            }
-            row |= {
-                "value": number(mean[m]),
-                "ci_low": number(low[0, n, m]),
-                "ci_high": number(high[0, n, m]),
-            }
-            row |= {
-                "n": len(brain),
-                "n_stimuli": len(np.unique(outcome.stimuli)),
-                "n_subjects": persons,
-            }
-            row["chance_level"] = metric.chance(candidates)
-            if condition != "fmri" and row["value"] is not None and np.isfinite(apart[m]):
-                row |= {
-                    "difference": apart[m].item(),
-                    "difference_ci_low": low[1, n, m].item(),
-                    "difference_ci_high": high[1, n, m].item(),
-                }
-            if p is not None and np.isfinite(p[m]) and row["value"] is not None:
-                row["p_value"] = float(p[m])
-            if (
-                wide is not None
-                and condition != "fmri"
-                and np.isfinite(wide[m])
-                and row["value"] is not None
-            ):
-                row["group_p_value"] = float(wide[m])
-            if name == "identification_top1" and condition in outcome.ranks:
-                places = outcome.ranks[condition][:, None]
-                row |= {
-                    "mean_rank": outcome.mean(places)[0].item(),
-                    "mean_rank_chance": (candidates + 1) / 2,
-                }
-            rows.append(row)
-    return rows
+        difference = fmri - scores.scores[condition]
+        group_p_values = None
+        if several and condition != "fmri":
+            group_p_values = group_p_value(subject_means(difference, scores.subjects))
+        mean_rank = None
+        if condition in scores.ranks:
+            mean_rank = float(scores.mean(scores.ranks[condition][:, None])[0])
+        summaries[condition] = ConditionSummary(
+            mean=scores.mean(scores.scores[condition]),
+            low=low[0, n],
+            high=high[0, n],
+            difference=scores.mean(difference),
+            difference_low=low[1, n],
+            difference_high=high[1, n],
+            p_values=permutation_p_values(scores, condition, seed),
+            group_p_values=group_p_values,
+            mean_rank=mean_rank,
+        )
+    return summaries
 
 
-def number(value: float) -> float | None:
-    """A number for JSON: None where there is none."""
+def metric_row(
+    scores: TrialScores,
+    condition: str,
+    column: int,
+    summary: ConditionSummary,
+    n_candidates: int,
+) -> MetricRow:
+    """Return the row of one condition and metric (a column of the scores)."""
+    name, metric = list(METRICS.items())[column]
+    value = finite_or_none(summary.mean[column])
+    compared = (
+        condition != "fmri" and value is not None and bool(np.isfinite(summary.difference[column]))
+    )
+
+    def test(p_values: np.ndarray | None) -> float | None:
+        return None if p_values is None or value is None else finite_or_none(p_values[column])
+
+    with_rank = name == "identification_top1" and summary.mean_rank is not None
+    return MetricRow(
+        subject=scores.subject,
+        condition=condition,
+        metric=name,
+        value=value,
+        ci_low=finite_or_none(summary.low[column]),
+        ci_high=finite_or_none(summary.high[column]),
+        chance_level=metric.chance(n_candidates),
+        n_trials=len(scores.stimuli),
+        n_subjects=len(np.unique(scores.subjects)),
+        p_value=test(summary.p_values),
+        group_p_value=test(summary.group_p_values),
+        difference=float(summary.difference[column]) if compared else None,
+        difference_ci_low=float(summary.difference_low[column]) if compared else None,
+        difference_ci_high=float(summary.difference_high[column]) if compared else None,
+        n_stimuli=len(np.unique(scores.stimuli)),
+        mean_rank=summary.mean_rank if with_rank else None,
+        mean_rank_chance=(n_candidates + 1) / 2 if with_rank else None,
+    )
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return a number as JSON can hold it: None for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
 
 
-def permutation_p_values(outcome: TrialScores, condition: str, seed: int) -> np.ndarray | None:
-    """One-sided p-values (M,) that the brain is above a condition; of the brain itself, that it is above shuffled scans.
+def permutation_p_values(scores: TrialScores, condition: str, seed: int) -> np.ndarray | None:
+    """Compute one-sided p-values that fMRI is above a condition.
 
-    Shuffled: where the brain's mean stands among means under permutations of the scans. Blind: the same, but that the null
-    is moved up to the condition where this is better than shuffled scans. What reads the trials itself: random signs of
-    the answers' differences, each reader counted above what its own other readings earn, which removes its preferences.
-    References are no controls: they know a part of the truth.
+    Parameters
+    ----------
+    scores : TrialScores
+        Scores of B trials in M metrics.
+    condition : str
+        `fmri` itself is tested against shuffled trials.
+    seed : int
+        Of the sign flips.
+
+    Returns
+    -------
+    ndarray of shape (M,) or None
+        NaN where there is no test. Shuffled conditions: where the mean score of fMRI stands among
+        means under permutations of the trials. Conditions that know nothing of the trial: the same,
+        but the null distribution is moved up to the condition where this is better than shuffled
+        trials. Conditions that read the trial: sign flips of the answers' differences, after each
+        condition's expected score was subtracted, which removes its preferences. None for upper
+        references, which know a part of the target.
+
+    References
+    ----------
+    Sign flips: Winkler et al. 2014, NeuroImage 92.
     """
-    brain, kind = outcome.mean(outcome.scores["fmri"]), CONDITIONS[condition].kind
-    if kind == "fmri":
-        return p_value(brain, outcome.null_distributions["shuffled_trials"])
-    if kind == "shuffled":
-        return p_value(brain, outcome.null_distributions[condition])
+    fmri, kind = scores.mean(scores.scores["fmri"]), CONDITIONS[condition].kind
     if kind == "reference":
         return None
+    shuffled = scores.null_distributions["shuffled_trials"]
+    if kind == "fmri":
+        return p_value(fmri, shuffled)
+    if kind == "shuffled":
+        return p_value(fmri, scores.null_distributions[condition])
     if kind == "blind":
-        short = outcome.mean(outcome.scores[condition]) - outcome.mean(
-            outcome.scores["shuffled_trials"]
+        excess = scores.mean(scores.scores[condition]) - scores.mean(
+            scores.scores["shuffled_trials"]
         )
-        return np.where(
-            np.isfinite(short),
-            p_value(
-                brain,
-                outcome.null_distributions["shuffled_trials"] + np.maximum(np.nan_to_num(short), 0),
-            ),
-            np.nan,
-        )
-    apart, usable = centred_difference(outcome, condition)
-    return np.where(
-        usable,
-        p_value(
-            apart.sum(0),
-            sign_flip_null(apart, outcome.target_indices, permutations=PERMUTATIONS, seed=seed),
-        ),
-        np.nan,
-    )
+        moved = shuffled + np.maximum(np.nan_to_num(excess), 0)
+        return np.where(np.isfinite(excess), p_value(fmri, moved), np.nan)
+    difference, usable = centred_difference(scores, condition)
+    null = sign_flip_null(difference, scores.target_indices, permutations=N_PERMUTATIONS, seed=seed)
+    return np.where(usable, p_value(difference.sum(0), null), np.nan)
 
 
-def centred_difference(outcome: TrialScores, condition: str) -> tuple[np.ndarray, np.ndarray]:
-    """(B, M): the brain's credit above its own luck, minus the condition's above its own, each person weighing alike; and
-    (M,) where this can be told."""
-    brain, own = (outcome.scores[c] - outcome.expected_scores[c] for c in ("fmri", condition))
-    persons, sizes = np.unique(outcome.subjects, return_counts=True)
-    apart = (brain - own) / sizes[np.searchsorted(persons, outcome.subjects)][:, None]
-    return np.nan_to_num(apart), np.isfinite(apart).all(0)
+def centred_difference(scores: TrialScores, condition: str) -> tuple[np.ndarray, np.ndarray]:
+    """Subtract a condition from fMRI, each above its expected score.
+
+    Parameters
+    ----------
+    scores : TrialScores
+        Scores of B trials in M metrics.
+    condition : str
+        A condition with expected scores.
+
+    Returns
+    -------
+    difference : ndarray of shape (B, M)
+        Each subject weighs alike.
+    usable : ndarray of bool, shape (M,)
+        Where it is defined.
+    """
+    fmri, other = (scores.scores[c] - scores.expected_scores[c] for c in ("fmri", condition))
+    subjects, sizes = np.unique(scores.subjects, return_counts=True)
+    weights = sizes[np.searchsorted(subjects, scores.subjects)][:, None]
+    difference = (fmri - other) / weights
+    return np.nan_to_num(difference), np.isfinite(difference).all(0)

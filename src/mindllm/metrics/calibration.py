@@ -1,15 +1,14 @@
-"""Calibration: whether the evidence of an answer, log p(answer | scan) - log p(answer | no brain), tells that it is right."""
+"""Calibration: whether log-likelihood ratios and probabilities tell right from wrong."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-BINS = 8
+N_BINS = 8
+N_RESAMPLES = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,76 +65,132 @@ class CalibrationResult:
     expected_calibration_error: float
 
 
-def calibration(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """AUROC of the evidence, of decoded text and of the likeliest candidate, and the reliability of the candidates' probabilities.
+def calibration(
+    prediction_llr: np.ndarray,
+    prediction_correct: np.ndarray,
+    candidate_llr: np.ndarray,
+    candidate_probability: np.ndarray,
+    candidate_correct: np.ndarray,
+) -> CalibrationResult:
+    """Measure how well three scores of B trials tell right from wrong.
 
-    The probability of a candidate is its likelihood over the sum of all candidates': every one is as likely beforehand.
+    Parameters
+    ----------
+    prediction_llr : ndarray of shape (B,)
+        Log-likelihood ratio of the generated text, in nats.
+    prediction_correct : ndarray of shape (B,)
+        1 where the generated text is right, else 0.
+    candidate_llr : ndarray of shape (B,)
+        Log-likelihood ratio of the most likely candidate, in nats.
+    candidate_probability : ndarray of shape (B,)
+        Its probability among the candidates, in [0, 1].
+    candidate_correct : ndarray of shape (B,)
+        1 where it is the target, else 0.
+
+    Returns
+    -------
+    CalibrationResult
+        AUROC, accuracy and reliability curve of each, and the expected calibration error.
+
+    References
+    ----------
+    Expected calibration error: Naeini, Cooper & Hauskrecht 2015, AAAI; here in bins of equal count.
     """
-    text = (
-        np.array([p["evidence"] for p in predictions]),
-        np.array([p["exact_match"] for p in predictions], float),
+    probability = calibration_curve(candidate_probability, candidate_correct)
+    return CalibrationResult(
+        prediction=calibration_curve(prediction_llr, prediction_correct),
+        top_candidate=calibration_curve(candidate_llr, candidate_correct),
+        probability=probability,
+        expected_calibration_error=expected_calibration_error(probability.bins),
     )
-    gain = np.array([p["likeliest_gain"] for p in predictions])
-    sure = np.array([p["likeliest_probability"] for p in predictions])
-    hit = np.array([p["likeliest"][0] == p["truth"] for p in predictions], float)
-    curve = reliability(sure, hit)
-    return {
-        "decoded": {
-            "auroc": auroc(*text),
-            "right": float(text[1].mean()),
-            "curve": reliability(*text),
-        },
-        "likeliest": {
-            "auroc": auroc(gain, hit),
-            "right": float(hit.mean()),
-            "curve": reliability(gain, hit),
-        },
-        "probability": {
-            "auroc": auroc(sure, hit),
-            "curve": curve,
-            "expected_calibration_error": sum(b["n"] * abs(b["mean"] - b["right"]) for b in curve)
-            / len(predictions),
-        },
-    }
 
 
-def auroc(score: np.ndarray, right: np.ndarray) -> dict[str, float] | None:
-    """Area under the ROC curve with its 95 % bootstrap interval over trials; None where all are right, or none is."""
-    if not 0 < right.sum() < len(right):
+def calibration_curve(scores: np.ndarray, correct: np.ndarray) -> CalibrationCurve:
+    """Return AUROC, accuracy and reliability of scores (B,) for correct (B,), 0 or 1."""
+    return CalibrationCurve(
+        auroc(scores, correct), float(correct.mean()), reliability(scores, correct)
+    )
+
+
+def expected_calibration_error(bins: tuple[CalibrationBin, ...]) -> float:
+    """Return the mean distance of probability and accuracy over bins, weighed by their trials."""
+    total = sum(b.n_trials * abs(b.mean_score - b.accuracy) for b in bins)
+    return total / sum(b.n_trials for b in bins)
+
+
+def auroc(scores: np.ndarray, correct: np.ndarray) -> Estimate | None:
+    """Compute the area under the ROC curve with its 95 % bootstrap interval over trials.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (B,)
+        Larger means more likely right.
+    correct : ndarray of shape (B,)
+        1 where right, else 0.
+
+    Returns
+    -------
+    Estimate or None
+        In [0, 1]; 0.5 tells nothing. None where all are right, or none is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> auroc(np.array([0.1, 0.4, 0.8, 0.9]), np.array([0.0, 0, 1, 1])).value
+    1.0
+    """
+    if not 0 < correct.sum() < len(correct):
         return None
     values: list[float] = []
     rng = np.random.default_rng(0)
-    while len(values) < 500:
-        some = rng.integers(len(right), size=len(right))
-        if 0 < right[some].sum() < len(some):
-            values.append(roc_auc_score(right[some], score[some]))
+    while len(values) < N_RESAMPLES:
+        sample = rng.integers(len(correct), size=len(correct))
+        if 0 < correct[sample].sum() < len(sample):
+            values.append(roc_auc_score(correct[sample], scores[sample]))
     low, high = np.quantile(values, [0.025, 0.975])
-    return {
-        "value": float(roc_auc_score(right, score)),
-        "ci_low": float(low),
-        "ci_high": float(high),
-    }
+    return Estimate(float(roc_auc_score(correct, scores)), float(low), float(high))
 
 
-def reliability(score: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
-    """Trials in bins of equal count by score: its mean, and the share that is right with Wilson's 95 % interval."""
+def reliability(scores: np.ndarray, correct: np.ndarray) -> tuple[CalibrationBin, ...]:
+    """Sort trials into bins of equal count by score.
+
+    Parameters
+    ----------
+    scores, correct : ndarray of shape (B,)
+        Scores, and 1 where right, else 0.
+
+    Returns
+    -------
+    tuple of CalibrationBin
+        At most 8, with at least 5 trials each where there are as many.
+
+    References
+    ----------
+    Interval: Wilson 1927, JASA 22.
+    """
     bins = []
-    for some in np.array_split(
-        np.argsort(score, kind="stable"), min(BINS, max(1, len(score) // 5))
-    ):
-        low, high = binomtest(int(right[some].sum()), len(some)).proportion_ci(method="wilson")
+    order = np.argsort(scores, kind="stable")
+    for members in np.array_split(order, min(N_BINS, max(1, len(scores) // 5))):
+        n_correct = int(correct[members].sum())
+        low, high = binomtest(n_correct, len(members)).proportion_ci(method="wilson")
         bins.append(
-            {
-                "mean": float(score[some].mean()),
-                "right": float(right[some].mean()),
-                "n": len(some),
-                "ci_low": float(low),
-                "ci_high": float(high),
-            }
+            CalibrationBin(
+                mean_score=float(scores[members].mean()),
+                accuracy=float(correct[members].mean()),
+                n_trials=len(members),
+                ci_low=float(low),
+                ci_high=float(high),
+            )
         )
-    return bins
+    return tuple(bins)
 
 
-def probabilities(likelihood: np.ndarray) -> np.ndarray:
-    """(B, C): the candidates' probabilities, if one of them is true and each was as likely beforehand."""
-    return np.exp(log_softmax(likelihood, axis=1))
+def candidate_probabilities(log_likelihoods: np.ndarray) -> np.ndarray:
+    """Return the candidates' probabilities (B, C), each being as likely beforehand.
+
+    Parameters
+    ----------
+    log_likelihoods : ndarray of shape (B, C)
+        In nats.
+    """
+    return np.exp(log_softmax(log_likelihoods, axis=1))

@@ -43,7 +43,7 @@ def as_markdown(content: Content, predictions: Predictions, pictures: Mapping[st
         lines += [f"## {section.title}", "", *[f"{words}\n" for words in section.words]]
         for kind, name, words in section.pictures:
             if f"{kind}|{name}|light" in pictures:
-                lines += [f"![{cell(words)}](pictures/{kind}-{name}.png)", ""]
+                lines += [f"![{cell(words)}](figures/{kind}-{name}.png)", ""]
         for table in section.tables:
             lines += [table.caption, ""] if table.caption else []
             lines += [

@@ -1,0 +1,202 @@
+"""Predictions on disk as soon as they exist, so that a failure in a later step loses none."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mindllm.data.store import Store
+from mindllm.evaluation.evaluation_set import EvaluationSet
+from mindllm.evaluation.results import ConditionPredictions
+from mindllm.model.modeling import MindLLM
+from mindllm.utils.errors import InputError
+from mindllm.utils.files import (
+    atomic_write,
+    describe_read_errors,
+    read_json,
+    remove_folder,
+    write_json,
+)
+
+PARTIAL_DIR = "partial"  # within the folder of a result
+FINGERPRINT_FILE = "fingerprint.json"
+REMEDY = "Delete the folder and evaluate anew."
+
+
+class PredictionCache:
+    """Predictions per subject and condition in a folder; without a folder nothing is kept.
+
+    Parameters
+    ----------
+    directory : Path or None
+        Where predictions are written and read; None: nowhere.
+    fingerprint : mapping of str to str
+        What predictions depend on (see `run_fingerprint`).
+
+    Raises
+    ------
+    InputError
+        If the folder holds the predictions of another evaluation.
+    """
+
+    def __init__(self, directory: Path | None, fingerprint: Mapping[str, str]) -> None:
+        self.directory = directory
+        if directory is None:
+            return
+        path = directory / FINGERPRINT_FILE
+        if path.exists():
+            check_fingerprint(directory, read_json(path, "a folder of predictions"), fingerprint)
+        else:
+            write_json(path, dict(fingerprint))
+
+    def predictions(
+        self, subject: str, condition: str, predict: Callable[[], ConditionPredictions]
+    ) -> ConditionPredictions:
+        """Return saved predictions, or make and save them.
+
+        Parameters
+        ----------
+        subject, condition : str
+            Which predictions.
+        predict : callable
+            Makes them where they are not saved yet.
+
+        Returns
+        -------
+        ConditionPredictions
+            The same to the last bit, made or read.
+        """
+        if self.directory is None:
+            return predict()
+        path = self.directory / subject / f"{condition}.npz"
+        if not path.exists():
+            save_predictions(path, predict())
+        return load_predictions(path)
+
+    def array(self, subject: str, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return a saved array of a subject, or compute and save it."""
+        if self.directory is None:
+            return compute()
+        path = self.directory / subject / f"{name}.npz"
+        if not path.exists():
+            with atomic_write(path) as temporary:
+                np.savez_compressed(temporary, values=compute())
+        with describe_read_errors(path, REMEDY), np.load(path, allow_pickle=False) as file:
+            return np.asarray(file["values"])
+
+    def has(self, subject: str, condition: str) -> bool:
+        """Return whether these predictions are saved."""
+        return (
+            self.directory is not None and (self.directory / subject / f"{condition}.npz").exists()
+        )
+
+
+def clear_cache(directory: Path) -> None:
+    """Delete the saved predictions in the folder of a result, where there are any."""
+    if (directory / PARTIAL_DIR).exists():
+        remove_folder(directory / PARTIAL_DIR, within=directory)
+
+
+def save_predictions(path: Path, predictions: ConditionPredictions) -> None:
+    """Write predictions as arrays; texts as UTF-8 JSON, for an array of str drops final NULs."""
+    texts = json.dumps(list(predictions.texts)).encode()
+    arrays = {"texts": np.frombuffer(texts, np.uint8)}
+    for name in ("log_likelihoods", "null_log_likelihoods"):
+        values = getattr(predictions, name)
+        if values is not None:
+            arrays[name] = values
+    if predictions.groups is not None:
+        arrays["row_groups"], arrays["trial_groups"] = predictions.groups
+    with atomic_write(path) as temporary:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type] # its stub has a flag
+
+
+def load_predictions(path: Path) -> ConditionPredictions:
+    """Read what `save_predictions` wrote; a damaged file is an InputError."""
+    with describe_read_errors(path, REMEDY), np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+        texts: list[str] = json.loads(arrays["texts"].tobytes())
+    groups = (arrays["row_groups"], arrays["trial_groups"]) if "row_groups" in arrays else None
+    return ConditionPredictions(
+        arrays.get("log_likelihoods"), texts, arrays.get("null_log_likelihoods"), groups
+    )
+
+
+def check_fingerprint(
+    directory: Path, saved: Mapping[str, str], current: Mapping[str, str]
+) -> None:
+    """Raise InputError unless saved predictions are of the same evaluation."""
+    for name in current:
+        if saved.get(name) != current[name]:
+            raise InputError(
+                f"{directory} holds predictions of another evaluation: its {name} is "
+                f"{saved.get(name)}, that of this one {current[name]}. Give the same options to go "
+                "on with it, or leave --resume out to begin anew."
+            )
+
+
+def run_fingerprint(
+    model: MindLLM,
+    store: Store,
+    evaluation_set: EvaluationSet,
+    *,
+    seed: int,
+    batch_size: int,
+    generate_options: Mapping[str, object],
+) -> dict[str, str]:
+    """Return everything that predictions depend on, by name.
+
+    Parameters
+    ----------
+    model, store, evaluation_set
+        What is evaluated.
+    seed, batch_size, generate_options
+        Options of `evaluate`. (A batch of another size may round otherwise.)
+
+    Returns
+    -------
+    dict of str to str
+        Names, options, and hashes of weights, trials and scaling.
+    """
+    data = (evaluation_set.references, evaluation_set.candidates)
+    return {
+        "model": hash_weights(model),
+        "language model": model.language_model.fingerprint,
+        "store": str(store.meta.get("name")),
+        "split": json.dumps(dict(evaluation_set.splits), sort_keys=True),
+        "subjects": ", ".join(evaluation_set.trial_indices),
+        "trials": hash_texts(
+            *(f"{s} {rows.tolist()}" for s, rows in evaluation_set.trial_indices.items()),
+            *(hash_scaling(store, s) for s in evaluation_set.trial_indices),
+        ),
+        "answers": hash_texts(json.dumps(data)),
+        "question": evaluation_set.question,
+        "generation options": json.dumps({k: str(v) for k, v in sorted(generate_options.items())}),
+        "batch size": str(batch_size),
+        "seed": str(seed),
+    }
+
+
+def hash_weights(model: MindLLM) -> str:
+    """Return a hash of the trained weights; the language model has a fingerprint of its own."""
+    digest = hashlib.sha256()
+    tensors = {**model.encoder.state_dict(), "null_tokens": model.null_tokens}
+    for name in sorted(tensors):
+        values = tensors[name].detach().to("cpu", torch.float32).contiguous().numpy()
+        digest.update(name.encode() + values.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def hash_scaling(store: Store, subject: str) -> str:
+    """Return a hash of a subject's voxels and first and last standardized trials."""
+    ends = [0, len(store.trials(subject)) - 1]
+    betas = store.betas(subject, ends, standardize=True)
+    return hash_texts(betas.tobytes().hex(), store.masker(subject).coords_mm.tobytes().hex())
+
+
+def hash_texts(*texts: str) -> str:
+    """Return the beginning of the SHA-256 of texts."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
