@@ -204,7 +204,7 @@ def test_nan_is_refused_or_left_out(root: Path, tmp_path: Path) -> None:
     store = prepare(root, tmp_path / "store", subjects=["sub-01"], nan="drop")
     np.testing.assert_array_equal(store.masker("sub-01").voxel_indices, np.argwhere(mask("sub-01")))
     save(root / "masks" / "sub-01_mask.nii.gz", (np.indices(GRID)[:2].sum(0) == 0).astype(np.uint8))
-    with pytest.raises(InputError, match="all 3 voxels of the mask hold NaN"):
+    with pytest.raises(InputError, match="all 3 voxels of its mask hold NaN"):
         prepare(root, tmp_path / "none", subjects=["sub-01"], nan="drop")
 
 

@@ -44,6 +44,8 @@ TestFraction = Annotated[
     typer.Option(help="Fraction of the stimuli for testing, where the tables have no `split`."),
 ]
 
+RESUME_HELP = "Run it again after an interruption: it goes on."
+
 app = typer.Typer(
     no_args_is_help=True, help="Make a store (plain files, ready for training) of a data set."
 )
@@ -123,6 +125,7 @@ def reader_command(
             prepare_store(make_reader(**arguments), **common)
 
         parameters = [*options, *shared]
+        command.__doc__ = f"{make_reader.__doc__}\n\n{RESUME_HELP}"
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         return app.command(name)(command)
@@ -150,10 +153,7 @@ def read_bids(
     nan: Nan = "error",
     test_fraction: TestFraction = 0.0,
 ) -> "DatasetReader":
-    """Make a store of BIDS derivatives with single-trial betas.
-
-    Run it again after an interruption: it goes on.
-    """
+    """Make a store of BIDS derivatives with single-trial betas."""
     from mindllm.datasets.bids import BIDSReader
 
     return BIDSReader(
@@ -179,10 +179,7 @@ def read_nsd(
     ] = "nsdgeneral",
     sessions: Sessions = None,
 ) -> "DatasetReader":
-    """Make a store of the Natural Scenes Dataset in its official layout.
-
-    Run it again after an interruption: it goes on.
-    """
+    """Make a store of the Natural Scenes Dataset in its official layout."""
     from mindllm.datasets.nsd import NSDReader
 
     return NSDReader(
@@ -215,10 +212,7 @@ def read_laion(
         ),
     ] = False,
 ) -> "DatasetReader":
-    """Make a store of LAION-fMRI as it is published.
-
-    Run it again after an interruption: it goes on.
-    """
+    """Make a store of LAION-fMRI as it is published."""
     from mindllm.datasets.laion_fmri import LAIONReader
 
     return LAIONReader(
@@ -253,10 +247,7 @@ def read_mosaic(
         ),
     ] = None,
 ) -> "DatasetReader":
-    """Make a store of MOSAIC's files.
-
-    Run it again after an interruption: it goes on.
-    """
+    """Make a store of MOSAIC's files."""
     from mindllm.datasets.mosaic import MOSAICReader
 
     return MOSAICReader(
@@ -294,10 +285,7 @@ def read_glmsingle(
     nan: Nan = "error",
     test_fraction: TestFraction = 0.0,
 ) -> "DatasetReader":
-    """Make a store of GLMsingle's outputs and a design table.
-
-    Run it again after an interruption: it goes on.
-    """
+    """Make a store of GLMsingle's outputs and a design table."""
     from mindllm.datasets.glmsingle import GLMsingleReader
 
     return GLMsingleReader(
@@ -337,10 +325,7 @@ def read_mindllm_release(
         ),
     ] = None,
 ) -> "DatasetReader":
-    """Make a store of the published prepared data.
-
-    Run it again after an interruption: it goes on.
-    """
+    """Make a store of the published prepared data."""
     from mindllm.datasets.mindllm_release import MindLLMReleaseReader
 
     return MindLLMReleaseReader(

@@ -5,6 +5,7 @@ and how a session's betas are read. `DatasetReader.prepare` does the rest: it dr
 stimuli, reads sessions side by side, and writes the store.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_name, check_not_exists
 from mindllm.utils.progress import progress_bar
 from mindllm.utils.ranges import format_ranges
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,22 @@ class DatasetDescription:
     license: str
     standardized: bool = False
     has_presentation_order: bool = True
+
+
+@dataclass(frozen=True)
+class SubjectFiles:
+    """Base class of the paths of one subject's files.
+
+    Attributes
+    ----------
+    root : Path
+        Folder of the data set.
+    name : str
+        Label of the subject.
+    """
+
+    root: Path
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,10 +329,8 @@ class SessionFilesReader(DatasetReader):
 
     Parameters
     ----------
-    root : str or Path
-        Folder of the data set.
-    subjects : sequence of str, optional
-        Labels of the subjects to read. Default: all in the data set.
+    root, subjects
+        As for `DatasetReader`.
     sessions : sequence of int, optional
         Sessions to read. Default: all that a subject should have.
     """
@@ -364,3 +381,40 @@ class SessionFilesReader(DatasetReader):
                 f"which to take, e.g. --sessions {format_ranges(present) or '1-10'}."
             )
         return sessions
+
+
+def drop_voxels(masker: VoxelMasker, kept: np.ndarray, reason: str, remedy: str) -> VoxelMasker:
+    """Leave voxels out of a masker, with a warning.
+
+    Parameters
+    ----------
+    masker : VoxelMasker
+        The voxels.
+    kept : np.ndarray
+        (n_voxels,) which of them to keep.
+    reason : str
+        What the others do, such as "hold NaN".
+    remedy : str
+        What to do if all do.
+
+    Returns
+    -------
+    VoxelMasker
+        The voxels that are kept.
+
+    Raises
+    ------
+    InputError
+        If none is left.
+    """
+    n_dropped, n_voxels = int((~kept).sum()), len(kept)
+    if n_dropped == n_voxels:
+        raise InputError(
+            f"{masker.subject}: all {n_voxels} voxels of its mask {reason}, so none is left. "
+            f"{remedy}"
+        )
+    if n_dropped:
+        logger.warning(
+            "%s: %d of %d voxels %s and are left out", masker.subject, n_dropped, n_voxels, reason
+        )
+    return masker.select_voxels(kept)

@@ -25,7 +25,7 @@ from nibabel.spatialimages import SpatialImage
 
 from mindllm.data.splits import split_stimuli
 from mindllm.data.store_writer import conversations_from_captions
-from mindllm.datasets.base import DatasetDescription, DatasetReader
+from mindllm.datasets.base import DatasetDescription, DatasetReader, drop_voxels
 from mindllm.datasets.parallel import SessionReader
 from mindllm.fmri.atlases import atlases_by_name
 from mindllm.fmri.masker import VoxelMasker
@@ -236,19 +236,12 @@ def drop_nan_voxels(masker: VoxelMasker, statmaps: Sequence[Path]) -> VoxelMaske
     for statmap in statmaps:
         for _, betas in masker.iter_transform(str(statmap), finite=False):
             finite &= np.isfinite(betas).all(0)
-    if not finite.all():
-        logger.warning(
-            "%s: %d of %d voxels hold NaN or infinity in some trial and are left out",
-            masker.subject,
-            (~finite).sum(),
-            len(finite),
-        )
-    if not finite.any():
-        raise InputError(
-            f"{masker.subject}: all {len(finite)} voxels of its mask hold NaN or infinity in some "
-            "trial, so none is left. Mend the scans or give another mask (--mask)."
-        )
-    return masker.select_voxels(finite)
+    return drop_voxels(
+        masker,
+        finite,
+        "hold NaN or infinity in some trial",
+        "Mend the scans or give another mask (--mask).",
+    )
 
 
 def read_captions(file: Path, trials: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -41,7 +41,7 @@ import pandas as pd
 
 from mindllm.data.splits import split_stimuli
 from mindllm.data.store_writer import conversations_from_captions
-from mindllm.datasets.base import DatasetDescription, DatasetReader
+from mindllm.datasets.base import DatasetDescription, DatasetReader, drop_voxels
 from mindllm.datasets.parallel import SessionReader
 from mindllm.fmri.atlases import atlases_by_name
 from mindllm.fmri.masker import CHUNK_BYTES, VoxelMasker
@@ -420,19 +420,9 @@ def drop_nan_voxels(
     finite = np.all(
         [np.isfinite(output.read(at, 0, 1)[0]) for output, at in voxel_indices.items()], axis=0
     )
-    if not finite.all():
-        logger.warning(
-            "%s: %d of %d voxels hold NaN and are left out",
-            masker.subject,
-            (~finite).sum(),
-            len(finite),
-        )
-    if not finite.any():
-        raise InputError(
-            f"{masker.subject}: all {len(masker)} voxels of the mask hold NaN in some output."
-        )
+    masker = drop_voxels(masker, finite, "hold NaN in some output", "Give another mask (--mask).")
     kept = {output: indices[finite] for output, indices in voxel_indices.items()}
-    return masker.select_voxels(finite), kept
+    return masker, kept
 
 
 def check_design(output: GLMsingleOutput, stimuli: Sequence[str]) -> None:

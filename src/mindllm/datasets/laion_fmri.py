@@ -19,7 +19,7 @@ ViCCo Group, https://laion-fmri.hebartlab.com; github.com/ViCCo-Group/LAION-fMRI
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from functools import partial as bind
 from pathlib import Path
@@ -30,7 +30,7 @@ import pandas as pd
 from nibabel.spatialimages import SpatialImage
 
 from mindllm.data.store_writer import cast_betas, conversations_from_captions
-from mindllm.datasets.base import DatasetDescription, SessionFilesReader
+from mindllm.datasets.base import DatasetDescription, SessionFilesReader, SubjectFiles
 from mindllm.datasets.parallel import SessionReader
 from mindllm.fmri.atlases import extract_label_values
 from mindllm.fmri.masker import VoxelMasker
@@ -50,20 +50,8 @@ METADATA, CAPTIONS = "task-images_metadata.csv", "task-images_desc-captions.csv"
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class LAIONSubjectFiles:
-    """Paths of one LAION-fMRI subject's betas, ROIs and transforms.
-
-    Attributes
-    ----------
-    root : Path
-        Folder that holds derivatives and stimuli.
-    name : str
-        Label of the subject, such as sub-01.
-    """
-
-    root: Path
-    name: str
+class LAIONSubjectFiles(SubjectFiles):
+    """Paths of one LAION-fMRI subject's betas, ROIs and transforms."""
 
     @property
     def betas(self) -> Path:
@@ -152,12 +140,12 @@ class LAIONReader(SessionFilesReader):
     def find_subjects(self) -> list[str]:
         folder = self.root / "derivatives" / "glmsingle-tedana"
         subjects = sorted(path.name for path in folder.glob("sub-*") if path.is_dir())
-        if not subjects:
-            raise InputError(
-                f"{self.root} does not hold LAION-fMRI: expected {folder}/sub-01 and so on. "
-                "Give the folder that holds derivatives and stimuli."
-            )
-        return subjects
+        if subjects:
+            return subjects
+        raise InputError(
+            f"{self.root} does not hold LAION-fMRI: expected {folder}/sub-01 and so on. "
+            "Give the folder that holds derivatives and stimuli."
+        )
 
     def expected_sessions(self, subject: str) -> list[int]:
         folders = self.files(subject).betas.glob("ses-*")
