@@ -1,4 +1,4 @@
-"""What texts mean to the language model, as vectors."""
+"""Texts as vectors, by the language model's hidden states."""
 
 from collections.abc import Sequence
 
@@ -8,47 +8,75 @@ from torch.nn import functional as F
 
 from mindllm.model.language_model import FrozenLanguageModel
 
+MIN_SINGULAR_VALUE = 1e-3  # of a component that is kept, relative to the largest
 
-def whitened_text_embeddings(embeddings: Tensor, width: int) -> Tensor:
-    """Unit vectors (texts, width) from text embeddings: their principal components, fully whitened.
 
-    Embeddings of short answers share most of their variance; whitened, every difference between texts counts alike.
+def whitened_text_embeddings(embeddings: Tensor, embedding_dim: int) -> Tensor:
+    """Whiten text embeddings: project on their principal components, each with unit variance.
+
+    Embeddings of short answers share most of their variance; whitened, every difference between
+    texts counts alike.
+
+    Parameters
+    ----------
+    embeddings : Tensor of shape (n_texts, hidden_size)
+    embedding_dim : int
+        Components at most; zeros are appended where there are fewer.
+
+    Returns
+    -------
+    Tensor of shape (n_texts, embedding_dim), float32
+        Unit vectors.
+
+    Examples
+    --------
+    >>> whitened_text_embeddings(torch.eye(3), embedding_dim=4).norm(dim=1).allclose(torch.ones(3))
+    True
     """
     # On the CPU, because not every device has double precision.
-    left, size, _ = torch.linalg.svd(
-        (embeddings - embeddings.mean(0)).double().cpu(), full_matrices=False
-    )
-    kept = left[:, size > size[0] * 1e-3][:, :width]
-    return (
-        F.normalize(F.pad(kept, (0, width - kept.shape[1])), dim=-1).float().to(embeddings.device)
-    )
+    centered = (embeddings - embeddings.mean(0)).double().cpu()
+    left, singular_values, _ = torch.linalg.svd(centered, full_matrices=False)
+    is_kept = singular_values > singular_values[0] * MIN_SINGULAR_VALUE
+    components = left[:, is_kept][:, :embedding_dim]
+    padded = F.pad(components, (0, embedding_dim - components.shape[1]))
+    return F.normalize(padded, dim=-1).float().to(embeddings.device)
 
 
 @torch.no_grad()
 def embed_texts(
     language_model: FrozenLanguageModel, texts: Sequence[str], batch_size: int = 32
 ) -> Tensor:
-    """What a language model makes of each text: the hidden layer at two thirds of its depth, averaged over the tokens.
+    """Embed texts: the hidden layer at two thirds of the depth, averaged over the tokens.
 
-    (texts, width) float32. Later layers turn from the meaning of a text to its next word."""
-    rows = []
+    Later layers turn from the meaning of a text to its next word.
+
+    Parameters
+    ----------
+    language_model : FrozenLanguageModel
+    texts : sequence of str
+        Without chat template.
+    batch_size : int
+        Texts that the language model reads at once.
+
+    Returns
+    -------
+    Tensor of shape (n_texts, hidden_size), float32
+        On the language model's device.
+    """
+    model, tokenizer = language_model.model, language_model.tokenizer
+    layer = 2 * model.config.num_hidden_layers // 3
+    embeddings = []
     for start in range(0, len(texts), batch_size):
         encoded = [
-            language_model.tokenizer(text, add_special_tokens=False)["input_ids"]
+            torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
             for text in texts[start : start + batch_size]
         ]
         ids = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(e) for e in encoded],
-            batch_first=True,
-            padding_value=language_model.pad_id,
+            encoded, batch_first=True, padding_value=language_model.pad_id
         )
         mask = torch.arange(ids.shape[1]) < torch.tensor([len(e) for e in encoded])[:, None]
-        ids, mask = ids.to(language_model.model.device), mask.to(language_model.model.device)
-        hidden = language_model.model.base_model(
-            input_ids=ids, attention_mask=mask, output_hidden_states=True
-        )
-        hidden = hidden.hidden_states[
-            2 * language_model.model.config.num_hidden_layers // 3
-        ].float()
-        rows.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
-    return torch.cat(rows)
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        outputs = model.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        hidden = outputs.hidden_states[layer].float()
+        embeddings.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+    return torch.cat(embeddings)

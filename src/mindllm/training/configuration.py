@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from mindllm.model.configuration import PRESETS, MindLLMConfig, Share
+from mindllm.model.configuration import PRESETS, Fraction, MindLLMConfig
 from mindllm.utils.errors import InputError
 from mindllm.utils.validation import validate_model
 
@@ -61,9 +61,9 @@ class TrainConfig(BaseModel):
     source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Sources of conversations to train on, with weights: for each sample a source is drawn by weight among those that tell
     of it, then one of its conversations. Empty: all sources alike."""
-    voxel_dropout: tuple[Share, Share] = (0.1, 0.6)
+    voxel_dropout: tuple[Fraction, Fraction] = (0.1, 0.6)
     """Least and greatest share of a person's voxels left out in a step."""
-    mixup_prob: Share = 0.5
+    mixup_prob: Fraction = 0.5
     """Share of samples that mix two responses to one stimulus, of two people or of one."""
     repetition_noise_scale: float = 2.0
     """Greatest share of the difference between two responses to another stimulus, added to a sample as noise."""
@@ -75,7 +75,7 @@ class TrainConfig(BaseModel):
     """Standard deviation of noise on what the queries see, relative to its own."""
     embedding_noise_scale: float = 1.0
     """Greatest length of noise on a code, relative to its own, when the language model learns to read it."""
-    warmup_ratio: Share = 0.1
+    warmup_ratio: Fraction = 0.1
     """Share of a stage's steps in which the learning rate rises; it then falls as a cosine."""
     max_grad_norm: PositiveFloat = 1.0
     """Greatest norm of the gradient."""
