@@ -356,11 +356,11 @@ def test_inspect_shows_what_a_store_holds(run: Run, tiny: Path, tmp_path: Path) 
 def test_a_model_is_evaluated_with_its_own_split(
     run: Run, place: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The scores of text need Java, and the pictures nilearn: neither is what this is about."""
+    """The scores of text need Java, and the brain figures nilearn: neither is what this is about."""
     monkeypatch.setattr(
         "mindllm.evaluation.records.java_unavailable_reason", lambda: "not asked for"
     )
-    monkeypatch.setattr("mindllm.report.brain_figures.draw_figures", lambda *a, **k: ({}, {}))
+    monkeypatch.setattr("mindllm.report.write.draw_brain_figures", lambda *a, **k: {})
     for name, seed in (("mine", 0), ("other", 1)):
         assert (
             run("split", tiny, name, "--by", "stimulus", "--test", "0.34", "--seed", seed)[0] == 0

@@ -22,8 +22,8 @@ from mindllm.fmri.masker import VoxelMasker
 from mindllm.metrics.registry import METRICS
 from mindllm.model.attention_maps import attention_by_parcel, attention_map, attention_mass
 from mindllm.model.modeling import MindLLM
-from mindllm.report.legacy import report_content, terminal_table, write_report
-from mindllm.report.sections import examples
+from mindllm.report.summary import summarize_findings
+from mindllm.report.write import to_table, write_report
 from mindllm.utils.errors import InputError
 
 STIMULI = 12
@@ -126,11 +126,6 @@ def get_row(
     return next(row for row in rows if (row.metric, row.condition, row.subject) == keys)
 
 
-def findings(result: EvaluationResult) -> list[str]:
-    """The summary's sentences."""
-    return report_content(result)["verdict"]
-
-
 def test_a_planted_perfect_model_gets_everything_right(tiny_model: MindLLM, store: Store) -> None:
     report = quick(planted(tiny_model), store)
     for metric in METRICS:
@@ -140,8 +135,8 @@ def test_a_planted_perfect_model_gets_everything_right(tiny_model: MindLLM, stor
             assert row.p_value == pytest.approx(1 / 2001)
     assert report.value("identification_top1", "shuffled_trials") == pytest.approx(1 / STIMULI)
     assert get_row(report.scores, "identification_top1").mean_rank == 1
-    assert "above its controls: shuffled scans" in findings(report)[0]
-    assert "not above" not in findings(report)[0]
+    assert "above its controls: shuffled scans" in summarize_findings(report)[0]
+    assert "not above" not in summarize_findings(report)[0]
 
 
 def test_a_model_that_says_nothing_stands_at_chance_and_the_verdict_says_so(
@@ -158,7 +153,7 @@ def test_a_model_that_says_nothing_stands_at_chance_and_the_verdict_says_so(
         elif row.condition != "question_only":
             assert row.value == pytest.approx(1 / STIMULI), row
     assert get_row(report.scores, "identification_top1").p_value == 1
-    assert "not above its controls" in findings(report)[0]
+    assert "not above its controls" in summarize_findings(report)[0]
 
 
 def test_noise_alone_is_not_above_its_controls(
@@ -176,7 +171,7 @@ def test_noise_alone_is_not_above_its_controls(
         > 0.01
     )
     assert get_row(report.scores, "identification_top1").p_value > 0.05
-    assert "not above its controls" in findings(report)[0]
+    assert "not above its controls" in summarize_findings(report)[0]
 
 
 def test_constant_uses_training_frequencies(tiny_model: MindLLM, store: Store) -> None:
@@ -224,13 +219,13 @@ def test_only_unseen_trials_are_evaluated(
             "without labels",
         ),
     )
-    assert "identification of seen stimuli in unseen people" in findings(report)[-1]
+    assert "identification of seen stimuli in unseen subjects" in summarize_findings(report)[-1]
     tested = quick(
         planted(tiny_model, subjects=["sub-01"], stimuli=["x"]),
         make_store(tmp_path / "test", space, split="test"),
     )
     assert tested.run_info.subjects[0].split == "test"
-    assert "none of the 12 evaluated stimuli was" in findings(tested)[-1]
+    assert "none of the 12 evaluated stimuli was" in summarize_findings(tested)[-1]
 
 
 def test_validation_people_are_no_clean_test(
@@ -241,7 +236,7 @@ def test_validation_people_are_no_clean_test(
     write_report(report, out)
     assert any(
         "Not a clean test: trials of sub-02 were validation data" in sentence
-        for sentence in findings(report)
+        for sentence in summarize_findings(report)
     )
     assert "chose the weights" in (out / "report.html").read_text()
 
@@ -256,7 +251,7 @@ def test_a_silent_card_is_unknown_not_guessed(
     assert report.run_info.model.trained_on_subjects is None
     assert report.run_info.subjects[0].in_training is None
     assert report.value("exact_match", "most_frequent") is None
-    assert "unknown" in findings(report)[-1]
+    assert "unknown" in summarize_findings(report)[-1]
     assert "unknown" in (tmp_path / "out" / "report.md").read_text()
 
 
@@ -310,7 +305,7 @@ def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> N
     report = quick(model, store, model_name="my-model")
     assert not (tmp_path / "out").exists(), "evaluate writes nothing"
     write_report(report, tmp_path / "out", model=model, store=store)
-    Console(file=(screen := io.StringIO()), width=140).print(terminal_table(report))
+    Console(file=(screen := io.StringIO()), width=140).print(to_table(report))
     assert "above its controls" in " ".join(screen.getvalue().split())
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "candidate_log_likelihoods.npz",
@@ -362,14 +357,6 @@ def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> N
     )
     with np.load(tmp_path / "out" / "candidate_log_likelihoods.npz", allow_pickle=False) as file:
         assert set(file.files) == {"candidates", "null_tokens", "sub-01", "sub-02"}
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 100])
-def test_examples_show_the_worst_beside_the_best(count: int) -> None:
-    chosen = examples([{"gain": float(g), "i": g} for g in range(count)])
-    shown = [p["i"] for some in chosen.values() for p in some]
-    assert len(set(shown)) == len(shown)
-    assert {0, count - 1} <= set(shown)
 
 
 def test_attention_is_a_map_whose_mean_is_one(

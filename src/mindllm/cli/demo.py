@@ -15,7 +15,7 @@ from mindllm.datasets.bids import BIDSReader
 from mindllm.evaluation.evaluator import evaluate
 from mindllm.evaluation.results import EvaluationResult
 from mindllm.model.modeling import MindLLM
-from mindllm.report.legacy import terminal_table, write_report
+from mindllm.report.write import to_table, write_report
 from mindllm.simulate.configuration import SimulateConfig
 from mindllm.simulate.simulator import simulate, summary
 from mindllm.training.configuration import StageConfig, TrainConfig
@@ -104,7 +104,7 @@ def train_and_evaluate(
         )
     write_report(result, out / "report", model=model, store=store)
     console.print(prediction_table(result, config.seed))
-    console.print(terminal_table(result))
+    console.print(to_table(result))
     return result
 
 

@@ -88,7 +88,7 @@ def evaluate(
     from mindllm.evaluation.evaluator import check_controls
     from mindllm.evaluation.evaluator import evaluate as run
     from mindllm.model.modeling import MindLLM
-    from mindllm.report.legacy import terminal_table, write_report
+    from mindllm.report.write import to_table, write_report
 
     # Checked before the language model is loaded, which takes a while.
     Store(store, split_scheme).select_subjects(parse_list(subjects))
@@ -113,7 +113,7 @@ def evaluate(
         )
     write_report(result, out, model=loaded, store=opened)
     clear_cache(out)
-    console.print(terminal_table(result))
+    console.print(to_table(result))
     console.print(f"report: {out / 'report.html'}")
 
 

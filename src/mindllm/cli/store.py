@@ -94,20 +94,19 @@ TestPart = Annotated[
     ),
 ]
 ValPart = Annotated[str | None, typer.Option(help="Likewise, to choose the checkpoint with.")]
-NumClusters = Annotated[int, typer.Option(help="By cluster: number of clusters.")]
-TrainSessions = Annotated[
-    int, typer.Option(min=1, help="By sessions: how many are trained on (one is about an hour).")
-]
-SessionSubjects = Annotated[
-    str | None,
-    typer.Option(help="By sessions: of which subjects, comma-separated. Default: of all."),
-]
 StartSplit = Annotated[
     str | None,
     typer.Option(
         "--from",
         help="By subject or sessions: another split to start from. Default: that of `prepare`.",
     ),
+]
+NumClusters = Annotated[int, typer.Option(help="By cluster: number of clusters.")]
+TrainSessions = Annotated[
+    int, typer.Option(min=1, help="By sessions: how many are trained on (one is about an hour).")
+]
+SessionSubjects = Annotated[
+    str | None, typer.Option(help="By sessions: of these subjects, comma-separated. Default: all.")
 ]
 
 

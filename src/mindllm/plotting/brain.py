@@ -149,10 +149,8 @@ def plot_attention(
 
     Parameters
     ----------
-    maskers : sequence of VoxelMasker
-        One per subject.
-    relative_attention : sequence of ndarrays (n_voxels,)
-        One per subject; 1 = as much as if every voxel got the same attention.
+    maskers, relative_attention : sequences over subjects
+        VoxelMasker, and ndarray (n_voxels,) in which 1 is as much as if every voxel got the same.
     dark : bool
         Whether the figure is for a dark page.
 

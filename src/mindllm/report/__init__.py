@@ -1,1 +1,1 @@
-"""Words, tables, pictures and pages from results."""
+"""Sentences, tables, figures and pages from typed results."""

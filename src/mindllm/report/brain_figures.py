@@ -1,66 +1,133 @@
-"""The report's pictures, each for light and dark pages, and where the tokens look in words."""
+"""Where the voxels are and which of them the model attends to, as figures and by parcel."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from mindllm.data.store import Store
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.model.attention_maps import NOWHERE, attention_by_parcel, attention_mass
 from mindllm.model.modeling import MindLLM
 from mindllm.plotting.brain import plot_attention, plot_voxel_coverage
-from mindllm.report.figures import calibration_figure, confusion_figure, interval_figure
 
-EACH = 6  # up to this many people have brain pictures of their own
-REGIONS = 10
-
-
-def draw_figures(
-    model: MindLLM, spaces: Sequence[VoxelMasker], content: Mapping[str, Any]
-) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
-    """PNG bytes under `<kind>|<whose>|<light or dark>`, and the regions looked at most per parcellation."""
-    looked = [attention_mass(model, space) * len(space) for space in spaces]
-    groups = [("all", list(range(len(spaces))))]
-    if 1 < len(spaces) <= EACH:
-        groups += [(space.subject, [i]) for i, space in enumerate(spaces)]
-    pictures: dict[str, bytes] = {}
-    for dark, theme in ((False, "light"), (True, "dark")):
-        pictures[f"intervals|all|{theme}"] = interval_figure(content["rows"], dark=dark)
-        pictures[f"calibration|all|{theme}"] = calibration_figure(
-            content["meta"]["calibration"], dark
-        )
-        if content["meta"]["confusion"]:
-            pictures[f"confusion|all|{theme}"] = confusion_figure(
-                content["meta"]["confusion"], dark
-            )
-        for name, members in groups:
-            some = [spaces[i] for i in members]
-            pictures[f"voxels|{name}|{theme}"] = plot_voxel_coverage(some, dark)
-            pictures[f"attention|{name}|{theme}"] = plot_attention(
-                some, [looked[i] for i in members], dark
-            )
-    return pictures, top_parcels([attention_by_parcel(model, space) for space in spaces])
+MAX_SUBJECTS = 6  # up to this many have figures of their own
+TOP_PARCELS = 10  # per atlas
 
 
-def top_parcels(tables: Sequence[pd.DataFrame]) -> list[dict[str, Any]]:
-    """The regions with the most attention, per parcellation: shares averaged over people, 0 for who lacks the region."""
+@dataclass(frozen=True, slots=True)
+class BrainMaps:
+    """Voxels and attention of the evaluated subjects.
+
+    Parameters
+    ----------
+    maskers : list of VoxelMasker
+        One per subject.
+    relative_attention : list of ndarrays (n_voxels,)
+        One per subject; 1 = as much as if every voxel got the same.
+    parcels : list of ParcelAttention
+        The parcels with the most attention, per atlas.
+    """
+
+    maskers: list[VoxelMasker]
+    relative_attention: list[np.ndarray]
+    parcels: list["ParcelAttention"]
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Group to its subjects: `all`, and single ones, where there are few."""
+        subjects = [masker.subject for masker in self.maskers]
+        single = subjects if 1 < len(subjects) <= MAX_SUBJECTS else []
+        return {"all": subjects, **{subject: [subject] for subject in single}}
+
+
+@dataclass(frozen=True, slots=True)
+class ParcelAttention:
+    """Attention to one parcel, mean over subjects.
+
+    attention and voxel_fraction are fractions of all attention and voxels; relative_attention is
+    their ratio, 1 = as much as if every voxel got the same.
+    """
+
+    atlas: str
+    parcel: str
+    attention: float
+    voxel_fraction: float
+    relative_attention: float
+
+
+def map_attention(model: MindLLM, store: Store, subjects: Sequence[str]) -> BrainMaps:
+    """Compute which voxels and parcels a model attends to.
+
+    Parameters
+    ----------
+    model : MindLLM
+        The evaluated model.
+    store : Store
+        Holds the subjects' maskers.
+    subjects : sequence of str
+        The evaluated subjects.
+
+    Returns
+    -------
+    BrainMaps
+        In the order of the subjects.
+    """
+    maskers = [store.masker(subject) for subject in subjects]
+    relative_attention = [attention_mass(model, masker) * len(masker) for masker in maskers]
+    parcels = top_parcels([attention_by_parcel(model, masker) for masker in maskers])
+    return BrainMaps(maskers, relative_attention, parcels)
+
+
+def draw_brain_figures(maps: BrainMaps, dark: bool = False) -> dict[str, bytes]:
+    """Draw voxels and attention of every group of subjects.
+
+    Parameters
+    ----------
+    maps : BrainMaps
+        Voxels and attention.
+    dark : bool
+        Draw for a dark page.
+
+    Returns
+    -------
+    dict of str to bytes
+        PNG by name: `voxels-<group>` and `attention-<group>`.
+    """
+    figures = {}
+    for group, subjects in maps.groups.items():
+        members = [i for i, masker in enumerate(maps.maskers) if masker.subject in subjects]
+        maskers = [maps.maskers[i] for i in members]
+        attention = [maps.relative_attention[i] for i in members]
+        figures[f"voxels-{group}"] = plot_voxel_coverage(maskers, dark)
+        figures[f"attention-{group}"] = plot_attention(maskers, attention, dark)
+    return figures
+
+
+def top_parcels(tables: Sequence[pd.DataFrame]) -> list[ParcelAttention]:
+    """Return the parcels with the most attention, per atlas.
+
+    Parameters
+    ----------
+    tables : sequence of DataFrame
+        One per subject, as `attention_by_parcel` returns it.
+
+    Returns
+    -------
+    list of ParcelAttention
+        Means over subjects, 0 for those that lack the parcel; by atlas, most attention first.
+    """
     table = pd.concat(tables)
     table = table[table["region"] != NOWHERE]
-    if not len(table):
+    if table.empty:
         return []
-    shares = table.groupby(["parcellation", "region"])[["attention", "voxel_share"]].sum() / len(
-        tables
-    )
-    shares = shares.assign(times_uniform=shares["attention"] / shares["voxel_share"]).reset_index()
-    top = (
-        shares.sort_values("attention", ascending=False)
-        .groupby("parcellation", sort=True)
-        .head(REGIONS)
-    )
+    keys, values = ["parcellation", "region"], ["attention", "voxel_share"]
+    means = (table.groupby(keys)[values].sum() / len(tables)).reset_index()
+    means = means.sort_values("attention", ascending=False)
+    top = means.groupby("parcellation", sort=True).head(TOP_PARCELS)
+    top = top.sort_values(["parcellation", "attention"], ascending=[True, False])
     return [
-        {str(k): float(v) if isinstance(v, (float, np.floating)) else v for k, v in row.items()}
-        for row in top.sort_values(["parcellation", "attention"], ascending=[True, False]).to_dict(
-            "records"
-        )
+        ParcelAttention(atlas, parcel, float(mass), float(part), float(mass / part))
+        for atlas, parcel, mass, part in top[[*keys, *values]].itertuples(index=False)
     ]

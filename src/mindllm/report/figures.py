@@ -1,90 +1,118 @@
 """The report's figures of numbers, as PNG bytes for light and dark pages."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS, Kind
+from mindllm.evaluation.results import ConfusionResult, EvaluationResult, MetricRow
+from mindllm.metrics.calibration import CalibrationBin, CalibrationResult
 from mindllm.metrics.registry import METRICS
 from mindllm.plotting.style import BACKGROUND, FOREGROUND, new_figure, style_axes, to_png
+from mindllm.report.summary import MAIN_METRIC
 
-COLOURS: dict[Kind, str] = {
-    "fmri": "#e4572e", "shuffled": "#7b8794", "blind": "#4a90c4", "trained": "#7b8794", "baseline": "#5b9a68",
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+COLORS: dict[Kind, str] = {
+    "fmri": "#e4572e",
+    "shuffled": "#7b8794",
+    "blind": "#4a90c4",
+    "trained": "#7b8794",
+    "baseline": "#5b9a68",
     "reference": "#9a7fc7",
-}  # fmt: skip
+}
+MAX_NAME = 34  # characters of a category's name
+MIN_PERCENT = 0.5  # of a cell of the confusion matrix that is drawn
+STRONG_PERCENT = 55  # from here on a cell's text is in the color of the background
+
+
+def draw_result_figures(result: EvaluationResult, dark: bool = False) -> dict[str, bytes]:
+    """Draw the figures that need nothing but the result.
+
+    Parameters
+    ----------
+    result : EvaluationResult
+        The result.
+    dark : bool
+        Whether the figures are for a dark page.
+
+    Returns
+    -------
+    dict of str to bytes
+        Name to PNG.
+    """
+    figures = {
+        "intervals-all": interval_figure(result, dark=dark),
+        "calibration-all": calibration_figure(result.calibration, dark),
+    }
+    if result.confusion is not None:
+        figures["confusion-all"] = confusion_figure(result.confusion, dark)
+    return figures
 
 
 def interval_figure(
-    rows: Sequence[Mapping[str, Any]], metric: str = "identification_top1", dark: bool = False
+    result: EvaluationResult, metric: str = MAIN_METRIC, dark: bool = False
 ) -> bytes:
-    """One line per condition: value and 95 % interval of everybody together, every person as a small dot, and chance."""
-    rows = [row for row in rows if row["metric"] == metric and row["value"] is not None]
-    names = [
-        c
-        for c in CONDITIONS
-        if any((r["condition"], r["subject"]) == (c, ALL_SUBJECTS) for r in rows)
-    ]
+    """Draw one metric of every condition in percent.
+
+    A line per condition with its 95 % interval, a small dot per subject, and chance.
+    """
+    rows = [row for row in result.scores if row.metric == metric and row.value is not None]
+    pooled = {row.condition for row in rows if row.subject == ALL_SUBJECTS}
+    names = [name for name in CONDITIONS if name in pooled]
     figure = new_figure(8, 0.9 + 0.3 * len(names), dark)
     axes = figure.add_subplot(facecolor="none")
     for row in rows:
-        if row["condition"] not in names:
-            continue
-        y, colour, main = (
-            names.index(row["condition"]),
-            COLOURS[CONDITIONS[row["condition"]].kind],
-            row["subject"] == ALL_SUBJECTS,
-        )
-        if main:
-            axes.plot(
-                [100 * row["ci_low"], 100 * row["ci_high"]],
-                [y, y],
-                color=colour,
-                lw=4,
-                alpha=0.55,
-                solid_capstyle="round",
-            )
-        axes.plot(
-            100 * row["value"],
-            y + 0.26 * (not main),
-            "o",
-            color=colour,
-            ms=8 if main else 3,
-            alpha=1 if main else 0.6,
-        )
-    chance = next((row["chance_level"] for row in rows if row["chance_level"]), None)
-    if chance:
-        axes.axvline(100 * chance, color=FOREGROUND[dark], ls=(0, (2, 3)), lw=1, alpha=0.7)
-        axes.text(
-            100 * chance, -0.75, f" chance {100 * chance:.3g} %", color=FOREGROUND[dark], fontsize=8
-        )
+        if row.condition in pooled:
+            draw_score(axes, row, names.index(row.condition))
+    chance = next((100 * row.chance_level for row in rows if row.chance_level), None)
+    if chance is not None:
+        color = FOREGROUND[dark]
+        axes.axvline(chance, color=color, ls=(0, (2, 3)), lw=1, alpha=0.7)
+        axes.text(chance, -0.75, f" chance {chance:.3g} %", color=color, fontsize=8)
     axes.set(
         yticks=range(len(names)),
-        yticklabels=[CONDITIONS[c].label for c in names],
+        yticklabels=[CONDITIONS[name].label for name in names],
         xlim=(-1, None),
         ylim=(len(names) - 0.4, -0.7),
     )
-    axes.set_xlabel(
-        f"identification, {METRICS[metric].label.lower()} (% of trials); small dots are people"
-    )
+    label = METRICS[metric].label.lower()
+    axes.set_xlabel(f"identification, {label} (% of trials); small dots are subjects")
     style_axes(axes, dark)
     axes.grid(axis="x", color=FOREGROUND[dark], alpha=0.12)
     figure.tight_layout()
     return to_png(figure, transparent=True)
 
 
-def calibration_figure(calibration: Mapping[str, Any], dark: bool = False) -> bytes:
-    """Share that is right against evidence (left) and against the candidate's probability (right), in bins of equal count."""
+def draw_score(axes: "Axes", row: MetricRow, y: float) -> None:
+    """Draw a score in percent at the height y: with its interval, or small for a single subject."""
+    color, value = COLORS[CONDITIONS[row.condition].kind], 100 * (row.value or 0)
+    if row.subject != ALL_SUBJECTS:
+        axes.plot(value, y + 0.26, "o", color=color, ms=3, alpha=0.6)
+        return
+    if row.ci_low is not None and row.ci_high is not None:
+        ends = [100 * row.ci_low, 100 * row.ci_high]
+        axes.plot(ends, [y, y], color=color, lw=4, alpha=0.55, solid_capstyle="round")
+    axes.plot(value, y, "o", color=color, ms=8, alpha=1)
+
+
+def calibration_figure(calibration: CalibrationResult, dark: bool = False) -> bytes:
+    """Draw the fraction that is correct in bins of equal count.
+
+    Against the log-likelihood ratio (left) and the candidate's probability (right).
+    """
     figure = new_figure(8, 3.1, dark)
     left, right = figure.subplots(1, 2, sharey=True)
-    draw_bins(left, calibration["decoded"]["curve"], COLOURS["fmri"], "free-running text")
-    draw_bins(left, calibration["likeliest"]["curve"], COLOURS["blind"], "likeliest candidate")
-    left.set(xlabel="evidence (nats)", ylabel="right (%)", ylim=(-4, 104))
+    blue = COLORS["blind"]
+    draw_bins(left, calibration.prediction.bins, COLORS["fmri"], "prediction")
+    draw_bins(left, calibration.top_candidate.bins, blue, "most likely candidate")
+    left.set(xlabel="log-likelihood ratio (nats)", ylabel="correct (%)", ylim=(-4, 104))
     right.plot([0, 100], [0, 100], color=FOREGROUND[dark], lw=1, ls=(0, (2, 3)), alpha=0.7)
-    draw_bins(
-        right, calibration["probability"]["curve"], COLOURS["blind"], "likeliest candidate", 100
-    )
-    right.set(xlabel="its probability (%)", xlim=(-4, 104))
+    draw_bins(right, calibration.probability.bins, blue, "most likely candidate", 100)
+    right.set(xlabel="probability of the most likely candidate (%)", xlim=(-4, 104))
     for axes in (left, right):
         axes.set_facecolor("none")
         style_axes(axes, dark)
@@ -95,46 +123,37 @@ def calibration_figure(calibration: Mapping[str, Any], dark: bool = False) -> by
 
 
 def draw_bins(
-    axes: Any, bins: Sequence[Mapping[str, float]], colour: str, name: str, scale: float = 1
+    axes: "Axes", bins: "Sequence[CalibrationBin]", color: str, label: str, factor: float = 1
 ) -> None:
-    """Bins of a reliability curve with their intervals."""
-    x = [scale * b["mean"] for b in bins]
-    axes.plot(x, [100 * b["right"] for b in bins], "o-", color=colour, ms=4, lw=1.4, label=name)
-    axes.vlines(
-        x,
-        [100 * b["ci_low"] for b in bins],
-        [100 * b["ci_high"] for b in bins],
-        color=colour,
-        lw=2.5,
-        alpha=0.35,
-    )
+    """Draw the bins of a reliability curve with their intervals, scores times the factor."""
+    x = [factor * b.mean_score for b in bins]
+    axes.plot(x, [100 * b.accuracy for b in bins], "o-", color=color, ms=4, lw=1.4, label=label)
+    low, high = [100 * b.ci_low for b in bins], [100 * b.ci_high for b in bins]
+    axes.vlines(x, low, high, color=color, lw=2.5, alpha=0.35)
 
 
-def confusion_figure(confusion: Mapping[str, Any], dark: bool = False) -> bytes:
-    """Per cent of each true category (row) by the category of the likeliest candidate (column)."""
-    names = [name if len(name) <= 34 else f"{name[:32]}…" for name in confusion["categories"]]
-    counts = np.array(confusion["counts"], float)
-    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+def confusion_figure(confusion: ConfusionResult, dark: bool = False) -> bytes:
+    """Draw targets' categories (rows) by predicted categories (columns), percent of the row."""
+    names = [
+        name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 2]}…"
+        for name in confusion.categories
+    ]
+    counts = np.array(confusion.counts, float)
+    percents = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = 0.4 * len(names)
     figure = new_figure(3.4 + size, 1.9 + size, dark)
     axes = figure.add_subplot(facecolor="none")
-    axes.imshow(np.ma.masked_less(share, 0.5), cmap="magma" if dark else "YlOrRd", vmin=0, vmax=100)
-    for (row, column), value in np.ndenumerate(share):
-        if value >= 0.5:
-            strong = value > 55
-            axes.text(
-                column,
-                row,
-                f"{value:.0f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color=BACKGROUND[dark] if strong != dark else FOREGROUND[dark],
-            )
-    ticks = range(len(names))
+    cells = np.ma.masked_less(percents, MIN_PERCENT)
+    axes.imshow(cells, cmap="magma" if dark else "YlOrRd", vmin=0, vmax=100)
+    for (row, column), percent in np.ndenumerate(percents):
+        if percent >= MIN_PERCENT:
+            is_strong = percent > STRONG_PERCENT
+            color = BACKGROUND[dark] if is_strong != dark else FOREGROUND[dark]
+            text = f"{percent:.0f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
     axes.set(
-        xticks=ticks,
-        yticks=ticks,
+        xticks=range(len(names)),
+        yticks=range(len(names)),
         yticklabels=[f"{name} ({int(n)})" for name, n in zip(names, counts.sum(1), strict=True)],
     )
     axes.set_xticklabels(names, rotation=45, ha="right")

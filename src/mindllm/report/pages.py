@@ -29,17 +29,7 @@ def load_template(name: str) -> jinja2.Template:
 
 
 def to_data_uri(png: bytes) -> str:
-    """Return a PNG as a data URI, so that a page needs no other file.
-
-    Parameters
-    ----------
-    png : bytes
-        Content of a PNG file.
-
-    Returns
-    -------
-    str
-        For `src` of an image.
+    """Return PNG bytes as a data URI, for the `src` of an image in a page without other files.
 
     Examples
     --------

@@ -1,93 +1,126 @@
-"""The report for the terminal, as Markdown, and as one HTML page that needs nothing from the network."""
+"""A report as Markdown, and as one HTML page that needs nothing from the network."""
 
-import base64
+import html
+import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
-from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Group
-from rich.markup import escape
-from rich.table import Table as ScreenTable
+from mindllm.evaluation.results import EvaluationResult
+from mindllm.report.methods_text import UNKNOWN
+from mindllm.report.pages import load_template, to_data_uri
+from mindllm.report.tables import Section, Table
 
-from mindllm.report.sections import ReportBuilder
-from mindllm.report.tables import Content
-
-Predictions = Sequence[Mapping[str, Any]]
+FIGURES = "figures"  # folder beside report.md
+MARKUP = re.compile(r"[\\`*\[\]|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+HTML = re.compile(r"[<&](?=[A-Za-z/!?#])")
 
 
-def as_table(content: Content, predictions: Predictions) -> Group:
-    """The verdict above the scores of everybody beside their controls, for the terminal."""
-    shown = ReportBuilder(content, predictions).scores().tables[0]
-    screen = ScreenTable(caption=escape(shown.caption), caption_justify="left", box=SIMPLE_HEAD)
-    for cell in shown.head:
-        screen.add_column(escape(cell.text))
-    for condition, cells in (row for group in shown.groups for row in group):
-        texts = [
-            escape(cells[0].text),
-            *(
-                f"{escape(c.text)}\n[dim]{escape(c.note)}[/dim]" if c.note else escape(c.text)
-                for c in cells[1:]
-            ),
-        ]
-        screen.add_row(*texts, style="bold" if condition == "fmri" else None)
-    return Group(*[f"{escape(sentence)}\n" for sentence in content["verdict"]], screen)
+def to_markdown(
+    result: EvaluationResult,
+    summary: Sequence[str],
+    sections: Sequence[Section],
+    figures: Mapping[str, bytes],
+) -> str:
+    """Render a report as Markdown.
 
+    Parameters
+    ----------
+    result : EvaluationResult
+        Names the model and the store.
+    summary : sequence of str
+        Sentences above the sections.
+    sections : sequence of Section
+        The sections.
+    figures : mapping of str to bytes
+        Drawn figures by name, which lie in the folder `figures` beside the file.
 
-def as_markdown(content: Content, predictions: Predictions, pictures: Mapping[str, bytes]) -> str:
-    """The verdict and every section; pictures lie beside it in a folder."""
-    meta = content["meta"]
-    lines = [f"# Evaluation of {meta['model']['name']} on {meta['data']['store']}", ""]
-    lines += [f"{sentence}\n" for sentence in content["verdict"]]
-    for section in ReportBuilder(content, predictions, whose(pictures)).sections():
-        lines += [f"## {section.title}", "", *[f"{words}\n" for words in section.words]]
-        for kind, name, words in section.pictures:
-            if f"{kind}|{name}|light" in pictures:
-                lines += [f"![{cell(words)}](figures/{kind}-{name}.png)", ""]
+    Returns
+    -------
+    str
+        Text that Markdown would read as markup is escaped.
+    """
+    run = result.run_info
+    model, store = run.model.name or UNKNOWN, run.data.store or UNKNOWN
+    lines = [f"# Evaluation of {escape_markdown(model)} on {escape_markdown(store)}", ""]
+    lines += [f"{escape_markdown(sentence)}\n" for sentence in summary]
+    for section in sections:
+        lines += [f"## {section.title}", ""]
+        lines += [f"{escape_markdown(text)}\n" for text in section.paragraphs]
+        for figure in section.figures:
+            if figure.name in figures:
+                caption = escape_markdown(figure.caption)
+                lines += [f"![{caption}]({FIGURES}/{figure.name}.png)", ""]
         for table in section.tables:
-            lines += [table.caption, ""] if table.caption else []
-            lines += [
-                "| " + " | ".join(cell(head.text) for head in table.head) + " |",
-                "|---" * len(table.head) + "|",
-            ]
-            lines += [
-                "| " + " | ".join(cell(c.both) for c in cells) + " |"
-                for group in table.groups
-                for _, cells in group
-            ]
-            lines.append("")
+            lines += table_lines(table)
     return "\n".join(lines)
 
 
-def cell(text: str) -> str:
-    """Text in a Markdown table."""
-    return " ".join(text.replace("|", "\\|").split())
+def table_lines(table: Table) -> list[str]:
+    """Return the lines of a Markdown table, its caption above it."""
+    head = [cell.text for cell in table.head]
+    rows = [[c.text_and_note for c in row.cells] for group in table.groups for row in group]
+    lines = [escape_markdown(table.caption), ""] if table.caption else []
+    lines += [table_line(head), "|---" * len(head) + "|", *map(table_line, rows), ""]
+    return lines
 
 
-def whose(pictures: Mapping[str, bytes]) -> list[str]:
-    """The people, or `all`, who have pictures of their brains."""
-    return list(
-        dict.fromkeys(name.split("|")[1] for name in pictures if name.startswith("voxels|"))
-    )
+def table_line(texts: Sequence[str]) -> str:
+    """Return the line of one row of a Markdown table."""
+    return f"| {' | '.join(map(escape_markdown, texts))} |"
 
 
-def as_html(content: Content, predictions: Predictions, pictures: Mapping[str, bytes]) -> str:
-    """One page: verdict and sections; styles and pictures are inside it."""
-    import jinja2
+def escape_markdown(text: str) -> str:
+    """Return text on one line, without anything that Markdown reads as markup.
 
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(
-        files("mindllm.report")
-        .joinpath("templates", "evaluation.html.jinja")
-        .read_text(encoding="utf-8")
-    )
-    encoded = {
-        name: "data:image/png;base64," + base64.b64encode(png).decode()
-        for name, png in pictures.items()
-    }
-    sections = ReportBuilder(content, predictions, whose(pictures)).sections()
-    return template.render(
-        content=content, meta=content["meta"], sections=sections, pictures=encoded
+    Parameters
+    ----------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    str
+        Fit for a paragraph or a cell of a table.
+
+    Examples
+    --------
+    >>> print(escape_markdown("a_b | *c*\\n<i> < 1"))
+    a_b \\| \\*c\\* &lt;i> < 1
+    """
+    escaped = MARKUP.sub(r"\\\g<0>", HTML.sub(lambda match: html.escape(match[0]), text))
+    return " ".join(escaped.split())
+
+
+def to_html(
+    result: EvaluationResult,
+    summary: Sequence[str],
+    sections: Sequence[Section],
+    figures: Mapping[str, bytes],
+    dark_figures: Mapping[str, bytes],
+) -> str:
+    """Render a report as one HTML page.
+
+    Parameters
+    ----------
+    result : EvaluationResult
+        Names the model, the store and the subjects.
+    summary : sequence of str
+        Sentences above the sections.
+    sections : sequence of Section
+        The sections.
+    figures, dark_figures : mapping of str to bytes
+        Drawn figures by name, for light and dark pages.
+
+    Returns
+    -------
+    str
+        Styles and figures are inside the page; all text is escaped.
+    """
+    return load_template("evaluation.html.jinja").render(
+        run=result.run_info,
+        model=result.run_info.model.name or UNKNOWN,
+        store=result.run_info.data.store or UNKNOWN,
+        summary=summary,
+        sections=sections,
+        figures={name: to_data_uri(png) for name, png in figures.items()},
+        dark_figures={name: to_data_uri(png) for name, png in dark_figures.items()},
     )

@@ -1,312 +1,373 @@
-"""The report as sections of tables and pictures, the same for the terminal, Markdown and HTML."""
+"""A report as sections of paragraphs, figures and tables, the same for Markdown and HTML."""
 
-import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING
 
-from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
-from mindllm.evaluation.text_scores import TEXT_METRICS
-from mindllm.report.methods_text import methods_text
-from mindllm.report.summary import get_row, percent
-from mindllm.report.tables import Cell, ScoreTables, Section, Table, interval
+from mindllm.evaluation.conditions import CONDITIONS
+from mindllm.evaluation.results import (
+    AblationRow,
+    EvaluationResult,
+    NoiseCeiling,
+    RunInfo,
+    SubjectInfo,
+    TrialRecord,
+)
+from mindllm.evaluation.text_scores import TEXT_METRICS, percent_factor
+from mindllm.metrics.calibration import CalibrationCurve, Estimate
+from mindllm.report.formatting import UNDEFINED, format_percent
+from mindllm.report.methods_text import UNKNOWN, methods_text
+from mindllm.report.published import load_published_results
+from mindllm.report.score_sections import (
+    protocols_section,
+    scores_section,
+    subjects_section,
+    text_scores_section,
+)
+from mindllm.report.summary import get_row
+from mindllm.report.tables import (
+    Cell,
+    FigureReference,
+    Section,
+    Table,
+    TableRow,
+    to_head,
+    to_rows,
+)
+
+if TYPE_CHECKING:
+    from mindllm.report.brain_figures import BrainMaps, ParcelAttention
+
+EXAMPLES = 3  # per table
+ATTENTION_TEXT = (
+    "Attention per voxel, averaged over the encoder's queries; 1 = as much as if every voxel got "
+    "the same. The colors end at the 97th percentile. The map depends on the subject's anatomy and "
+    "the weights, not on the trial. It shows which voxels the model attends to, not what it would "
+    "lose without them."
+)
 
 
-class ReportBuilder(ScoreTables):
-    """All sections, from report.json's content."""
+def build_sections(result: EvaluationResult, maps: "BrainMaps | None" = None) -> list[Section]:
+    """Return the sections of a report.
 
-    def sections(self) -> list[Section]:
-        """All of them, in order; those without content are left out."""
-        parts = [
-            self.scores(), self.persons(), self.texts(), self.protocols(), self.calibration(), self.confusion(),
-            self.ceiling(), self.ablation(), self.examples(), self.brains(), self.published(), self.missing(), self.method(),
-        ]  # fmt: skip
-        return [part for part in parts if part]
+    Parameters
+    ----------
+    result : EvaluationResult
+        The result.
+    maps : BrainMaps, optional
+        Where the voxels are, and which of them the model attends to.
 
-    def calibration(self) -> Section:
-        """Whether the evidence tells right from wrong."""
-        names = {
-            "decoded": "free-running text, by its evidence",
-            "likeliest": "likeliest candidate, by its gain",
-            "probability": "likeliest candidate, by its probability",
-        }
-        lines = []
-        for key, words in names.items():
-            part = self.meta["calibration"][key]
-            value = part["auroc"]
-            cell = (
-                Cell("–", "all right, or none")
-                if value is None
-                else Cell(
-                    f"{value['value']:.2f}", f"{value['ci_low']:.2f} – {value['ci_high']:.2f}"
-                )
-            )
-            lines.append(("", [Cell(words), cell]))
-        error = self.meta["calibration"]["probability"]["expected_calibration_error"]
-        words = f"Evidence is log p(answer | scan) − log p(answer | no brain), in nats; every decoded answer carries it. AUROC: how often a right answer has more than a wrong one (0.5: it tells nothing). The candidates' probabilities are off by {percent(error)} on average (expected calibration error)."
-        table = Table(
-            "95 % interval: bootstrap over trials.", [Cell("What is right"), Cell("AUROC")], [lines]
+    Returns
+    -------
+    list of Section
+        In order; sections without content are left out.
+    """
+    sections = [
+        scores_section(result),
+        subjects_section(result),
+        text_scores_section(result),
+        protocols_section(result),
+        calibration_section(result),
+        confusion_section(result),
+        noise_ceiling_section(result),
+        ablation_section(result),
+        examples_section(result),
+        brain_section(result, maps) if maps else None,
+        published_section(result),
+        skipped_section(result.run_info),
+        methods_section(result.run_info),
+    ]
+    return [section for section in sections if section]
+
+
+def calibration_section(result: EvaluationResult) -> Section:
+    """Return whether log-likelihood ratios and probabilities tell right from wrong."""
+    calibration = result.calibration
+    rows = [
+        auroc_row("prediction, by its log-likelihood ratio", calibration.prediction),
+        auroc_row("most likely candidate, by its log-likelihood ratio", calibration.top_candidate),
+        auroc_row("most likely candidate, by its probability", calibration.probability),
+    ]
+    paragraph = (
+        "The log-likelihood ratio is log p(answer | fMRI) − log p(answer | null tokens), in nats; "
+        "every prediction has one. AUROC: how often a correct answer has a higher one than a wrong "
+        "answer (0.5: it tells nothing). The candidates' probabilities are off by "
+        f"{format_percent(calibration.expected_calibration_error)} on average (expected "
+        "calibration error)."
+    )
+    head = to_head("What is correct", "AUROC")
+    figure = FigureReference(
+        "calibration-all",
+        "Fraction of trials that is correct, in bins of equal count, with Wilson's 95 % interval.",
+    )
+    table = Table(head, [rows], "95 % interval: bootstrap over trials.")
+    return Section("Calibration", [paragraph], [table], [figure])
+
+
+def auroc_row(label: str, curve: CalibrationCurve) -> TableRow:
+    """Return the AUROC of one score with its interval."""
+    auroc = curve.auroc
+    if auroc is None:
+        return TableRow([Cell(label), Cell(UNDEFINED, "all correct, or none")])
+    interval = f"{auroc.ci_low:.2f} – {auroc.ci_high:.2f}"
+    return TableRow([Cell(label), Cell(f"{auroc.value:.2f}", interval)])
+
+
+def confusion_section(result: EvaluationResult) -> Section | None:
+    """Return how often the most likely candidate is of the target's category."""
+    confusion = result.confusion
+    if confusion is None:
+        return None
+    paragraph = (
+        f"Categories: {confusion.source}. The most likely candidate is of the target's category in "
+        f"{format_percent(confusion.accuracy)} of trials; the same candidates, given to random "
+        f"trials, would be in {format_percent(confusion.chance_level)}."
+    )
+    figure = FigureReference(
+        "confusion-all",
+        "Category of the target (rows) by that of the most likely candidate (columns); percent of "
+        "the row.",
+    )
+    return Section("Confusion by category", [paragraph], figures=[figure])
+
+
+def noise_ceiling_section(result: EvaluationResult) -> Section:
+    """Return what the repetitions of stimuli would allow."""
+    if not result.noise_ceilings:
+        paragraph = (
+            "No stimulus was shown twice to one subject, so a noise ceiling cannot be estimated "
+            "from this data."
         )
-        return Section(
-            "Does the evidence tell right from wrong?",
-            [words],
-            [table],
-            [
-                (
-                    "calibration",
-                    "all",
-                    "Share of trials that are right, in bins of equal count, with Wilson's 95 % interval.",
-                )
-            ],
-        )
+        return Section("Noise ceiling", [paragraph])
+    head = to_head(
+        "Subject",
+        "Trials per stimulus",
+        ("Explainable variance", "median voxel, single trials"),
+        ("Reliable voxels", "more than 10 % explainable"),
+        (
+            "Other repetitions",
+            "the nearest neighbor among this subject's other trials has the target's answer",
+        ),
+    )
+    caption = (
+        "From the repetitions of the evaluated stimuli; 95 % interval over answers. A reference, "
+        "no bound: all voxels count alike here, and a decoder that weights them may do better."
+    )
+    rows = [noise_ceiling_row(ceiling) for ceiling in result.noise_ceilings]
+    return Section("Noise ceiling", (), [Table(head, [rows], caption)])
 
-    def confusion(self) -> Section | None:
-        """By category."""
-        part = self.meta["confusion"]
-        if not part:
-            return None
-        words = f"Categories: {part['origin']}. The likeliest candidate is of the true category in {percent(part['right'])} of trials; the same answers, given to random trials, would be in {percent(part['chance_level'])}."
-        return Section(
-            "Confusion by category",
-            [words],
-            pictures=[
-                (
-                    "confusion",
-                    "all",
-                    "True category (rows) by that of the likeliest candidate (columns); per cent of the row.",
-                )
-            ],
-        )
 
-    def ceiling(self) -> Section:
-        """What the data would allow."""
-        people = self.meta["noise_ceiling"]
-        if not people:
-            return Section(
-                "Noise ceiling",
-                [
-                    "No stimulus was shown twice to one person, so a noise ceiling cannot be estimated from this data."
-                ],
-            )
-        lines = [
-            ("", [Cell(s), Cell(f"{c['repeats']:.1f}"), Cell(percent(c["explainable_median"])), Cell(percent(c["reliable_voxels"])), Cell(percent(c["own_repeats_top1"]), interval(c))])
-            for s, c in people.items()
-        ]  # fmt: skip
-        head = [
-            Cell("Subject"),
-            Cell("Trials per stimulus"),
-            Cell("Explainable variance", "median voxel, single trials"),
-            Cell("Reliable voxels", "more than 10 % explainable"),
-            Cell(
-                "Own repeats", "nearest pattern among this person's other trials names the answer"
-            ),
+def noise_ceiling_row(ceiling: NoiseCeiling) -> TableRow:
+    """Return one subject's noise ceiling in percent."""
+    interval = f"{100 * ceiling.ci_low:.1f} – {100 * ceiling.ci_high:.1f}"
+    return TableRow(
+        [
+            Cell(ceiling.subject),
+            Cell(f"{ceiling.n_repetitions:.1f}"),
+            Cell(format_percent(ceiling.median_explainable_variance)),
+            Cell(format_percent(ceiling.reliable_voxel_fraction)),
+            Cell(format_percent(ceiling.leave_one_repetition_out_top1), interval),
         ]
-        return Section(
-            "Noise ceiling",
-            (),
-            [
-                Table(
-                    "From the repeats of the evaluated stimuli; 95 % interval over answers. A reference, no bound: all voxels count alike here, and a decoder that weighs them may do better.",
-                    head,
-                    [lines],
-                )
-            ],
-        )
+    )
 
-    def ablation(self) -> Section | None:
-        """What is lost without a region."""
-        if self.meta["ablation"] is None:
-            return None
-        lines = [
-            ("", [Cell(r["region"].replace("_", " "), r["parcellation"]), Cell(percent(r["voxel_share"])), *(Cell(f"{100 * r[f'{m}_loss']:+.1f}", f"{100 * r[f'{m}_low']:+.1f} to {100 * r[f'{m}_high']:+.1f}") for m in ("top1", "2way"))])
-            for r in self.meta["ablation"]
-        ]  # fmt: skip
-        head = [
-            Cell("Without"),
-            Cell("Share of the voxels"),
-            Cell("Loss, top 1", "points"),
-            Cell("Loss, pairwise", "points"),
+
+def ablation_section(result: EvaluationResult) -> Section | None:
+    """Return what is lost without a parcel; None where it was not measured."""
+    if result.ablation is None:
+        return None
+    paragraph = (
+        "The parcels with the most attention were left out one at a time, as if they had not been "
+        "measured. Parcels share information, so a small loss does not mean that a parcel holds "
+        "none."
+    )
+    caption = "Percentage points of identification lost; 95 % interval over subjects and answers."
+    head = to_head(
+        "Without", "Percent of the voxels", ("Loss, top 1", "points"), ("Loss, 2-way", "points")
+    )
+    table = Table(head, [[ablation_row(row) for row in result.ablation]], caption)
+    return Section("Without a parcel", [paragraph], [table])
+
+
+def ablation_row(row: AblationRow) -> TableRow:
+    """Return what is lost without one parcel."""
+    losses = [loss_cell(loss) for loss in (row.top1_loss, row.two_way_loss)]
+    voxels = Cell(format_percent(row.voxel_fraction))
+    return TableRow([parcel_cell(row.atlas, row.parcel), voxels, *losses])
+
+
+def parcel_cell(atlas: str, parcel: str) -> Cell:
+    """Return the name of a parcel with its atlas."""
+    return Cell(parcel.replace("_", " "), atlas)
+
+
+def loss_cell(loss: Estimate) -> Cell:
+    """Return a loss in percentage points with its interval."""
+    return Cell(
+        f"{100 * loss.value:+.1f}", f"{100 * loss.ci_low:+.1f} to {100 * loss.ci_high:+.1f}"
+    )
+
+
+def examples_section(result: EvaluationResult) -> Section:
+    """Return the best, median and worst trials."""
+    head = to_head(
+        "Subject",
+        "Target",
+        ("Prediction", "open-ended generation"),
+        ("Its log-likelihood ratio", "nats"),
+        "Most likely candidate",
+        ("Log-likelihood ratio of the target", "nats"),
+        ("Rank of the target", f"of {len(result.run_info.candidates)}"),
+    )
+    tables = [
+        Table(head, [[example_row(record) for record in records]], f"{name}.")
+        for name, records in choose_examples(result.predictions).items()
+    ]
+    paragraph = (
+        "Chosen by the log-likelihood ratio of the target, log p(target | fMRI) − log p(target | "
+        f"null tokens): the best, the middle and the worst of all {len(result.predictions)} "
+        "trials. Above 0, the fMRI makes the target more likely. All trials are in "
+        "predictions.jsonl."
+    )
+    return Section("Examples", [paragraph], tables)
+
+
+def example_row(record: TrialRecord) -> TableRow:
+    """Return one trial; correct answers are ticked."""
+    top_candidate = record.top_candidates[0]
+    return TableRow(
+        [
+            Cell(record.subject, f"trial {record.trial_index}"),
+            Cell(record.target),
+            Cell((record.prediction or "(nothing)") + " ✓" * record.exact_match),
+            Cell(f"{record.log_likelihood_ratio:+.1f}"),
+            Cell(top_candidate + " ✓" * (top_candidate == record.target)),
+            Cell(f"{record.target_llr:+.2f}"),
+            Cell(f"{record.rank:g}"),
         ]
-        words = "The regions that the tokens look at most were left out one at a time, as if they had not been measured. Regions share information, so a small loss does not mean that a region holds none."
-        return Section(
-            "Without a region",
-            [words],
-            [
-                Table(
-                    "Points of identification lost; 95 % interval over people and answers.",
-                    head,
-                    [lines],
-                )
-            ],
-        )
-
-    def examples(self) -> Section:
-        """Best, median and worst."""
-        head = [
-            Cell("Subject"),
-            Cell("Truly seen"),
-            Cell("Decoded, free-running"),
-            Cell("Evidence", "nats"),
-            Cell("Likeliest candidate"),
-            Cell("Gain of the truth", "nats"),
-            Cell("Rank of the truth", f"of {len(self.meta['candidates'])}"),
-        ]
-        tables = []
-        for kind, some in examples(self.predictions).items():
-            lines = [
-                ("", [Cell(p["subject"], f"trial {p['trial_index']}"), Cell(p["truth"]), Cell((p["decoded"] or "(nothing)") + " ✓" * p["exact_match"]), Cell(f"{p['evidence']:+.1f}"), Cell(p["likeliest"][0] + " ✓" * (p["likeliest"][0] == p["truth"])), Cell(f"{p['gain']:+.2f}"), Cell(f"{p['rank']:g}")])
-                for p in some
-            ]  # fmt: skip
-            tables.append(Table(f"{kind}.", head, [lines]))
-        words = f"Chosen by the gain of the true answer, log p(truth | scan) − log p(truth | no brain): the best, the middle and the worst of all {len(self.predictions)} trials. Above 0, the scan speaks for the truth. All trials are in predictions.jsonl."
-        return Section("Examples", [words], tables)
-
-    def brains(self) -> Section | None:
-        """Where voxels are, and where the tokens look."""
-        if not self.whose:
-            return None
-        many = len(self.people) > 1
-        pictures = []
-        for name in self.whose:
-            person = self.people[0] if name == ALL_SUBJECTS else name
-            voxels = (
-                "All evaluated people together: the stronger the colour, the more measured voxels lie along the line of sight."
-                if name == ALL_SUBJECTS and many
-                else f"{person}: {self.meta['subjects'][person]['voxels']} voxels."
-            )
-            pictures += [
-                ("voxels", name, voxels),
-                (
-                    "attention",
-                    name,
-                    "Mean over all evaluated people." if name == ALL_SUBJECTS and many else person,
-                ),
-            ]
-        lines = [
-            ("", [Cell(r["region"].replace("_", " "), r["parcellation"]), Cell(percent(r["attention"])), Cell(percent(r["voxel_share"])), Cell(f"{r['times_uniform']:.2f}")])
-            for r in self.meta.get("attention_by_region", [])
-        ]  # fmt: skip
-        head = [
-            Cell("Region"),
-            Cell("Share of the attention"),
-            Cell("Share of the voxels"),
-            Cell("Times uniform"),
-        ]
-        tables = (
-            [
-                Table(
-                    "Regions with the most attention, mean over the evaluated people.",
-                    head,
-                    [lines],
-                )
-            ]
-            if lines
-            else []
-        )
-        words = "Attention per voxel, averaged over the encoder's queries; 1 = as much as if every voxel were looked at alike. The colours end at the 97th percentile. The map depends on the person's anatomy and the weights, not on the trial. It shows where the model listens, not what it would lose without that place."
-        return Section("Where the voxels are, and where the tokens look", [words], tables, pictures)
-
-    def published(self) -> Section | None:
-        """The literature, for scale."""
-        if not self.content["texts"]:
-            return None
-        data = json.loads(
-            files("mindllm.report").joinpath("published_results.json").read_text(encoding="utf-8")
-        )
-        own = {m: get_row(self.content["texts"], m)["value"] for m in TEXT_METRICS}
-        lines = [
-            (
-                "fmri",
-                [
-                    Cell("this report", self.meta["data"]["store"]),
-                    Cell("all"),
-                    *(Cell(f"{own[m]:.2f}") for m in TEXT_METRICS),
-                ],
-            )
-        ]
-        numbers = list(data["sources"])
-        for r in data["caption"]:
-            note = f"{r['setting']} [{numbers.index(r['source']) + 1}]"
-            lines.append(
-                (
-                    "",
-                    [
-                        Cell(r["system"], note),
-                        Cell(r["subject"]),
-                        *(
-                            Cell(f"{r['scores'][m]:.2f}" if m in r["scores"] else "–")
-                            for m in TEXT_METRICS
-                        ),
-                    ],
-                )
-            )
-        words = f"Published scores on {data['data']}, {data['scores_are']}. They can be compared with this report only where it is about the same data, people and references; on other data they are for scale alone. None of them comes with controls."
-        sources = "Sources: " + "; ".join(
-            f"[{i + 1}] {text}" for i, text in enumerate(data["sources"].values())
-        )
-        return Section(
-            "Beside published results",
-            [words, sources],
-            [Table("", [Cell("System"), Cell("Subject"), *map(Cell, TEXT_METRICS)], [lines])],
-            folded=True,
-        )
-
-    def missing(self) -> Section | None:
-        """Controls that were not measured, and why."""
-        if not self.meta["missing"]:
-            return None
-        lines = [
-            ("", [Cell(CONDITIONS[c].label), Cell(reason)])
-            for c, reason in self.meta["missing"].items()
-        ]
-        return Section("Not measured", (), [Table("", [Cell("Condition"), Cell("Why")], [lines])])
-
-    def method(self) -> Section:
-        """How it was measured, and whom it was measured in."""
-        head = [
-            Cell(name)
-            for name in (
-                "Subject",
-                "Trials",
-                "Split",
-                "Stimuli",
-                "Seen in training",
-                "Person seen in training",
-                "Voxels",
-                "Normalized with",
-            )
-        ]
-        lines = []
-        for name, p in self.meta["subjects"].items():
-            known = {True: "yes", False: "no"}.get(p["in_training"], str(p["in_training"]))
-            known += ", but chose the weights" if p["chose_checkpoint"] else ""
-            texts = (
-                name,
-                p["trials"],
-                p["split"],
-                p["stimuli"],
-                p["stimuli_seen_in_training"],
-                known,
-                p["voxels"],
-                p["normalized_with"],
-            )
-            lines.append(("", [Cell(str(text)) for text in texts]))
-        people = Table("The people, their trials, and what the model knew of them.", head, [lines])
-        steps = Table(
-            "",
-            [Cell("What"), Cell("How")],
-            [[("", [Cell(name), Cell(text)]) for name, text in methods_text(self.meta)]],
-        )
-        return Section("How it was measured", (), [people, steps])
+    )
 
 
-def examples(
-    predictions: Sequence[Mapping[str, Any]], each: int = 3
-) -> dict[str, list[Mapping[str, Any]]]:
-    """Trials with the largest, the middle and the smallest gain, never only the best; none is shown twice."""
-    order = sorted(predictions, key=lambda p: -p["gain"])
-    each = min(each, max(1, len(order) // 3))
-    middle = (len(order) - each) // 2
+def choose_examples(records: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
+    """Choose trials by the log-likelihood ratio of their target, never only the best.
+
+    Parameters
+    ----------
+    records : sequence of TrialRecord
+        All trials.
+
+    Returns
+    -------
+    dict
+        "Best", "Median" and "Worst" to up to three trials, none of them twice; of fewer than three
+        trials, "All".
+    """
+    order = sorted(records, key=lambda record: -record.target_llr)
     if len(order) < 3:
         return {"All": order}
-    return {"Best": order[:each], "Median": order[middle : middle + each], "Worst": order[-each:]}
+    n = min(EXAMPLES, len(order) // 3)
+    middle = (len(order) - n) // 2
+    return {"Best": order[:n], "Median": order[middle : middle + n], "Worst": order[-n:]}
+
+
+def brain_section(result: EvaluationResult, maps: "BrainMaps") -> Section:
+    """Return where the voxels are, and which of them and which parcels get the attention."""
+    n_voxels = {info.subject: info.n_voxels for info in result.run_info.subjects}
+    figures = []
+    for group, subjects in maps.groups.items():
+        if len(subjects) > 1:
+            voxels = (
+                "All evaluated subjects: the color is the depth of voxels along the line of sight, "
+                "mean over subjects."
+            )
+            attention = "Attention, mean over all evaluated subjects."
+        else:
+            voxels = f"{subjects[0]}: {n_voxels[subjects[0]]} voxels."
+            attention = f"{subjects[0]}: attention."
+        figures.append(FigureReference(f"voxels-{group}", voxels))
+        figures.append(FigureReference(f"attention-{group}", attention))
+    if not maps.parcels:
+        return Section("Voxels and attention", [ATTENTION_TEXT], figures=figures)
+    head = to_head(
+        "Parcel", "Percent of the attention", "Percent of the voxels", "Relative attention"
+    )
+    caption = "Parcels with the most attention, mean over the evaluated subjects."
+    table = Table(head, [[parcel_row(parcel) for parcel in maps.parcels]], caption)
+    return Section("Voxels and attention", [ATTENTION_TEXT], [table], figures)
+
+
+def parcel_row(parcel: "ParcelAttention") -> TableRow:
+    """Return the attention to one parcel."""
+    fractions = [format_percent(parcel.attention), format_percent(parcel.voxel_fraction)]
+    texts = [*fractions, f"{parcel.relative_attention:.2f}"]
+    return TableRow([parcel_cell(parcel.atlas, parcel.parcel), *map(Cell, texts)])
+
+
+def published_section(result: EvaluationResult) -> Section | None:
+    """Return published text scores, for scale; None without text scores."""
+    if not result.text_scores:
+        return None
+    published = load_published_results()
+    values = {m: percent_factor(m) * (get_row(result, m).value or 0) for m in TEXT_METRICS}
+    store = result.run_info.data.store or UNKNOWN
+    rows = [
+        TableRow([Cell("this report", store), Cell("all"), *published_cells(values)], kind="fmri")
+    ]
+    numbers = {source: number for number, source in enumerate(published.sources, 1)}
+    for system in published.caption:
+        name = Cell(system.system, f"{system.setting} [{numbers[system.source]}]")
+        rows.append(TableRow([name, Cell(system.subject), *published_cells(system.scores)]))
+    paragraph = (
+        f"Published scores on {published.data}, {published.scores_are}. They can be compared with "
+        "this report only where it is about the same data, subjects and references; on other data "
+        "they are for scale alone. None of them comes with controls."
+    )
+    sources = [f"[{numbers[name]}] {text}" for name, text in published.sources.items()]
+    table = Table(to_head("System", "Subject", *TEXT_METRICS), [rows])
+    paragraphs = [paragraph, f"Sources: {'; '.join(sources)}"]
+    return Section("Published results", paragraphs, [table], collapsed=True)
+
+
+def published_cells(scores: Mapping[str, float]) -> list[Cell]:
+    """Return text scores in percent, a dash for those that are missing."""
+    return [Cell(f"{scores[m]:.2f}" if m in scores else UNDEFINED) for m in TEXT_METRICS]
+
+
+def skipped_section(run: RunInfo) -> Section | None:
+    """Return the conditions that were not measured, and why."""
+    if not run.skipped_conditions:
+        return None
+    rows = to_rows([(CONDITIONS[c].label, reason) for c, reason in run.skipped_conditions.items()])
+    return Section("Not measured", (), [Table(to_head("Condition", "Why"), [rows])])
+
+
+def methods_section(run: RunInfo) -> Section:
+    """Return how it was measured, and in which subjects."""
+    head = to_head(
+        "Subject",
+        "Trials",
+        "Split",
+        "Stimuli",
+        "Stimuli in training",
+        "Subject in training",
+        "Voxels",
+        "Standardized with",
+    )
+    caption = "The subjects, their trials, and what of them the model was trained on."
+    subjects = Table(head, [to_rows([subject_texts(info) for info in run.subjects])], caption)
+    steps = Table(to_head("What", "How"), [to_rows(list(methods_text(run).items()))])
+    return Section("Methods", (), [subjects, steps])
+
+
+def subject_texts(info: SubjectInfo) -> list[str]:
+    """Return one subject's row of the table of subjects."""
+    in_training = {True: "yes", False: "no", None: UNKNOWN}[info.in_training]
+    n_stimuli = info.n_stimuli_in_training
+    return [
+        info.subject,
+        str(info.n_trials),
+        info.split,
+        str(info.n_stimuli),
+        UNKNOWN if n_stimuli is None else str(n_stimuli),
+        in_training + (", but chose the weights" if info.chose_checkpoint else ""),
+        str(info.n_voxels),
+        info.standardized_with,
+    ]

@@ -1,239 +1,289 @@
-"""The verdict in plain sentences, computed from the numbers and from nothing else."""
+"""Summary of findings: sentences that are computed from a result and from nothing else."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS, Kind
+from mindllm.evaluation.results import EvaluationResult, MetricRow, RunInfo
+from mindllm.evaluation.text_scores import percent_factor
+from mindllm.report.formatting import format_p, format_percent, join_words
 
 ALPHA = 0.05
-MAIN = "identification_top1"
+MAIN_METRIC = "identification_top1"
 CONTROLS: tuple[Kind, ...] = ("shuffled", "blind", "trained")
-Rows = Sequence[Mapping[str, Any]]
-
-
-def percent(value: float | None) -> str:
-    """A share as a percentage."""
-    return "unknown" if value is None else f"{100 * value:.1f} %"
-
-
-def p_text(p: float, permutations: int) -> str:
-    """A p-value as text; the smallest that the permutations can show is a bound."""
-    return f"p < {1.001 / permutations:.1g}" if p <= 1.5 / (permutations + 1) else f"p = {p:.2g}"
+MAX_LISTED = 12  # subjects in one sentence
 
 
 def get_row(
-    rows: Rows, metric: str, condition: str = "fmri", subject: str | None = None
-) -> Mapping[str, Any]:
-    """The row of a metric and condition; of one person, or of everybody."""
-    return find_rows(rows, metric, condition, subject)[0]
+    result: EvaluationResult, metric: str, condition: str = "fmri", subject: str = ALL_SUBJECTS
+) -> MetricRow:
+    """Return a row that must have been measured.
+
+    Parameters
+    ----------
+    result : EvaluationResult
+        The result.
+    metric, condition, subject : str
+        As in `EvaluationResult.row`.
+
+    Returns
+    -------
+    MetricRow
+        The row.
+
+    Raises
+    ------
+    KeyError
+        If it was not measured.
+    """
+    row = result.row(metric, condition, subject)
+    if row is None:
+        raise KeyError(f"{metric} of {condition} was not measured for {subject}")
+    return row
 
 
-def find_rows(
-    rows: Rows, metric: str, condition: str, subject: str | None = None
-) -> list[Mapping[str, Any]]:
-    """That row, if there is one."""
+def summarize_findings(result: EvaluationResult) -> list[str]:
+    """Summarize a result in sentences.
+
+    Parameters
+    ----------
+    result : EvaluationResult
+        The result.
+
+    Returns
+    -------
+    list of str
+        Identification against its controls and simpler methods, single subjects, generated text,
+        calibration, the noise ceiling, and whether subjects and stimuli were seen in training.
+    """
     return [
-        row
-        for row in rows
-        if (row["metric"], row["condition"], row["subject"])
-        == (metric, condition, subject or ALL_SUBJECTS)
+        identification_sentence(result),
+        *baselines_sentence(result),
+        *subjects_sentence(result),
+        text_sentence(result),
+        *calibration_sentence(result),
+        *noise_ceiling_sentence(result),
+        *validation_sentence(result.run_info),
+        training_sentence(result.run_info),
     ]
 
 
-def controls_below_model(
-    rows: Rows, metric: str, kinds: Sequence[Kind] = CONTROLS, subject: str | None = None
+def identification_sentence(result: EvaluationResult) -> str:
+    """Return how often the target ranked first, and whether that is above every control."""
+    row, run = get_row(result, MAIN_METRIC), result.run_info
+    interval = f"{format_percent(row.ci_low)} to {format_percent(row.ci_high)}"
+    measured = (
+        f"Identification from fMRI: the target ranked first among {len(run.candidates)} candidates "
+        f"in {format_percent(row.value)} of {row.n_trials} trials "
+        f"(95 % interval {interval}; chance {format_percent(row.chance_level)})"
+    )
+    below, not_below = compare_with_conditions(result, MAIN_METRIC, CONTROLS)
+    p = format_p(largest_p_value(result, MAIN_METRIC), run.n_permutations)
+    if not not_below:
+        controls = join_words(below)
+        return f"{measured}, above its controls: {controls}; {p} against each, in these subjects."
+    exceptions = f", though above {join_words(below)}" if below else ""
+    return (
+        f"{measured}: not above its controls. It cannot be called better than "
+        f"{join_words(not_below)}{exceptions} (largest {p})."
+    )
+
+
+def compare_with_conditions(
+    result: EvaluationResult, metric: str, kinds: Sequence[Kind]
 ) -> tuple[list[str], list[str]]:
-    """The conditions of these kinds that the brain is above (p < 0.05 against each, so all at once), and those it is not."""
-    above: list[str] = []
-    not_above: list[str] = []
+    """Divide conditions into those that fMRI is above (p < 0.05), and the others.
+
+    p < 0.05 against every single one of them needs no correction for their number.
+
+    Parameters
+    ----------
+    result : EvaluationResult
+        The result.
+    metric : str
+        A key of METRICS.
+    kinds : sequence of str
+        Kinds of conditions.
+
+    Returns
+    -------
+    below, not_below : list of str
+        Conditions with their scores, as words of a sentence.
+    """
+    below: list[str] = []
+    not_below: list[str] = []
     for name, condition in CONDITIONS.items():
-        for row in find_rows(rows, metric, name, subject):
-            if condition.kind in kinds and row["value"] is not None and "p_value" in row:
-                text = f"{condition.words} ({percent(row['value'])})"
-                (above if row["p_value"] < ALPHA else not_above).append(text)
-    return above, not_above
+        row = result.row(metric, name)
+        if condition.kind not in kinds or row is None or row.value is None or row.p_value is None:
+            continue
+        text = f"{condition.words} ({format_percent(row.value)})"
+        (below if row.p_value < ALPHA else not_below).append(text)
+    return below, not_below
 
 
-def joined(words: Sequence[str]) -> str:
-    """Words as a list in a sentence."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+def largest_p_value(result: EvaluationResult, metric: str) -> float:
+    """Return the largest p-value against a control."""
+    rows = [result.row(metric, name) for name, c in CONDITIONS.items() if c.kind in CONTROLS]
+    return max(row.p_value for row in rows if row is not None and row.p_value is not None)
 
 
-def summarize_findings(rows: Rows, texts: Rows, meta: Mapping[str, Any]) -> list[str]:
-    """Sentences: identification against its controls and simpler methods, people, free-running text, and how clean the test is."""
-    main, count = get_row(rows, MAIN), len(meta["candidates"])
-    measured = f"Identification from the scan: the true answer came first among {count} in {percent(main['value'])} of {main['n']} trials (95 % interval {percent(main['ci_low'])} to {percent(main['ci_high'])}; chance {percent(main['chance_level'])})"
-    above, not_above = controls_below_model(rows, MAIN)
-    p = p_text(largest_p(rows, MAIN), meta["permutations"])
-    if not not_above:
-        first = (
-            f"{measured}, above its controls: {joined(above)}; {p} against each, in these people."
-        )
-    else:
-        though = f", though above {joined(above)}" if above else ""
-        first = f"{measured}: not above its controls. It cannot be called better than {joined(not_above)}{though} (largest {p})."
-    return [
-        first, *simpler_sentence(rows), *people_sentence(rows, meta), text_sentence(rows, texts, meta),
-        *evidence_sentence(meta), *ceiling_sentence(meta), *validation_sentence(meta), seen_sentence(meta),
-    ]  # fmt: skip
-
-
-def largest_p(rows: Rows, metric: str) -> float:
-    """The largest p against a control."""
-    return max(
-        row["p_value"]
-        for name, condition in CONDITIONS.items()
-        for row in find_rows(rows, metric, name)
-        if condition.kind in CONTROLS and "p_value" in row
-    )
-
-
-def simpler_sentence(rows: Rows) -> list[str]:
-    """Whether simpler methods do as well."""
+def baselines_sentence(result: EvaluationResult) -> list[str]:
+    """Return whether simpler methods score as high; nothing where none was measured."""
     parts = []
-    for metric, name in (
-        (MAIN, "by top 1"),
-        ("identification_2way", "by pairwise identification"),
+    for metric, words in (
+        (MAIN_METRIC, "by top 1"),
+        ("identification_2way", "by 2-way identification"),
     ):
-        above, not_above = controls_below_model(rows, metric, ("baseline",))
-        own = percent(get_row(rows, metric)["value"])
-        said = [f"above {joined(above)}"] * bool(above) + [f"not above {joined(not_above)}"] * bool(
-            not_above
-        )
-        parts += [f"{name} ({own}) it is {', '.join(said)}"] * bool(said)
-    return (
-        [f"Beside simpler methods, trained on the same trials: {'; '.join(parts)}."]
-        if parts
-        else []
-    )
-
-
-def people_sentence(rows: Rows, meta: Mapping[str, Any]) -> list[str]:
-    """In how many people identification is above shuffled scans, and whether in people at large; nothing for one person."""
-    people = list(meta["subjects"])
-    if len(people) == 1:
+        below, not_below = compare_with_conditions(result, metric, ("baseline",))
+        outcomes = [f"above {join_words(below)}"] if below else []
+        outcomes += [f"not above {join_words(not_below)}"] if not_below else []
+        if outcomes:
+            value = format_percent(get_row(result, metric).value)
+            parts.append(f"{words} ({value}) it is {', '.join(outcomes)}")
+    if not parts:
         return []
-    held = [
-        subject for subject in people if get_row(rows, MAIN, subject=subject)["p_value"] < ALPHA
-    ]
-    values = ", ".join(
-        f"{subject} {percent(get_row(rows, MAIN, subject=subject)['value'])}"
-        for subject in people[:12]
-    )
-    more = f", and {len(people) - 12} more in the table" if len(people) > 12 else ""
-    p = get_row(rows, MAIN, "shuffled_trials").get("group_p_value")
-    at_large = (
-        f"; in people at large, brain above shuffled scans: p = {p:.2g} (one-sided t test over {len(people)} people)"
-        if p is not None
-        else ""
+    return [f"Beside simpler methods, trained on the same trials: {'; '.join(parts)}."]
+
+
+def subjects_sentence(result: EvaluationResult) -> list[str]:
+    """Return in how many subjects fMRI is above shuffled trials, and whether in the population.
+
+    Nothing for one subject.
+    """
+    subjects = [info.subject for info in result.run_info.subjects]
+    n_subjects = len(subjects)
+    if n_subjects == 1:
+        return []
+    rows = [get_row(result, MAIN_METRIC, subject=subject) for subject in subjects]
+    n_above = sum(row.p_value is not None and row.p_value < ALPHA for row in rows)
+    values = [f"{row.subject} {format_percent(row.value)}" for row in rows[:MAX_LISTED]]
+    n_hidden = n_subjects - MAX_LISTED
+    more = f", and {n_hidden} more in the table" if n_hidden > 0 else ""
+    p = get_row(result, MAIN_METRIC, "shuffled_trials").group_p_value
+    population = (
+        ""
+        if p is None
+        else f"; at the population level, fMRI above shuffled trials: p = {p:.2g} "
+        f"(one-sided t test over {n_subjects} subjects)"
     )
     return [
-        f"Taken one by one, {len(held)} of {len(people)} people are above their shuffled scans (p < {ALPHA}, each tested alone): {values}{more}{at_large}."
+        f"Taken one by one, {n_above} of {n_subjects} subjects are above their shuffled trials "
+        f"(p < {ALPHA}, each tested alone): {', '.join(values)}{more}{population}."
     ]
 
 
-def text_sentence(rows: Rows, texts: Rows, meta: Mapping[str, Any]) -> str:
-    """How often the free-running text was right, and where BLEU and CIDEr stand beside their strongest control."""
-    value = get_row(rows, "exact_match")["value"]
-    above, not_above = controls_below_model(rows, "exact_match")
-    p = p_text(largest_p(rows, "exact_match"), meta["permutations"])
-    text = f"Free-running text equalled an accepted answer in {percent(value)} of trials"
-    said = (
-        f"{text}, above {joined(above)} ({p} against each)"
-        if not not_above
-        else f"{text}: not above {joined(not_above)} (largest {p})"
-    )
-    return (
-        f"{said}; {joined([*map(partial(strongest, texts), ('BLEU-1', 'CIDEr'))])}."
-        if texts
-        else f"{said}."
-    )
-
-
-def strongest(texts: Rows, metric: str) -> str:
-    """A text score beside the control that earns most."""
-    own = get_row(texts, metric)["value"]
-    controls = {
-        c: get_row(texts, metric, c)
-        for c in CONDITIONS
-        if CONDITIONS[c].kind in CONTROLS and find_rows(texts, metric, c)
-    }
-    best = max(controls, key=lambda c: controls[c]["value"])
-    ties = [CONDITIONS[c].words for c in controls if controls[c]["difference_ci_low"] <= 0]
-    if ties:
-        return (
-            f"{metric} is {own:.1f}, not above {joined(ties)} (up to {controls[best]['value']:.1f})"
-        )
-    return f"{metric} is {own:.1f}, above every control (the strongest is {CONDITIONS[best].words}, {controls[best]['value']:.1f})"
-
-
-def evidence_sentence(meta: Mapping[str, Any]) -> list[str]:
-    """Whether the evidence tells right from wrong."""
-    found = meta["calibration"]["decoded"]["auroc"]
-    if found is None:
-        return []
-    text = (
-        f"AUROC {found['value']:.2f}, 95 % interval {found['ci_low']:.2f} to {found['ci_high']:.2f}"
-    )
-    if found["ci_low"] > 0.5:
-        return [f"The evidence of a decoded text tells right from wrong ({text}; 0.5: not at all)."]
-    return [
-        f"The evidence of a decoded text does not tell whether it is right ({text}; 0.5: not at all)."
-    ]
-
-
-def ceiling_sentence(meta: Mapping[str, Any]) -> list[str]:
-    """How far the data would allow one to go."""
-    people = meta.get("noise_ceiling", {})
-    values = [
-        f"{subject} {percent(found['own_repeats_top1'])}" for subject, found in people.items()
-    ][:12]
-    return (
-        [
-            f"For scale, and no upper bound: a person's own other repeats name the answer by nearest pattern in {', '.join(values)}."
-        ]
-        if values
-        else []
-    )
-
-
-def validation_sentence(meta: Mapping[str, Any]) -> list[str]:
-    """A warning where the evaluated trials chose the model's weights; nothing otherwise."""
-    people = [name for name, person in meta["subjects"].items() if person["chose_checkpoint"]]
-    return (
-        [
-            f"Not a clean test: trials of {joined(people)} were validation data, by which this model's weights were chosen."
-        ]
-        if people
-        else []
-    )
-
-
-def seen_sentence(meta: Mapping[str, Any]) -> str:
-    """Whether people and stimuli were seen in training."""
-    states = [person["in_training"] for person in meta["subjects"].values()]
-    fresh, people = sum(state is False for state in states), len(states)
-    if "unknown" in states:
-        who = "Whether these people were seen in training is unknown, for the model's card does not say"
-    elif fresh == people:
-        who = (
-            "The evaluated person was not seen in training"
-            if people == 1
-            else f"None of the {people} evaluated people was seen in training"
-        )
+def text_sentence(result: EvaluationResult) -> str:
+    """Return how often the generated text is a reference, and BLEU and CIDEr beside controls."""
+    below, not_below = compare_with_conditions(result, "exact_match", CONTROLS)
+    p = format_p(largest_p_value(result, "exact_match"), result.run_info.n_permutations)
+    value = format_percent(get_row(result, "exact_match").value)
+    text = f"Open-ended generation equals a reference in {value} of trials"
+    if not_below:
+        text = f"{text}: not above {join_words(not_below)} (largest {p})"
     else:
-        who = f"{people - fresh} of {people} evaluated people were seen in training, with other trials"
-    seen, total = meta["stimuli_seen_in_training"], meta["stimuli"]
-    if seen == "unknown":
-        return f"{who}. Whether the stimuli were seen in training is unknown, for the model's card does not list them."
-    if not seen:
-        return f"{who}; none of the {total} evaluated stimuli was."
-    count = (
-        f"all {total} evaluated stimuli were"
-        if seen == total
-        else f"{seen} of the {total} evaluated stimuli ({percent(seen / total)}) were"
+        text = f"{text}, above {join_words(below)} ({p} against each)"
+    if not result.text_scores:
+        return f"{text}."
+    scores = [text_score_clause(result, metric) for metric in ("BLEU-1", "CIDEr")]
+    return f"{text}; {join_words(scores)}."
+
+
+def text_score_clause(result: EvaluationResult, metric: str) -> str:
+    """Return a text score beside the control with the highest one."""
+    factor = percent_factor(metric)
+    value = factor * (get_row(result, metric).value or 0)
+    rows = [
+        row
+        for name, condition in CONDITIONS.items()
+        if condition.kind in CONTROLS and (row := result.row(metric, name)) is not None
+    ]
+    best = max(rows, key=lambda row: row.value or 0)
+    best_value = factor * (best.value or 0)
+    ties = [CONDITIONS[row.condition].words for row in rows if (row.difference_ci_low or 0) <= 0]
+    if ties:
+        return f"{metric} is {value:.1f}, not above {join_words(ties)} (up to {best_value:.1f})"
+    return (
+        f"{metric} is {value:.1f}, above every control "
+        f"(the strongest is {CONDITIONS[best.condition].words}, {best_value:.1f})"
     )
-    if fresh == people:
-        return f"{who}, but {count}, by other people: this is identification of seen stimuli in unseen people. It says nothing about new stimuli."
-    return f"{who}, and {count} seen in training too: this score is partly about stimuli already seen, not about new ones."
+
+
+def calibration_sentence(result: EvaluationResult) -> list[str]:
+    """Return whether the log-likelihood ratio of a prediction tells right from wrong."""
+    auroc = result.calibration.prediction.auroc
+    if auroc is None:
+        return []
+    verb = "tells" if auroc.ci_low > 0.5 else "does not tell"
+    return [
+        f"The log-likelihood ratio of a prediction {verb} right from wrong (AUROC "
+        f"{auroc.value:.2f}, 95 % interval {auroc.ci_low:.2f} to {auroc.ci_high:.2f}; "
+        "0.5: not at all)."
+    ]
+
+
+def noise_ceiling_sentence(result: EvaluationResult) -> list[str]:
+    """Return how well other repetitions identify the target; nothing without repetitions."""
+    values = [
+        f"{ceiling.subject} {format_percent(ceiling.leave_one_repetition_out_top1)}"
+        for ceiling in result.noise_ceilings[:MAX_LISTED]
+    ]
+    if not values:
+        return []
+    return [
+        "For scale, and no upper bound: the nearest neighbor among a subject's other repetitions "
+        f"has the target's answer in {', '.join(values)} of trials."
+    ]
+
+
+def validation_sentence(run: RunInfo) -> list[str]:
+    """Return a warning where the evaluated trials chose the model's weights; else nothing."""
+    subjects = [info.subject for info in run.subjects if info.chose_checkpoint]
+    if not subjects:
+        return []
+    return [
+        f"Not a clean test: trials of {join_words(subjects)} were validation data, with which "
+        "this model's weights were chosen."
+    ]
+
+
+def training_sentence(run: RunInfo) -> str:
+    """Return whether subjects and stimuli were seen in training."""
+    subjects, n_seen, n_stimuli = training_clause(run), run.n_stimuli_in_training, run.n_stimuli
+    if n_seen is None:
+        return (
+            f"{subjects}. Whether the stimuli were seen in training is unknown: "
+            "the model card does not list them."
+        )
+    if not n_seen:
+        return f"{subjects}; none of the {n_stimuli} evaluated stimuli was."
+    stimuli = (
+        f"all {n_stimuli} evaluated stimuli were"
+        if n_seen == n_stimuli
+        else f"{n_seen} of the {n_stimuli} evaluated stimuli ({format_percent(n_seen / n_stimuli)})"
+        " were"
+    )
+    if all(info.in_training is False for info in run.subjects):
+        return (
+            f"{subjects}, but {stimuli}, with other subjects: this is identification of seen "
+            "stimuli in unseen subjects. It says nothing about new stimuli."
+        )
+    return (
+        f"{subjects}, and {stimuli} seen in training too: this score is partly about stimuli "
+        "already seen, not about new ones."
+    )
+
+
+def training_clause(run: RunInfo) -> str:
+    """Return whether the subjects were seen in training."""
+    states = [info.in_training for info in run.subjects]
+    n_subjects, n_seen = len(states), sum(state is True for state in states)
+    if None in states:
+        return (
+            "Whether these subjects were seen in training is unknown: the model card does not say"
+        )
+    if n_seen:
+        return (
+            f"{n_seen} of {n_subjects} evaluated subjects were seen in training, with other trials"
+        )
+    if n_subjects == 1:
+        return "The evaluated subject was not seen in training"
+    return f"None of the {n_subjects} evaluated subjects was seen in training"

@@ -1,201 +1,172 @@
-"""The report's tables of scores: what a section is made of, and the sections that compare conditions."""
+"""What a section of a report is made of: cells, tables and figures; and the cells of scores."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from mindllm.evaluation.conditions import CONDITIONS
-from mindllm.evaluation.text_scores import TEXT_METRICS
+from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS, Kind
+from mindllm.evaluation.results import EvaluationResult, MetricRow
 from mindllm.metrics.registry import METRICS
-from mindllm.report.summary import find_rows, get_row, p_text, percent
+from mindllm.report.formatting import UNDEFINED, format_interval, format_p, format_percent
+from mindllm.report.summary import MAIN_METRIC
 
-MAIN_METRICS = ("exact_match", "identification_top1", "identification_top5", "identification_2way", "identification_llr_top1")  # fmt: skip
-Content = Mapping[str, Any]
+MAIN_METRICS = (
+    "exact_match",
+    "identification_top1",
+    "identification_top5",
+    "identification_2way",
+    "identification_llr_top1",
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """Bar below a score; all in [0, 1]. chance_level is None where there is none."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+    chance_level: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
-    """Text with a small note below it; `bar`: value, low, high and chance from 0 to 1, where a bar is drawn."""
+    """Text of a cell, with a small note and a bar below it."""
 
     text: str
     note: str = ""
-    bar: tuple[float, float, float, float | None] | None = None
+    bar: Bar | None = None
 
     @property
-    def both(self) -> str:
-        """Text and note in one line."""
+    def text_and_note(self) -> str:
+        """Both in one line."""
         return f"{self.text} ({self.note})" if self.note else self.text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """Cells of a row. kind: of its condition, for the color; None: no condition."""
+
+    cells: Sequence[Cell]
+    kind: Kind | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
-    """Groups of rows under a head; a row is its condition (for the colour, or "") and its cells."""
+    """Groups of rows under a head."""
 
-    caption: str
     head: Sequence[Cell]
-    groups: Sequence[Sequence[tuple[str, Sequence[Cell]]]]
+    groups: Sequence[Sequence[TableRow]]
+    caption: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class FigureReference:
+    """A figure by its name (without suffix), with its caption; shown if it was drawn."""
+
+    name: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the report: words, tables, and pictures as (kind, whose, words); `folded`: shown when asked for."""
+    """A part of a report: paragraphs, figures and tables. collapsed: shown on demand."""
 
     title: str
-    words: Sequence[str] = ()
+    paragraphs: Sequence[str] = ()
     tables: Sequence[Table] = ()
-    pictures: Sequence[tuple[str, str, str]] = ()
-    folded: bool = False
+    figures: Sequence[FigureReference] = ()
+    collapsed: bool = False
 
 
-def interval(row: Mapping[str, Any], scale: float = 100) -> str:
-    """Both ends of the interval of a score."""
-    return f"{scale * row['ci_low']:.1f} – {scale * row['ci_high']:.1f}"
+def to_head(*columns: str | tuple[str, str]) -> list[Cell]:
+    """Return the head of a table from texts, or texts with their notes."""
+    return [Cell(column) if isinstance(column, str) else Cell(*column) for column in columns]
 
 
-def share_cell(row: Mapping[str, Any], bar: bool = False) -> Cell:
-    """A share as a percentage with its interval; a dash where it does not apply."""
-    if row["value"] is None:
-        return Cell("–")
-    ends = (row["value"], row["ci_low"], row["ci_high"], row["chance_level"])
-    return Cell(percent(row["value"]), interval(row), ends if bar else None)
+def to_rows(rows: Sequence[Sequence[str]]) -> list[TableRow]:
+    """Return texts as rows without a condition."""
+    return [TableRow([Cell(text) for text in row]) for row in rows]
 
 
-@dataclass
-class ScoreTables:
-    """The sections of scores, from report.json's content."""
+def score_cell(row: MetricRow | None, bar: bool = False) -> Cell:
+    """Return a score in percent with its interval, or a dash where it is not defined.
 
-    content: Content
-    predictions: Sequence[Mapping[str, Any]] = ()
-    whose: Sequence[str] = field(default_factory=list)
+    Parameters
+    ----------
+    row : MetricRow or None
+        The score in [0, 1]; None: not measured.
+    bar : bool
+        Whether a bar is drawn below it.
 
-    def __post_init__(self) -> None:
-        self.rows, self.meta = self.content["rows"], self.content["meta"]
-        self.people = list(self.meta["subjects"])
+    Returns
+    -------
+    Cell
+        With the interval as its note.
+    """
+    if row is None or row.value is None:
+        return Cell(UNDEFINED)
+    ends = None
+    if bar and row.ci_low is not None and row.ci_high is not None:
+        ends = Bar(row.value, row.ci_low, row.ci_high, row.chance_level)
+    return Cell(format_percent(row.value), format_interval(row), ends)
 
-    def score_cell(self, metric: str, condition: str, subject: str | None = None) -> Cell:
-        """A value with its interval and its bar."""
-        row = next(iter(find_rows(self.rows, metric, condition, subject)), None)
-        return Cell("–") if row is None else share_cell(row, bar=True)
 
-    def p_cell(
-        self, condition: str, metric: str = "identification_top1", subject: str | None = None
-    ) -> Cell:
-        """How sure it is that the brain is above a condition."""
-        row = next(iter(find_rows(self.rows, metric, condition, subject)), None)
-        if row is None or "p_value" not in row or condition == "fmri":
-            return Cell("")
-        return Cell(p_text(row["p_value"], self.meta["permutations"]))
+def condition_cell(condition: str) -> Cell:
+    """Return the label of a condition with its meaning."""
+    return Cell(CONDITIONS[condition].label, CONDITIONS[condition].meaning)
 
-    def table_of(self, conditions: Sequence[str], subject: str | None, caption: str) -> Table:
-        """Conditions by metrics, of one person or everybody."""
-        head = [
-            Cell("Condition"),
-            *(Cell(METRICS[m].label, METRICS[m].meaning) for m in MAIN_METRICS),
-        ]
-        head.append(Cell("Brain above it, top 1", "one-sided p, in these people"))
-        rows = [
-            (c, [Cell(CONDITIONS[c].label, CONDITIONS[c].meaning), *(self.score_cell(m, c, subject) for m in MAIN_METRICS), self.p_cell(c, subject=subject)])
-            for c in conditions
-        ]  # fmt: skip
-        return Table(caption, head, [rows])
 
-    def conditions(self, subject: str | None = None) -> list[str]:
-        """Those that were measured."""
-        return [c for c in CONDITIONS if find_rows(self.rows, "identification_top1", c, subject)]
+def p_value_cell(row: MetricRow | None, n_permutations: int) -> Cell:
+    """Return the p-value of fMRI above a condition; empty for fMRI itself."""
+    if row is None or row.p_value is None or row.condition == "fmri":
+        return Cell("")
+    return Cell(format_p(row.p_value, n_permutations))
 
-    def scores(self) -> Section:
-        """Everybody, under every condition."""
-        many = len(self.people) > 1
-        chance = (
-            get_row(self.rows, "identification_top1")["chance_level"],
-            get_row(self.rows, "identification_top5")["chance_level"],
-        )
-        who = f"the mean of {len(self.people)} people's means" if many else self.people[0]
-        interval = (
-            "bootstrap over people and answers; too narrow with few people"
-            if many
-            else "bootstrap over answers"
-        )
-        caption = f"Per cent of trials, {who}; 95 % interval ({interval}). Chance among {len(self.meta['candidates'])} answers: {percent(chance[0])} (top 1), {percent(chance[1])} (top 5), 50 % (pairwise)."
-        words = "The intervals along the line: top 1, value and 95 % interval of the scan and of each control."
-        return Section(
-            "Scores beside their controls",
-            (),
-            [self.table_of(self.conditions(), None, caption)],
-            [("intervals", "all", words)],
-        )
 
-    def persons(self) -> Section | None:
-        """The same for each person."""
-        if len(self.people) == 1:
-            return None
-        tables = [
-            self.table_of(
-                self.conditions(s), s, f"{s}: {self.meta['subjects'][s]['trials']} trials."
-            )
-            for s in self.people
-        ]
-        return Section("Each person", (), tables, folded=True)
+def measured_conditions(result: EvaluationResult, metric: str, subject: str) -> list[str]:
+    """Return the conditions with a row of a metric, in the order of CONDITIONS.
 
-    def texts(self) -> Section:
-        """BLEU and its kin."""
-        rows = self.content["texts"]
-        if not rows:
-            return Section("Text scores", [f"Left out: {self.meta['no_text_scores']}"])
-        names = [c for c in CONDITIONS if find_rows(rows, "BLEU-1", c)]
-        lines = []
-        for c in names:
-            cells = [Cell(CONDITIONS[c].label, CONDITIONS[c].meaning)]
-            for metric in TEXT_METRICS:
-                row = get_row(rows, metric, c)
-                worse = (
-                    ""
-                    if c == "fmri"
-                    or CONDITIONS[c].kind == "reference"
-                    or row["difference_ci_low"] > 0
-                    else " ≈"
-                )
-                cells.append(Cell(f"{row['value']:.2f}{worse}", interval(row, 1)))
-            lines.append((c, cells))
-        caption = "BLEU, METEOR, ROUGE-L and CIDEr of the free-running text as pycocoevalcap computes them, against all accepted answers; 95 % interval. ≈: the brain is not above this condition (the interval of the paired difference reaches 0)."
-        return Section(
-            "Text scores",
-            (),
-            [Table(caption, [Cell("Condition"), *map(Cell, TEXT_METRICS)], [lines])],
-        )
+    Parameters
+    ----------
+    result : EvaluationResult
+        The result.
+    metric, subject : str
+        As in `EvaluationResult.row`.
 
-    def protocols(self) -> Section | None:
-        """Protocols as rows of their own."""
-        groups = []
-        for part in self.content["protocols"]:
-            people = "1 person" if part["people"] == 1 else f"{part['people']} people"
-            count = f"{people}, {part['trials']} scans, {part['stimuli']} stimuli, {part['candidates']} candidates"
-            lines = []
-            for c in ("fmri", "shuffled_trials", "null_tokens"):
-                cells = [
-                    Cell(part["name"], count if c == "fmri" else ""),
-                    Cell(CONDITIONS[c].label),
-                ]
-                for metric in MAIN_METRICS:
-                    row = next(
-                        r for r in part["rows"] if (r["metric"], r["condition"]) == (metric, c)
-                    )
-                    cells.append(share_cell(row))
-                for metric in ("BLEU-4", "CIDEr"):
-                    text = [
-                        r for r in part["texts"] if (r["metric"], r["condition"]) == (metric, c)
-                    ]
-                    cells.append(Cell(f"{text[0]['value']:.2f}" if text else "–"))
-                lines.append((c, cells))
-            groups.append(lines)
-        head = [
-            Cell("Protocol"),
-            Cell("Condition"),
-            *(Cell(METRICS[m].label) for m in MAIN_METRICS),
-            Cell("BLEU-4"),
-            Cell("CIDEr"),
-        ]
-        words = "Protocols are not mixed: each is measured among its own candidates. Those that this data does not allow (repeats, named sets of stimuli, people or stimuli both seen and new) have no row."
-        return Section(
-            "Protocols", [words], [Table("Everybody together; 95 % interval.", head, groups)]
-        )
+    Returns
+    -------
+    list of str
+        Keys of CONDITIONS.
+    """
+    return [name for name in CONDITIONS if result.row(metric, name, subject) is not None]
+
+
+def condition_table(result: EvaluationResult, caption: str, subject: str = ALL_SUBJECTS) -> Table:
+    """Return conditions by main metrics, with the p-value of fMRI above each condition.
+
+    Parameters
+    ----------
+    result : EvaluationResult
+        The result.
+    caption : str
+        Above the table.
+    subject : str
+        A subject label, or ALL_SUBJECTS.
+
+    Returns
+    -------
+    Table
+        Its first row is that of fMRI.
+    """
+    head = to_head(
+        "Condition",
+        *((METRICS[m].label, METRICS[m].meaning) for m in MAIN_METRICS),
+        ("fMRI above it, top 1", "one-sided p, in these subjects"),
+    )
+    rows = []
+    for name in measured_conditions(result, MAIN_METRIC, subject):
+        scores = [score_cell(result.row(m, name, subject), bar=True) for m in MAIN_METRICS]
+        main_row = result.row(MAIN_METRIC, name, subject)
+        p = p_value_cell(main_row, result.run_info.n_permutations)
+        rows.append(TableRow([condition_cell(name), *scores, p], CONDITIONS[name].kind))
+    return Table(head, [rows], caption)
