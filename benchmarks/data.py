@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from mindllm.data.dataset import TrialDataset
+from mindllm.data.sampler import SubjectBatchSampler
 from mindllm.data.store_writer import conversations_from_captions, write_store
 from mindllm.datasets.base import DatasetReader
 from mindllm.datasets.bids import BIDSReader
@@ -181,7 +182,7 @@ def of_loading(folder: Path, trials: int = 9000, batch: int = 128) -> None:
     print(f"loading: {count / (time.perf_counter() - start):.0f} random trials/s of {VOXELS} voxels in batches of {batch}, memory {grown():+.0f} MiB after {count} trials", flush=True)  # fmt: skip
     pool, start, count = TrialDataset(store, ["subj01"]), time.perf_counter(), 0
     while time.perf_counter() - start < 20:
-        for person in pool.sample_batch(rng, batch, 4, (0.1, 0.6), 0.0, 0.0).subjects:
+        for person in SubjectBatchSampler(pool, batch, 4, (0.1, 0.6)).sample(rng).subjects:
             count += len(
                 store.betas(person.subject, person.trial_indices, standardize=True)[
                     :, person.voxel_indices

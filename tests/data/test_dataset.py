@@ -8,7 +8,7 @@ import pytest
 
 from mindllm.data.conversations import ConversationDataset
 from mindllm.data.dataset import TrialDataset
-from mindllm.data.sampler import TrialBatch
+from mindllm.data.sampler import SubjectBatchSampler, TrialBatch, iter_eval_batches
 from mindllm.data.store import Store
 from mindllm.data.store_writer import write_store
 from mindllm.evaluation.question_answering import collect
@@ -61,7 +61,7 @@ def said(
 
 
 def draw(trials: TrialDataset, seed: int, mix: float = 0.0) -> TrialBatch:
-    return trials.sample_batch(np.random.default_rng(seed), 8, 1, (0.0, 0.0), mix, 0.0)
+    return SubjectBatchSampler(trials, 8, 1, mixup_prob=mix).sample(np.random.default_rng(seed))
 
 
 def test_a_source_is_drawn_first(store: Store) -> None:
@@ -106,7 +106,7 @@ def test_what_is_told_of_a_trial_is_told_of_it_alone(store: Store) -> None:
     trials = TrialDataset(store, ["sub-01"], sources=["before"])
     assert trials.table["row"].tolist() == [1, 3, 5, 7]
     words, rng = ConversationDataset(store, [trials], {"before": 1.0}), np.random.default_rng(0)
-    batch = next(trials.iter_eval_batches(8))
+    batch = next(iter_eval_batches(trials, 8))
     assert said(batch, words, rng) == ["before 1", "before 3", "before 5", "before 7"]
     both = TrialDataset(store, ["sub-01"])
     words = ConversationDataset(store, [both])
@@ -121,7 +121,7 @@ def test_what_is_told_of_a_trial_is_told_of_it_alone(store: Store) -> None:
 def test_validation_hears_the_first_conversation(store: Store) -> None:
     trials = TrialDataset(store, ["sub-01"])
     words = ConversationDataset(store, [trials])
-    assert said(next(trials.iter_eval_batches(8)), words, None) == ["a dog", "a cat"] * 4
+    assert said(next(iter_eval_batches(trials, 8)), words, None) == ["a dog", "a cat"] * 4
     assert words.texts == ["a cat", "a dog"], "codes are aligned with the first source alone"
     assert words.first_answer == {"a": "a dog", "b": "a cat"}
 

@@ -20,6 +20,7 @@ import pytest
 
 from mindllm.data.conversations import ConversationDataset
 from mindllm.data.dataset import TrialDataset
+from mindllm.data.sampler import SubjectBatchSampler
 from mindllm.data.store import Store
 from mindllm.datasets import bids, laion_fmri, mindllm_release, mosaic, nsd
 from mindllm.fmri.masker import VoxelMasker
@@ -477,7 +478,8 @@ def test_training_reads_of_a_sample_what_its_scans_show(planted: Planted) -> Non
         trials = TrialDataset(store, store.subjects, split)
         words = ConversationDataset(store, [trials])
         for _ in range(12):
-            batch = trials.sample_batch(rng, 40, len(store.subjects), (0.1, 0.6), 0.3, 0.0)
+            sampler = SubjectBatchSampler(trials, 40, len(store.subjects), (0.1, 0.6), 0.3)
+            batch = sampler.sample(rng)
             read = [
                 (person.subject, int(row))
                 for person in batch.subjects

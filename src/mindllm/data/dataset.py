@@ -1,159 +1,213 @@
-"""Training batches: which people and trials a step sees, what is dropped, whose responses are mixed, and what is said of them."""
+"""TrialDataset: the trials of a split that have text, as a torch Dataset."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import Dataset
 
-from mindllm.data.sampler import SubjectBatch, TrialBatch, TrialKey
+from mindllm.data.collate import TrialSample, collate_samples
+from mindllm.data.conversations import ConversationDataset
 from mindllm.data.store import Store
 from mindllm.utils.errors import InputError
 
+if TYPE_CHECKING:
+    from mindllm.data.collate import Processor
 
-class TrialDataset:
-    """The trials that training may use: those of `split` of these subjects, of which some conversation tells.
 
-    sources: whose conversations count; None: all.
+@dataclass(frozen=True)
+class ConversationOptions:
+    """Which conversation a sample gets: the first one, or one drawn at random."""
+
+    sources: tuple[str, ...] = ()
+    draw: bool = False
+
+
+class TrialDataset(Dataset[TrialSample]):
+    """Trials of one split that a conversation belongs to.
+
+    Map style: ``dataset[i]`` reads one trial from the memory-mapped betas, so that an ordinary
+    `DataLoader` with workers holds a batch at a time. Pickling it pickles the store's path alone.
+
+    Parameters
+    ----------
+    store : Store
+    subjects : sequence of str, optional
+        All subjects by default.
+    split : str
+        "train", "val" or "test".
+    sources : sequence of str, optional
+        Sources of conversations; all by default.
+    processor : MindLLMProcessor, optional
+        ``model.processor``; `collate_fn` needs it.
+    draw_conversations : bool
+        Draw a source and one of its conversations at random for each sample, from torch's random
+        state, instead of taking the first.
+
+    Attributes
+    ----------
+    table : DataFrame
+        One row per trial: subject, row (trial index), stimulus, about (the trial whose
+        conversations it has).
+
+    Raises
+    ------
+    InputError
+        If no trial is left.
+
+    Examples
+    --------
+    >>> from torch.utils.data import DataLoader
+    >>> dataset = TrialDataset(store, processor=model.processor)  # doctest: +SKIP
+    >>> loader = DataLoader(dataset, 16, collate_fn=dataset.collate_fn)  # doctest: +SKIP
+    >>> for batch in loader:  # doctest: +SKIP
+    ...     model(**batch).loss.backward()
     """
 
     def __init__(
         self,
         store: Store,
-        subjects: Sequence[str],
+        subjects: Sequence[str] | None = None,
         split: str = "train",
         sources: Sequence[str] | None = None,
+        processor: Processor | None = None,
+        draw_conversations: bool = False,
     ) -> None:
-        table = store.conversations
-        table = table[table["source"].isin(list(sources))] if sources else table
-        told = table["stimulus"].dropna().unique()
-        single = (
-            table[table["stimulus"].isna()].groupby("subject")["trial_index"].agg(set).to_dict()
-        )
-        parts = []
-        for subject in subjects:
-            trials = store.trials(subject)
-            trials = trials.assign(subject=subject, row=np.arange(len(trials)))
-            known = trials["stimulus"].isin(told)
-            if subject in single:
-                known |= trials["row"].isin(single[subject])
-            parts.append(trials[(trials["split"] == split) & known])
-        self.table = pd.concat(parts, ignore_index=True)[["subject", "row", "stimulus"]]
-        self.table["about"] = self.table[
-            "row"
-        ]  # the trial whose conversations are its own: another one, when shuffled
-        self.store, self.subjects = store, sorted(set(self.table["subject"]))
+        self.store, self.processor, self.split = store, processor, split
+        self._conversation_options = ConversationOptions(tuple(sources or ()), draw_conversations)
+        names = list(subjects) if subjects is not None else store.subjects
+        self.table = select_trials(store, names, split, sources)
+        self.subjects = sorted(set(self.table["subject"]))
         if self.table.empty:
-            whose = f" of {', '.join(sources)}" if sources else ""
+            of_sources = f" of {', '.join(sources)}" if sources else ""
             raise InputError(
-                f"no trial is left: {store.path} has no trial of the split {split!r} with a conversation{whose} for {', '.join(subjects)}. "
-                "Choose other subjects or sources, or prepare the store with captions and another split."
+                f"no trial is left: {store.path} has no trial of the split {split!r} with a "
+                f"conversation{of_sources} for {', '.join(names)}. Choose other subjects or "
+                "sources, or prepare the store with captions and another split."
             )
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def filter_stimuli(self, stimuli: Mapping[str, object]) -> Self:
-        """Those of these trials that show one of these stimuli."""
-        known = self.table["stimulus"].isin(list(stimuli))
-        if known.all():
+    def __getitem__(self, index: int) -> TrialSample:
+        """Read one trial.
+
+        Parameters
+        ----------
+        index : int
+
+        Returns
+        -------
+        TrialSample
+            Standardized betas, float32 (n_voxels,), and a conversation about the trial.
+        """
+        row = self.table.iloc[index]
+        subject, trial, stimulus = str(row["subject"]), int(row["row"]), str(row["stimulus"])
+        rng = None
+        if self._conversation_options.draw:
+            rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        return TrialSample(
+            subject=subject,
+            trial_index=trial,
+            stimulus=stimulus,
+            betas=self.store.betas(subject, [trial], standardize=True)[0],
+            conversation=self.conversations.draw(stimulus, (subject, int(row["about"])), rng),
+        )
+
+    @cached_property
+    def conversations(self) -> ConversationDataset:
+        """The conversations about these trials."""
+        weights = dict.fromkeys(self._conversation_options.sources, 1.0)
+        return ConversationDataset(self.store, [self], weights or None)
+
+    def collate_fn(self, samples: Sequence[TrialSample]) -> dict[str, Any]:
+        """Put samples together for `MindLLM.forward`.
+
+        Parameters
+        ----------
+        samples : sequence of TrialSample
+
+        Returns
+        -------
+        dict
+            input_ids, attention_mask, labels, fmri_token_positions: Tensor; fmri: FMRIInputs.
+
+        Raises
+        ------
+        InputError
+            If the dataset has no processor.
+        """
+        if self.processor is None:
+            raise InputError(
+                "this TrialDataset has no processor to tokenize conversations with. "
+                "Make it with TrialDataset(store, processor=model.processor)."
+            )
+        return collate_samples(samples, self.store, self.processor)
+
+    def filter_stimuli(self, stimuli: Collection[str]) -> Self:
+        """The trials that show one of these stimuli."""
+        kept = self.table["stimulus"].isin(list(stimuli))
+        if kept.all():
             return self
-        some = copy(self)
-        some.table = self.table[known].reset_index(drop=True)
-        some.subjects = sorted(set(some.table["subject"]))
-        some.__dict__.pop("by_stimulus", None)
-        return some
+        subset = copy(self)
+        subset.table = self.table[kept].reset_index(drop=True)
+        subset.subjects = sorted(set(subset.table["subject"]))
+        for name in ("by_stimulus", "conversations"):
+            subset.__dict__.pop(name, None)
+        return subset
 
     def permute_pairs(self, seed: int) -> None:
-        """Pair each person's trials with what is told of that person's other trials, at random."""
+        """Give each trial the text of another trial of its subject, at random: a control."""
         rng = np.random.default_rng(seed)
-        places = self.table.groupby("subject").indices
-        for subject in places:
-            mine, others = places[subject], rng.permutation(places[subject])
-            self.table.loc[mine, ["stimulus", "about"]] = self.table.loc[
-                others, ["stimulus", "about"]
-            ].to_numpy()
+        columns = ["stimulus", "about"]
+        for rows in self.table.groupby("subject").indices.values():
+            permuted = self.table.loc[rng.permutation(rows), columns].to_numpy()
+            self.table.loc[rows, columns] = permuted
 
     @cached_property
     def by_stimulus(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The table's places (n,) sorted by stimulus; each place's stimulus as a number (n,); where each number begins."""
+        """Index of the table by stimulus.
+
+        Returns
+        -------
+        order : ndarray of shape (n_trials,)
+            Rows sorted by stimulus.
+        numbers : ndarray of shape (n_trials,)
+            Number of each row's stimulus.
+        starts : ndarray of shape (n_stimuli + 1,)
+            Where each number begins in `order`.
+        """
         numbers, _ = pd.factorize(self.table["stimulus"])
         order = np.argsort(numbers, kind="stable")
         return order, numbers, np.searchsorted(numbers[order], np.arange(numbers.max() + 2))
 
-    def sample_batch(
-        self,
-        rng: np.random.Generator,
-        size: int,
-        num_subjects: int,
-        voxel_dropout: tuple[float, float],
-        mixup_prob: float,
-        repetition_noise_scale: float,
-    ) -> TrialBatch:
-        """Draw `size` samples of at most `people` persons: each one trial or, with probability `mix`, a blend of two of one
-        stimulus; plus up to `disagree` times the difference between two trials of another stimulus, which is all noise.
-
-        drop: lowest and highest share of a person's voxels to leave out this time.
-        """
-        chosen = rng.choice(self.subjects, min(num_subjects, len(self.subjects)), replace=False)
-        taken = self.table["subject"].isin(chosen).to_numpy()
-        pool = np.flatnonzero(taken)
-        order, numbers, begins = self.by_stimulus
-
-        def other(places: np.ndarray) -> np.ndarray:
-            """For each trial a random one of the same stimulus, be it itself."""
-            same = [order[begins[n] : begins[n + 1]] for n in numbers[places]]
-            return np.array([rng.choice(some[taken[some]]) for some in same])
-
-        one = pool[rng.permutation(len(pool))[:size]]
-        share = np.where(rng.random(len(one)) < mixup_prob, rng.random(len(one)), 1.0)
-        noise = pool[rng.integers(len(pool), size=len(one))]
-        scale = (
-            repetition_noise_scale * rng.random(len(one)) / 2**0.5
-        )  # a difference has twice the variance of its parts
-        used, columns = np.unique([one, other(one), noise, other(noise)], return_inverse=True)
-        weights = np.zeros((len(one), len(used)))
-        for at, amount in zip(
-            columns.reshape(4, -1), (share, 1 - share, scale, -scale), strict=True
-        ):
-            np.add.at(weights, (np.arange(len(one)), at), amount)
-        read = weights.any(0)
-        persons = []
-        for subject, group in self.table.loc[used[read]].groupby("subject", sort=False):
-            count = len(self.store.masker(str(subject)))
-            kept = max(1, round(count * (1 - rng.uniform(*voxel_dropout))))
-            persons.append(
-                SubjectBatch(
-                    str(subject), group["row"].to_numpy(), np.sort(rng.permutation(count)[:kept])
-                )
-            )
-        samples = self.table.loc[one]
-        alone = [
-            trial if whole else None
-            for trial, whole in zip(trial_keys(samples), share == 1, strict=True)
-        ]
-        return TrialBatch(
-            persons, torch.from_numpy(weights[:, read]).float(), samples["stimulus"].tolist(), alone
-        )
-
-    def iter_eval_batches(self, size: int) -> Iterator[TrialBatch]:
-        """All trials in order, every voxel kept and nothing mixed, at most `size` trials of one person at a time."""
-        for subject, group in self.table.groupby("subject"):
-            keep = np.arange(len(self.store.masker(str(subject))))
-            for start in range(0, len(group), size):
-                part = group.iloc[start : start + size]
-                people = [SubjectBatch(str(subject), part["row"].to_numpy(), keep)]
-                yield TrialBatch(
-                    people, torch.eye(len(part)), part["stimulus"].tolist(), list(trial_keys(part))
-                )
+    def __getstate__(self) -> dict[str, object]:
+        """What is pickled for a worker: not the conversations, which it reads again."""
+        return {k: v for k, v in self.__dict__.items() if k != "conversations"}
 
 
-def trial_keys(table: pd.DataFrame) -> list[TrialKey]:
-    """Whose conversations about single trials belong to these rows."""
-    return [
-        (str(subject), int(row))
-        for subject, row in zip(table["subject"], table["about"], strict=True)
-    ]
+def select_trials(
+    store: Store, subjects: Sequence[str], split: str, sources: Sequence[str] | None
+) -> pd.DataFrame:
+    """Trials of a split that some conversation belongs to: subject, row, stimulus, about."""
+    table = store.conversations
+    table = table[table["source"].isin(list(sources))] if sources else table
+    of_stimuli = table["stimulus"].dropna().unique()
+    of_trials = table[table["stimulus"].isna()].groupby("subject")["trial_index"].agg(set).to_dict()
+    parts = []
+    for subject in subjects:
+        trials = store.trials(subject)
+        trials = trials.assign(subject=subject, row=np.arange(len(trials)))
+        has_text = trials["stimulus"].isin(of_stimuli)
+        if subject in of_trials:
+            has_text |= trials["row"].isin(of_trials[subject])
+        parts.append(trials[(trials["split"] == split) & has_text])
+    selected = pd.concat(parts, ignore_index=True)[["subject", "row", "stimulus"]]
+    return selected.assign(about=selected["row"])

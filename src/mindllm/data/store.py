@@ -64,6 +64,10 @@ class Store:
             self.path / "splits" / split if split not in (None, DEFAULT_SPLIT) else None
         )
 
+    def __reduce__(self) -> tuple[type, tuple[Path, str | None]]:
+        """Pickle the path alone: another process opens the store, and its memory maps, anew."""
+        return type(self), (self.path, self.split_dir.name if self.split_dir else None)
+
     @property
     def splits(self) -> list[str]:
         """Names of the splits beside that of the trials tables."""

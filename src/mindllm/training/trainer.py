@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mindllm.data.conversations import ConversationDataset
 from mindllm.data.dataset import TrialDataset
-from mindllm.data.sampler import SubjectBatch, TrialBatch
+from mindllm.data.sampler import SubjectBatch, SubjectBatchSampler, TrialBatch, iter_eval_batches
 from mindllm.data.store import Store
 from mindllm.model.encoder import SCALE_MM, VoxelFeatures
 from mindllm.model.language_model import load_language_model
@@ -221,14 +221,15 @@ class Trainer:
         torch.manual_seed(c.seed * 1_000_003 + self.step)
         rng = np.random.default_rng([c.seed, self.step, self.accelerator.process_index])
         pool = self.trials_for_stage(stage, self.trials)
-        batch = pool.sample_batch(
-            rng,
+        sampler = SubjectBatchSampler(
+            pool,
             settings.batch_size,
             settings.subjects_per_batch,
             c.voxel_dropout,
             c.mixup_prob,
             c.repetition_noise_scale,
         )
+        batch = sampler.sample(rng)
         return self.loss_inputs(stage, batch, rng)
 
     def trials_for_stage(self, stage: Stage, trials: TrialDataset) -> TrialDataset:
@@ -295,8 +296,8 @@ class Trainer:
             self.loss_fn.eval()
             found = [
                 (len(b.stimuli), self.loss_fn(stage, *self.loss_inputs(stage, b, None)).item())
-                for b in self.trials_for_stage(stage, self.validation).iter_eval_batches(
-                    EVAL_BATCH_SIZE
+                for b in iter_eval_batches(
+                    self.trials_for_stage(stage, self.validation), EVAL_BATCH_SIZE
                 )
             ]
             row["val_loss"] = sum(n * value for n, value in found) / sum(n for n, _ in found)
@@ -318,8 +319,8 @@ class Trainer:
         """Share of validation trials whose code is nearest to a text about its stimulus, among all texts about them."""
         hits, count = 0.0, 0
         assert self.validation is not None
-        for batch in self.trials_for_stage("alignment", self.validation).iter_eval_batches(
-            EVAL_BATCH_SIZE
+        for batch in iter_eval_batches(
+            self.trials_for_stage("alignment", self.validation), EVAL_BATCH_SIZE
         ):
             people, mix, _, _ = self.loss_inputs("alignment", batch, None)
             candidates, right = self.conversations.candidate_texts(batch.stimuli, limit=0)
@@ -407,7 +408,7 @@ class Trainer:
         with torch.no_grad():
             sums = [
                 model.encoder([(self.voxels[p.subject], self.betas(p))]).sum(0)
-                for b in self.trials.iter_eval_batches(EVAL_BATCH_SIZE)
+                for b in iter_eval_batches(self.trials, EVAL_BATCH_SIZE)
                 for p in b.subjects
             ]
             model.null_tokens.copy_(torch.stack(sums).sum(0) / len(self.trials))
