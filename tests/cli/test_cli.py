@@ -294,7 +294,7 @@ def test_instructions_are_added_to_a_store(run: Run, tiny: Path, tmp_path: Path)
 SPLITS: dict[str, tuple[list[object], str]] = {
     "stimulus": (["--test", "0.34", "--val", "0.17", "--seed", "3"], "s (stimuli drawn at random, 0.34 to test, 0.17 to val; made from the split default): 36 train, 24 test, 12 val trials"),
     "cluster": (["--test", "0.2", "--clusters", "3"], "s (whole clusters of stimuli of like meaning, 3 in all, 0.2 to test; "),
-    "subject": (["--test", "sub-03", "--val", "sub-02"], "s (people left out: test sub-03; val sub-02; made from the split default): 24 train, 24 val, 24 test trials"),
+    "subject": (["--test", "sub-03", "--val", "sub-02"], "s (subjects left out: test sub-03; val sub-02; made from the split default): 24 train, 24 val, 24 test trials"),
     "sessions": (["--sessions", "1", "--subjects", "sub-02"], "s (the first 1 sessions of sub-02 for training; made from the split default): 60 train, 12 unused trials"),
 }  # fmt: skip
 

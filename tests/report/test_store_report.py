@@ -93,7 +93,7 @@ def test_a_good_store_is_fine(tmp_path: Path) -> None:
     found = inspect_store(make(tmp_path / "store"))
     assert not [check for check in found.checks if not check.passed]
     assert {check.name for check in found.checks} == {
-        PLACES, "sides of sides", "betas", "voxels vary", "normalization", "sessions", REPEATS, LEAK, TEXT
+        PLACES, "sides of sides", "betas", "voxels vary", "standardization", "sessions", REPEATS, LEAK, TEXT
     }  # fmt: skip
     whose = {check.name: check.subject for check in found.checks}
     assert whose[PLACES] == "2 people; sub-01", "one line for all"
@@ -132,12 +132,12 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "native positions": ({"places": lambda mm: mm + np.array([0, 0, 90])}, PLACES, r"outside its box; are the positions MNI millimetres"),
     "some outside": ({"places": lambda mm: np.r_[mm[:5] + np.array([0, 0, 150]), mm[5:]]}, PLACES, ", 5 outside its box"),
     "in no grey matter": ({"places": lambda mm: np.sign(mm[:, :1]) * [26, 0, 0] + [0, -20, 28] + mm * 0.01}, PLACES, "0% of the voxels are where the template has grey matter, 0 outside"),
-    "a mirrored brain": ({"places": lambda mm: mm * [-1, 1, 1]}, "sides of sides", "2 regions lie on the other side, first L_V1; is a file mirrored"),
+    "a mirrored brain": ({"places": lambda mm: mm * [-1, 1, 1]}, "sides of sides", "2 parcels lie on the other side, first L_V1; is a file mirrored"),
     "a session twice": ({"betas": copied}, "sessions", "the session that begins with trial 24 is a copy of another"),
     "dead voxels": ({"betas": dead}, "voxels vary", "8 voxels never vary and count as 0"),
     "a value far out": ({"betas": far_out}, "betas", "0 with NaN or infinity; the largest beta is 10029 times the median"),
-    "shifted trials": ({"table": shifted}, REPEATS, "is the table of trials shifted, or another person's"),
-    "nothing to train on": ({"table": lambda t: t.assign(split="unused")}, "normalization", "normalized with all own trials, without labels"),
+    "shifted trials": ({"table": shifted}, REPEATS, "is the table of trials shifted, or another subject's"),
+    "nothing to train on": ({"table": lambda t: t.assign(split="unused")}, "standardization", "standardized with all own trials, without labels"),
     "no text": ({"told": 9}, TEXT, "3 of 12 stimuli have no text; add some: mindllm prepare instructions"),
 }  # fmt: skip
 
@@ -166,20 +166,24 @@ def test_a_stimulus_trained_on_and_tested(tmp_path: Path) -> None:
     )
     (shared,) = (check for check in inspect_store(people).checks if check.name == LEAK)
     assert shared.passed, "people are what is split"
-    assert "a split by people, so stimuli are shared" in shared.message
+    assert "a split by subject, so stimuli are shared" in shared.message
 
 
 def test_values_that_came_normalized_have_no_statistics_to_check(tmp_path: Path) -> None:
     found = inspect_store(
         make(tmp_path / "store", standardized=True, betas=lambda values: values - 100)
     )
-    assert not {"voxels vary", "normalization"} & {check.name for check in found.checks}
+    assert not {"voxels vary", "standardization"} & {check.name for check in found.checks}
     assert found.info["betas"] == "standardized already"
 
 
 def test_what_is_odd_stands_first() -> None:
     checks = [QCResult("a", "x", True, "1"), QCResult("a", "y", True, "2"), QCResult("b", "x", False, "3"), QCResult("b", "y", True, "4")]  # fmt: skip
-    assert group_results(checks) == [checks[2], checks[0], QCResult("2 people; a", "y", True, "2")]
+    assert group_results(checks) == [
+        checks[2],
+        checks[0],
+        QCResult("2 subjects; a", "y", True, "2"),
+    ]
 
 
 @pytest.mark.parametrize("ceilings", [True, False])

@@ -152,7 +152,16 @@ class TrialDataset(Dataset[TrialSample]):
         return collate_samples(samples, self.store, self.processor)
 
     def filter_stimuli(self, stimuli: Collection[str]) -> Self:
-        """The trials that show one of these stimuli."""
+        """Keep the trials of some stimuli.
+
+        Parameters
+        ----------
+        stimuli : collection of str
+
+        Returns
+        -------
+        TrialDataset
+        """
         kept = self.table["stimulus"].isin(list(stimuli))
         if kept.all():
             return self
@@ -164,7 +173,13 @@ class TrialDataset(Dataset[TrialSample]):
         return subset
 
     def permute_pairs(self, seed: int) -> None:
-        """Give each trial the text of another trial of its subject, at random: a control."""
+        """Give each trial the text of another trial of its subject: a control of training.
+
+        Parameters
+        ----------
+        seed : int
+            Of the permutation.
+        """
         rng = np.random.default_rng(seed)
         columns = ["stimulus", "about"]
         for rows in self.table.groupby("subject").indices.values():

@@ -1,4 +1,6 @@
-"""Whether a store looks right: what goes wrong in preparing data, looked for in the data."""
+"""Quality control of a store: checks that would show common faults of preparation."""
+
+from __future__ import annotations
 
 import re
 from collections.abc import Sequence
@@ -13,9 +15,11 @@ from mindllm.fmri.scaling import MIN_TRIALS
 from mindllm.fmri.templates import grey_matter_probability
 from mindllm.utils.errors import InputError
 
-SAMPLE = 256  # trials read per person
-PAIRS = 400  # pairs of trials compared per person
-MNI_MM = np.array([[-90, 91], [-126, 91], [-72, 109]])  # the template's box
+N_SAMPLED_TRIALS = 256  # per subject
+N_PAIRS = 400  # of trials compared, per subject
+MIN_REPEATED_STIMULI = 8
+MAX_BETA_RATIO = 1000  # of the largest beta to the median
+MNI_BOX_MM = np.array([[-90, 91], [-126, 91], [-72, 109]])  # of the template
 SIDES = {
     -1: re.compile(r"(^|[_\W])(l|lh|left)([_\W]|$)", re.I),
     1: re.compile(r"(^|[_\W])(r|rh|right)([_\W]|$)", re.I),
@@ -24,7 +28,18 @@ SIDES = {
 
 @dataclass(frozen=True)
 class QCResult:
-    """One thing that was looked at: in whom (all: ""), what, whether it is as it should be, and what was found, with what to do."""
+    """One check.
+
+    Parameters
+    ----------
+    subject : str
+        Empty for a check over all subjects.
+    name : str
+        What is checked.
+    passed : bool
+    message : str
+        What was measured and, if it did not pass, what to do.
+    """
 
     subject: str
     name: str
@@ -33,21 +48,33 @@ class QCResult:
 
 
 def group_results(checks: Sequence[QCResult]) -> list[QCResult]:
-    """What is odd, person by person, first; then what is fine, everybody's in one line."""
-    fine = {
-        check.name: [c for c in checks if c.passed and c.name == check.name]
-        for check in checks
-        if check.passed
-    }
+    """Failed checks first, subject by subject; then passed ones, one line for all subjects."""
+    passed: dict[str, list[QCResult]] = {}
+    for check in checks:
+        if check.passed:
+            passed.setdefault(check.name, []).append(check)
     lines = []
-    for name, some in fine.items():
-        whose = f"{len(some)} people; {some[0].subject}" if len(some) > 1 else some[0].subject
-        lines.append(QCResult(whose, name, True, some[0].message))
+    for name, group in passed.items():
+        first = group[0]
+        subjects = f"{len(group)} subjects; {first.subject}" if len(group) > 1 else first.subject
+        lines.append(QCResult(subjects, name, True, first.message))
     return [*(check for check in checks if not check.passed), *lines]
 
 
 def check_subject(store: Store, subject: str, rng: np.random.Generator) -> list[QCResult]:
-    """One person's voxels, betas and repeats."""
+    """All checks of one subject.
+
+    Parameters
+    ----------
+    store : Store
+    subject : str
+    rng : numpy.random.Generator
+        Draws the trials that are read.
+
+    Returns
+    -------
+    list of QCResult
+    """
     return [
         *check_coordinates(store, subject),
         *check_betas(store, subject, rng),
@@ -56,139 +83,183 @@ def check_subject(store: Store, subject: str, rng: np.random.Generator) -> list[
 
 
 def check_store(store: Store) -> list[QCResult]:
-    """What is looked at over all people."""
+    """All checks over subjects.
+
+    Parameters
+    ----------
+    store : Store
+
+    Returns
+    -------
+    list of QCResult
+    """
     return [check_leak(store), check_text(store)]
 
 
 def check_coordinates(store: Store, subject: str) -> list[QCResult]:
-    """Whether voxels lie in the template's brain, and regions named left or right on their side."""
-    space = store.masker(subject)
-    inside = ((space.coords_mm > MNI_MM[:, 0]) & (space.coords_mm < MNI_MM[:, 1])).all(1)
-    grey = (grey_matter_probability(space.coords_mm) > 0.1).mean()
-    out = [
-        QCResult(
-            subject, "voxels lie in the MNI brain", bool(inside.all() and grey > 0.3),
-            f"{grey:.0%} of the voxels are where the template has grey matter, {(~inside).sum()} outside its box"
-            + ("" if inside.all() and grey > 0.3 else "; are the positions MNI millimetres? A wrong affine or native space looks like this"),
+    """Whether voxels lie in the template's brain, and left and right parcels on their side."""
+    masker = store.masker(subject)
+    inside = ((masker.coords_mm > MNI_BOX_MM[:, 0]) & (masker.coords_mm < MNI_BOX_MM[:, 1])).all(1)
+    grey = (grey_matter_probability(masker.coords_mm) > 0.1).mean()
+    passed = bool(inside.all() and grey > 0.3)
+    message = (
+        f"{grey:.0%} of the voxels are where the template has grey matter, "
+        f"{(~inside).sum()} outside its box"
+    )
+    if not passed:
+        message += (
+            "; are the positions MNI millimetres? A wrong affine or native space looks like this"
         )
-    ]  # fmt: skip
-    for p, numbers in space.parcel_labels.items():
-        wrong = []
-        for number in np.setdiff1d(numbers, 0).tolist():
-            name = space.parcel_names[p][number]
-            x = float(np.median(space.coords_mm[numbers == number, 0]))
-            wrong += [name for side, words in SIDES.items() if words.search(name) and x * side < -2]
-        if wrong or any(
-            words.search(name)
-            for name in space.parcel_names[p].values()
-            for words in SIDES.values()
-        ):
-            found = (
-                f"{len(wrong)} regions lie on the other side, first {wrong[0]}; is a file mirrored?"
-                if wrong
-                else "left is left"
-            )
-            out.append(QCResult(subject, f"sides of {p}", not wrong, found))
-    return out
+    results = [QCResult(subject, "voxels lie in the MNI brain", passed, message)]
+    for atlas in masker.parcel_labels:
+        results += check_sides(store, subject, atlas)
+    return results
+
+
+def check_sides(store: Store, subject: str, atlas: str) -> list[QCResult]:
+    """Whether parcels called left or right lie there; nothing if no parcel is called so."""
+    masker = store.masker(subject)
+    labels, names = masker.parcel_labels[atlas], masker.parcel_names[atlas]
+    if not any(pattern.search(name) for name in names.values() for pattern in SIDES.values()):
+        return []
+    wrong = []
+    for label in np.setdiff1d(labels, 0).tolist():
+        x_mm = float(np.median(masker.coords_mm[labels == label, 0]))
+        wrong += [
+            names[label]
+            for side, pattern in SIDES.items()
+            if pattern.search(names[label]) and x_mm * side < -2
+        ]
+    message = "left is left"
+    if wrong:
+        message = (
+            f"{len(wrong)} parcels lie on the other side, first {wrong[0]}; is a file mirrored?"
+        )
+    return [QCResult(subject, f"sides of {atlas}", not wrong, message)]
 
 
 def check_betas(store: Store, subject: str, rng: np.random.Generator) -> list[QCResult]:
-    """Whether a sample of trials is finite and not far out, sessions are different ones, and voxels vary."""
+    """Whether sampled trials are finite and in range, voxels vary, and sessions differ."""
     trials, betas = store.trials(subject), store.betas(subject)
-    values = np.asarray(betas[np.sort(rng.permutation(len(trials))[:SAMPLE])], np.float32)
+    rows = np.sort(rng.permutation(len(trials))[:N_SAMPLED_TRIALS])
+    values = np.asarray(betas[rows], np.float32)
     bad = int((~np.isfinite(values)).any(1).sum())
-    spread = np.median(np.abs(values)) or 1.0
-    highest = float(np.abs(values).max() / spread)
-    fine = not bad and highest < 1000
-    out = [QCResult(subject, "betas", fine, f"{len(values)} trials looked at, {bad} with NaN or infinity; the largest beta is {highest:.0f} times the median")]  # fmt: skip
+    highest = float(np.abs(values).max() / (np.median(np.abs(values)) or 1.0))
+    message = (
+        f"{len(values)} trials looked at, {bad} with NaN or infinity; "
+        f"the largest beta is {highest:.0f} times the median"
+    )
+    results = [QCResult(subject, "betas", not bad and highest < MAX_BETA_RATIO, message)]
     if not store.meta.get("standardized"):
-        statistics = store.scaler(subject)
-        dead = int((statistics.std == 0).all(0).sum())
-        out.append(QCResult(subject, "voxels vary", dead < 0.05 * len(store.masker(subject)), f"{dead} voxels never vary and count as 0"))  # fmt: skip
-        small = (
-            trials[trials["split"] == "train"]
-            .groupby("session")
-            .size()
-            .reindex(trials["session"].unique(), fill_value=0)
+        results += check_standardization(store, subject)
+    return [*results, check_sessions(store, subject)]
+
+
+def check_standardization(store: Store, subject: str) -> list[QCResult]:
+    """Whether voxels vary, and what the subject is standardized with."""
+    scaler, trials = store.scaler(subject), store.trials(subject)
+    constant = int((scaler.std == 0).all(0).sum())
+    varies = constant < 0.05 * len(store.masker(subject))
+    message = f"{constant} voxels never vary and count as 0"
+    results = [QCResult(subject, "voxels vary", varies, message)]
+    n_train = trials[trials["split"] == "train"].groupby("session").size()
+    n_train = n_train.reindex(trials["session"].unique(), fill_value=0)
+    short = n_train[n_train < MIN_TRIALS].index.tolist()
+    message = f"standardized with {scaler.fitted_on}, session by session"
+    if short:
+        listed = f"{', '.join(short[:5])}{'...' if len(short) > 5 else ''}"
+        message = (
+            f"standardized with {scaler.fitted_on}; the sessions {listed} have fewer than "
+            f"{MIN_TRIALS} training trials and take those of all sessions"
         )
-        few = small[small < MIN_TRIALS].index.tolist()
-        words = f"normalized with {statistics.fitted_on}" + (
-            f"; the sessions {', '.join(few[:5])}{'...' if len(few) > 5 else ''} have fewer than {MIN_TRIALS} training trials and take those of all sessions" if few else ", session by session"
-        )  # fmt: skip
-        out.append(
-            QCResult(subject, "normalization", statistics.fitted_on == "training trials", words)
-        )
+    on_training = scaler.fitted_on == "training trials"
+    return [*results, QCResult(subject, "standardization", on_training, message)]
+
+
+def check_sessions(store: Store, subject: str) -> QCResult:
+    """Whether the first trials of sessions differ: a session may be a copy of another."""
+    trials, betas = store.trials(subject), store.betas(subject)
     first = trials.reset_index(drop=True).groupby("session", sort=False).head(1).index
-    same = [
+    copies = [
         int(row)
         for n, row in enumerate(first)
-        for other in first[:n]
-        if (betas[row] == betas[other]).all()
+        for earlier in first[:n]
+        if (betas[row] == betas[earlier]).all()
     ]
-    found = (
-        f"the session that begins with trial {same[0]} is a copy of another; fetch it again"
-        if same
-        else f"{len(first)} different ones"
-    )
-    return [*out, QCResult(subject, "sessions", not same, found)]
+    message = f"{len(first)} different ones"
+    if copies:
+        message = (
+            f"the session that begins with trial {copies[0]} is a copy of another; fetch it again"
+        )
+    return QCResult(subject, "sessions", not copies, message)
 
 
 def check_repetitions(store: Store, subject: str, rng: np.random.Generator) -> list[QCResult]:
-    """Whether two trials of one stimulus resemble each other more than two of different ones: the design fits the scans."""
-    shown = store.trials(subject)["stimulus"].to_numpy()
-    groups = [
-        rows
-        for rows in store.trials(subject)
-        .reset_index(drop=True)
-        .groupby("stimulus")
-        .indices.values()
-        if len(rows) > 1
-    ]
-    if len(groups) < 8:
-        told = f"not checked: {len(groups)} stimuli were shown more than once, and 8 are needed"
-        return [QCResult(subject, "trials belong to their stimuli", True, told)]
-    pairs = np.array(
-        [rng.choice(groups[i], 2, replace=False) for i in rng.permutation(len(groups))[:PAIRS]]
-    )
+    """Whether repetitions of a stimulus correlate more than trials of different stimuli."""
+    name = "trials belong to their stimuli"
+    trials = store.trials(subject).reset_index(drop=True)
+    stimuli = trials["stimulus"].to_numpy()
+    groups = [rows for rows in trials.groupby("stimulus").indices.values() if len(rows) > 1]
+    if len(groups) < MIN_REPEATED_STIMULI:
+        message = (
+            f"not checked: {len(groups)} stimuli were shown more than once, "
+            f"and {MIN_REPEATED_STIMULI} are needed"
+        )
+        return [QCResult(subject, name, True, message)]
+    drawn = rng.permutation(len(groups))[:N_PAIRS]
+    pairs = np.array([rng.choice(groups[i], 2, replace=False) for i in drawn])
     others = np.stack([pairs[:, 0], np.roll(pairs[:, 1], 1)], 1)
-    others = others[shown[others[:, 0]] != shown[others[:, 1]]]
+    others = others[stimuli[others[:, 0]] != stimuli[others[:, 1]]]
+    same, different = (pattern_correlation(store, subject, rows) for rows in (pairs, others))
+    error = float(np.sqrt(same.var() / len(same) + different.var() / len(different)))
+    gap = float(same.mean() - different.mean())
+    message = (
+        f"two trials of a stimulus correlate {same.mean():.3f}, of different ones "
+        f"{different.mean():.3f} ({gap / max(error, 1e-12):.1f} standard errors apart)"
+    )
+    passed = gap > 2 * error
+    if not passed:
+        message += "; is the table of trials shifted, or another subject's?"
+    return [QCResult(subject, name, passed, message)]
 
-    def resemblance(rows: np.ndarray) -> np.ndarray:
-        """Correlation over voxels of each pair of trials."""
-        out = []
-        for some in np.array_split(rows, max(1, len(rows) // 64)):
-            a, b = (
-                store.betas(subject, some[:, side], standardize=True).astype(np.float64)
-                for side in (0, 1)
-            )
-            a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-            out.append((a * b).sum(1) / np.maximum(np.sqrt((a**2).sum(1) * (b**2).sum(1)), 1e-12))
-        return np.concatenate(out)
 
-    same, other = resemblance(pairs), resemblance(others)
-    error = float(np.sqrt(same.var() / len(same) + other.var() / len(other)))
-    gap = float(same.mean() - other.mean())
-    words = f"two trials of a stimulus correlate {same.mean():.3f}, of different ones {other.mean():.3f} ({gap / max(error, 1e-12):.1f} standard errors apart)"
-    fine = gap > 2 * error
-    return [QCResult(subject, "trials belong to their stimuli", fine, words + ("" if fine else "; is the table of trials shifted, or another person's?"))]  # fmt: skip
+def pattern_correlation(store: Store, subject: str, pairs: np.ndarray) -> np.ndarray:
+    """Correlation over voxels (n_pairs,) of the standardized betas of pairs of trials (n, 2)."""
+    correlations = []
+    for chunk in np.array_split(pairs, max(1, len(pairs) // 64)):
+        a, b = (
+            store.betas(subject, chunk[:, side], standardize=True).astype(np.float64)
+            for side in (0, 1)
+        )
+        a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+        norm = np.maximum(np.sqrt((a**2).sum(1) * (b**2).sum(1)), 1e-12)
+        correlations.append((a * b).sum(1) / norm)
+    return np.concatenate(correlations)
 
 
 def check_leak(store: Store) -> QCResult:
     """Whether no stimulus is both trained on and tested."""
+    name = "no stimulus on both sides of the split"
     trials = {subject: store.trials(subject) for subject in store.subjects}
     try:
         check_splits(trials)
     except InputError as error:
-        return QCResult("", "no stimulus on both sides of the split", store.split.get("by") == "subject", f"{error} (a split by people, so stimuli are shared)" if store.split.get("by") == "subject" else str(error))  # fmt: skip
-    counts = (
-        pd.concat(trials.values()).drop_duplicates("stimulus")["split"].value_counts().to_dict()
-    )
-    return QCResult("", "no stimulus on both sides of the split", True, ", ".join(f"{n} stimuli in {k}" for k, n in counts.items()))  # fmt: skip
+        by_subject = store.split.get("by") == "subject"
+        reason = " (a split by subject, so stimuli are shared)" if by_subject else ""
+        return QCResult("", name, by_subject, f"{error}{reason}")
+    stimuli = pd.concat(trials.values()).drop_duplicates("stimulus")
+    counts = stimuli["split"].value_counts().to_dict()
+    return QCResult("", name, True, ", ".join(f"{n} stimuli in {k}" for k, n in counts.items()))
 
 
 def check_text(store: Store) -> QCResult:
-    """Whether every stimulus that was shown has text."""
-    shown = set(pd.concat([store.trials(subject) for subject in store.subjects])["stimulus"])
-    silent = shown - set(store.conversations["stimulus"].dropna())
-    words = f"{len(silent)} of {len(shown)} stimuli have no text; add some: mindllm prepare instructions" if silent else f"all {len(shown)} stimuli have text"  # fmt: skip
-    return QCResult("", "text about the stimuli", not silent, words)
+    """Whether every stimulus that was presented has text."""
+    presented = set(pd.concat([store.trials(s) for s in store.subjects])["stimulus"])
+    without = presented - set(store.conversations["stimulus"].dropna())
+    message = f"all {len(presented)} stimuli have text"
+    if without:
+        message = (
+            f"{len(without)} of {len(presented)} stimuli have no text; "
+            "add some: mindllm prepare instructions"
+        )
+    return QCResult("", "text about the stimuli", not without, message)

@@ -1,4 +1,4 @@
-"""Batches of trials for training: which subjects, trials and voxels a step reads, and how it mixes."""
+"""Training batches: which subjects, trials and voxels a step reads, and how it mixes them."""
 
 from __future__ import annotations
 

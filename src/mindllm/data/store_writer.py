@@ -1,4 +1,4 @@
-"""Making a store: person by person, whole or not at all; or of one's own arrays."""
+"""Writing a store: subject by subject, whole or not at all; or from arrays."""
 
 import logging
 import shutil
@@ -38,11 +38,35 @@ DTYPES = ("float32", "float16")
 TRIAL_COLUMNS = ("stimulus", "session", "run", "repetition", "split")
 logger = logging.getLogger(__name__)
 
+BetaChunks = Iterable[tuple[np.ndarray, np.ndarray]]  # (trial indices, betas (n, V))
+
 
 class StoreWriter:
-    """Writes a store subject by subject into `<path>.partial`; `finish` renames it. A second call skips subjects already whole.
+    """Writes a store into `<path>.partial`, and renames it when it is whole.
 
-    normalized: betas are z-scores already.  ordered: trials stand in the order in which they were shown.
+    A second call with the same options goes on where the first one stopped.
+
+    Parameters
+    ----------
+    path : str or Path
+        Where the store is to be; must not exist.
+    name, source, license : str
+        Of the data set.
+    prepared_by : str
+        Reader that makes the store.
+    options : mapping
+        The reader's options.
+    standardized : bool
+        Whether betas are z-scores already.
+    has_presentation_order : bool
+        Whether trials stand in the order in which they were presented.
+    stimulus_sets : mapping from str to sequence of str, optional
+        Named sets of stimuli that reports give rows of their own.
+
+    Raises
+    ------
+    InputError
+        If `path` exists or cannot be written.
     """
 
     def __init__(
@@ -60,6 +84,7 @@ class StoreWriter:
     ) -> None:
         self.path, self.partial = Path(path), partial_path(Path(path))
         check_not_exists(self.path)
+        sets = stimulus_sets or {}
         self.meta = {
             "format": FORMAT,
             "name": name,
@@ -70,9 +95,7 @@ class StoreWriter:
             "options": dict(options),
             "standardized": standardized,
             "has_presentation_order": has_presentation_order,
-            "stimulus_sets": {
-                label: sorted(map(str, members)) for label, members in (stimulus_sets or {}).items()
-            },
+            "stimulus_sets": {label: sorted(map(str, sets[label])) for label in sets},
         }
         plan = self.partial / "dataset.json"
         with disk_errors(self.path):
@@ -83,65 +106,84 @@ class StoreWriter:
             write_json(plan, self.meta)
 
     def has_subject(self, subject: str) -> bool:
-        """Whether this subject was already written by an earlier call."""
+        """Whether an earlier call has written this subject."""
         return (self.partial / "subjects" / subject).is_dir()
 
     def write_subject(
         self,
         masker: VoxelMasker,
         trials: pd.DataFrame,
-        chunks: Iterable[tuple[np.ndarray, np.ndarray]],
+        chunks: BetaChunks,
         dtype: str = "float32",
         ncsnr: np.ndarray | None = None,
     ) -> None:
-        """Write one subject. `pieces` yields (trial rows, betas (b, V)) until every trial was given once; ncsnr: (V,), as published."""
+        """Write one subject.
+
+        Parameters
+        ----------
+        masker : VoxelMasker
+        trials : DataFrame
+            One row per trial, with the column stimulus.
+        chunks : iterable of (trial indices, betas)
+            Betas (n, n_voxels) of every trial, each once.
+        dtype : {"float32", "float16"}
+        ncsnr : ndarray of shape (n_voxels,), optional
+            Noise ceiling signal-to-noise ratio as published.
+
+        Raises
+        ------
+        InputError
+            If a trial is missing or comes twice, betas are not finite or too large, or the disk
+            is full.
+        """
         check_dtype(dtype)
         trials = check_trials(trials, masker.subject)
-        folder = self.partial / "subjects" / masker.subject
         temporary = self.partial / f".{masker.subject}"
         remove_folder(temporary, within=self.partial)
         with disk_errors(self.path):
             temporary.mkdir(parents=True)
-            kind, written = np.dtype(dtype), np.zeros(len(trials), int)
-            # Plain writes: on a full disk they raise an error, where writing to a memory map would kill the process.
-            with (temporary / "betas.npy").open("wb") as file:
-                write_array_header(file, kind, (len(trials), len(masker)))
-                start = file.tell()
-                for rows, values in chunks:
-                    kept = cast_betas(
-                        values,
-                        len(masker),
-                        dtype,
-                        f"{masker.subject}, trials {rows[0]} to {rows[-1]}",
-                    )
-                    for row, value in zip(rows, kept, strict=True):
-                        file.seek(start + int(row) * value.nbytes)
-                        file.write(value.tobytes())
-                    written[rows] += 1
-            if (written != 1).any():
-                raise InputError(
-                    f"{masker.subject}: trial {np.flatnonzero(written != 1)[0]} was given {written[written != 1][0]} times; each trial needs its betas once."
-                )
+            write_betas(temporary / "betas.npy", chunks, masker, len(trials), dtype)
             if not self.meta["standardized"]:
                 betas = np.load(temporary / "betas.npy", mmap_mode="r")
                 SessionScaler.fit(betas, trials).save(temporary / "statistics.npz")
             save_masker(masker, temporary, {} if ncsnr is None else {"ncsnr": ncsnr})
             trials.to_parquet(temporary / "trials.parquet")
-            regions = {
-                p: {str(k): v for k, v in names.items()} for p, names in masker.parcel_names.items()
-            }
-            path = self.partial / "regions.json"
-            known = read_json(path, "an unfinished store") if path.exists() else {}
-            differ = [p for p in regions if p in known and known[p] != regions[p]]
-            if differ:
-                raise InputError(
-                    f"{masker.subject} numbers the regions of {', '.join(differ)} otherwise than the subjects before; one lookup table per parcellation is expected."
-                )
-            write_json(path, known | regions)
-            commit(temporary, folder)
+            self._add_parcel_names(masker)
+            commit(temporary, self.partial / "subjects" / masker.subject)
+
+    def _add_parcel_names(self, masker: VoxelMasker) -> None:
+        """Keep the parcel names of a subject's atlases, which must be those of the others."""
+        parcels = {
+            atlas: {str(number): name for number, name in names.items()}
+            for atlas, names in masker.parcel_names.items()
+        }
+        path = self.partial / "regions.json"
+        earlier = read_json(path, "an unfinished store") if path.exists() else {}
+        differing = [a for a in parcels if a in earlier and earlier[a] != parcels[a]]
+        if differing:
+            raise InputError(
+                f"{masker.subject} numbers the parcels of {', '.join(differing)} otherwise than "
+                "the subjects before; one lookup table per atlas is expected."
+            )
+        write_json(path, earlier | parcels)
 
     def finish(self, conversations: pd.DataFrame) -> Store:
-        """Check the whole, write the conversations, and put the store in its place."""
+        """Check the whole, write the conversations, and rename the store to its place.
+
+        Parameters
+        ----------
+        conversations : DataFrame
+            Columns stimulus (or subject and trial_index), source, turns, answers.
+
+        Returns
+        -------
+        Store
+
+        Raises
+        ------
+        InputError
+            If no subject was written, a stimulus is in two splits, or a conversation is malformed.
+        """
         trials = {
             folder.name: pd.read_parquet(folder / "trials.parquet")
             for folder in sorted((self.partial / "subjects").iterdir())
@@ -159,6 +201,32 @@ class StoreWriter:
         return Store(self.path)
 
 
+def write_betas(
+    path: Path, chunks: BetaChunks, masker: VoxelMasker, n_trials: int, dtype: str
+) -> None:
+    """Write betas to a .npy file, chunk by chunk; every trial must come once.
+
+    Plain writes: on a full disk they raise an error, where a memory map would kill the process.
+    """
+    written = np.zeros(n_trials, int)
+    with path.open("wb") as file:
+        write_array_header(file, np.dtype(dtype), (n_trials, len(masker)))
+        start = file.tell()
+        for trials, betas in chunks:
+            where = f"{masker.subject}, trials {trials[0]} to {trials[-1]}"
+            cast = cast_betas(betas, len(masker), dtype, where)
+            for trial, row in zip(trials, cast, strict=True):
+                file.seek(start + int(trial) * row.nbytes)
+                file.write(row.tobytes())
+            written[trials] += 1
+    if (written != 1).any():
+        first = np.flatnonzero(written != 1)[0]
+        raise InputError(
+            f"{masker.subject}: trial {first} was given {written[first]} times; "
+            "each trial needs its betas once."
+        )
+
+
 def write_store(
     path: str | Path,
     subjects: Iterable[tuple[VoxelMasker, np.ndarray, pd.DataFrame]],
@@ -171,16 +239,57 @@ def write_store(
     standardized: bool = False,
     stimulus_sets: Mapping[str, Sequence[str]] | None = None,
 ) -> Store:
-    """Make a store of one's own arrays: per subject a voxel space, betas (trials, voxels), and a trials table with `stimulus`.
+    """Write a store from arrays.
 
-    conversations: `stimulus`, `source`, `turns`, `answers`; `captions` makes it from a table of captions.
-    normalized: the betas are z-scores already, to be taken as they are.  sets: name -> stimuli, such as "982", that reports
-    give rows of their own.
+    Parameters
+    ----------
+    path : str or Path
+        Folder to write; must not exist.
+    subjects : iterable of (VoxelMasker, ndarray, DataFrame)
+        Per subject its masker, betas (n_trials, n_voxels), and a table of trials with the column
+        stimulus (and session, run, repetition, split if known).
+    conversations : DataFrame
+        Columns stimulus, source, turns, answers; see `conversations_from_captions`.
+    name, source, license : str
+        Of the data set.
+    dtype : {"float32", "float16"}
+        How betas are stored.
+    standardized : bool
+        Whether the betas are z-scores already, to be taken as they are.
+    stimulus_sets : mapping from str to sequence of str, optional
+        Named sets of stimuli, such as "shared1000", that reports give rows of their own.
+
+    Returns
+    -------
+    Store
+
+    Raises
+    ------
+    InputError
+        If arrays and tables do not fit, or the folder exists.
+
+    Examples
+    --------
+    >>> import tempfile, nibabel as nib, numpy as np, pandas as pd
+    >>> from mindllm import VoxelMasker, conversations_from_captions, write_store
+    >>> mask_img = nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4))
+    >>> masker = VoxelMasker.from_mask_img(mask_img, subject="sub-01")
+    >>> trials = pd.DataFrame({"stimulus": ["dog", "cat"] * 4})
+    >>> captions = pd.DataFrame({"stimulus": ["dog", "cat"], "caption": ["a dog", "a cat"]})
+    >>> betas = np.random.default_rng(0).normal(size=(8, 8))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = write_store(
+    ...         f"{folder}/store",
+    ...         [(masker, betas, trials)],
+    ...         conversations_from_captions(captions),
+    ...         name="pets",
+    ...     )
+    ...     store.betas("sub-01", [0, 1], standardize=True).shape
+    (2, 8)
     """
     check_not_exists(Path(path))
-    shutil.rmtree(
-        partial_path(Path(path)), ignore_errors=True
-    )  # the arrays are at hand: begin anew, whatever was interrupted
+    # The arrays are at hand: begin anew, whatever was interrupted.
+    shutil.rmtree(partial_path(Path(path)), ignore_errors=True)
     writer = StoreWriter(
         path,
         name=name,
@@ -191,32 +300,37 @@ def write_store(
         standardized=standardized,
         stimulus_sets=stimulus_sets,
     )
-    for space, betas, trials in subjects:
-        check_values(betas, len(space), space.subject)
+    for masker, betas, trials in subjects:
+        check_values(betas, len(masker), masker.subject)
         if len(betas) != len(trials):
             raise InputError(
-                f"{space.subject}: {len(betas)} rows of betas, but {len(trials)} rows of trials."
+                f"{masker.subject}: {len(betas)} rows of betas, but {len(trials)} rows of trials."
             )
-        writer.write_subject(space, trials, [(np.arange(len(trials)), betas)], dtype)
+        writer.write_subject(masker, trials, [(np.arange(len(trials)), betas)], dtype)
     return writer.finish(conversations)
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise InputError unless betas can be stored so."""
+    """Raise InputError unless betas can be stored as `dtype`."""
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r} is unknown; expected {' or '.join(DTYPES)}.")
 
 
-def write_array_header(file: IO[bytes], kind: np.dtype, shape: tuple[int, ...]) -> None:
-    """Write what stands before the numbers in a .npy file."""
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": kind.str, "fortran_order": False, "shape": shape}
-    )
+def write_array_header(file: IO[bytes], dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Write the header of a .npy file."""
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
-def cast_betas(betas: np.ndarray, voxels: int, dtype: str, where: str) -> np.ndarray:
-    """Betas (b, V) as `dtype`. Raises InputError for another number of voxels, NaN or infinity, or numbers too large for it."""
-    check_values(betas, voxels, where)
+def cast_betas(betas: np.ndarray, n_voxels: int, dtype: str, where: str) -> np.ndarray:
+    """Betas (n, n_voxels) as `dtype`.
+
+    Raises
+    ------
+    InputError
+        If there are other voxels, NaN or infinity, or numbers too large for the type.
+    """
+    check_values(betas, n_voxels, where)
     check_finite(betas, where)
     highest = max(betas.max(initial=0), -betas.min(initial=0))
     if highest > np.finfo(dtype).max:
@@ -229,12 +343,35 @@ def cast_betas(betas: np.ndarray, voxels: int, dtype: str, where: str) -> np.nda
 def conversations_from_captions(
     table: pd.DataFrame, source: str = "caption", question: str = QUESTION
 ) -> pd.DataFrame:
-    """Conversations from captions, one per row of `stimulus`, `caption`; all captions of a stimulus count as right."""
+    """Make conversations from captions.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns stimulus and caption, one row per caption.
+    source : str
+        Name of the source.
+    question : str
+        What the user asks.
+
+    Returns
+    -------
+    DataFrame
+        Columns stimulus, source, turns, answers: one conversation per caption, all captions of
+        its stimulus accepted as answers.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> captions = pd.DataFrame({"stimulus": ["dog"], "caption": ["a dog runs"]})
+    >>> conversations_from_captions(captions)["turns"][0][1]["content"]
+    'a dog runs'
+    """
     table = table[["stimulus", "caption"]].drop_duplicates()
-    right = table.groupby("stimulus", sort=False)["caption"].agg(list)
+    accepted = table.groupby("stimulus", sort=False)["caption"].agg(list)
     turns: list[Conversation] = [build_conversation(question, text) for text in table["caption"]]
     answers = [
-        [text, *(other for other in right[stimulus] if other != text)]
+        [text, *(other for other in accepted[stimulus] if other != text)]
         for stimulus, text in table.itertuples(index=False)
     ]
     return pd.DataFrame(
@@ -248,15 +385,15 @@ def conversations_from_captions(
 
 
 def check_trials(trials: pd.DataFrame, subject: str) -> pd.DataFrame:
-    """The trials table with all its columns; what is not told gets one session, one run, counted repeats, and `train`."""
+    """The trials with all columns: by default one session and run, counted repetitions, train."""
     if "stimulus" not in trials or trials["stimulus"].isna().any():
         raise InputError(
-            f"{subject}: the trials table needs a column `stimulus` without gaps; found the columns {list(trials.columns)}."
+            f"{subject}: the trials table needs a column `stimulus` without gaps; "
+            f"found the columns {list(trials.columns)}."
         )
-    trials = trials.reset_index(drop=True).assign(
-        stimulus=trials["stimulus"].astype(str).to_numpy()
-    )
-    defaults: dict[str, Any] = {
+    trials = trials.reset_index(drop=True)
+    trials = trials.assign(stimulus=trials["stimulus"].astype(str).to_numpy())
+    defaults: dict[str, str | pd.Series] = {
         "session": "1",
         "run": "1",
         "repetition": trials.groupby("stimulus").cumcount(),
@@ -265,10 +402,8 @@ def check_trials(trials: pd.DataFrame, subject: str) -> pd.DataFrame:
     for column, value in defaults.items():
         if column not in trials:
             trials[column] = value
-    odd = sorted(set(trials["split"].astype(str)) - set(SPLITS))
-    if odd:
-        raise InputError(f"{subject}: unknown split {odd}; expected {', '.join(SPLITS)}.")
-    others = [column for column in trials if column not in TRIAL_COLUMNS]
-    return trials.assign(session=trials["session"].astype(str), run=trials["run"].astype(str))[
-        [*TRIAL_COLUMNS, *others]
-    ]
+    unknown = sorted(set(trials["split"].astype(str)) - set(SPLITS))
+    if unknown:
+        raise InputError(f"{subject}: unknown split {unknown}; expected {', '.join(SPLITS)}.")
+    trials = trials.assign(session=trials["session"].astype(str), run=trials["run"].astype(str))
+    return trials[[*TRIAL_COLUMNS, *(c for c in trials if c not in TRIAL_COLUMNS)]]
