@@ -96,7 +96,7 @@ def test_a_good_store_is_fine(tmp_path: Path) -> None:
         PLACES, "sides of sides", "betas", "voxels vary", "standardization", "sessions", REPEATS, LEAK, TEXT
     }  # fmt: skip
     whose = {check.name: check.subject for check in found.checks}
-    assert whose[PLACES] == "2 people; sub-01", "one line for all"
+    assert whose[PLACES] == "2 subjects; sub-01", "one line for all"
     assert whose[LEAK] == ""
     assert found.subjects[0] == SubjectOverview(
         subject="sub-01", voxels="80", trials="48", sessions="2", stimuli="12", shown="4x", split="40/0/8",

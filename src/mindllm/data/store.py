@@ -261,7 +261,17 @@ class Store:
             return SessionScaler.load(path)
 
     def standardized_with(self, subject: str) -> str:
-        """What a subject's betas are standardized with, in words."""
+        """What a subject's betas are standardized with.
+
+        Parameters
+        ----------
+        subject : str
+
+        Returns
+        -------
+        str
+            In words, for reports.
+        """
         if self.meta.get("standardized"):
             return "came standardized"
         return self.scaler(subject).fitted_on
@@ -272,7 +282,17 @@ class Store:
         return dict(self.meta.get("stimulus_sets", {}))
 
     def ncsnr(self, subject: str) -> np.ndarray | None:
-        """Noise ceiling SNR (n_voxels,) as published, NaN where unknown; None: not published."""
+        """Noise ceiling signal-to-noise ratio as published with the data.
+
+        Parameters
+        ----------
+        subject : str
+
+        Returns
+        -------
+        ndarray of shape (n_voxels,) or None
+            NaN where unknown; None if it was not published.
+        """
         return load_voxel_column(self.path / "subjects" / subject, "ncsnr")
 
     @cached_property
