@@ -1,4 +1,4 @@
-"""The simulator: what is planted is what is written, and the ceilings are what a decoder could reach."""
+"""The simulator: what is simulated is written, and the ceilings are what a decoder could reach."""
 
 import json
 from dataclasses import replace
@@ -144,7 +144,7 @@ def test_places_live_in_place_regions(world: SimulatedExperiment, person: Simula
     rows = [columns.index(value) for value in ATTRIBUTES["place"]]
     by_place = (world.design[:, rows] @ person.patterns[rows]).var(0)
     numbers = {name: index for index, name in world.names["HCPEx"].items()}
-    regions = tuple(r for t in TUNINGS if t.attribute == "place" for r in t.regions)
+    regions = tuple(r for t in TUNINGS if t.attribute == "place" for r in t.parcels)
     inside = np.isin(
         world.labels["HCPEx"][tuple(person.voxel_indices.T)], merge_hemispheres(regions, numbers)
     )
@@ -157,7 +157,7 @@ def test_no_signal_no_effect_and_ceilings_at_chance(world: SimulatedExperiment) 
     assert not nobody.patterns.any()
     assert not nobody.noise_ceiling.any()
     assert nobody.betas.std() > 1
-    best = ideal_observer_accuracy(null, nobody, SubjectPrior.draw(null, people=3))
+    best = ideal_observer_accuracy(null, nobody, SubjectPrior.draw(null, n_subjects=3))
     assert all(value == pytest.approx(1 / TINY.test_stimuli) for value in best.values())
 
 
@@ -219,14 +219,14 @@ def test_ceilings_are_ordered_and_summarised(folder: Path) -> None:
     truth = json.loads((folder / "truth.json").read_text())
     best = truth["identification"]
     assert (
-        truth["chance"]
-        < best["unseen_person_single_trial"]
-        < best["known_person_single_trial"]
+        truth["chance_level"]
+        < best["unseen_subject_single_trial"]
+        < best["known_subject_single_trial"]
         <= 1
     )
-    assert best["known_person_single_trial"] < best["known_person_mean_over_repeats"]
+    assert best["known_subject_single_trial"] < best["known_subject_mean_over_repetitions"]
     assert SimulateConfig(**truth["config"]) == TINY
-    assert summary(folder).startswith("2 simulated people, ")
+    assert summary(folder).startswith("2 simulated subjects, ")
     ceiling = image(folder, "sub-01", "desc-Noiseceiling_statmap").get_fdata()
     assert 0 <= ceiling.min() < ceiling.max() <= 100
 
@@ -246,9 +246,9 @@ def test_an_ideal_observer_of_the_trials_scores_what_the_ceiling_says(
     apart = values[:, None] - patterns
     distance = np.einsum("tcv,vw,tcw->tc", apart, precision, apart, optimize=True)
     hits = world.stimuli["stimulus"].to_numpy()[shown[distance.argmin(1)]] == trials["stimulus"]
-    ceiling = ideal_observer_accuracy(world, person, SubjectPrior.draw(world, people=3))
+    ceiling = ideal_observer_accuracy(world, person, SubjectPrior.draw(world, n_subjects=3))
     assert len(hits) == 480
-    assert hits.mean() == pytest.approx(ceiling["known_person_single_trial"], abs=0.06)
+    assert hits.mean() == pytest.approx(ceiling["known_subject_single_trial"], abs=0.06)
     assert hits.mean() < 0.99  # else this shows nothing
 
 

@@ -65,7 +65,7 @@ def demo(
     console.rule("1/4  simulate subjects with real anatomy and a planted code (about 15 s)")
     if not (out / "bids").exists():
         config = SCENES.model_copy(update={"n_subjects": n_subjects, "seed": seed})
-        simulate(out / "bids", config, progress=lambda line: console.print(f"[dim]{line}[/dim]"))
+        simulate(out / "bids", config, on_step=lambda line: console.print(f"[dim]{line}[/dim]"))
     console.print(summary(out / "bids"))
     console.rule("2/4  prepare: NIfTI and tables into a store (about 20 s)")
     if not (out / "store").exists():
@@ -112,7 +112,7 @@ def compare_with_planted(out: Path, result: EvaluationResult) -> str:
     """Return in words what the best linear observer would reach on the planted responses."""
     left_out = result.run_info.subjects[0].subject
     planted = json.loads((out / "bids" / "truth.json").read_text(encoding="utf-8"))
-    ceiling = planted["people"][left_out]["identification"]["unseen_person_single_trial"]
+    ceiling = planted["subjects"][left_out]["identification"]["unseen_subject_single_trial"]
     value = result.value("identification_top1")
     return (
         "Known from what was planted: the best linear observer without training data of "

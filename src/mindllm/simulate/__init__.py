@@ -1,1 +1,1 @@
-"""A simulator with planted truth: people with real anatomy who look at scenes whose every word is known."""
+"""Simulated fMRI of subjects who look at scenes with known captions."""

@@ -9,7 +9,10 @@ from mindllm.simulate.scenes import ATTRIBUTES
 
 
 class SimulateConfig(BaseModel):
-    """What to simulate. Response amplitudes are in percent signal change; the defaults suit a demo of a few minutes."""
+    """What to simulate; response amplitudes are in percent signal change.
+
+    The defaults suit a demo of a few minutes.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -26,27 +29,32 @@ class SimulateConfig(BaseModel):
     signal: float = Field(
         default=1.0,
         ge=0,
-        description="size of everything that depends on the stimulus; 0 = null data",
+        description="size of everything that depends on the stimulus; 0: null data",
     )
-    tuning_fwhm_mm: float = Field(default=20.0, gt=0, description="smoothness of the shared code")
+    tuning_fwhm_mm: float = Field(
+        default=20.0, gt=0, description="smoothness of the shared patterns"
+    )
     shift_mm: float = Field(
         default=2.5,
         ge=0,
-        description="sd, along each axis, of a person's displacement from the shared code",
+        description="sd, along each axis, of a subject's displacement of the shared patterns",
     )
     gain_sd: float = Field(
-        default=0.25, ge=0, description="sd of the logarithm of a person's local gain"
+        default=0.25, ge=0, description="sd of the logarithm of a subject's local gain"
     )
     subject_specific_scale: float = Field(
-        default=0.4, ge=0, description="size of a person's own patterns relative to the shared code"
+        default=0.4,
+        ge=0,
+        description="size of a subject's own patterns relative to the shared ones",
     )
     subject_specific_fwhm_mm: float = Field(
-        default=40.0, gt=0, description="smoothness of a person's displacement and gain"
+        default=40.0, gt=0, description="smoothness of a subject's displacement and gain"
     )
     response_noise: float = Field(
         default=0.4,
         ge=0,
-        description="sd of each value's strength from trial to trial; no number of voxels averages it away",
+        description="sd of each value's strength from trial to trial, which no number of voxels "
+        "averages out",
     )
     smooth_noise: float = Field(default=1.0, ge=0)
     smooth_noise_fwhm_mm: float = Field(default=12.0, gt=0)
@@ -58,22 +66,27 @@ class SimulateConfig(BaseModel):
         default=0.7,
         gt=0,
         le=1,
-        description="share of the visual voxels that a person has, within 10 percent",
+        description="fraction of the visual voxels that a subject has, within 10 percent",
     )
     unmodelled_fraction: float = Field(
-        default=0.1, ge=0, le=1, description="share of the remaining grey matter that a person has"
+        default=0.1,
+        ge=0,
+        le=1,
+        description="fraction of the remaining grey matter that a subject has",
     )
     constant_voxels: int = Field(
-        default=5, ge=0, description="voxels of each person that never vary, as real data has"
+        default=5, ge=0, description="voxels of each subject that never vary, as real data has"
     )
     n_fourier_features: int = Field(default=400, ge=10, description="plane waves per random field")
 
     @model_validator(mode="after")
-    def enough_scenes(self) -> Self:
-        wanted = self.train_stimuli + self.val_stimuli + self.test_stimuli
-        possible = int(np.prod([len(values) for values in ATTRIBUTES.values()]))
-        if wanted > possible // 2:
+    def check_enough_scenes(self) -> Self:
+        """Refuse more stimuli than half of the possible scenes."""
+        n_stimuli = self.train_stimuli + self.val_stimuli + self.test_stimuli
+        n_scenes = int(np.prod([len(values) for values in ATTRIBUTES.values()]))
+        if n_stimuli > n_scenes // 2:
             raise ValueError(
-                f"{wanted} stimuli asked for, but only {possible} scenes exist and half of them may be used; ask for at most {possible // 2}."
+                f"{n_stimuli} stimuli asked for, but only {n_scenes} scenes exist and half of them "
+                f"may be used; ask for at most {n_scenes // 2}."
             )
         return self

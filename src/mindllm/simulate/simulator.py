@@ -1,12 +1,14 @@
-"""A simulator with planted truth: people with real anatomy who look at scenes whose every word is known.
+"""Simulated fMRI of subjects with real anatomy who look at scenes with known captions.
 
-Scenes are combinations of five attributes ("two women running on a beach with a ball"). Each value of an attribute
-has one smooth pattern in MNI space, the same in everybody, in the regions that the literature names for it. A person
-sees that code through their own anatomy (a smooth displacement and gain), adds patterns of their own, and noise.
-Because all of this is known, so is the best that any decoder could do: see `noise_ceiling_identification`.
+Scenes are combinations of five attributes ("two women running on a beach with a ball"). Each value
+of an attribute has one smooth pattern in MNI space, the same in all subjects, in the parcels that
+the literature names for it. A subject has these patterns displaced and scaled by the subject's own
+anatomy, has patterns of its own, and noise. Because all of this is known, so is the best that any
+decoder could do: see `ideal_observer_accuracy`.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,54 +18,119 @@ from mindllm.simulate.bids_writer import write_experiment, write_subject, write_
 from mindllm.simulate.configuration import SimulateConfig
 from mindllm.simulate.ideal_observer import SubjectPrior, ideal_observer_accuracy
 from mindllm.simulate.scenes import ATTRIBUTES, TUNINGS
-from mindllm.simulate.subject import simulate_subject
-from mindllm.simulate.world import build_experiment
+from mindllm.simulate.subject import SimulatedSubject, simulate_subject
+from mindllm.simulate.world import SimulatedExperiment, build_experiment
 from mindllm.utils.files import atomic_directory, check_not_exists, read_json, write_json
 
 
-def simulate(
-    out: Path, config: SimulateConfig | None = None, progress: Callable[[str], None] | None = None
-) -> Path:
-    """Write a simulated data set as BIDS derivatives to the new folder `out`; `progress` hears one line per step.
+@dataclass(frozen=True, slots=True)
+class SubjectTruth:
+    """What truth.json says about a subject.
 
-    Raises InputError if `out` already holds something, or if the atlases are missing or not as expected.
+    Attributes
+    ----------
+    voxels : int
+        Number of voxels.
+    constant_voxels : int
+        Number of voxels that never vary.
+    noise_ceiling_90th_percentile : float
+        In percent, over voxels.
+    identification : dict of str to float
+        Accuracy of the ideal observers.
     """
-    config, tell = config or SimulateConfig(), progress or (lambda line: None)
+
+    voxels: int
+    constant_voxels: int
+    noise_ceiling_90th_percentile: float
+    identification: dict[str, float]
+
+
+def simulate(
+    out: Path,
+    config: SimulateConfig | None = None,
+    on_step: Callable[[str], None] | None = None,
+) -> Path:
+    """Write a simulated data set as BIDS derivatives to a new folder.
+
+    Parameters
+    ----------
+    out : Path
+        The folder to make.
+    config : SimulateConfig, optional
+        What to simulate.
+    on_step : callable, optional
+        Called with one line of text per step.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    InputError
+        If `out` already holds something, or if the atlases are missing or not as expected.
+    """
+    config, report = config or SimulateConfig(), on_step or (lambda line: None)
     check_not_exists(out)
-    tell("laying out the anatomy, the scenes and the code")
-    world = build_experiment(config)
+    report("building the anatomy, the scenes and the patterns")
+    experiment = build_experiment(config)
     with atomic_directory(out) as folder:
-        write_experiment(folder, world)
-        population, truth = SubjectPrior.draw(world), {}
+        write_experiment(folder, experiment)
+        prior, truths = SubjectPrior.draw(experiment), {}
         for index in range(config.n_subjects):
-            person = simulate_subject(world, index)
-            write_subject(folder, world, person)
-            truth[person.subject] = {"voxels": len(person.voxel_indices), "constant_voxels": int((~person.varies).sum()),
-                                  "noise_ceiling_90th_percentile": float(np.percentile(person.noise_ceiling, 90)),
-                                  "identification": ideal_observer_accuracy(world, person, population)}  # fmt: skip
-            tell(
-                f"{person.subject}: {len(person.voxel_indices)} voxels, {len(person.betas)} trials"
-            )
-        write_tsv(
-            folder / "participants.tsv",
-            pd.DataFrame(
-                {"participant_id": list(truth), "n_voxels": [t["voxels"] for t in truth.values()]}
-            ),
-        )
-        ceilings = pd.DataFrame([t["identification"] for t in truth.values()]).mean().to_dict()
-        write_json(folder / "truth.json", {
-            "seed": config.seed, "config": config.model_dump(), "stimuli": world.stimuli["split"].value_counts().to_dict(),
-            "attributes": {name: list(values) for name, values in ATTRIBUTES.items()}, "tunings": [t._asdict() for t in TUNINGS],
-            "chance": 1 / config.test_stimuli, "identification": ceilings, "people": truth,
-        })  # fmt: skip
+            subject = simulate_subject(experiment, index)
+            write_subject(folder, experiment, subject)
+            truths[subject.subject] = describe_subject(experiment, subject, prior)
+            n_voxels, n_trials = len(subject.voxel_indices), len(subject.betas)
+            report(f"{subject.subject}: {n_voxels} voxels, {n_trials} trials")
+        write_truth(folder, experiment, truths)
     return out
 
 
+def describe_subject(
+    experiment: SimulatedExperiment, subject: SimulatedSubject, prior: SubjectPrior
+) -> SubjectTruth:
+    """Describe a subject for truth.json."""
+    return SubjectTruth(
+        voxels=len(subject.voxel_indices),
+        constant_voxels=int((~subject.varies).sum()),
+        noise_ceiling_90th_percentile=float(np.percentile(subject.noise_ceiling, 90)),
+        identification=ideal_observer_accuracy(experiment, subject, prior),
+    )
+
+
+def write_truth(
+    folder: Path, experiment: SimulatedExperiment, truths: dict[str, SubjectTruth]
+) -> None:
+    """Write participants.tsv and truth.json, which says what was simulated."""
+    n_voxels = [truth.voxels for truth in truths.values()]
+    participants = pd.DataFrame({"participant_id": list(truths), "n_voxels": n_voxels})
+    write_tsv(folder / "participants.tsv", participants)
+    accuracies = pd.DataFrame([truth.identification for truth in truths.values()])
+    config = experiment.config
+    content = {
+        "seed": config.seed,
+        "config": config.model_dump(),
+        "stimuli": experiment.stimuli["split"].value_counts().to_dict(),
+        "attributes": {name: list(values) for name, values in ATTRIBUTES.items()},
+        "tunings": [asdict(tuning) for tuning in TUNINGS],
+        "chance_level": 1 / config.test_stimuli,
+        "identification": accuracies.mean().to_dict(),
+        "subjects": {subject: asdict(truth) for subject, truth in truths.items()},
+    }
+    write_json(folder / "truth.json", content)
+
+
 def summary(folder: Path) -> str:
-    """One line about a simulated data set, for people."""
+    """Summarize a simulated data set in two sentences."""
     truth = read_json(folder / "truth.json", "a simulated data set")
-    voxels, best = [p["voxels"] for p in truth["people"].values()], truth["identification"]
+    n_voxels = [subject["voxels"] for subject in truth["subjects"].values()]
+    accuracy, stimuli = truth["identification"], truth["stimuli"]
     return (
-        f"{len(voxels)} simulated people, {min(voxels):,}-{max(voxels):,} voxels, {sum(truth['stimuli'].values())} scenes ({truth['stimuli']['test']} for the test). "
-        f"One trial can name its scene {best['known_person_single_trial']:.0%} of the time at best, {best['unseen_person_single_trial']:.0%} in a person never seen before (chance {truth['chance']:.1%})."
+        f"{len(n_voxels)} simulated subjects, {min(n_voxels):,}-{max(n_voxels):,} voxels, "
+        f"{sum(stimuli.values())} scenes ({stimuli['test']} for the test). An ideal observer "
+        f"identifies {accuracy['known_subject_single_trial']:.0%} of the scenes from one trial of "
+        f"a known subject, {accuracy['unseen_subject_single_trial']:.0%} of an unseen subject "
+        f"(chance {truth['chance_level']:.1%})."
     )

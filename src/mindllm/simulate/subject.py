@@ -1,4 +1,4 @@
-"""One simulated person."""
+"""One simulated subject."""
 
 from dataclasses import dataclass
 
@@ -13,103 +13,178 @@ from mindllm.simulate.world import SimulatedExperiment
 
 @dataclass(frozen=True)
 class SimulatedSubject:
-    """One simulated person with V voxels, T trials, and the truth about both."""
+    """One simulated subject with V voxels and T trials, and what was simulated.
+
+    Attributes
+    ----------
+    subject : str
+        Label, such as sub-01.
+    voxel_indices : np.ndarray
+        (V, 3) in the grid of the experiment.
+    coords_mm : np.ndarray
+        (V, 3) in MNI space.
+    varies : np.ndarray
+        (V,) False for the voxels that never vary.
+    patterns : np.ndarray
+        (K, V) response of this subject to each attribute value.
+    noise : np.ndarray
+        (R, V); correlated noise is normal weights times this, and voxel noise is added.
+    trials : pd.DataFrame
+        One row per trial.
+    betas : np.ndarray
+        (T, V) in percent signal change.
+    noise_ceiling : np.ndarray
+        (V,) percent of the variance of the mean over repetitions.
+    """
 
     subject: str
-    voxel_indices: np.ndarray  # (V, 3)
-    coords_mm: np.ndarray  # (V, 3)
-    varies: np.ndarray  # (V,) False for the voxels that never vary
-    patterns: np.ndarray  # (K, V) this person's response to each attribute value
-    noise: (
-        np.ndarray
-    )  # (R, V) correlated noise is normal weights times this; voxel noise comes on top
+    voxel_indices: np.ndarray
+    coords_mm: np.ndarray
+    varies: np.ndarray
+    patterns: np.ndarray
+    noise: np.ndarray
     trials: pd.DataFrame
-    betas: np.ndarray  # (T, V) percent signal change
-    noise_ceiling: np.ndarray  # (V,) percent of the variance of the mean over repeats
+    betas: np.ndarray
+    noise_ceiling: np.ndarray
 
 
-def simulate_subject(world: SimulatedExperiment, index: int) -> SimulatedSubject:
-    """Person `index` (from 0), who depends on the world and the index but not on how many others there are."""
-    config = world.config
+def simulate_subject(experiment: SimulatedExperiment, index: int) -> SimulatedSubject:
+    """Simulate subject `index` (from 0), independently of how many others there are."""
+    config = experiment.config
     rng = np.random.default_rng([config.seed, 1, index])
-    mm = apply_affine(world.affine, world.voxel_indices)
-    patchy = rng.normal(size=config.n_fourier_features) @ RandomFourierField.draw(
-        rng, 20.0, config.n_fourier_features
-    ).evaluate(mm)
-    kept = np.zeros(len(mm), bool)
-    for group, share in (
-        (world.visual, config.coverage * rng.uniform(0.9, 1.1)),
-        (~world.visual, config.unmodelled_fraction),
-    ):
-        kept[group] = patchy[group] >= np.quantile(patchy[group], 1 - min(share, 1))
-    ijk, mm = world.voxel_indices[kept], mm[kept]
-    varies = np.ones(len(mm), bool)
-    varies[rng.choice(len(mm), min(config.constant_voxels, len(mm) // 2), replace=False)] = False
-
-    patterns = draw_patterns(world, mm, rng) * varies
-
-    trials = []
-    for session in range(config.n_repetitions):
-        order = rng.permutation(len(world.stimuli))
-        runs = np.arange(len(order)) * config.runs_per_session // len(order) + 1
-        trials.append(
-            world.stimuli.iloc[order].assign(session=session + 1, run=runs, repetition=session + 1)
-        )
-    table = pd.concat(trials)
-    scenes = table.index.to_numpy()
-    table["caption"] = table["stimulus"].map(
-        world.captions.drop_duplicates("stimulus").set_index("stimulus")["caption"]
-    )
-    table = table.reset_index(drop=True).reset_index(names="volume")
-    table = table[
-        ["volume", "stimulus", "session", "run", "repetition", "split", "caption", *ATTRIBUTES]
-    ]
-
-    smooth = (
-        RandomFourierField.draw(
-            rng, config.smooth_noise_fwhm_mm, config.n_fourier_features
-        ).evaluate(mm)
-        * varies
-    )
+    kept = draw_voxels(experiment, rng)
+    voxel_indices = experiment.voxel_indices[kept]
+    coords_mm = apply_affine(experiment.affine, experiment.voxel_indices)[kept]
+    n_constant = min(config.constant_voxels, len(coords_mm) // 2)
+    varies = np.ones(len(coords_mm), bool)
+    varies[rng.choice(len(coords_mm), n_constant, replace=False)] = False
+    patterns = draw_patterns(experiment, coords_mm, rng) * varies
+    trials, scenes = draw_trials(experiment, rng)
+    smooth = draw_field(rng, config.smooth_noise_fwhm_mm, coords_mm, config.n_fourier_features)
+    smooth = smooth * varies
     noise = np.concatenate([config.smooth_noise * smooth, config.response_noise * patterns])
-    values = rng.normal(size=(len(table), len(noise))).astype(np.float32) @ noise
-    values += config.voxel_noise * varies * rng.standard_normal(values.shape, dtype=np.float32)
-    run = (table["session"] - 1) * config.runs_per_session + table["run"] - 1
-    offsets = config.run_offset * (
-        rng.normal(size=(run.max() + 1, 1))
-        + rng.normal(size=(run.max() + 1, config.n_fourier_features)) @ smooth
-    )
-    response = world.design @ patterns
-    values = (response[scenes] + values + offsets[run] * varies).astype(np.float32)
-
-    # ncsnr and its ceiling for a mean over n repeats, as in NSD: Allen et al. 2022, Nature Neuroscience 25:116.
-    signal, spread = response.var(0), (noise**2).sum(0) + config.voxel_noise**2 * varies
-    ceiling = 100 * np.divide(
-        signal, signal + spread / config.n_repetitions, out=np.zeros_like(signal), where=signal > 0
-    )
+    response = experiment.design @ patterns
     return SimulatedSubject(
-        f"sub-{index + 1:02d}", ijk, mm, varies, patterns, noise, table, values, ceiling
+        subject=f"sub-{index + 1:02d}",
+        voxel_indices=voxel_indices,
+        coords_mm=coords_mm,
+        varies=varies,
+        patterns=patterns,
+        noise=noise,
+        trials=trials,
+        betas=draw_betas(experiment, trials, response[scenes], (noise, smooth, varies), rng),
+        noise_ceiling=compute_noise_ceiling(experiment, response, noise, varies),
     )
+
+
+def draw_field(
+    rng: np.random.Generator, fwhm_mm: float, coords_mm: np.ndarray, count: int
+) -> np.ndarray:
+    """Draw a basis of random fields and evaluate it at the coordinates, (count, V)."""
+    return RandomFourierField.draw(rng, fwhm_mm, count).evaluate(coords_mm)
+
+
+def draw_voxels(experiment: SimulatedExperiment, rng: np.random.Generator) -> np.ndarray:
+    """Draw which of the experiment's voxels (G,) a subject has, in patches."""
+    config = experiment.config
+    coords_mm = apply_affine(experiment.affine, experiment.voxel_indices)
+    weights = rng.normal(size=config.n_fourier_features)
+    patches = weights @ draw_field(rng, 20.0, coords_mm, config.n_fourier_features)
+    fractions = (config.coverage * rng.uniform(0.9, 1.1), config.unmodelled_fraction)
+    kept = np.zeros(len(coords_mm), bool)
+    for group, fraction in zip((experiment.visual, ~experiment.visual), fractions, strict=True):
+        kept[group] = patches[group] >= np.quantile(patches[group], 1 - min(fraction, 1))
+    return kept
+
+
+def draw_trials(
+    experiment: SimulatedExperiment, rng: np.random.Generator
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Draw the order of the stimuli in each session.
+
+    Returns
+    -------
+    trials : pd.DataFrame
+        One row per trial.
+    scenes : np.ndarray
+        (T,) row of each trial's stimulus in `experiment.stimuli`.
+    """
+    config, stimuli = experiment.config, experiment.stimuli
+    sessions = []
+    for session in range(1, config.n_repetitions + 1):
+        order = rng.permutation(len(stimuli))
+        runs = np.arange(len(order)) * config.runs_per_session // len(order) + 1
+        sessions.append(stimuli.iloc[order].assign(session=session, run=runs, repetition=session))
+    table = pd.concat(sessions)
+    scenes = table.index.to_numpy()
+    first_captions = experiment.captions.drop_duplicates("stimulus").set_index("stimulus")
+    table["caption"] = table["stimulus"].map(first_captions["caption"])
+    table = table.reset_index(drop=True).reset_index(names="volume")
+    columns = ["volume", "stimulus", "session", "run", "repetition", "split", "caption"]
+    return table[[*columns, *ATTRIBUTES]], scenes
+
+
+def draw_betas(
+    experiment: SimulatedExperiment,
+    trials: pd.DataFrame,
+    response: np.ndarray,
+    noise_parts: tuple[np.ndarray, np.ndarray, np.ndarray],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Draw the betas (T, V) around the responses (T, V).
+
+    Parameters
+    ----------
+    experiment : SimulatedExperiment
+    trials : pd.DataFrame
+        One row per trial, with `session` and `run`.
+    response : np.ndarray
+        (T, V) betas without noise.
+    noise_parts : tuple of np.ndarray
+        `noise` (R, V), the smooth basis (M, V) and `varies` (V,) of the subject.
+    rng : np.random.Generator
+    """
+    config, (noise, smooth, varies) = experiment.config, noise_parts
+    betas = rng.normal(size=(len(trials), len(noise))).astype(np.float32) @ noise
+    betas += config.voxel_noise * varies * rng.standard_normal(betas.shape, dtype=np.float32)
+    run = (trials["session"] - 1) * config.runs_per_session + trials["run"] - 1
+    n_runs = run.max() + 1
+    offsets = config.run_offset * (
+        rng.normal(size=(n_runs, 1)) + rng.normal(size=(n_runs, config.n_fourier_features)) @ smooth
+    )
+    return (response + betas + offsets[run] * varies).astype(np.float32)
+
+
+def compute_noise_ceiling(
+    experiment: SimulatedExperiment, response: np.ndarray, noise: np.ndarray, varies: np.ndarray
+) -> np.ndarray:
+    """Compute the noise ceilings (V,) in percent, for the mean over all repetitions.
+
+    References
+    ----------
+    Allen et al. 2022, Nature Neuroscience 25:116.
+    """
+    config = experiment.config
+    signal = response.var(0)
+    spread = (noise**2).sum(0) + config.voxel_noise**2 * varies
+    total = signal + spread / config.n_repetitions
+    return 100 * np.divide(signal, total, out=np.zeros_like(signal), where=signal > 0)
 
 
 def draw_patterns(
-    world: SimulatedExperiment, mm: np.ndarray, rng: np.random.Generator
+    experiment: SimulatedExperiment, coords_mm: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """(V, 3) positions -> (K, V) one more person's response to each attribute value: displaced, scaled, and with patterns of their own."""
-    config = world.config
-    anatomy = RandomFourierField.draw(
-        rng, config.subject_specific_fwhm_mm, config.n_fourier_features
-    ).evaluate(mm)
-    moved = mm + config.shift_mm * (rng.normal(size=(3, config.n_fourier_features)) @ anatomy).T
-    gain = np.exp(
-        config.gain_sd * (rng.normal(size=config.n_fourier_features) @ anatomy)
-        - config.gain_sd**2 / 2
-    )
-    own = world.code(
-        mm,
-        (
-            RandomFourierField.draw(rng, config.tuning_fwhm_mm, config.n_fourier_features),
-            rng.normal(size=world.weights.shape),
-        ),
-    )
-    return (gain * (world.code(moved) + config.subject_specific_scale * own)).astype(np.float32)
+    """Draw a subject's response to each attribute value at coordinates (V, 3), (K, V).
+
+    The shared patterns are displaced and scaled, and patterns of the subject's own are added.
+    """
+    config, n_features = experiment.config, experiment.config.n_fourier_features
+    anatomy = draw_field(rng, config.subject_specific_fwhm_mm, coords_mm, n_features)
+    shift_mm = config.shift_mm * (rng.normal(size=(3, n_features)) @ anatomy).T
+    log_gain = config.gain_sd * (rng.normal(size=n_features) @ anatomy) - config.gain_sd**2 / 2
+    fields = RandomFourierField.draw(rng, config.tuning_fwhm_mm, n_features)
+    weights = rng.normal(size=experiment.weights.shape)
+    specific = experiment.subject_patterns(coords_mm, fields, weights)
+    shared = experiment.shared_patterns(coords_mm + shift_mm)
+    gain = np.exp(log_gain)
+    return (gain * (shared + config.subject_specific_scale * specific)).astype(np.float32)
