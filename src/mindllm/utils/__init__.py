@@ -1,1 +1,1 @@
-"""What every file may use; nothing here imports another part of the package."""
+"""Errors, atomic files, tables, progress; nothing here imports another package."""

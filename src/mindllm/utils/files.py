@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: written beside their place, renamed when complete."""
+"""Atomic files and folders: written under a temporary name, renamed when complete."""
 
 import errno
 import json
@@ -15,14 +15,15 @@ from safetensors import SafetensorError
 from mindllm.utils.errors import InputError
 
 PARTIAL = ".partial"
-NAME = re.compile(
-    r"[^\W_](?:[\w.+@ -]*[\w+@-])?"
-)  # a letter or digit first: neither hidden, nor a folder above, nor a path
-LONGEST_NAME = 150  # bytes; file systems allow 255 with prefix and suffix
+# A letter or digit first: neither hidden, nor a parent folder, nor a path.
+NAME = re.compile(r"[^\W_](?:[\w.+@ -]*[\w+@-])?")
+MAX_NAME_BYTES = 150  # file systems allow 255 with prefix and suffix
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 
 
 def check_name(name: object, what: str, where: str = "") -> str:
-    """Return `name` if it can safely be part of a path.
+    """Check that `name` can safely be part of a path.
 
     Parameters
     ----------
@@ -33,56 +34,87 @@ def check_name(name: object, what: str, where: str = "") -> str:
     where : str
         Where it was found, such as a file and row, for the message.
 
+    Returns
+    -------
+    str
+        The name.
+
     Raises
     ------
     InputError
-        If it is no text, is empty, holds a separator or a control character, begins with other than a letter or digit,
-        ends in a blank or a dot, looks like an unfinished output, or is too long.
+        If it is no text, is empty, holds a separator or a control character, begins with other
+        than a letter or digit, ends in a blank or a dot, looks like an unfinished output, or is
+        too long.
+
+    Examples
+    --------
+    >>> check_name("sub-01", "subject")
+    'sub-01'
     """
     if (
         isinstance(name, str)
         and NAME.fullmatch(name)
         and not name.endswith(PARTIAL)
-        and len(name.encode()) <= LONGEST_NAME
+        and len(name.encode()) <= MAX_NAME_BYTES
     ):
         return name
     raise InputError(
-        f"{where + ': ' if where else ''}{name!r} cannot name a {what}, because the name becomes part of a path. "
-        f"Expected letters, digits and '-', '_', '.', '+', '@' or blanks inside, beginning with a letter or digit, "
-        f"at most {LONGEST_NAME} bytes, e.g. 'sub-01'. Rename it there."
+        f"{where + ': ' if where else ''}{name!r} cannot name a {what}, because the name becomes "
+        "part of a path. Expected letters, digits and '-', '_', '.', '+', '@' or blanks inside, "
+        f"beginning with a letter or digit, at most {MAX_NAME_BYTES} bytes, e.g. 'sub-01'. "
+        "Rename it there."
     )
 
 
 def remove_folder(path: Path, within: Path) -> None:
-    """Delete the folder `path` if it exists; it must lie below `within`, so that nothing outside an output is ever removed."""
+    """Delete a folder, if it exists, and never anything outside an output.
+
+    Parameters
+    ----------
+    path : Path
+        Folder to delete.
+    within : Path
+        Folder of the output; `path` must lie below it.
+    """
     assert path.resolve().is_relative_to(within.resolve()), f"{path} is not below {within}"
     assert path.resolve() != within.resolve(), f"{path} is {within} itself"
     shutil.rmtree(path, ignore_errors=True)
 
 
 def partial_path(path: Path) -> Path:
-    """Where `path` is written until it is whole."""
+    """Return the temporary name under which `path` is written until it is complete."""
     return path.with_name(path.name + PARTIAL)
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a forbidden folder into a message; what stood at `path` is untouched."""
+    """Describe a full disk or a forbidden folder in an `InputError`.
+
+    Parameters
+    ----------
+    path : Path
+        What the block writes, for the message.
+
+    Raises
+    ------
+    InputError
+        If the disk is full or the folder is not writable.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        told = re.search(
-            r"os error (\d+)", str(error)
-        )  # safetensors gives the number in its text alone
-        number = getattr(error, "errno", None) or (int(told[1]) if told else None)
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            place = next(parent for parent in path.absolute().parents if parent.exists())
-            free = shutil.disk_usage(place).free / 2**20
+        # safetensors states the error number in its text alone
+        match = re.search(r"os error (\d+)", str(error))
+        number = getattr(error, "errno", None) or (int(match[1]) if match else None)
+        if number in DISK_FULL:
+            existing = next(parent for parent in path.absolute().parents if parent.exists())
+            free = shutil.disk_usage(existing).free / 2**20
             raise InputError(
                 f"no room to write {path}: {free:.0f} MiB are free there ({os.strerror(number)}). "
-                "Free some space or choose another folder and run the same command again; nothing half-written was kept in its place."
+                "Free some space or choose another folder and run the same command again; "
+                "nothing half-written was kept in its place."
             ) from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+        if number in NOT_WRITABLE:
             raise InputError(
                 f"cannot write {path}: {os.strerror(number)}. Choose a folder you may write to."
             ) from error
@@ -91,14 +123,30 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends without error."""
+    """Write a file completely or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        The file; an existing one is replaced when the block ends without error.
+
+    Yields
+    ------
+    Path
+        Temporary file beside `path`, with the same suffix, to write to.
+
+    Raises
+    ------
+    InputError
+        If the disk is full or the folder is not writable.
+    """
     # Compression and format follow the suffix, so the temporary name keeps it.
     temporary = path.with_name(f".{os.getpid()}{PARTIAL}.{path.name}")
     try:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.touch()
-            mode = temporary.stat().st_mode  # some libraries write files that nobody else may read
+            mode = temporary.stat().st_mode  # some libraries write files for their owner alone
             temporary.unlink()
             yield temporary
             temporary.chmod(mode)
@@ -111,9 +159,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; rename it to `path` when the block ends without error.
+    """Write a folder completely or not at all.
 
-    Raises InputError if `path` already holds something: nothing is ever overwritten.
+    Parameters
+    ----------
+    path : Path
+        The new folder; it appears when the block ends without error.
+
+    Yields
+    ------
+    Path
+        Empty temporary folder beside `path` to write to.
+
+    Raises
+    ------
+    InputError
+        If `path` already holds something (nothing is ever overwritten), the disk is full, or the
+        folder is not writable.
     """
     check_not_exists(path)
     temporary = partial_path(path)
@@ -129,7 +191,20 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def commit(temporary: Path, path: Path) -> None:
-    """Rename a finished folder to its place (atomic on one file system)."""
+    """Rename a finished folder to its final name (atomic on one file system).
+
+    Parameters
+    ----------
+    temporary : Path
+        The finished folder.
+    path : Path
+        Its final name.
+
+    Raises
+    ------
+    InputError
+        If `path` already holds something.
+    """
     check_not_exists(path)
     if path.exists():
         path.rmdir()
@@ -137,15 +212,35 @@ def commit(temporary: Path, path: Path) -> None:
 
 
 def check_not_exists(path: Path) -> None:
-    """Raise InputError if `path` is a file or a folder with something in it."""
+    """Check that `path` is neither a file nor a folder with something in it.
+
+    Parameters
+    ----------
+    path : Path
+        Where something is to be written.
+
+    Raises
+    ------
+    InputError
+        If there is something.
+    """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise InputError(
-            f"{path} already exists. Choose another name, or remove it first if it is no longer needed."
+            f"{path} already exists. Choose another name, or remove it first if it is no longer "
+            "needed."
         )
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON, whole or not at all."""
+    """Write indented JSON, completely or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    content : object
+        What `json.dumps` takes.
+    """
     with atomic_write(path) as temporary:
         temporary.write_text(
             json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -153,7 +248,25 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read the JSON file `path`, which is `what`; a missing or broken one is an InputError that says so."""
+    """Read a JSON file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    what : str
+        What its folder is, for the message ("a store").
+
+    Returns
+    -------
+    object
+        Its content.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or no JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -166,12 +279,29 @@ def read_json(path: Path, what: str) -> Any:
 
 @contextmanager
 def describe_read_errors(path: Path, remedy: str = "Prepare the store anew.") -> Iterator[Path]:
-    """Turn what goes wrong in reading a file into a message that names it and says what to do."""
+    """Describe any error of a block that reads a file in an `InputError`.
+
+    Parameters
+    ----------
+    path : Path
+        The file that the block reads.
+    remedy : str
+        What to do about it, for the message.
+
+    Yields
+    ------
+    Path
+        The file.
+
+    Raises
+    ------
+    InputError
+        If the block fails; the message names the file and the error.
+    """
     try:
         yield path
-    except (
-        Exception
-    ) as error:  # pyarrow, zipfile, numpy and nibabel each have their own error for a damaged file
+    except Exception as error:
+        # pyarrow, zipfile, numpy and nibabel each have their own error for a damaged file
         raise InputError(
             f"{path} is missing, damaged or truncated ({type(error).__name__}: {error}). {remedy}"
         ) from error

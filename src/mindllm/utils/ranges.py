@@ -1,14 +1,30 @@
-"""Lists of numbers in words."""
+"""Lists of integers as text."""
 
 from collections.abc import Sequence
 
 
-def format_ranges(some: Sequence[int]) -> str:
-    """Whole numbers as ranges: 1-3,7."""
+def format_ranges(numbers: Sequence[int]) -> str:
+    """Format ascending integers as ranges.
+
+    Parameters
+    ----------
+    numbers : sequence of int
+        Integers in ascending order.
+
+    Returns
+    -------
+    str
+        Consecutive integers as `first-last`, separated by commas; "" for none.
+
+    Examples
+    --------
+    >>> format_ranges([1, 2, 3, 7])
+    '1-3,7'
+    """
     runs: list[list[int]] = []
-    for n in some:
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1].append(n)
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
         else:
-            runs.append([n])
+            runs.append([number])
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -1,4 +1,4 @@
-"""Checks of options and arrays."""
+"""Checks of options, arrays and file formats."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,39 +13,91 @@ StrictModel = TypeVar("StrictModel", bound=BaseModel)
 
 
 def validate_model(kind: type[StrictModel], content: Mapping[str, Any], where: str) -> StrictModel:
-    """Content as a configuration; an unknown key or a value out of range is an InputError that names it."""
+    """Build a pydantic configuration from a mapping of options.
+
+    Parameters
+    ----------
+    kind : type
+        Subclass of `pydantic.BaseModel`.
+    content : mapping
+        Option -> value.
+    where : str
+        Where the options come from, for the message.
+
+    Returns
+    -------
+    kind
+        The configuration.
+
+    Raises
+    ------
+    InputError
+        For an unknown option or a value out of range; the message names the option.
+    """
     try:
         return kind(**content)
     except ValidationError as error:
-        places = "; ".join(
+        problems = "; ".join(
             f"{'.'.join(map(str, e['loc']))}: {e['msg']}, found {e['input']!r}"
             for e in error.errors()
         )
         raise InputError(
-            f"{where}: {places}. `mindllm config` prints every option of a training."
+            f"{where}: {problems}. `mindllm config` prints every option of a training."
         ) from error
 
 
-def check_values(values: np.ndarray, count: int, name: str) -> None:
-    """Raise InputError unless the last dimension of `values` is the `count` voxels of `name`."""
-    if values.ndim not in (1, 2) or values.shape[-1] != count:
+def check_values(values: np.ndarray, n_voxels: int, name: str) -> None:
+    """Check that an array has one number per voxel.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_voxels,) or (n_trials, n_voxels)
+        Numbers per voxel, such as betas.
+    n_voxels : int
+        Number of voxels of the masker.
+    name : str
+        Whose values they are (a subject or a file), for the message.
+
+    Raises
+    ------
+    InputError
+        If the array has another shape.
+    """
+    if values.ndim not in (1, 2) or values.shape[-1] != n_voxels:
         raise InputError(
-            f"values of {name} have shape {values.shape}; expected ({count},) or (trials, {count}): one number per voxel, in the order of the voxel space."
+            f"values of {name} have shape {values.shape}; "
+            f"expected ({n_voxels},) or (trials, {n_voxels}): "
+            "one number per voxel, in the order of the masker's voxels."
         )
 
 
-def check_finite(values: np.ndarray, where: str) -> None:
-    """Raise InputError if values (B, V) hold NaN or infinity, saying how many and in which trials."""
-    bad = ~np.isfinite(values)
-    if bad.any():
-        trials, voxels = np.flatnonzero(bad.any(1)), np.flatnonzero(bad.any(0))
+def check_finite(betas: np.ndarray, where: str) -> None:
+    """Check that betas hold neither NaN nor infinity.
+
+    Parameters
+    ----------
+    betas : ndarray of shape (n_trials, n_voxels)
+        Betas of some trials.
+    where : str
+        Where they come from, for the message.
+
+    Raises
+    ------
+    InputError
+        If a beta is NaN or infinite; the message says in how many voxels and from which trial on.
+    """
+    invalid = ~np.isfinite(betas)
+    if invalid.any():
+        trials, voxels = np.flatnonzero(invalid.any(1)), np.flatnonzero(invalid.any(0))
         raise InputError(
-            f"{where} holds NaN or infinite values in {len(voxels)} of {values.shape[1]} voxels of its mask (first trial concerned: {trials[0]}). Take these voxels out of the mask (where a `mindllm prepare` command has --nan drop, it does so), or mend the scan."
+            f"{where} holds NaN or infinite values in {len(voxels)} of {betas.shape[1]} voxels "
+            f"of its mask (first trial concerned: {trials[0]}). Take these voxels out of the mask "
+            "(where a `mindllm prepare` command has --nan drop, it does so), or mend the scan."
         )
 
 
-def check_format(path: Path, what: str, found: object, current: int, remedy: str) -> None:
-    """Raise InputError unless what lies at `path` has the current format.
+def check_format(path: Path, what: str, stated: object, current: int, remedy: str) -> None:
+    """Check the format number of a store, a model or a report.
 
     Parameters
     ----------
@@ -53,7 +105,7 @@ def check_format(path: Path, what: str, found: object, current: int, remedy: str
         Where it lies.
     what : str
         What it is: "store", "model", "report".
-    found : object
+    stated : object
         The format number that it states.
     current : int
         The format that this version reads and writes.
@@ -65,10 +117,10 @@ def check_format(path: Path, what: str, found: object, current: int, remedy: str
     InputError
         For an older or newer format, or none.
     """
-    if found == current:
+    if stated == current:
         return
-    newer = isinstance(found, int) and found > current
+    is_newer = isinstance(stated, int) and stated > current
     raise InputError(
-        f"{path} has {what} format {found}; this version of mindllm reads {current}. "
-        f"{'Upgrade mindllm.' if newer else remedy}"
+        f"{path} has {what} format {stated}; this version of mindllm reads {current}. "
+        f"{'Upgrade mindllm.' if is_newer else remedy}"
     )

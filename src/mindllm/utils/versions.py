@@ -17,7 +17,23 @@ UNKNOWN = "unknown"
 
 
 def package_version(name: str) -> str:
-    """The installed version of a package, or 'unknown'."""
+    """Look up the installed version of a package.
+
+    Parameters
+    ----------
+    name : str
+        Name of the distribution, such as "scikit-learn".
+
+    Returns
+    -------
+    str
+        The version, or "unknown" where the package is not installed.
+
+    Examples
+    --------
+    >>> package_version("no-such-package")
+    'unknown'
+    """
     try:
         return version(name)
     except PackageNotFoundError:
