@@ -344,11 +344,11 @@ def test_a_truncated_checkpoint_is_refused(published: Path, tiny_llm_folder: Pat
     refused(published, tiny_llm_folder, "there is no file")
 
 
-def test_a_language_model_of_another_width_is_refused(
+def test_a_language_model_of_another_hidden_size_is_refused(
     tmp_path: Path, tiny_llm_folder: Path
 ) -> None:
     make_published(tmp_path, [1], {"A": 2}, Sizes(llm_width=48))
-    refused(tmp_path, tiny_llm_folder, "for a language model of width 48; .* has width 32")
+    refused(tmp_path, tiny_llm_folder, "for a language model of hidden size 48; .* has 32")
 
 
 def test_lora_weights_are_carried_over(published: Path, tiny_llm_folder: Path) -> None:
