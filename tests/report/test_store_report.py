@@ -18,20 +18,20 @@ from mindllm.fmri.templates import grey_matter_probability
 from mindllm.report.store_report import SubjectOverview, inspect_store, write_store_report
 from tests.conftest import REGIONS
 
-PEOPLE = ["sub-01", "sub-02"]
+SUBJECTS = ["sub-01", "sub-02"]
 STIMULI = [f"stim{n}" for n in range(12)]
 SIDES = {1: "L_V1", 2: "R_V1", 3: "in_all"}  # the last is of neither side
-PLACES, LEAK, TEXT = (
+COORDINATES, LEAK, TEXT = (
     "voxels lie in the MNI brain",
     "no stimulus on both sides of the split",
     "text about the stimuli",
 )
-REPEATS = "trials belong to their stimuli"
+REPETITIONS = "trials belong to their stimuli"
 
 
 @cache
-def grey_voxels() -> np.ndarray:
-    """Some places in grey matter, 8 mm apart."""
+def grey_matter_coords() -> np.ndarray:
+    """Coordinates in grey matter, (80, 3) in mm, 8 mm apart."""
     grid = np.stack(
         np.meshgrid(
             np.arange(-60, 61, 8), np.arange(-92, 61, 8), np.arange(-40, 61, 8), indexing="ij"
@@ -46,67 +46,70 @@ def grey_voxels() -> np.ndarray:
 def make(
     path: Path,
     *,
-    places: Callable[[np.ndarray], np.ndarray] = lambda mm: mm,
+    coords: Callable[[np.ndarray], np.ndarray] = lambda mm: mm,
     betas: Callable[[np.ndarray], np.ndarray] = lambda values: values,
     table: Callable[[pd.DataFrame], pd.DataFrame] = lambda trials: trials,
-    told: int = len(STIMULI),
+    n_described: int = len(STIMULI),
     ceilings: bool = False,
     standardized: bool = False,
 ) -> Store:
-    """Two people, twelve stimuli twice in each of two sessions, with patterns of their own; the first person as the options say."""
+    """Two subjects with twelve stimuli, twice in each of two sessions; the first as the options say."""
     rng = np.random.default_rng(1)
-    mm = grey_voxels()
+    mm = grey_matter_coords()
     sides = np.where(mm[:, 0] < 0, 1, 2)
     sides[::9] = 3
     areas = rng.integers(0, 4, len(mm))
     patterns = rng.normal(size=(len(STIMULI), len(mm)))
     writer = StoreWriter(path, name="made", source="the tests", license="MIT", prepared_by="arrays", options={}, standardized=standardized)  # fmt: skip
-    for name in PEOPLE:
-        mine = name == PEOPLE[0]
+    for name in SUBJECTS:
+        is_first = name == SUBJECTS[0]
         order = np.concatenate([rng.permutation(len(STIMULI)) for _ in range(4)])
         values = 100 + 5 * patterns[order] + 5 * rng.normal(size=(len(order), len(mm)))
         trials = pd.DataFrame(
             {"stimulus": [STIMULI[n] for n in order], "session": np.repeat(["1", "2"], 24)}
         )
         trials["split"] = np.where(trials["stimulus"].isin(STIMULI[:2]), "test", "train")
-        space = VoxelMasker(
-            name, (100, 1, 1), np.eye(4), np.c_[np.arange(len(mm)), np.zeros((len(mm), 2), int)], places(mm) if mine else mm,
+        masker = VoxelMasker(
+            name, (100, 1, 1), np.eye(4), np.c_[np.arange(len(mm)), np.zeros((len(mm), 2), int)], coords(mm) if is_first else mm,
             {"sides": sides, "visual": areas}, {"sides": SIDES, "visual": REGIONS["visual"]},
         )  # fmt: skip
-        values, trials = (betas(values), table(trials)) if mine else (values, trials)
-        ncsnr = np.linspace(0, 1, len(mm)).astype(np.float32) if ceilings and mine else None
+        values, trials = (betas(values), table(trials)) if is_first else (values, trials)
+        ncsnr = np.linspace(0, 1, len(mm)).astype(np.float32) if ceilings and is_first else None
         writer.write_subject(
-            space, trials, [(np.arange(len(trials)), values.astype(np.float32))], ncsnr=ncsnr
+            masker, trials, [(np.arange(len(trials)), values.astype(np.float32))], ncsnr=ncsnr
         )
     texts = pd.DataFrame(
-        {"stimulus": STIMULI[:told], "caption": [f"words about {name}" for name in STIMULI[:told]]}
+        {
+            "stimulus": STIMULI[:n_described],
+            "caption": [f"words about {name}" for name in STIMULI[:n_described]],
+        }
     )
     return writer.finish(conversations_from_captions(texts))
 
 
-def odd(store: Store) -> dict[str, QCResult]:
-    """What is to be looked at, by name."""
+def failed_checks(store: Store) -> dict[str, QCResult]:
+    """Checks that did not pass, by name."""
     return {check.name: check for check in inspect_store(store).checks if not check.passed}
 
 
-def test_a_good_store_is_fine(tmp_path: Path) -> None:
-    found = inspect_store(make(tmp_path / "store"))
-    assert not [check for check in found.checks if not check.passed]
-    assert {check.name for check in found.checks} == {
-        PLACES, "sides of sides", "betas", "voxels vary", "standardization", "sessions", REPEATS, LEAK, TEXT
+def test_a_good_store_passes_every_check(tmp_path: Path) -> None:
+    report = inspect_store(make(tmp_path / "store"))
+    assert not [check for check in report.checks if not check.passed]
+    assert {check.name for check in report.checks} == {
+        COORDINATES, "sides of sides", "betas", "voxels vary", "standardization", "sessions", REPETITIONS, LEAK, TEXT
     }  # fmt: skip
-    whose = {check.name: check.subject for check in found.checks}
-    assert whose[PLACES] == "2 subjects; sub-01", "one line for all"
-    assert whose[LEAK] == ""
-    assert found.subjects[0] == SubjectOverview(
+    subjects = {check.name: check.subject for check in report.checks}
+    assert subjects[COORDINATES] == "2 subjects; sub-01", "one line for all"
+    assert subjects[LEAK] == ""
+    assert report.subjects[0] == SubjectOverview(
         subject="sub-01", voxels="80", trials="48", sessions="2", stimuli="12", shown="4x", split="40/0/8",
         betas="0 MiB", ceiling="-",
     )  # fmt: skip
-    assert [atlas.atlas for atlas in found.atlases] == ["sides", "visual"]
-    assert [atlas.subjects for atlas in found.atlases] == ["2", "2"]
-    assert [atlas.parcels for atlas in found.atlases] == ["3", "3"]
-    assert found.atlases[0].coverage == "100"
-    assert found.info["split"] == "default (others: none)"
+    assert [atlas.atlas for atlas in report.atlases] == ["sides", "visual"]
+    assert [atlas.subjects for atlas in report.atlases] == ["2", "2"]
+    assert [atlas.parcels for atlas in report.atlases] == ["3", "3"]
+    assert report.atlases[0].coverage == "100"
+    assert report.info["split"] == "default (others: none)"
 
 
 def copied(values: np.ndarray) -> np.ndarray:
@@ -129,27 +132,27 @@ def shifted(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
-    "native positions": ({"places": lambda mm: mm + np.array([0, 0, 90])}, PLACES, r"outside its box; are the positions MNI millimetres"),
-    "some outside": ({"places": lambda mm: np.r_[mm[:5] + np.array([0, 0, 150]), mm[5:]]}, PLACES, ", 5 outside its box"),
-    "in no grey matter": ({"places": lambda mm: np.sign(mm[:, :1]) * [26, 0, 0] + [0, -20, 28] + mm * 0.01}, PLACES, "0% of the voxels are where the template has grey matter, 0 outside"),
-    "a mirrored brain": ({"places": lambda mm: mm * [-1, 1, 1]}, "sides of sides", "2 parcels lie on the other side, first L_V1; is a file mirrored"),
+    "native positions": ({"coords": lambda mm: mm + np.array([0, 0, 90])}, COORDINATES, r"outside its box; are the positions MNI millimetres"),
+    "some outside": ({"coords": lambda mm: np.r_[mm[:5] + np.array([0, 0, 150]), mm[5:]]}, COORDINATES, ", 5 outside its box"),
+    "in no grey matter": ({"coords": lambda mm: np.sign(mm[:, :1]) * [26, 0, 0] + [0, -20, 28] + mm * 0.01}, COORDINATES, "0% of the voxels are where the template has grey matter, 0 outside"),
+    "a mirrored brain": ({"coords": lambda mm: mm * [-1, 1, 1]}, "sides of sides", "2 parcels lie on the other side, first L_V1; is a file mirrored"),
     "a session twice": ({"betas": copied}, "sessions", "the session that begins with trial 24 is a copy of another"),
     "dead voxels": ({"betas": dead}, "voxels vary", "8 voxels never vary and count as 0"),
     "a value far out": ({"betas": far_out}, "betas", "0 with NaN or infinity; the largest beta is 10029 times the median"),
-    "shifted trials": ({"table": shifted}, REPEATS, "is the table of trials shifted, or another subject's"),
+    "shifted trials": ({"table": shifted}, REPETITIONS, "is the table of trials shifted, or another subject's"),
     "nothing to train on": ({"table": lambda t: t.assign(split="unused")}, "standardization", "standardized with all own trials, without labels"),
-    "no text": ({"told": 9}, TEXT, "3 of 12 stimuli have no text; add some: mindllm prepare instructions"),
+    "no text": ({"n_described": 9}, TEXT, "3 of 12 stimuli have no text; add some: mindllm prepare instructions"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_wrong_is_pointed_at(tmp_path: Path, kind: str) -> None:
+def test_a_bad_store_fails_the_check_of_its_fault(tmp_path: Path, kind: str) -> None:
     options, name, words = BAD[kind]
-    found = odd(make(tmp_path / "store", **options))
+    failed = failed_checks(make(tmp_path / "store", **options))
     # A session that is a copy has the other's trials table, so its trials may not belong to their stimuli either.
-    assert set(found) - ({REPEATS} if kind == "a session twice" else set()) == {name}
-    assert words in found[name].message
-    assert found[name].subject == ("" if name == TEXT else "sub-01")
+    assert set(failed) - ({REPETITIONS} if kind == "a session twice" else set()) == {name}
+    assert words in failed[name].message
+    assert failed[name].subject == ("" if name == TEXT else "sub-01")
 
 
 def test_a_stimulus_trained_on_and_tested(tmp_path: Path) -> None:
@@ -158,26 +161,26 @@ def test_a_stimulus_trained_on_and_tested(tmp_path: Path) -> None:
     trials = pd.read_parquet(file)
     trials.loc[trials["stimulus"] == "stim0", "split"] = "train"
     trials.to_parquet(file)
-    found = odd(Store(store.path))
-    assert set(found) == {LEAK}
-    assert "1 stimuli stand in two splits, first 'stim0'" in found[LEAK].message
-    people = create_split(
-        make(tmp_path / "other"), "people", "subject", subjects_by_split={"val": ["sub-02"]}
+    failed = failed_checks(Store(store.path))
+    assert set(failed) == {LEAK}
+    assert "1 stimuli stand in two splits, first 'stim0'" in failed[LEAK].message
+    by_subject = create_split(
+        make(tmp_path / "other"), "by-subject", "subject", subjects_by_split={"val": ["sub-02"]}
     )
-    (shared,) = (check for check in inspect_store(people).checks if check.name == LEAK)
-    assert shared.passed, "people are what is split"
+    (shared,) = (check for check in inspect_store(by_subject).checks if check.name == LEAK)
+    assert shared.passed, "subjects are what is split"
     assert "a split by subject, so stimuli are shared" in shared.message
 
 
 def test_values_that_came_normalized_have_no_statistics_to_check(tmp_path: Path) -> None:
-    found = inspect_store(
+    report = inspect_store(
         make(tmp_path / "store", standardized=True, betas=lambda values: values - 100)
     )
-    assert not {"voxels vary", "standardization"} & {check.name for check in found.checks}
-    assert found.info["betas"] == "standardized already"
+    assert not {"voxels vary", "standardization"} & {check.name for check in report.checks}
+    assert report.info["betas"] == "standardized already"
 
 
-def test_what_is_odd_stands_first() -> None:
+def test_failed_checks_come_first() -> None:
     checks = [QCResult("a", "x", True, "1"), QCResult("a", "y", True, "2"), QCResult("b", "x", False, "3"), QCResult("b", "y", True, "4")]  # fmt: skip
     assert group_results(checks) == [
         checks[2],
@@ -187,14 +190,14 @@ def test_what_is_odd_stands_first() -> None:
 
 
 @pytest.mark.parametrize("ceilings", [True, False])
-def test_the_page_is_whole(tmp_path: Path, ceilings: bool) -> None:
-    store = make(tmp_path / "store", ceilings=ceilings, told=9)
+def test_the_page_is_complete(tmp_path: Path, ceilings: bool) -> None:
+    store = make(tmp_path / "store", ceilings=ceilings, n_described=9)
     store.add_conversations(pd.DataFrame([{"subject": "sub-02", "trial_index": 5, "source": "before", "turns": [{"role": "user", "content": "<fMRI> What <b>before</b>?"}, {"role": "assistant", "content": "a dog"}], "answers": ["a dog"]}]))  # fmt: skip
     create_split(store, "half", "stimulus", fractions={"test": 0.5})
     data = Store(store.path, "half")
-    found = inspect_store(data)
-    assert found.info["split"] == "half (others: half)"
-    page = write_store_report(found, data, tmp_path / "page")
+    report = inspect_store(data)
+    assert report.info["split"] == "half (others: half)"
+    page = write_store_report(report, data, tmp_path / "page")
     names = {"index.html", "coverage.png", "trials.png"} | (
         {"noise-ceiling.png"} if ceilings else set()
     )
@@ -205,10 +208,10 @@ def test_the_page_is_whole(tmp_path: Path, ceilings: bool) -> None:
         assert (tmp_path / "page" / name).read_bytes().startswith(b"\x89PNG")
     assert "</html>" in html
     assert "half (others: half)" in html
-    assert all(f"<td>{name}</td>" in html for name in PEOPLE)
-    assert (found.samples[-1].about, found.samples[-1].source) == ("trial 5 of sub-02", "before")
-    assert len(found.samples) == 3, "two of each source, where there are two"
-    for sample in found.samples:
+    assert all(f"<td>{name}</td>" in html for name in SUBJECTS)
+    assert (report.samples[-1].about, report.samples[-1].source) == ("trial 5 of sub-02", "before")
+    assert len(report.samples) == 3, "two of each source, where there are two"
+    for sample in report.samples:
         assert f"{sample.source}, {sample.about}" in html
         assert sample.turns[-1]["content"] in html
     assert "&lt;b&gt;before&lt;/b&gt;" in html, "text is shown as it is"

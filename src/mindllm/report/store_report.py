@@ -21,6 +21,7 @@ from mindllm.utils.files import atomic_directory
 from mindllm.utils.progress import progress_bar
 
 SAMPLES_PER_SOURCE = 2
+SOURCE_FORMATS = {"share": "{:.0%}", "fraction": "{:.0%}", "words": "{:.1f}"}  # by column
 MIN_TOP_CEILING = 5.0  # percent; smallest end of the color scale
 
 
@@ -235,10 +236,12 @@ def _format_range(values: Sequence[float]) -> str:
 def describe_sources(store: Store) -> TextTable:
     """Return the conversations per instruction source."""
     table = summary(store)
-    formats = {"share": "{:.0%}", "words": "{:.1f}"}
-    texts = table.assign(**{name: table[name].map(f.format) for name, f in formats.items()})
-    rows = [[str(cell) for cell in row] for row in texts.itertuples(index=False)]
-    return TextTable("Text", "", [str(name) for name in texts.columns], rows)
+    columns = [str(name) for name in table.columns]
+    rows = [
+        [SOURCE_FORMATS.get(name, "{}").format(cell) for name, cell in zip(columns, row)]
+        for row in table.itertuples(index=False)
+    ]
+    return TextTable("Text", "", columns, rows)
 
 
 def sample_conversations(store: Store, rng: np.random.Generator) -> list[ConversationSample]:
