@@ -20,7 +20,6 @@ from mindllm.evaluation.evaluator import evaluate
 from mindllm.evaluation.results import EvaluationResult, MetricRow, SubjectInfo
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.metrics.registry import METRICS
-from mindllm.model.attention_maps import attention_by_parcel, attention_map, attention_mass
 from mindllm.model.modeling import MindLLM
 from mindllm.report.summary import summarize_findings
 from mindllm.report.write import to_table, write_report
@@ -357,29 +356,3 @@ def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> N
     )
     with np.load(tmp_path / "out" / "candidate_log_likelihoods.npz", allow_pickle=False) as file:
         assert set(file.files) == {"candidates", "null_tokens", "sub-01", "sub-02"}
-
-
-def test_attention_is_a_map_whose_mean_is_one(
-    tiny_model: MindLLM, space: VoxelMasker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    image = attention_map(tiny_model, space)
-    values = image.get_fdata()[tuple(space.voxel_indices.T)]
-    assert image.shape == space.shape
-    assert values.mean() == pytest.approx(1, rel=1e-5)
-    assert (values > 0).all()
-    with torch.inference_mode():
-        whole = (
-            tiny_model.encoder.attention_weights(tiny_model.encoder.prepare_voxels(space))
-            .mean(0)
-            .numpy()
-        )
-    np.testing.assert_allclose(values, whole * len(space), rtol=1e-4)
-    monkeypatch.setattr("mindllm.model.attention_maps.CHUNK_BYTES", 4 * len(space) * 3)
-    np.testing.assert_allclose(attention_mass(tiny_model, space), whole, rtol=1e-4)
-
-
-def test_attention_by_region_leaves_nothing_out(tiny_model: MindLLM, space: VoxelMasker) -> None:
-    table = attention_by_parcel(tiny_model, space)
-    assert set(table["parcellation"]) == set(space.parcel_labels)
-    np.testing.assert_allclose(table.groupby("parcellation")[["attention", "voxel_share"]].sum(), 1)
-    assert table.groupby("parcellation")["voxels"].sum().eq(len(space)).all()

@@ -17,7 +17,7 @@ from mindllm.metrics.calibration import Estimate
 from mindllm.metrics.identification import rank_scores
 from mindllm.metrics.inference import bootstrap_interval, subject_means
 from mindllm.metrics.registry import METRICS
-from mindllm.model.attention_maps import NOWHERE, attention_by_parcel
+from mindllm.model.attention_maps import NO_PARCEL, attention_by_parcel
 from mindllm.utils.progress import progress_bar
 from mindllm.utils.seeds import subject_seed
 
@@ -174,13 +174,13 @@ def largest_parcels(
 ) -> list[tuple[str, str, float]]:
     """Return the parcels with the most attention, summed over subjects: atlas, parcel, fraction."""
     table = pd.concat([attention_by_parcel(predictor.model, store.masker(s)) for s in subjects])
-    table = table[table["region"] != NOWHERE].groupby(["parcellation", "region"])[
-        ["attention", "voxel_share"]
+    table = table[table["parcel"] != NO_PARCEL].groupby(["atlas", "parcel"])[
+        ["attention", "voxel_fraction"]
     ].sum() / len(subjects)
-    table = table[table["voxel_share"] > MIN_VOXEL_FRACTION]
+    table = table[table["voxel_fraction"] > MIN_VOXEL_FRACTION]
     table = table.sort_values("attention", ascending=False).head(N_PARCELS).reset_index()
-    fractions = table["voxel_share"].astype(float)
-    return list(zip(table["parcellation"], table["region"], fractions, strict=True))
+    fractions = table["voxel_fraction"].astype(float)
+    return list(zip(table["atlas"], table["parcel"], fractions, strict=True))
 
 
 def parcel_voxels(store: Store, subject: str, atlas: str, parcel: str) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Where the fMRI tokens look: the attention A is a map of the brain, the same for every trial of a person."""
+"""Attention of the fMRI tokens over voxels, the same for every trial of a subject."""
+
+from collections.abc import Mapping
 
 import nibabel as nib
 import numpy as np
@@ -10,18 +12,31 @@ from mindllm.model.encoder import VoxelFeatures
 from mindllm.model.modeling import MindLLM
 
 CHUNK_BYTES = 2**26
-NOWHERE = "(in no region)"
+NO_PARCEL = "(no parcel)"
+COLUMNS = ("atlas", "parcel", "n_voxels", "attention", "voxel_fraction", "relative_attention")
 
 
 @torch.inference_mode()
 def attention_mass(model: MindLLM, masker: VoxelMasker | VoxelFeatures) -> np.ndarray:
-    """The share of the attention that each voxel gets, averaged over the queries: (V,) float64, sums to one.
+    """Fraction of the attention that each voxel gets, averaged over the queries.
 
-    A (N, V) is made a few queries at a time, so that 200,000 voxels and 1,024 queries fit in little memory.
+    Attention weights (num_queries, n_voxels) are computed for a few queries at a time, so that
+    200,000 voxels and 1,024 queries fit in little memory.
+
+    Parameters
+    ----------
+    model : MindLLM
+    masker : VoxelMasker
+        The subject's voxels (or what `encoder.prepare_voxels` made of them).
+
+    Returns
+    -------
+    ndarray of shape (n_voxels,), float64
+        Sums to one.
     """
     encoder = model.encoder
     voxels = masker if isinstance(masker, VoxelFeatures) else encoder.prepare_voxels(masker)
-    keys = encoder.compute_keys(voxels)  # (V, d)
+    keys = encoder.compute_keys(voxels)  # (n_voxels, key_dim)
     total = torch.zeros(len(keys), dtype=torch.float32, device=keys.device)
     for queries in encoder.queries.split(max(1, CHUNK_BYTES // (4 * len(keys)))):
         total += torch.softmax(queries @ keys.T * encoder.scale, -1).sum(0)
@@ -30,33 +45,63 @@ def attention_mass(model: MindLLM, masker: VoxelMasker | VoxelFeatures) -> np.nd
 
 
 def attention_map(model: MindLLM, masker: VoxelMasker) -> nib.Nifti1Image:
-    """Where the tokens look, on the subject's grid: 1 = as much as if every voxel were looked at alike; 0 outside the voxels."""
-    return masker.inverse_transform(
-        (attention_mass(model, masker) * len(masker)).astype(np.float32)
-    )
+    """Attention as an image on the subject's grid.
+
+    Parameters
+    ----------
+    model : MindLLM
+    masker : VoxelMasker
+
+    Returns
+    -------
+    Nifti1Image
+        Attention relative to its mean over voxels: 1 is what uniform attention gives every voxel;
+        0 outside the mask.
+    """
+    relative_attention = attention_mass(model, masker) * len(masker)
+    return masker.inverse_transform(relative_attention.astype(np.float32))
 
 
 def attention_by_parcel(model: MindLLM, masker: VoxelMasker) -> pd.DataFrame:
-    """Attention per region, most first: `parcellation`, `region`, `voxels`, `attention` (share; sums to one per parcellation),
-    `voxel_share`, and `times_uniform` = attention / voxel_share.
+    """Attention per parcel of every atlas.
 
-    Voxels that a parcellation does not label stand together in one row, so that nothing is left out of the sum.
+    Parameters
+    ----------
+    model : MindLLM
+    masker : VoxelMasker
+
+    Returns
+    -------
+    DataFrame
+        `atlas`, `parcel`, `n_voxels`, `attention` and `voxel_fraction` (fractions of all attention
+        and of all voxels; both sum to one per atlas), `relative_attention` (their ratio). Per atlas
+        the parcel with the most attention comes first; voxels without a parcel are one row.
     """
     mass = attention_mass(model, masker)
-    tables = []
-    for parcellation, numbers in masker.parcel_labels.items():
-        names = {0: NOWHERE} | dict(masker.parcel_names[parcellation])
-        found, member = np.unique(numbers, return_inverse=True)
-        counts = np.bincount(member)
-        table = pd.DataFrame(
-            {
-                "parcellation": parcellation,
-                "region": [names[int(n)] for n in found],
-                "voxels": counts,
-            }
-        )
-        table = table.assign(attention=np.bincount(member, mass), voxel_share=counts / len(masker))
-        tables.append(table.sort_values("attention", ascending=False, kind="stable"))
-    columns = ["parcellation", "region", "voxels", "attention", "voxel_share"]
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-    return table.assign(times_uniform=table["attention"] / table["voxel_share"])
+    tables = [
+        sum_by_parcel(mass, labels, masker.parcel_names[atlas]).assign(atlas=atlas)
+        for atlas, labels in masker.parcel_labels.items()
+    ]
+    if not tables:
+        return pd.DataFrame(columns=list(COLUMNS))
+    table = pd.concat(tables, ignore_index=True)
+    table = table.assign(relative_attention=table["attention"] / table["voxel_fraction"])
+    return table[list(COLUMNS)]
+
+
+def sum_by_parcel(
+    mass: np.ndarray, labels: np.ndarray, parcel_names: Mapping[int, str]
+) -> pd.DataFrame:
+    """Attention (n_voxels,) summed over the parcels of one atlas; the largest sum comes first."""
+    numbers, positions = np.unique(labels, return_inverse=True)
+    names = {0: NO_PARCEL} | dict(parcel_names)
+    counts = np.bincount(positions)
+    table = pd.DataFrame(
+        {
+            "parcel": [names[int(number)] for number in numbers],
+            "n_voxels": counts,
+            "attention": np.bincount(positions, mass),
+            "voxel_fraction": counts / len(mass),
+        }
+    )
+    return table.sort_values("attention", ascending=False, kind="stable")

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mindllm.data.store import Store
 from mindllm.fmri.masker import VoxelMasker
-from mindllm.model.attention_maps import NOWHERE, attention_by_parcel, attention_mass
+from mindllm.model.attention_maps import NO_PARCEL, attention_by_parcel, attention_mass
 from mindllm.model.modeling import MindLLM
 from mindllm.plotting.brain import plot_attention, plot_voxel_coverage
 
@@ -119,14 +119,14 @@ def top_parcels(tables: Sequence[pd.DataFrame]) -> list[ParcelAttention]:
         Means over subjects, 0 for those that lack the parcel; by atlas, most attention first.
     """
     table = pd.concat(tables)
-    table = table[table["region"] != NOWHERE]
+    table = table[table["parcel"] != NO_PARCEL]
     if table.empty:
         return []
-    keys, values = ["parcellation", "region"], ["attention", "voxel_share"]
+    keys, values = ["atlas", "parcel"], ["attention", "voxel_fraction"]
     means = (table.groupby(keys)[values].sum() / len(tables)).reset_index()
     means = means.sort_values("attention", ascending=False)
-    top = means.groupby("parcellation", sort=True).head(TOP_PARCELS)
-    top = top.sort_values(["parcellation", "attention"], ascending=[True, False])
+    top = means.groupby("atlas", sort=True).head(TOP_PARCELS)
+    top = top.sort_values(["atlas", "attention"], ascending=[True, False])
     return [
         ParcelAttention(atlas, parcel, float(mass), float(part), float(mass / part))
         for atlas, parcel, mass, part in top[[*keys, *values]].itertuples(index=False)
