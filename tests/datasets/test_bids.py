@@ -1,4 +1,4 @@
-"""BIDS derivatives into a store: planted values come back, and every missing or odd file is named."""
+"""BIDS derivatives: planted betas come back, and every missing or damaged file is named."""
 
 import logging
 from pathlib import Path
@@ -26,7 +26,7 @@ def one(root: Path, pattern: str) -> Path:
 
 
 def test_planted_values_come_back(tmp_path: Path) -> None:
-    """An oblique grid, int16 with slope and intercept, two sessions in folders of their own, a parcellation."""
+    """An oblique grid, int16 with slope and intercept, two sessions in two folders, an atlas."""
     planted = make_bids(tmp_path / "bids")
     store = BIDSReader(tmp_path / "bids").prepare(tmp_path / "store")
     assert store.subjects == ["sub-01", "sub-02"]
@@ -171,26 +171,56 @@ def truncated(root: Path) -> None:
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "no mask": (no_mask, r"sub-01 has no mask: expected \*_desc-brain_mask.nii\* or \*_desc-R2mean_statmap"),
+    "no mask": (
+        no_mask,
+        r"sub-01 has no mask: expected \*_desc-brain_mask.nii\* or \*_desc-R2mean_statmap",
+    ),
     "two masks": (two_masks, r"sub-01 has 2 masks that match .*Name one with --mask"),
-    "no trials": (no_trials, r"no file .*sub-01_ses-02_task-images_desc-SingletrialBetas_trials.tsv: expected the table"),
-    "rows": (lambda r: edit(r, lambda t: t.iloc[:-1]), r"lists 11 volumes \(0 to 10\), but .* has 12"),
-    "numbered from 1": (lambda r: edit(r, lambda t: t.assign(volume=t["volume"] + 1)), r"lists 12 volumes \(1 to 12\)"),
+    "no trials": (
+        no_trials,
+        r"no file .*sub-01_ses-02_task-images_desc-SingletrialBetas_trials.tsv: expected the table",
+    ),
+    "rows": (
+        lambda r: edit(r, lambda t: t.iloc[:-1]),
+        r"lists 11 volumes \(0 to 10\), but .* has 12",
+    ),
+    "numbered from 1": (
+        lambda r: edit(r, lambda t: t.assign(volume=t["volume"] + 1)),
+        r"lists 12 volumes \(1 to 12\)",
+    ),
     "columns": (
         lambda r: edit(r, lambda t: t.rename(columns={"stimulus": "picture"})),
         r"has the columns \['volume', 'picture', 'caption'\]; expected `volume` and `stimulus`",
     ),
-    "gap": (lambda r: edit(r, lambda t: t.assign(stimulus=t["stimulus"].where(t.index > 0))), r"trials.tsv has 1 rows without a stimulus"),
-    "empty table": (lambda r: one(r, "sub-01_ses-02*_trials.tsv").write_text(""), "cannot be read as a tab-separated"),
-    "other grid": (other_grid, r"atlas visual .*atlas-visual_space-MNI152_dseg.nii.gz is on another grid than the mask"),
-    "no lookup": (lambda r: one(r, "atlas-visual_dseg.tsv").unlink(), "atlas visual: no lookup table"),
+    "gap": (
+        lambda r: edit(r, lambda t: t.assign(stimulus=t["stimulus"].where(t.index > 0))),
+        r"trials.tsv has 1 rows without a stimulus",
+    ),
+    "empty table": (
+        lambda r: one(r, "sub-01_ses-02*_trials.tsv").write_text(""),
+        "cannot be read as a tab-separated",
+    ),
+    "other grid": (
+        other_grid,
+        r"atlas visual .*atlas-visual_space-MNI152_dseg.nii.gz is on another grid than the mask",
+    ),
+    "no lookup": (
+        lambda r: one(r, "atlas-visual_dseg.tsv").unlink(),
+        "atlas visual: no lookup table",
+    ),
     "truncated": (truncated, r"sub-01_ses-02.* is damaged or truncated: its header promises shape"),
-    "description": (lambda r: (r / "dataset_description.json").write_text("{"), "dataset_description.json is damaged"),
+    "description": (
+        lambda r: (r / "dataset_description.json").write_text("{"),
+        "dataset_description.json is damaged",
+    ),
     "captions": (
-        lambda r: ((r / "stimuli").mkdir(), (r / "stimuli" / "captions.tsv").write_text("image\ttext\n1\tx\n")),
+        lambda r: (
+            (r / "stimuli").mkdir(),
+            (r / "stimuli" / "captions.tsv").write_text("image\ttext\n1\tx\n"),
+        ),
         r"captions.tsv has the columns \['image', 'text'\]; expected `stimulus` and `caption`",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BAD)

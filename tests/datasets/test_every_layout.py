@@ -1,7 +1,8 @@
-"""Off by one nowhere: in every layout, a trial is told what its own values say was shown, and nothing of what stands beside it.
+"""In every layout, a trial's text is about the stimulus that its betas stand for, and no other.
 
-In each small data set some voxels at known places hold a number that stands for what was shown. From there to the text
-that a training step reads, nothing is taken from the readers: the voxel is found by its millimetres in MNI space.
+In each small data set some voxels at known coordinates hold a number that stands for the stimulus.
+From there to the text of a training step, nothing is taken from the readers: the voxel is found by
+its MNI coordinates.
 """
 
 import json
@@ -53,8 +54,9 @@ class Mark:
 class Planted:
     """A store and what was planted in it.
 
-    marks: subject -> voxels; thing: what their values mean.  shown: subject -> what each trial shows; runs: in which run,
-    None where the data do not tell the order of trials.  names: thing -> stimulus.  images: the table of COCO ids, for trials that have
+    marks: subject -> voxels; thing: what their values mean.  shown: subject -> what each trial
+    shows; runs: in which run, None where the order of trials is not known.  names: thing ->
+    stimulus.  images: the table of COCO ids, for trials that have
     none.  step: how far apart the COCO ids of neighbouring images are.
     """
 
@@ -157,7 +159,14 @@ def in_mosaic(root: Path) -> Planted:
     store = mosaic.MOSAICReader(root, surface_dir=root / "anatomy").prepare(
         root / "store", dtype="float32"
     )
-    names = {262145: "coco:262145", 9: "coco:9", 25: "coco:25", "012": "NSD:012", "n01440764_1": "imagenet:n01440764_1", "tower_a_b": "BOLD5000:tower_a_b"}  # fmt: skip
+    names = {
+        262145: "coco:262145",
+        9: "coco:9",
+        25: "coco:25",
+        "012": "NSD:012",
+        "n01440764_1": "imagenet:n01440764_1",
+        "tower_a_b": "BOLD5000:tower_a_b",
+    }
 
     def thing_of(picture: str) -> Thing:
         stem = Path(picture).stem
@@ -197,10 +206,23 @@ def in_glmsingle(root: Path) -> Planted:
         ]
         for s in subjects
     }
-    runs = {s: [f"{e}.{n // 4}" for (who, e), count in test_glmsingle.TRIALS.items() if who == s for n in range(count)] for s in subjects}  # fmt: skip
+    runs = {
+        s: [
+            f"{e}.{n // 4}"
+            for (who, e), count in test_glmsingle.TRIALS.items()
+            if who == s
+            for n in range(count)
+        ]
+        for s in subjects
+    }
     return Planted(
-        store, dict.fromkeys(subjects, mark), lambda s, value: things[round(value - 0.5)], shown, dict(zip(things, test_glmsingle.STIMULI, strict=True)), runs
-    )  # fmt: skip
+        store,
+        dict.fromkeys(subjects, mark),
+        lambda s, value: things[round(value - 0.5)],
+        shown,
+        dict(zip(things, test_glmsingle.STIMULI, strict=True)),
+        runs,
+    )
 
 
 def in_laion(root: Path) -> Planted:
@@ -236,9 +258,14 @@ def in_laion(root: Path) -> Planted:
     }
     images = pd.DataFrame({"stimulus": labels, "coco_id": number.values()})
     return Planted(
-        store, dict.fromkeys(shown, mark), lambda s, value: meaning[s][value], shown,
-        {thing: label for label, thing in number.items()}, runs, images,
-    )  # fmt: skip
+        store,
+        dict.fromkeys(shown, mark),
+        lambda s, value: meaning[s][value],
+        shown,
+        {thing: label for label, thing in number.items()},
+        runs,
+        images,
+    )
 
 
 def in_bids(root: Path) -> Planted:
@@ -268,7 +295,15 @@ def in_bids(root: Path) -> Planted:
     relabel(atlas, dict.fromkeys(places.values(), 3))
     names: dict[Thing, str] = {300 + n: f"stim{n}" for n in range(6)}
     images = pd.DataFrame({"stimulus": names.values(), "coco_id": names.keys()})
-    return Planted(bids.BIDSReader(root).prepare(root / "store"), marks, lambda s, value: 300 + round((value - 40) / 5), shown, names, runs, images)  # fmt: skip
+    return Planted(
+        bids.BIDSReader(root).prepare(root / "store"),
+        marks,
+        lambda s, value: 300 + round((value - 40) / 5),
+        shown,
+        names,
+        runs,
+        images,
+    )
 
 
 def in_prepared(root: Path, layout: str) -> Planted:
@@ -305,7 +340,14 @@ def in_prepared(root: Path, layout: str) -> Planted:
         else:
             for split, images in splits.items():
                 for image in images:
-                    file = root / "data" / "webdataset_avg_split" / split / subject / f"sample{900 - image:06d}.nsdgeneral.npy"  # fmt: skip
+                    file = (
+                        root
+                        / "data"
+                        / "webdataset_avg_split"
+                        / split
+                        / subject
+                        / f"sample{900 - image:06d}.nsdgeneral.npy"
+                    )
                     values = np.load(file)
                     values[:, 7] = image
                     np.save(file, values)
@@ -346,12 +388,19 @@ def write_coco(folder: Path, images: Sequence[int]) -> None:
     folder.mkdir()
     for split, parity in (("train", 0), ("val", 1)):
         some = [image for image in images if image % 2 == parity]
-        lines = [(image, 2 * image + k, f"{word} picture of #{image}#.") for k, word in enumerate(("One", "Another")) for image in some]  # fmt: skip
+        lines = [
+            (image, 2 * image + k, f"{word} picture of #{image}#.")
+            for k, word in enumerate(("One", "Another"))
+            for image in some
+        ]
         content = {
-            "info": {"description": "COCO 2017 Dataset"}, "licenses": [],
+            "info": {"description": "COCO 2017 Dataset"},
+            "licenses": [],
             "images": [{"file_name": f"{image:012}.jpg", "id": image} for image in some],
-            "annotations": [{"image_id": image, "id": number, "caption": text} for image, number, text in lines],
-        }  # fmt: skip
+            "annotations": [
+                {"image_id": image, "id": number, "caption": text} for image, number, text in lines
+            ],
+        }
         (folder / f"captions_{split}2017.json").write_text(json.dumps(content))
 
 
@@ -364,10 +413,19 @@ def write_vqa(folder: Path, images: Sequence[int]) -> None:
         for image in images
     ]
     said = [
-        {"image_id": image, "question_id": 1000 * image, "question_type": "is", "answer_type": "other", "multiple_choice_answer": f"#{image}#",
-         "answers": [{"answer": f"#{image}#", "answer_confidence": "yes", "answer_id": k} for k in range(1, 11)]}
+        {
+            "image_id": image,
+            "question_id": 1000 * image,
+            "question_type": "is",
+            "answer_type": "other",
+            "multiple_choice_answer": f"#{image}#",
+            "answers": [
+                {"answer": f"#{image}#", "answer_confidence": "yes", "answer_id": k}
+                for k in range(1, 11)
+            ],
+        }
         for image in images[::-1]
-    ]  # fmt: skip
+    ]
     (folder / "v2_OpenEnded_mscoco_train2014_questions.json").write_text(
         json.dumps(info | {"questions": asked})
     )
@@ -383,12 +441,15 @@ def beside(numbers: Iterable[int], step: int) -> list[int]:
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    """A store of each layout, with every source of text; the images beside those that were shown are told of too."""
+    """A store of each layout, with every source of text, also about images that were not shown."""
     planted = LAYOUTS[request.param](tmp_path_factory.mktemp("layout"))
     planted.read()
     store, files = planted.store, planted.store.path.parent / "files"
     files.mkdir()
-    images = beside([thing for some in planted.shown.values() for thing in some if isinstance(thing, int)], planted.step)  # fmt: skip
+    images = beside(
+        [thing for some in planted.shown.values() for thing in some if isinstance(thing, int)],
+        planted.step,
+    )
     write_coco(files / "coco", images)
     write_vqa(files / "vqa", images)
     own = {name: f"Own words about #{thing}#" for thing, name in planted.names.items()}

@@ -1,4 +1,4 @@
-"""GLMsingle's outputs in each of its formats: planted betas read back, and tables that do not fit refused."""
+"""GLMsingle's outputs in each format: planted betas come back; wrong tables are refused."""
 
 import shutil
 from pathlib import Path
@@ -47,9 +47,18 @@ def mask(subject: str) -> np.ndarray:
 def write_python(
     folder: Path, values: np.ndarray, conditions: np.ndarray, pickle: bool = False
 ) -> None:
-    """What glmsingle.py writes: every key a data set at the root in C order, None as an empty one; or a dictionary in a .npy."""
+    """What glmsingle.py writes: each key a data set at the root in C order, None an empty one.
+
+    Or a dictionary in a .npy file.
+    """
     folder.mkdir(parents=True)
-    rest: dict[str, Any] = {"R2": values[..., 0], "FRACvalue": values[..., 0], "pcnum": 3, "meanvol": values[..., 0], "noisepool": None}  # fmt: skip
+    rest: dict[str, Any] = {
+        "R2": values[..., 0],
+        "FRACvalue": values[..., 0],
+        "pcnum": 3,
+        "meanvol": values[..., 0],
+        "noisepool": None,
+    }
     np.save(
         folder / "DESIGNINFO.npy",
         np.array({"stimorder": conditions.tolist(), "numtrialrun": [len(conditions)]}),
@@ -84,7 +93,17 @@ def design(**columns: Any) -> pd.DataFrame:
     rows = []
     for subject, session in TRIALS:
         for n, condition in enumerate(shown(subject, session)):
-            rows.append({"subject": subject, "session": session, "run": str(1 + n // 4), "file": f"{subject}/ses-{session}", "stimulus": STIMULI[condition], "caption": f"a {STIMULI[condition]}", "coco_id": 1000 + condition if condition else None})  # fmt: skip
+            rows.append(
+                {
+                    "subject": subject,
+                    "session": session,
+                    "run": str(1 + n // 4),
+                    "file": f"{subject}/ses-{session}",
+                    "stimulus": STIMULI[condition],
+                    "caption": f"a {STIMULI[condition]}",
+                    "coco_id": 1000 + condition if condition else None,
+                }
+            )
     return pd.DataFrame(rows).assign(**columns)
 
 
@@ -167,7 +186,9 @@ def test_voxels_in_a_row_are_those_of_the_mask(root: Path, tmp_path: Path) -> No
     fortran = values.transpose(2, 1, 0, 3)[inside.T]  # MATLAB's data(mask)
     write_matlab(root / "sub-01" / "ses-4", fortran[:, None, None], rows)
     table = design().query("subject == 'sub-01' and session == '1'")
-    table = pd.concat([table.assign(file=f"sub-01/ses-{n}", session=str(n)) for n in (3, 4)]).assign(mask="masks/sub-01_mask.nii.gz")  # fmt: skip
+    table = pd.concat(
+        [table.assign(file=f"sub-01/ses-{n}", session=str(n)) for n in (3, 4)]
+    ).assign(mask="masks/sub-01_mask.nii.gz")
     table.to_csv(root / "row.csv", index=False)
     store = prepare(root, tmp_path / "store", design=root / "row.csv", mask=None)
     np.testing.assert_array_equal(store.betas("sub-01"), np.concatenate([values[inside].T] * 2))
@@ -219,7 +240,8 @@ def test_nothing_in_a_pickle_is_run(root: Path, tmp_path: Path) -> None:
     np.save(file, content | {"params": Bad()}, allow_pickle=True)
     with pytest.raises(
         InputError,
-        match=r"it names pathlib\.Path\.touch|it names builtins\.getattr|which is neither a number nor text",
+        match=r"it names pathlib\.Path\.touch|it names builtins\.getattr|"
+        r"which is neither a number nor text",
     ):
         prepare(tmp_path / "copy", tmp_path / "store")
     assert not (tmp_path / "run").exists()
@@ -231,13 +253,23 @@ def test_nothing_in_a_pickle_is_run(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stimulus": np.roll(design()["stimulus"], 1)}, r"disagrees with .*DESIGNINFO\.\w+ about \d+ pairs"),
-        ({"file": "sub-01/ses-1"}, r"sub-01.*ses-1.* has 20 trials; the design table has 36 for it"),
-        ({"file": "sub-09"}, r"there is no .*sub-09/TYPED_FITHRF_GLMDENOISE_RR\.hdf5, \.mat or \.npy \(found: no output"),
+        (
+            {"stimulus": np.roll(design()["stimulus"], 1)},
+            r"disagrees with .*DESIGNINFO\.\w+ about \d+ pairs",
+        ),
+        (
+            {"file": "sub-01/ses-1"},
+            r"sub-01.*ses-1.* has 20 trials; the design table has 36 for it",
+        ),
+        (
+            {"file": "sub-09"},
+            r"there is no .*sub-09/TYPED_FITHRF_GLMDENOISE_RR\.hdf5, \.mat or \.npy "
+            r"\(found: no output",
+        ),
         ({"stimulus": None}, "has 50 rows without a stimulus"),
         ({"mask": [f"masks/{n}.nii.gz" for n in range(50)]}, "sub-01 has 36 masks; expected one"),
     ],
-)  # fmt: skip
+)
 def test_tables_that_do_not_fit(root: Path, tmp_path: Path, change: dict, message: str) -> None:
     design(**change).to_csv(root / "design.tsv", sep="\t", index=False)
     with pytest.raises(InputError, match=message):
@@ -276,7 +308,8 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
 
     file.write_bytes(whole[: len(whole) // 2])
     attempt(
-        r"ses-1/TYPED_FITHRF_GLMDENOISE_RR\.hdf5 is damaged, truncated, or holds no single-trial betas"
+        r"ses-1/TYPED_FITHRF_GLMDENOISE_RR\.hdf5 is damaged, truncated, "
+        r"or holds no single-trial betas"
     )
     with h5py.File(file, "w") as content:
         content["R2"] = np.zeros(GRID)

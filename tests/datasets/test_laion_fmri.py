@@ -1,4 +1,4 @@
-"""LAION-fMRI's layout: a small faithful copy, with planted betas, places and ROIs, read back to what was planted."""
+"""LAION-fMRI's layout: planted betas, coordinates and ROIs of a small faithful copy come back."""
 
 import logging
 import shutil
@@ -50,8 +50,12 @@ def shown(person: str, session: int) -> list[str]:
 
 
 def lta(matrix: np.ndarray) -> str:
-    """The transform as FreeSurfer writes it from voxels to voxels, the two volumes having grids of their own."""
-    volume = "valid = 1  # volume info valid\nfilename = orig.mgz\nvolume = 256 256 256\nvoxelsize = {0} {0} {0}\nxras   = -1 0 0\nyras   = 0 0 -1\nzras   = 0 1 0\ncras   = {1} 2 3\n"
+    """The transform as FreeSurfer writes it from voxels to voxels, of two grids."""
+    volume = (
+        "valid = 1  # volume info valid\nfilename = orig.mgz\nvolume = 256 256 256\n"
+        "voxelsize = {0} {0} {0}\nxras   = -1 0 0\nyras   = 0 0 -1\nzras   = 0 1 0\n"
+        "cras   = {1} 2 3\n"
+    )
     grids = []
     for size, centre in ((0.8, 5), (1, -1)):
         axes = np.array([[-1, 0, 0], [0, 0, 1], [0, -1, 0]]) * size
@@ -62,7 +66,11 @@ def lta(matrix: np.ndarray) -> str:
         )
     voxels = np.linalg.inv(grids[1]) @ matrix @ grids[0]
     rows = "\n".join(" ".join(f"{n:.15e}" for n in row) for row in voxels)
-    return f"type      = 0 # LINEAR_VOX_TO_VOX\nnxforms   = 1\nmean      = 0.0000 0.0000 0.0000\nsigma     = 10000.0000\n1 4 4\n{rows}\nsrc volume info\n{volume.format(0.8, 5)}dst volume info\n{volume.format(1, -1)}"
+    return (
+        "type      = 0 # LINEAR_VOX_TO_VOX\nnxforms   = 1\nmean      = 0.0000 0.0000 0.0000\n"
+        f"sigma     = 10000.0000\n1 4 4\n{rows}\nsrc volume info\n{volume.format(0.8, 5)}"
+        f"dst volume info\n{volume.format(1, -1)}"
+    )
 
 
 def write_laion(root: Path) -> None:
@@ -77,7 +85,14 @@ def write_laion(root: Path) -> None:
             values[MARK] = [code(image) for image in shown(name, n)]
             values[1, 1, n] = np.nan  # invalid in this session
             save(betas, values)
-            rows = pd.DataFrame({"session": f"ses-{n:02d}", "run": 1 + np.arange(trials) // 3, "beta_index": np.arange(trials), "label": shown(name, n)})  # fmt: skip
+            rows = pd.DataFrame(
+                {
+                    "session": f"ses-{n:02d}",
+                    "run": 1 + np.arange(trials) // 3,
+                    "beta_index": np.arange(trials),
+                    "label": shown(name, n),
+                }
+            )
             rows.sample(frac=1, random_state=0).to_csv(table, sep="\t", index=False)
         stem = f"{name}_task-images_space-T1w_"
         r2 = np.where(mask, rng.uniform(1, 50, GRID), 0).astype(np.float32)
@@ -106,7 +121,10 @@ def write_laion(root: Path) -> None:
                 save(p.rois / kind / f"{name}_space-T1w_res-1pt8_label-{label}_mask.nii.gz", values)
         p.transforms.mkdir(parents=True)
     rows = "\n".join(" ".join(map(str, row)) for row in TO_305[:3])
-    header = "MNI Transform File\n%VIO_Volume: orig.mgz\n\nTransform_Type = Linear;\nLinear_Transform =\n"
+    header = (
+        "MNI Transform File\n%VIO_Volume: orig.mgz\n\n"
+        "Transform_Type = Linear;\nLinear_Transform =\n"
+    )
     (laion_fmri.LAIONSubjectFiles(root, "sub-01").transforms / "talairach.xfm").write_text(
         f"{header}{rows};\n"
     )
@@ -117,13 +135,23 @@ def write_laion(root: Path) -> None:
     stimuli.mkdir()
     names = sorted({*images("sub-01"), *images("sub-03")})
     kinds = ["shared" if name in SHARED else "unique" for name in names]
-    pd.DataFrame({"image_name": names, "dataset": "LAION", "participant": "shared", "unique_or_shared": kinds, "n_reps": 4}).to_csv(stimuli / laion_fmri.METADATA, index=False)  # fmt: skip
+    pd.DataFrame(
+        {
+            "image_name": names,
+            "dataset": "LAION",
+            "participant": "shared",
+            "unique_or_shared": kinds,
+            "n_reps": 4,
+        }
+    ).to_csv(stimuli / laion_fmri.METADATA, index=False)
     lines = [
         (name, rank, "ai" if rank == 0 else "human", f"{name}, said {rank}")
         for name in names
         for rank in (2, 0, 1)
     ]
-    pd.DataFrame(lines, columns=["image_name", "caption_idx", "source", "caption"]).to_csv(stimuli / laion_fmri.CAPTIONS, index=False)  # fmt: skip
+    pd.DataFrame(lines, columns=["image_name", "caption_idx", "source", "caption"]).to_csv(
+        stimuli / laion_fmri.CAPTIONS, index=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +361,8 @@ def test_another_persons_files_are_noticed(root: Path, tmp_path: Path) -> None:
     table.to_csv(two.session(1)[1], sep="\t", index=False)
     with pytest.raises(
         InputError,
-        match=r"unique images were shown to several subjects, first unique_sub-01.* to sub-01, sub-03",
+        match=r"unique images were shown to several subjects, "
+        r"first unique_sub-01.* to sub-01, sub-03",
     ):
         laion_fmri.LAIONReader(copy, sessions=[1]).prepare(tmp_path / "store")
     table.assign(label="a.jpg").to_csv(two.session(1)[1], sep="\t", index=False)

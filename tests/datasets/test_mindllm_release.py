@@ -1,4 +1,4 @@
-"""The authors' prepared data in both layouts, read back to known values; and a published model's whole road."""
+"""The authors' prepared data in both layouts, and a published model from prepare to scores."""
 
 import json
 import shutil
@@ -41,27 +41,72 @@ def write_instructions(folder: Path) -> None:
     said = "<fMRI>\nPlease describe the fMRI as simply as possible."
     captions = [
         {
-            "coco_id": coco, "from": "coco-caption", "split": "train", "unique_key": coco,
-            "chat": [{"role": "user", "content": said}, {"role": "assistant", "content": caption(image, n)}],
+            "coco_id": coco,
+            "from": "coco-caption",
+            "split": "train",
+            "unique_key": coco,
+            "chat": [
+                {"role": "user", "content": said},
+                {"role": "assistant", "content": caption(image, n)},
+            ],
             "answers": [caption(image, m) for m in range(3)],
         }
         for image, coco in [*COCO.items(), (99, 99999)]
         for n in range(3)
-    ]  # fmt: skip
+    ]
     questions = [
         {
-            "coco_id": coco, "from": "coco-qa", "split": "test", "unique_key": n, "answers": "red",
-            "chat": [{"role": "user", "content": f"<fMRI>\nwhat is in image {image} ?\nAnswer the question with a short phrase."}, {"role": "assistant", "content": "red"}],
+            "coco_id": coco,
+            "from": "coco-qa",
+            "split": "test",
+            "unique_key": n,
+            "answers": "red",
+            "chat": [
+                {
+                    "role": "user",
+                    "content": f"<fMRI>\nwhat is in image {image} ?\n"
+                    "Answer the question with a short phrase.",
+                },
+                {"role": "assistant", "content": "red"},
+            ],
         }
         for n, (image, coco) in enumerate(COCO.items())
-    ]  # fmt: skip
-    explained = [{"coco_id": COCO[3], "from": "vqa-e", "split": "train", "answers": [["two", "2", "two"], "There are two."], "chat": [{"role": "user", "content": "<fMRI>\nHow many?"}, {"role": "assistant", "content": "two. Here is the explanation: There are two."}]}]  # fmt: skip
+    ]
+    explained = [
+        {
+            "coco_id": COCO[3],
+            "from": "vqa-e",
+            "split": "train",
+            "answers": [["two", "2", "two"], "There are two."],
+            "chat": [
+                {"role": "user", "content": "<fMRI>\nHow many?"},
+                {"role": "assistant", "content": "two. Here is the explanation: There are two."},
+            ],
+        }
+    ]
     before = [
-        {"sample_id": f"subject_1-{split}-{key}", "from": "coco-caption-previous", "split": split, "unique_key": 0, "answers": ["before"],
-         "chat": [{"role": "user", "content": "<fMRI>\nPlease describe the fMRI the subject saw previously."}, {"role": "assistant", "content": "before"}]}
+        {
+            "sample_id": f"subject_1-{split}-{key}",
+            "from": "coco-caption-previous",
+            "split": split,
+            "unique_key": 0,
+            "answers": ["before"],
+            "chat": [
+                {
+                    "role": "user",
+                    "content": "<fMRI>\nPlease describe the fMRI the subject saw previously.",
+                },
+                {"role": "assistant", "content": "before"},
+            ],
+        }
         for split, key in (("train", "4"), ("test", "1"), ("train", "999"))
-    ]  # fmt: skip
-    for name, samples in {"coco-qa": questions, "coco-caption": captions, "vqa-e": explained, "coco-caption-previous": before}.items():  # fmt: skip
+    ]
+    for name, samples in {
+        "coco-qa": questions,
+        "coco-caption": captions,
+        "vqa-e": explained,
+        "coco-caption-previous": before,
+    }.items():
         (folder / f"{name}.json").write_text(json.dumps(samples))
 
 
@@ -100,7 +145,7 @@ def order_of(person: int, images: range, repeats: int) -> list[list[int]]:
 
 
 def write_nsd0(root: Path, volumes: bool = False) -> None:
-    """One HDF5 file per person; every image twice in train and three times in test, in a random order."""
+    """One HDF5 file per subject; images twice in train, three times in test, in a random order."""
     (root / "data" / "nsd0").mkdir()
     for subject, mask in masks(root).items():
         person = int(subject[4:])
@@ -136,7 +181,7 @@ def write_mindeye(root: Path) -> None:
 @pytest.mark.parametrize("named", [True, False], ids=["nsdId", "cocoId"])
 @pytest.mark.parametrize("layout", ["nsd0", "nsd0 volumes", "mindeye"])
 def test_every_trial_has_its_values_and_its_text(root: Path, layout: str, named: bool) -> None:
-    """Off by one nowhere: the trial of image N has N's planted values, N's captions and N's question."""
+    """The trial of image N has N's planted betas, N's captions and N's question."""
     if layout == "mindeye":
         write_mindeye(root)
     else:
@@ -192,7 +237,9 @@ def test_validation_comes_from_training_stimuli(root: Path) -> None:
     assert kinds["test"] == {str(COCO[n]) for n in TEST}
     assert not kinds["val"] & (kinds["test"] | kinds["train"])
     before = store.conversations[store.conversations["stimulus"].isna()]
-    assert [(r.subject, r.source, r.answers) for r in before.itertuples()] == [("subj01", "coco-caption-previous", ["before"])] * 2  # fmt: skip
+    assert [(r.subject, r.source, r.answers) for r in before.itertuples()] == [
+        ("subj01", "coco-caption-previous", ["before"])
+    ] * 2
     keys = [
         store.trials("subj01").iloc[t][["split", "key"]].tolist() for t in before["trial_index"]
     ]
@@ -291,23 +338,56 @@ def leak(file: h5py.File) -> None:
 
 NSD0 = {
     "an image in train and test": (edit("subject_1.h5", leak), "1 stimuli stand in two splits"),
-    "nothing there": (lambda d: shutil.rmtree(d / "nsd0"), r"holds the layouts of no subject.*Expected nsd0/subject_1\.h5"),
+    "nothing there": (
+        lambda d: shutil.rmtree(d / "nsd0"),
+        r"holds the layouts of no subject.*Expected nsd0/subject_1\.h5",
+    ),
     "no masks": (lambda d: shutil.rmtree(d / "roi" / "subj02"), "roi has no folder subj02"),
     "a file cut": (lambda d: cut(d / "nsd0" / "subject_2.h5"), r"subject_2\.h5 is damaged"),
-    "no test": (edit("subject_2.h5", lambda f: f.__delitem__("test")), r"subject_2\.h5 has the groups \['train'\]; expected train and test"),
-    "no voxels": (edit("subject_1.h5", lambda f: f.__delitem__("train/5/visual_voxels")), r"the trial train/5 lacks visual_voxels"),
-    "other voxels": (edit("subject_1.h5", short_voxels), r"train/5/visual_voxels has shape \(7,\); the mask has \d+ voxels"),
+    "no test": (
+        edit("subject_2.h5", lambda f: f.__delitem__("test")),
+        r"subject_2\.h5 has the groups \['train'\]; expected train and test",
+    ),
+    "no voxels": (
+        edit("subject_1.h5", lambda f: f.__delitem__("train/5/visual_voxels")),
+        r"the trial train/5 lacks visual_voxels",
+    ),
+    "other voxels": (
+        edit("subject_1.h5", short_voxels),
+        r"train/5/visual_voxels has shape \(7,\); the mask has \d+ voxels",
+    ),
     "no text": (lambda d: shutil.rmtree(d / "cache"), "has no instruction files"),
-    "a text cut": (lambda d: cut(d / "cache" / "coco-caption.json"), r"coco-caption\.json is damaged or truncated"),
-    "another text": (lambda d: (d / "cache" / "coco-qa.json").write_text("{}"), r"coco-qa\.json holds dict; expected a list"),
-    "a sample of another kind": (instruct({"image": 3}), r"coco-qa\.json, sample 0 is not as published .*KeyError: 'sample_id'"),
+    "a text cut": (
+        lambda d: cut(d / "cache" / "coco-caption.json"),
+        r"coco-caption\.json is damaged or truncated",
+    ),
+    "another text": (
+        lambda d: (d / "cache" / "coco-qa.json").write_text("{}"),
+        r"coco-qa\.json holds dict; expected a list",
+    ),
+    "a sample of another kind": (
+        instruct({"image": 3}),
+        r"coco-qa\.json, sample 0 is not as published .*KeyError: 'sample_id'",
+    ),
     "a sample without a scan": (
-        instruct({"coco_id": COCO[0], "from": "coco-qa", "chat": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}),
+        instruct(
+            {
+                "coco_id": COCO[0],
+                "from": "coco-qa",
+                "chat": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}],
+            }
+        ),
         r"coco-qa\.json, sample 0: <fMRI> must stand exactly once",
     ),
-    "a table of other images": (lambda d: (d / "nsd_stim_info_merged.csv").write_text("nsdId,cocoId\n0,5\n"), "does not list 26 images"),
-    "another table": (lambda d: (d / "nsd_stim_info_merged.csv").write_text("a,b\n0,5\n"), r"has the columns \['a', 'b'\]; expected `nsdId` and `cocoId`"),
-}  # fmt: skip
+    "a table of other images": (
+        lambda d: (d / "nsd_stim_info_merged.csv").write_text("nsdId,cocoId\n0,5\n"),
+        "does not list 26 images",
+    ),
+    "another table": (
+        lambda d: (d / "nsd_stim_info_merged.csv").write_text("a,b\n0,5\n"),
+        r"has the columns \['a', 'b'\]; expected `nsdId` and `cocoId`",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", NSD0)
@@ -325,12 +405,30 @@ def test_what_is_wrong_is_said_and_mending_it_completes(root: Path, case: str) -
 
 
 MINDEYE = {
-    "no table": (lambda d: (d / "nsd_stim_info_merged.csv").unlink(), r"there is no .*nsd_stim_info_merged\.csv"),
-    "no val": (lambda d: shutil.rmtree(d / "webdataset_avg_split" / "val" / "subj02"), "val/subj02 has no"),
-    "no number": (lambda d: next(d.rglob("*.coco73k.npy")).unlink(), r"coco73k\.npy is missing, damaged or truncated"),
-    "cut": (lambda d: cut(next(d.rglob("*.nsdgeneral.npy"))), r"nsdgeneral\.npy is missing, damaged or truncated"),
-    "other voxels": (lambda d: np.save(next((d / "webdataset_avg_split" / "train" / "subj01").glob("*.nsdgeneral.npy")), np.zeros((3, 7))), r"has shape \(3, 7\); expected \(3, \d+\)"),
-}  # fmt: skip
+    "no table": (
+        lambda d: (d / "nsd_stim_info_merged.csv").unlink(),
+        r"there is no .*nsd_stim_info_merged\.csv",
+    ),
+    "no val": (
+        lambda d: shutil.rmtree(d / "webdataset_avg_split" / "val" / "subj02"),
+        "val/subj02 has no",
+    ),
+    "no number": (
+        lambda d: next(d.rglob("*.coco73k.npy")).unlink(),
+        r"coco73k\.npy is missing, damaged or truncated",
+    ),
+    "cut": (
+        lambda d: cut(next(d.rglob("*.nsdgeneral.npy"))),
+        r"nsdgeneral\.npy is missing, damaged or truncated",
+    ),
+    "other voxels": (
+        lambda d: np.save(
+            next((d / "webdataset_avg_split" / "train" / "subj01").glob("*.nsdgeneral.npy")),
+            np.zeros((3, 7)),
+        ),
+        r"has shape \(3, 7\); expected \(3, \d+\)",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", MINDEYE)

@@ -1,4 +1,4 @@
-"""MOSAIC's files: small faithful copies on all 91,282 grayordinates, read back to what was planted."""
+"""MOSAIC's files: planted betas of faithful copies on all 91,282 grayordinates come back."""
 
 import shutil
 from importlib.util import find_spec
@@ -16,18 +16,50 @@ from mindllm.fmri.grayordinates import FILES, GRAYORDINATES, STRUCTURES, load_gr
 from mindllm.utils.errors import InputError
 
 VERTICES, LEFT, RIGHT = 32492, 29696, 29716
-COUNTS = {26: 135, 58: 140, 18: 315, 54: 332, 16: 3472, 11: 728, 50: 755, 8: 8709, 47: 9144, 28: 706, 60: 712, 17: 764, 53: 795, 13: 297, 52: 260, 12: 1060, 51: 1010, 10: 1288, 49: 1248}  # fmt: skip
+COUNTS = {
+    26: 135,
+    58: 140,
+    18: 315,
+    54: 332,
+    16: 3472,
+    11: 728,
+    50: 755,
+    8: 8709,
+    47: 9144,
+    28: 706,
+    60: 712,
+    17: 764,
+    53: 795,
+    13: 297,
+    52: 260,
+    12: 1060,
+    51: 1010,
+    10: 1288,
+    49: 1248,
+}
 MARKS = [
     0,
     40000,
     91281,
 ]  # grayordinates that say which trial this is: left cortex, right cortex, thalamus
 NAN, NAN_ALL = 7, 59500
-# data set -> (picture, phase, repetition), in the order of the file; the same COCO image is tested in one, trained on in another
+# data set -> (picture, phase, repetition), in the order of the file; one COCO image is tested in
+# one data set and trained on in another
 SHOWN = {
-    "NSD": [("000000262145.jpg", "test", 0), ("000000262145.jpg", "test", 1), ("000000000009.jpg", "train", 0), ("000000000025.jpg", "train", 0), ("012.jpg", "test", 0)],
-    "BOLD5000": [("000000262145.jpg", "train", 0), ("n01440764_1.JPEG", "train", 0), ("tower_a_b.jpg", "test", 0), ("tower_a_b.jpg", "test", 1)],
-}  # fmt: skip
+    "NSD": [
+        ("000000262145.jpg", "test", 0),
+        ("000000262145.jpg", "test", 1),
+        ("000000000009.jpg", "train", 0),
+        ("000000000025.jpg", "train", 0),
+        ("012.jpg", "test", 0),
+    ],
+    "BOLD5000": [
+        ("000000262145.jpg", "train", 0),
+        ("n01440764_1.JPEG", "train", 0),
+        ("tower_a_b.jpg", "test", 0),
+        ("tower_a_b.jpg", "test", 1),
+    ],
+}
 
 
 def write_anatomy(folder: Path) -> None:
@@ -74,7 +106,7 @@ def anatomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_person(folder: Path, name: str, dataset: str, crc: str = "") -> Path:
-    """A file as MOSAIC writes it: groups in the order of writing, a data set per trial, all else in attributes."""
+    """A file as MOSAIC writes it: a data set per trial in the order of writing, with attributes."""
     rng, person = np.random.default_rng(len(name)), f"{name}_{dataset}"
     file = folder / f"{person}{crc}.hdf5"
     with h5py.File(file, "w") as content:
@@ -219,7 +251,9 @@ def test_noise_ceilings(store: Store) -> None:
 
 def test_parts_of_the_brain_and_people(root: Path, anatomy: Path, tmp_path: Path) -> None:
     files = sorted(root.glob("*.hdf5"))
-    one = mosaic.MOSAICReader(files, surface_dir=anatomy, subjects=["sub-01_NSD"], parcels=["A1", "A3"]).prepare(tmp_path / "one", val_fraction=0.5)  # fmt: skip
+    one = mosaic.MOSAICReader(
+        files, surface_dir=anatomy, subjects=["sub-01_NSD"], parcels=["A1", "A3"]
+    ).prepare(tmp_path / "one", val_fraction=0.5)
     space = one.masker("sub-01_NSD")
     assert {
         space.parcel_names["HCP_MMP1"][n] for n in np.unique(space.parcel_labels["HCP_MMP1"])
@@ -247,7 +281,13 @@ def test_what_is_not_there_is_named(
     root: Path, anatomy: Path, tmp_path: Path, options: dict, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        mosaic.MOSAICReader(root, **{"surface_dir": anatomy, **{k: tmp_path / v if k == "surface_dir" else v for k, v in options.items()}}).prepare(tmp_path / "store")  # fmt: skip
+        mosaic.MOSAICReader(
+            root,
+            **{
+                "surface_dir": anatomy,
+                **{k: tmp_path / v if k == "surface_dir" else v for k, v in options.items()},
+            },
+        ).prepare(tmp_path / "store")
     with pytest.raises(InputError, match=r"holds no file of MOSAIC; expected sub-01_NSD\.hdf5"):
         mosaic.MOSAICReader(tmp_path, surface_dir=anatomy).prepare(tmp_path / "store")
     with pytest.raises(InputError, match="there is no"):

@@ -1,4 +1,4 @@
-"""NSD's official layout: a small faithful copy, with planted betas, places and images, read back to what was planted."""
+"""NSD's official layout: planted betas, coordinates and images of a faithful copy come back."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +39,10 @@ def shown(root: Path, person: int) -> np.ndarray:
 
 
 def write_nsd(root: Path) -> None:
-    """Two people, two sessions each (one format each), ROIs with -1 and 0, a transform with its marker, the whole design."""
+    """Two subjects with two sessions each, one format each, and the design of all.
+
+    ROIs have -1 and 0; the transform has its marker of what is outside.
+    """
     rng = np.random.default_rng(0)
     folder = root / nsd.EXPERIMENT
     folder.mkdir(parents=True)
@@ -50,8 +53,24 @@ def write_nsd(root: Path) -> None:
     pattern = np.zeros((40, 12, 75), np.uint8)
     for run in range(12):
         pattern[:, run, : 63 - run % 2] = 1
-    savemat(folder / "nsd_expdesign.mat", {"masterordering": order[None], "subjectim": images, "sharedix": shared[None], "stimpattern": pattern, "basiccnt": np.zeros((3, 40))})  # fmt: skip
-    info = pd.DataFrame({"cocoId": 100_000 + np.arange(73000) * 3, "cocoSplit": "train2017", "nsdId": np.arange(73000), "shared1000": np.isin(np.arange(73000) + 1, shared)})  # fmt: skip
+    savemat(
+        folder / "nsd_expdesign.mat",
+        {
+            "masterordering": order[None],
+            "subjectim": images,
+            "sharedix": shared[None],
+            "stimpattern": pattern,
+            "basiccnt": np.zeros((3, 40)),
+        },
+    )
+    info = pd.DataFrame(
+        {
+            "cocoId": 100_000 + np.arange(73000) * 3,
+            "cocoSplit": "train2017",
+            "nsdId": np.arange(73000),
+            "shared1000": np.isin(np.arange(73000) + 1, shared),
+        }
+    )
     for person in range(1, 9):
         for repeat in range(3):
             trial = np.zeros(73000, int)
@@ -76,7 +95,7 @@ def write_nsd(root: Path) -> None:
         files.labels[0].mkdir(parents=True)
         (files.labels[0] / "floc-faces.mgz.ctab").write_text("0 Unknown\n1 OFA\n2 FFA-1\n3 FFA-2\n")
         ijk = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-        # The template is stored from right to left: what is left in the scan has a high number there.
+        # The template is stored from right to left: left in the scan is a high number there.
         place = np.array([91, 127, 73]) + np.array([-1, 1, 1]) * (
             10 * (ijk - np.array(shape) // 2) + 0.25
         )
@@ -198,7 +217,8 @@ def test_other_masks_and_choices(root: Path, tmp_path: Path) -> None:
         ({"subjects": [1, 3]}, "has no subject subj03; it holds subj01, subj05"),
         (
             {},
-            r"subj01 lacks the sessions 3-40 \(38 of 40\): there is no .*betas_fithrf_GLMdenoise_RR/betas_session03\.hdf5.*--sessions 1-2",
+            r"subj01 lacks the sessions 3-40 \(38 of 40\): there is no "
+            r".*betas_fithrf_GLMdenoise_RR/betas_session03\.hdf5.*--sessions 1-2",
         ),
         ({"sessions": [1, 41]}, r"sessions 1 to 40; \[41\] were asked for"),
         ({"betas": "betas_assumehrf"}, "has the versions betas_fithrf_GLMdenoise_RR"),
@@ -307,17 +327,53 @@ def of_another(file: Path, root: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "trouble", "message"),
     [
-        (lambda p: p[0].session(nsd.BETAS, 1), cut, r"betas_session01\.hdf5 are damaged or truncated .*Fetch the file again"),
-        (lambda p: p[1].session(nsd.BETAS, 2), cut, r"betas_session02\.nii\.gz is damaged or truncated.*Fetch or make the file again"),
-        (lambda p: p[0].session(nsd.BETAS, 2), of_another, r"betas_session02\.hdf5 has shape \(750, 7, 6, 5\); expected \(750, 5, 7, 6\)"),
-        (lambda p: p[0].session(nsd.BETAS, 2), lambda f, r: f.unlink(), r"subj01 lacks the sessions 2 .*Fetch them, or say which to take, e\.g\. --sessions 1"),
-        (lambda p: p[0].functional / "roi" / "nsdgeneral.nii.gz", lambda f, r: f.unlink(), r"subj01 has no mask .*nsdgeneral\.nii\.gz; choose brain or one of floc-faces"),
-        (lambda p: p[1].functional / "roi" / "floc-faces.nii.gz", moved, r"floc-faces.* is on another grid than the mask"),
-        (lambda p: p[0].transform, lambda f, r: f.unlink(), r"there is no file .*MNI-to-func1pt8\.nii\.gz"),
-        (lambda p: p[0].root / nsd.EXPERIMENT / "nsd_expdesign.mat", exchanged, r"disagree about \d+ of 10000 images of subj01.*fetch both again"),
-        (lambda p: p[0].betas(nsd.BETAS) / "ncsnr.nii.gz", moved, "noise ceiling .* is on another grid than the mask"),
+        (
+            lambda p: p[0].session(nsd.BETAS, 1),
+            cut,
+            r"betas_session01\.hdf5 are damaged or truncated .*Fetch the file again",
+        ),
+        (
+            lambda p: p[1].session(nsd.BETAS, 2),
+            cut,
+            r"betas_session02\.nii\.gz is damaged or truncated.*Fetch or make the file again",
+        ),
+        (
+            lambda p: p[0].session(nsd.BETAS, 2),
+            of_another,
+            r"betas_session02\.hdf5 has shape \(750, 7, 6, 5\); expected \(750, 5, 7, 6\)",
+        ),
+        (
+            lambda p: p[0].session(nsd.BETAS, 2),
+            lambda f, r: f.unlink(),
+            r"subj01 lacks the sessions 2 .*Fetch them, or say which to take, e\.g\. --sessions 1",
+        ),
+        (
+            lambda p: p[0].functional / "roi" / "nsdgeneral.nii.gz",
+            lambda f, r: f.unlink(),
+            r"subj01 has no mask .*nsdgeneral\.nii\.gz; choose brain or one of floc-faces",
+        ),
+        (
+            lambda p: p[1].functional / "roi" / "floc-faces.nii.gz",
+            moved,
+            r"floc-faces.* is on another grid than the mask",
+        ),
+        (
+            lambda p: p[0].transform,
+            lambda f, r: f.unlink(),
+            r"there is no file .*MNI-to-func1pt8\.nii\.gz",
+        ),
+        (
+            lambda p: p[0].root / nsd.EXPERIMENT / "nsd_expdesign.mat",
+            exchanged,
+            r"disagree about \d+ of 10000 images of subj01.*fetch both again",
+        ),
+        (
+            lambda p: p[0].betas(nsd.BETAS) / "ncsnr.nii.gz",
+            moved,
+            "noise ceiling .* is on another grid than the mask",
+        ),
     ],
-)  # fmt: skip
+)
 def test_after_any_trouble_the_same_call_completes(
     root: Path, store: Store, tmp_path: Path, place: Callable, trouble: Callable, message: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""The engine of every reader: sessions side by side, whatever happens to a worker, the disk or a file."""
+"""Sessions are read side by side, whatever happens to a worker, the disk or a file."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def betas_of(session: int) -> np.ndarray:
 def read(
     session: int, log: Path, trouble: Path | None = None, shape: tuple[int, int] = (TRIALS, VOXELS)
 ) -> np.ndarray:
-    """A session's betas; the file `trouble` says what happens to session 2 until it is taken away."""
+    """A session's betas; the file `trouble` says what happens to session 2 while it is there."""
     kind = trouble.read_text() if trouble and trouble.exists() and session == 2 else ""
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -7,7 +7,7 @@ stimuli, reads sessions side by side, and writes the store.
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -352,6 +352,24 @@ class SessionFilesReader(DatasetReader):
     @abstractmethod
     def session_files(self, subject: str, session: int) -> list[Path]:
         """List the files of a session, the betas first."""
+
+    @abstractmethod
+    def bind_read(
+        self, masker: VoxelMasker, session: int, trials: pd.DataFrame, dtype: str
+    ) -> Callable[[], np.ndarray]:
+        """Return what reads a session's betas (n_trials, n_voxels); it must be picklable."""
+
+    def session_readers(
+        self, masker: VoxelMasker, trials: pd.DataFrame, dtype: str
+    ) -> list[SessionReader]:
+        return [
+            SessionReader(
+                name=f"{masker.subject}, session {session}",
+                rows=rows.index.to_numpy(),
+                read=self.bind_read(masker, int(str(session)), rows, dtype),
+            )
+            for session, rows in trials.groupby("session", sort=False)
+        ]
 
     def select_sessions(self, subject: str) -> list[int]:
         """Select the sessions to read: those asked for, or all that a subject should have.

@@ -18,7 +18,7 @@ ViCCo Group, https://laion-fmri.hebartlab.com; github.com/ViCCo-Group/LAION-fMRI
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from functools import partial as bind
@@ -31,7 +31,6 @@ from nibabel.spatialimages import SpatialImage
 
 from mindllm.data.store_writer import cast_betas, conversations_from_captions
 from mindllm.datasets.base import DatasetDescription, SessionFilesReader, SubjectFiles
-from mindllm.datasets.parallel import SessionReader
 from mindllm.fmri.atlases import extract_label_values
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import check_same_grid, get_data, img_filename, load_img
@@ -206,25 +205,12 @@ class LAIONReader(SessionFilesReader):
             return masker
         return move_to_mni(files, masker)
 
-    def session_readers(
-        self, masker: VoxelMasker, trials: pd.DataFrame, dtype: str
-    ) -> list[SessionReader]:
-        files = self.files(masker.subject)
+    def bind_read(
+        self, masker: VoxelMasker, session: int, trials: pd.DataFrame, dtype: str
+    ) -> Callable[[], np.ndarray]:
         grid = replace(masker, parcel_labels={}, parcel_names={})  # what a worker needs
-        return [
-            SessionReader(
-                f"{masker.subject}, session {session}",
-                rows.index.to_numpy(),
-                bind(
-                    read_betas,
-                    grid,
-                    files.session(int(str(session)))[0],
-                    rows["beta_index"].tolist(),
-                    dtype,
-                ),
-            )
-            for session, rows in trials.groupby("session", sort=False)
-        ]
+        file, _ = self.files(masker.subject).session(session)
+        return bind(read_betas, grid, file, trials["beta_index"].tolist(), dtype)
 
     def read_ncsnr(self, masker: VoxelMasker) -> np.ndarray | None:
         folder = self.files(masker.subject).betas

@@ -22,7 +22,7 @@ Allen et al. 2022, Nature Neuroscience 25:116, https://naturalscenesdataset.org.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from functools import partial as bind
@@ -34,7 +34,6 @@ import pandas as pd
 from scipy.io import loadmat
 
 from mindllm.datasets.base import DatasetDescription, SessionFilesReader
-from mindllm.datasets.parallel import SessionReader
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import check_same_grid, get_data, load_img
 from mindllm.fmri.roi_volumes import MASK, load_roi_maskers
@@ -208,24 +207,11 @@ class NSDReader(SessionFilesReader):
             )
         return move_to_mni(files, masker)
 
-    def session_readers(
-        self, masker: VoxelMasker, trials: pd.DataFrame, dtype: str
-    ) -> list[SessionReader]:
-        files, voxels = self.files(masker.subject), masker.voxel_indices
-        return [
-            SessionReader(
-                f"{masker.subject}, session {session}",
-                rows.index.to_numpy(),
-                bind(
-                    read_betas,
-                    files.session(self.betas, int(str(session))),
-                    masker.shape,
-                    voxels,
-                    dtype,
-                ),
-            )
-            for session, rows in trials.groupby("session", sort=False)
-        ]
+    def bind_read(
+        self, masker: VoxelMasker, session: int, trials: pd.DataFrame, dtype: str
+    ) -> Callable[[], np.ndarray]:
+        file = self.files(masker.subject).session(self.betas, session)
+        return bind(read_betas, file, masker.shape, masker.voxel_indices, dtype)
 
     def read_ncsnr(self, masker: VoxelMasker) -> np.ndarray | None:
         file = self.files(masker.subject).betas(self.betas) / "ncsnr.nii.gz"
