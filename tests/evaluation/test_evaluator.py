@@ -134,7 +134,7 @@ def test_a_planted_perfect_model_gets_everything_right(tiny_model: MindLLM, stor
             assert row.p_value == pytest.approx(1 / 2001)
     assert report.value("identification_top1", "shuffled_trials") == pytest.approx(1 / STIMULI)
     assert get_row(report.scores, "identification_top1").mean_rank == 1
-    assert "above its controls: shuffled scans" in summarize_findings(report)[0]
+    assert "above its controls: shuffled trials" in summarize_findings(report)[0]
     assert "not above" not in summarize_findings(report)[0]
 
 

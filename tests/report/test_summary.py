@@ -44,11 +44,11 @@ def test_above_every_control() -> None:
 def test_one_control_that_scores_as_high_is_enough() -> None:
     result = change_rows(make_result(), "zero", p_value=UNSURE, difference_ci_low=-0.1)
     first, _, _, text, *_ = summarize_findings(result)
-    assert ": not above its controls. It cannot be called better than a scan of zeros (10" in first
+    assert ": not above its controls. It cannot be called better than zero input (10" in first
     assert "though above " in first
     assert first.endswith("(largest p = 0.4).")
-    assert "of trials: not above a scan of zeros (10.0 %) (largest p = 0.4)" in text
-    assert "BLEU-1 is 60.0, not above a scan of zeros (up to 10.0)" in text
+    assert "of trials: not above zero input (10.0 %) (largest p = 0.4)" in text
+    assert "BLEU-1 is 60.0, not above zero input (up to 10.0)" in text
 
 
 def test_baselines_of_equal_skill_are_named() -> None:

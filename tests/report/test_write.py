@@ -166,10 +166,10 @@ def test_text_scores_are_percent_and_mark_ties() -> None:
     result = change_rows(make_result(), "noise", difference_ci_low=-0.1)
     (section,) = (s for s in build_sections(result) if s.title == "Text scores")
     cells = {row.cells[0].text: row.cells for row in section.tables[0].groups[0]}
-    assert (cells["fmri"][1].text, cells["fmri"][-1].text) == ("60.00", "600.00")
+    assert (cells["fMRI"][1].text, cells["fMRI"][-1].text) == ("60.00", "600.00")
     assert cells["noise input"][1].text == "10.00 ≈"
     assert cells["zero input"][1].text == "10.00"
-    assert cells["fmri"][1].note == "55.0 – 65.0"
+    assert cells["fMRI"][1].note == "55.0 – 65.0"
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 100])

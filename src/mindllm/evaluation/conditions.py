@@ -34,33 +34,33 @@ class Condition:
 CONDITIONS = {
     "fmri": Condition(
         kind="fmri",
-        label="fmri",
-        words="the scan",
-        meaning="the scan itself",
+        label="fMRI",
+        words="fMRI",
+        meaning="the fMRI of the trial itself",
     ),
     "shuffled_trials": Condition(
         kind="shuffled",
         label="shuffled trials",
-        words="shuffled scans",
+        words="shuffled trials",
         meaning="any trial of the same subject, at random",
     ),
     "shuffled_within_session": Condition(
         kind="shuffled",
-        label="shuffled in session",
-        words="scans shuffled within the session",
+        label="shuffled within session",
+        words="trials shuffled within the session",
         meaning="any trial of the same session, at random",
     ),
     "other_subject": Condition(
         kind="shuffled",
         label="other subject",
-        words="another subject's scans",
+        words="trials of another subject",
         meaning="any trial of another subject",
     ),
     "null_tokens": Condition(
         kind="blind",
         label="null tokens",
         words="null tokens",
-        meaning="the mean fMRI token of training",
+        meaning="the mean fMRI tokens of training",
     ),
     "question_only": Condition(
         kind="blind",
@@ -71,14 +71,14 @@ CONDITIONS = {
     "zero": Condition(
         kind="blind",
         label="zero input",
-        words="a scan of zeros",
-        meaning="a scan in which every voxel is at its mean",
+        words="zero input",
+        meaning="every voxel at its mean",
     ),
     "noise": Condition(
         kind="blind",
         label="noise input",
-        words="noise",
-        meaning="scans of independent Gaussian noise",
+        words="noise input",
+        meaning="independent Gaussian noise in every voxel",
     ),
     "most_frequent": Condition(
         kind="blind",
@@ -90,7 +90,7 @@ CONDITIONS = {
         kind="trained",
         label="trained on permuted pairs",
         words="the model trained on permuted pairs",
-        meaning="the same training, with each scan paired with another trial's text",
+        meaning="the same training, with each trial paired with another trial's text",
     ),
     "other_model": Condition(
         kind="trained",
@@ -107,7 +107,7 @@ CONDITIONS = {
     "nearest_neighbor": Condition(
         kind="baseline",
         label="nearest neighbor",
-        words="the nearest training pattern",
+        words="the nearest neighbor",
         meaning="the training stimulus whose mean pattern correlates most",
     ),
     "cluster_oracle": Condition(
