@@ -84,7 +84,8 @@ def join_words(words: Sequence[str]) -> str:
     Returns
     -------
     str
-        With commas, and "and" before the last.
+        Words with commas between them.
+        The last one follows "and".
 
     Examples
     --------
