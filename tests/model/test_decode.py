@@ -132,7 +132,7 @@ def test_a_reference_scan_normalizes_a_short_one(
 def test_bad_input_is_told(model: MindLLM, files: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
-        match=r"the model knows no parcellation HCPEx; it knows visual, lobes. Give these names",
+        match=r"the model knows no atlas HCPEx; it knows visual, lobes. Give these names",
     ):
         read(model, files, atlases={"HCPEx": files["atlases"]["visual"]})
     with pytest.raises(InputError, match=r"has volumes 0 to 11; \[12\] were asked for"):

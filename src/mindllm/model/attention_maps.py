@@ -49,8 +49,8 @@ def attention_map(model: MindLLM, masker: VoxelMasker) -> nib.Nifti1Image:
 
     Parameters
     ----------
-    model : MindLLM
-    masker : VoxelMasker
+    model, masker
+        As for `attention_mass`.
 
     Returns
     -------
@@ -68,7 +68,9 @@ def attention_by_parcel(model: MindLLM, masker: VoxelMasker) -> pd.DataFrame:
     Parameters
     ----------
     model : MindLLM
+        The trained model.
     masker : VoxelMasker
+        The subject's voxels; its atlases may be others than the model's.
 
     Returns
     -------

@@ -2,15 +2,8 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -67,7 +60,7 @@ class MindLLMConfig(BaseModel):
     embedding_dim: PositiveInt | None = 256
     """Size of the fMRI embedding, which is aligned with text; null: hidden_size."""
     memory_size: NonNegativeInt = 1024
-    """Most entries of the softmax memory of training answers; 0: a linear layer makes the tokens."""
+    """Most entries of the softmax memory of training answers; 0: a linear layer instead."""
     num_fmri_tokens: PositiveInt = 12
     """T: fMRI tokens per trial."""
     token_dim: PositiveInt = 256
@@ -75,7 +68,12 @@ class MindLLMConfig(BaseModel):
 
     @model_validator(mode="after")
     def consistent(self) -> Self:
-        """Refuse options that do not go together."""
+        """Refuse options that do not go together.
+
+        Returns
+        -------
+        MindLLMConfig
+        """
         features = 6 * self.num_frequencies + 3 * self.append_coordinates
         if self.receptive_field_sd_mm and (
             self.num_key_layers > 1 or self.fourier_features != "axis" or self.key_dim < features

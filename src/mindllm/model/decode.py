@@ -1,10 +1,11 @@
-"""Scans in, text out: the whole path in one function."""
+"""Images of betas to text, in one function."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from mindllm.fmri.masker import VoxelMasker
@@ -16,11 +17,19 @@ from mindllm.utils.errors import InputError
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DecodedVolume:
-    """The answer about one volume. `evidence`: log p(text | scan) - log p(text | no brain), in nats.
+    """Prediction for one volume.
 
-    The text was chosen because it is likely given the scan, so some evidence is always there: compare answers by it.
+    Parameters
+    ----------
+    volume : int
+        Number of the volume in the image, from 0.
+    text : str
+        The prediction.
+    log_likelihood_ratio : float
+        log p(text | fMRI tokens) - log p(text | null tokens), in nats. The text was generated
+        because it is likely given the scan, so it is nearly always positive: compare texts by it.
     """
 
     volume: int
@@ -41,64 +50,108 @@ def decode(
     batch_size: int = 16,
     on_text: Callable[[str], None] | None = None,
     on_volume: Callable[[int], None] | None = None,
-    **options: Any,
+    **generate_options: Any,
 ) -> list[DecodedVolume]:
-    """Decode volumes of a 3-D or 4-D scan: voxels where `mask` is set, labelled by `atlases`, one answer per volume.
+    """Decode volumes of an image of betas.
 
-    mask: a NIfTI mask, or a voxel space, such as one that travels with the model (`model.spaces`).
-    Voxels are normalized with their mean and spread over all volumes of `reference`: another scan of the same person on the
-    same grid, or this one; not if they come `normalized`.  stream: receives the text as it is written, one volume after the
-    other.  done: is told how many volumes are decoded.  options: go to the language model's `generate`, e.g. do_sample=True.
+    Parameters
+    ----------
+    model : MindLLM
+    img : 3-D or 4-D image, or path
+    mask_or_masker : image, path, or VoxelMasker
+        Such as one of `model.maskers`.
+    atlases : mapping from str to image or path, optional
+        Atlas name to labels, where a mask is passed; the names are the model's.
+    volumes : sequence of int, optional
+        By default all.
+    question : str, optional
+        By default the question that the model was trained with.
+    standardize_with : image or path, optional
+        Betas are z-scored as in this image of the subject, on the same grid; by default in `img`.
+    standardized : bool
+        Betas are z-scored already.
+    batch_size, on_text, on_volume
+        Volumes at once; called with text as it is generated, and with the number decoded so far.
+    **generate_options
+        Arguments of transformers' ``generate``, such as do_sample.
+
+    Returns
+    -------
+    list of DecodedVolume
+        In the order of `volumes`.
     """
-    space = (
-        mask_or_masker
-        if isinstance(mask_or_masker, VoxelMasker)
-        else resolve_masker(model, mask_or_masker, atlases or {})
-    )
-    values = space.transform(img, volumes)
-    if not standardized:
-        _, mean, std = fit_mean_std(
-            piece
-            for _, piece in space.iter_transform(
-                img if standardize_with is None else standardize_with
-            )
-        )
-        values = apply_mean_std(values, mean, std)
-    voxels = model.encoder.prepare_voxels(space)
-    out: list[DecodedVolume] = []
-    for some in torch.from_numpy(values).split(1 if on_text else batch_size):
-        tokens = model.encode(some, voxels)
-        texts = model.generate(
-            tokens, [model.build_conversation(question)] * len(some), on_text, **options
-        )
-        evidence = model.log_likelihood_ratio(
-            tokens, [model.build_conversation(question, text) for text in texts]
-        )
-        which = range(len(out), len(out) + len(some)) if volumes is None else volumes[len(out) :]
-        out += [
-            DecodedVolume(int(v), t, float(e))
-            for v, t, e in zip(which, texts, evidence, strict=False)
-        ]
+    masker = resolve_masker(model, mask_or_masker, atlases or {})
+    betas = read_betas(masker, img, volumes, standardize_with, standardized)
+    size, callbacks = 1 if on_text else batch_size, (on_text, on_volume)
+    predictions = decode_betas(model, masker, betas, question, size, callbacks, generate_options)
+    indices = range(len(betas)) if volumes is None else volumes
+    return [DecodedVolume(int(i), *p) for i, p in zip(indices, predictions, strict=True)]
+
+
+def read_betas(
+    masker: VoxelMasker,
+    img: Image,
+    volumes: Sequence[int] | None,
+    standardize_with: Image | None,
+    standardized: bool,
+) -> np.ndarray:
+    """Standardized betas (n_volumes, n_voxels) of an image."""
+    betas = masker.transform(img, volumes)
+    if standardized:
+        return betas
+    batches = masker.iter_transform(img if standardize_with is None else standardize_with)
+    _, mean, std = fit_mean_std(batch for _, batch in batches)
+    return apply_mean_std(betas, mean, std)
+
+
+def decode_betas(
+    model: MindLLM,
+    masker: VoxelMasker,
+    betas: np.ndarray,
+    question: str | None,
+    batch_size: int,
+    callbacks: tuple[Callable[[str], None] | None, Callable[[int], None] | None],
+    generate_options: Mapping[str, Any],
+) -> list[tuple[str, float]]:
+    """Text and log-likelihood ratio of each row of betas (n_volumes, n_voxels)."""
+    on_text, on_volume = callbacks
+    voxels = model.encoder.prepare_voxels(masker)
+    predictions: list[tuple[str, float]] = []
+    for batch in torch.from_numpy(betas).split(batch_size):
+        fmri_tokens = model.encode(batch, voxels)
+        questions = [model.build_conversation(question)] * len(batch)
+        texts = model.generate(fmri_tokens, questions, on_text, **generate_options)
+        answered = [model.build_conversation(question, text) for text in texts]
+        ratios = model.log_likelihood_ratio(fmri_tokens, answered)
+        predictions += zip(texts, ratios.tolist(), strict=True)
         if on_volume:
-            on_volume(len(out))
-    return out
+            on_volume(len(predictions))
+    return predictions
 
 
-def resolve_masker(model: MindLLM, mask: Image, atlases: Mapping[str, Image]) -> VoxelMasker:
-    """The voxels of a mask, labelled by those parcellations that the model knows. Raises InputError for another one."""
+def resolve_masker(
+    model: MindLLM, mask_or_masker: Image | VoxelMasker, atlases: Mapping[str, Image]
+) -> VoxelMasker:
+    """The masker itself, or one of a mask and atlases; InputError for an atlas that is unknown.
+
+    A model may know parcels by number alone; such an atlas needs no lookup table.
+    """
+    if isinstance(mask_or_masker, VoxelMasker):
+        return mask_or_masker
     known = model.encoder.parcel_names
-    unknown = sorted(set(atlases) - set(known))
-    if unknown:
+    if unknown := sorted(set(atlases) - set(known)):
         raise InputError(
-            f"the model knows no parcellation {', '.join(unknown)}; it knows {', '.join(known) or 'none'}. Give these names to your atlases, or leave an atlas out."
+            f"the model knows no atlas {', '.join(unknown)}; it knows {', '.join(known) or 'none'}. "
+            "Give these names to your atlases, or leave an atlas out."
         )
     if missing := sorted(set(known) - set(atlases)):
         logger.warning(
-            "the model also knows the parcellation %s; without it voxels are told apart by position alone",
+            "the model also knows the atlas %s; without it only the position of a voxel counts",
             ", ".join(missing),
         )
-    # A model may know regions by number alone; then an atlas needs no lookup table.
-    numbered = {p: {int(n): n for n in names if n.isdecimal()} for p, names in known.items()}
-    return VoxelMasker.from_mask_img(
-        mask, atlases, parcel_names={p: names for p, names in numbered.items() if names}
-    )
+    numbered = {
+        atlas: {int(name): name for name in names if name.isdecimal()}
+        for atlas, names in known.items()
+    }
+    parcel_names = {atlas: names for atlas, names in numbered.items() if names}
+    return VoxelMasker.from_mask_img(mask_or_masker, atlases, parcel_names=parcel_names)

@@ -242,7 +242,17 @@ class MindLLM(nn.Module, PyTorchModelHubMixin):
         save_checkpoint(parts, save_directory)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The README.md of a model folder: what it is, how it was trained, what was measured."""
+        """Write the README.md of a model folder: what it is, its training, its measured results.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Of the mixin; not used.
+
+        Returns
+        -------
+        huggingface_hub.ModelCard
+        """
         weights = [*self.encoder.parameters(), *self.projector.parameters()]
         return ModelCard(
             render_model_card(
@@ -314,9 +324,17 @@ class MindLLM(nn.Module, PyTorchModelHubMixin):
             return self.projector(self.encode(betas, masker))
 
     def encode_inputs(self, fmri: FMRIInputs | tuple[Betas, VoxelMasker]) -> Tensor:
-        """fMRI tokens (batch_size, num_fmri_tokens, token_dim) of a batch; gradients flow.
+        """Encode a batch with gradients.
 
-        Trials are mixed where the attention is linear in them: after it.
+        Parameters
+        ----------
+        fmri : FMRIInputs, or tuple of (betas, masker)
+            Trials are mixed after the attention, which is linear in them.
+
+        Returns
+        -------
+        Tensor of shape (batch_size, num_fmri_tokens, token_dim)
+            fMRI tokens, before the projector.
         """
         if isinstance(fmri, tuple):
             fmri = FMRIInputs((fmri[1],), (torch.atleast_2d(torch.as_tensor(fmri[0])),))
@@ -389,7 +407,22 @@ class MindLLM(nn.Module, PyTorchModelHubMixin):
         return MindLLMOutput(loss=loss, logits=logits)
 
     def find_placeholders(self, input_ids: Tensor) -> Tensor:
-        """Positions (batch_size, n) of the placeholders, of which every row must have as many."""
+        """Find the placeholders `<fMRI>`.
+
+        Parameters
+        ----------
+        input_ids : Tensor of shape (batch_size, L)
+
+        Returns
+        -------
+        Tensor of shape (batch_size, n), int64
+            Their positions.
+
+        Raises
+        ------
+        InputError
+            If rows differ in the number of placeholders.
+        """
         is_placeholder = input_ids == self.processor.fmri_token_id
         counts = is_placeholder.sum(1)
         if (counts != counts[0]).any():
@@ -402,7 +435,24 @@ class MindLLM(nn.Module, PyTorchModelHubMixin):
     def prepare_inputs_embeds(
         self, input_ids: Tensor, fmri_token_positions: Tensor, fmri_tokens: Tensor
     ) -> Tensor:
-        """Token embeddings (n, L, hidden_size) with projected fMRI tokens at their positions."""
+        """Embed token ids, with projected fMRI tokens at their positions.
+
+        Parameters
+        ----------
+        input_ids : Tensor of shape (n, L)
+        fmri_token_positions : Tensor of shape (n, num_fmri_tokens)
+        fmri_tokens : Tensor of shape (n, num_fmri_tokens, token_dim)
+            Before the projector.
+
+        Returns
+        -------
+        Tensor of shape (n, L, hidden_size)
+
+        Raises
+        ------
+        InputError
+            If positions and fMRI tokens differ in number.
+        """
         if fmri_token_positions.shape != fmri_tokens.shape[:2]:
             raise InputError(
                 f"{tuple(fmri_token_positions.shape)} places for fMRI tokens, "
@@ -417,7 +467,19 @@ class MindLLM(nn.Module, PyTorchModelHubMixin):
     def build_conversation(
         self, question: str | None = None, answer: str | None = None
     ) -> Conversation:
-        """A question about a trial, by default the one of training, in the model's format."""
+        """Build a conversation about a trial in the model's format.
+
+        Parameters
+        ----------
+        question : str, optional
+            By default the question that the model was trained with.
+        answer : str, optional
+            By default the conversation ends on the question.
+
+        Returns
+        -------
+        Conversation
+        """
         template = self.processor.chat_template
         asked = question or self.model_card.get("question") or template.question
         return build_conversation(asked, answer, fmri_first=template.fmri_first)
@@ -491,7 +553,18 @@ class MindLLM(nn.Module, PyTorchModelHubMixin):
         question: str | None = None,
         batch_size: int = 8,
     ) -> Tensor:
-        """`log_likelihood` of fMRI tokens; see `mindllm.model.candidates.score_candidates`."""
+        """Log-likelihood of texts given fMRI tokens; see `mindllm.model.candidates`.
+
+        Parameters
+        ----------
+        fmri_tokens : Tensor of shape (n, num_fmri_tokens, token_dim)
+        texts, question, batch_size
+            As for `log_likelihood`.
+
+        Returns
+        -------
+        Tensor of shape (n, n_texts)
+        """
         return candidates.score_candidates(self, fmri_tokens, texts, question, batch_size)
 
     @torch.no_grad()
@@ -523,7 +596,22 @@ class MindLLM(nn.Module, PyTorchModelHubMixin):
         on_text: Callable[[str], None] | None = None,
         **options: Any,
     ) -> list[str]:
-        """Open-ended generation; see `mindllm.model.generation.generate`."""
+        """Generate answers without teacher forcing; see `mindllm.model.generation`.
+
+        Parameters
+        ----------
+        fmri_tokens : Tensor of shape (n, num_fmri_tokens, token_dim)
+        conversations : sequence of Conversation
+            One per row, each ending on a user turn.
+        on_text : callable, optional
+            Called with text as it is generated; for a single row.
+        **options
+            Arguments of transformers' ``generate``.
+
+        Returns
+        -------
+        list of str
+        """
         return generation.generate(self, fmri_tokens, conversations, on_text, **options)
 
 
