@@ -76,6 +76,8 @@ def format_p(p_value: float, n_permutations: int) -> str:
 def join_words(words: Sequence[str]) -> str:
     """Return words as a list in a sentence.
 
+    With commas between them, and "and" before the last one.
+
     Parameters
     ----------
     words : sequence of str
@@ -84,8 +86,7 @@ def join_words(words: Sequence[str]) -> str:
     Returns
     -------
     str
-        Words with commas between them.
-        The last one follows "and".
+        For a sentence.
 
     Examples
     --------
