@@ -254,11 +254,11 @@ ROIS = {
     "another grid than the mask's": (own_grid, r"atlas floc-faces of subj04 .*another grid"),
     "another mask": (another_mask, r"subj04/nsdgeneral\.nii\.gz is another mask than .*visual_mask_subject_4"),
     "another numbering": (renumbered, r"subj04/floc-faces\.nii\.gz numbers \d+ of \d+ voxels otherwise than fmri_encoder\.roi_floc-faces_subject_4"),
-    "too many regions": (too_many, r"floc-faces\.nii\.gz has the region number 92, but floc-faces has 2 regions"),
+    "too many regions": (too_many, r"floc-faces\.nii\.gz has the parcel label 92, but floc-faces has 2 parcels"),
     "truncated": (cut, "floc-faces.* is damaged or truncated"),
     "a file missing": (lambda rois: (rois / "subj01" / "HCP_MMP1.nii.gz").unlink(), r"there is no file .*subj01/HCP_MMP1\.nii\.gz"),
     "a person missing": (lambda rois: shutil.rmtree(rois / "subj04"), r"left over visual_mask_subject_4: .* has no folder subj04"),
-    "nobody": (lambda rois: shutil.rmtree(rois), "has no folder of a person"),
+    "nobody": (lambda rois: shutil.rmtree(rois), "has no folder of a subject"),
 }  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def test_a_person_without_training_trials_says_what_normalized_it(tmp_path: Path
     assert "no training trials" in store.scaler("sub-01").fitted_on
     np.testing.assert_allclose(store.betas("sub-01", standardize=True).std(0), 1, atol=1e-4)
     with pytest.raises(
-        InputError, match="4 trials are too few to normalize voxels with; at least 8"
+        InputError, match="4 trials are too few to standardize voxels with; at least 8"
     ):
         make(tmp_path / "short", values(4), table(4))
 

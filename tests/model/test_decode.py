@@ -117,7 +117,7 @@ def test_a_reference_scan_normalizes_a_short_one(
     nib.save(scan.slicer[..., 9], tmp_path / "volume.nii.gz")
     with pytest.raises(
         InputError,
-        match=r"2 trials are too few to normalize voxels with; at least 8 .*--standardize-with",
+        match=r"2 trials are too few to standardize voxels with; at least 8 .*--standardize-with",
     ):
         read(model, files, scan=tmp_path / "short.nii.gz")
     short = read(model, files, scan=tmp_path / "short.nii.gz", standardize_with=files["scan"])
@@ -146,6 +146,6 @@ def test_bad_input_is_told(model: MindLLM, files: dict[str, Any], tmp_path: Path
     lookup = tmp_path / "atlas-visual_dseg.tsv"
     lookup.write_text(lookup.read_text().replace("FFA", "PPA"))
     with pytest.raises(
-        InputError, match=r"has 1 region names that the model does not know: \['PPA'\]"
+        InputError, match=r"has 1 parcel names that the model does not know: \['PPA'\]"
     ):
         read(model, files)

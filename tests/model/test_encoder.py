@@ -105,7 +105,7 @@ def test_a_missing_parcellation_is_all_zeros_and_an_unknown_name_an_error() -> N
     space.parcel_names["visual"] = {1: "V1", 2: "V2", 3: "somewhere"}  # type: ignore[index]
     with pytest.raises(
         InputError,
-        match=r"visual has 1 region names that the model does not know: \['somewhere'\].*Expected names such as \['V1'",
+        match=r"visual has 1 parcel names that the model does not know: \['somewhere'\].*Expected names such as \['V1'",
     ):
         net.prepare_voxels(space)
 

@@ -1,1 +1,1 @@
-"""Images, voxels, spaces and scaling; no torch."""
+"""Images, maskers, atlases, spaces and scaling. No torch."""

@@ -1,4 +1,4 @@
-"""Parcellations: their labels on a grid, and the lookup tables that name them."""
+"""Atlases: parcel labels on a grid, and the lookup tables that name the parcels."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,67 +13,160 @@ from mindllm.utils.errors import InputError
 
 
 def atlases_by_name(files: Sequence[Path]) -> dict[str, Path]:
-    """Parcellation -> file, of files named atlas-<NAME>_..._dseg.nii.gz."""
-    return {
-        found[1]: file for file in files if (found := re.search(r"atlas-([A-Za-z0-9]+)", file.name))
-    }
+    """Index atlas files by the BIDS entity `atlas`.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Files named atlas-<NAME>_..._dseg.nii.gz; others are passed over.
+
+    Returns
+    -------
+    dict of str to Path
+        Atlas name -> file.
+
+    Examples
+    --------
+    >>> list(atlases_by_name([Path("atlas-HCPEx_space-MNI152_dseg.nii.gz")]))
+    ['HCPEx']
+    """
+    matches = [(re.search(r"atlas-([A-Za-z0-9]+)", file.name), file) for file in files]
+    return {match[1]: file for match, file in matches if match}
 
 
 def extract_parcel_labels(
-    atlas: Image,
+    atlas_img: Image,
     atlas_name: str,
-    ijk: np.ndarray,
-    mask: SpatialImage,
+    voxel_indices: np.ndarray,
+    mask_img: SpatialImage,
     parcel_names: Mapping[int, str] | None,
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Region numbers (V,) at voxels of the mask's grid, and their names: given, or from the lookup table beside the file."""
-    labels = extract_label_values(atlas, atlas_name, ijk, mask)
-    table = parcel_names or load_atlas_lut(
-        atlas if isinstance(atlas, (str, Path)) else None, atlas_name
-    )
-    nameless = sorted(set(np.unique(labels).astype(int).tolist()) - {0} - set(table))
-    if nameless:
+    """Read the parcel labels at the voxels of a mask, and the names of the parcels.
+
+    Parameters
+    ----------
+    atlas_img : str, Path or nibabel image
+        3-D label image on the grid of the mask; 0: no parcel.
+    atlas_name : str
+        Name of the atlas.
+    voxel_indices : ndarray of shape (n_voxels, 3)
+        Voxels of the mask.
+    mask_img : nibabel image
+        The mask.
+    parcel_names : mapping of int to str, optional
+        Parcel label -> parcel name; by default from the lookup table beside the atlas file.
+
+    Returns
+    -------
+    parcel_labels : ndarray of shape (n_voxels,), int32
+        Label of each voxel's parcel, 0: none.
+    parcel_names : dict of int to str
+        Parcel label -> parcel name, without 0.
+
+    Raises
+    ------
+    InputError
+        For another grid, labels that are not whole numbers, no lookup table, or a label without a
+        name.
+    """
+    labels = extract_label_values(atlas_img, atlas_name, voxel_indices, mask_img)
+    atlas_file = atlas_img if isinstance(atlas_img, (str, Path)) else None
+    names = parcel_names or load_atlas_lut(atlas_file, atlas_name)
+    unnamed = sorted(set(np.unique(labels).astype(int).tolist()) - {0} - set(names))
+    if unnamed:
         raise InputError(
-            f"atlas {atlas_name} uses the region numbers {nameless[:10]} that its lookup table does not name ({len(table)} names known). Complete the table: columns `index` and `name`, one row per region."
+            f"atlas {atlas_name} uses the parcel labels {unnamed[:10]} that its lookup table does "
+            f"not name ({len(names)} names known). Complete the table: columns `index` and "
+            "`name`, one row per parcel."
         )
-    return labels, {int(k): str(v) for k, v in table.items() if int(k) != 0}
+    return labels, {int(label): str(name) for label, name in names.items() if int(label) != 0}
 
 
 def extract_label_values(
-    atlas: Image, atlas_name: str, ijk: np.ndarray, mask: SpatialImage, lowest: int = 0
+    atlas_img: Image,
+    atlas_name: str,
+    voxel_indices: np.ndarray,
+    mask_img: SpatialImage,
+    lowest: int = 0,
 ) -> np.ndarray:
-    """Whole numbers (V,) of a label volume at voxels of the mask's grid, none below `lowest`."""
-    image = load_img(atlas, f"atlas {atlas_name}", dimensions=3)
-    check_same_grid(image, mask.shape, mask.affine, f"atlas {atlas_name}", "the mask")
-    labels = get_data(image, f"atlas {atlas_name}")[tuple(ijk.T)]
-    if (
-        not np.isfinite(labels).all()
-        or (labels < lowest).any()
-        or (labels != np.round(labels)).any()
-    ):
+    """Read the whole numbers of a label image at the voxels of a mask.
+
+    Parameters
+    ----------
+    atlas_img : str, Path or nibabel image
+        3-D label image on the grid of the mask.
+    atlas_name : str
+        Name of the atlas, for messages.
+    voxel_indices : ndarray of shape (n_voxels, 3)
+        Voxels of the mask.
+    mask_img : nibabel image
+        The mask.
+    lowest : int
+        Lowest number allowed.
+
+    Returns
+    -------
+    ndarray of shape (n_voxels,), int32
+        Number at each voxel.
+
+    Raises
+    ------
+    InputError
+        For another grid, or values that are not whole numbers of at least `lowest`.
+    """
+    what = f"atlas {atlas_name}"
+    img = load_img(atlas_img, what, dimensions=3)
+    check_same_grid(img, mask_img.shape, mask_img.affine, what, "the mask")
+    labels = get_data(img, what)[tuple(voxel_indices.T)]
+    is_valid = np.isfinite(labels) & (labels >= lowest) & (labels == np.round(labels))
+    if not is_valid.all():
         raise InputError(
-            f"atlas {atlas_name} {img_filename(image)} has values that are not whole numbers >= {lowest} inside the mask; expected region numbers, 0 = in no region. Resample atlases with nearest-neighbour interpolation."
+            f"{what} {img_filename(img)} has values that are not whole numbers >= {lowest} inside "
+            "the mask; expected parcel labels, 0 = in no parcel. Resample atlases with "
+            "nearest-neighbor interpolation."
         )
     return labels.astype(np.int32)
 
 
-def load_atlas_lut(atlas: str | Path | None, atlas_name: str) -> dict[int, str]:
-    """Region number -> name from the BIDS table beside an atlas file (`atlas-X_..._dseg.tsv` or `atlas-X_dseg.tsv`)."""
-    if atlas is None:
+def load_atlas_lut(atlas_file: str | Path | None, atlas_name: str) -> dict[int, str]:
+    """Read the BIDS lookup table beside an atlas file.
+
+    Parameters
+    ----------
+    atlas_file : str, Path or None
+        Atlas file atlas-X_..._dseg.nii.gz, whose table is atlas-X_..._dseg.tsv or
+        atlas-X_dseg.tsv; None: the atlas has no file.
+    atlas_name : str
+        Name of the atlas, for messages.
+
+    Returns
+    -------
+    dict of int to str
+        Parcel label -> parcel name.
+
+    Raises
+    ------
+    InputError
+        If there is no table, or it lacks the column `index` or `name`.
+    """
+    if atlas_file is None:
         raise InputError(
-            f"atlas {atlas_name} was given as an image without names. Pass names={{{atlas_name!r}: {{1: 'V1', ...}}}}."
+            f"atlas {atlas_name} was given as an image without names. "
+            f"Pass parcel_names={{{atlas_name!r}: {{1: 'V1', ...}}}}."
         )
-    path = Path(atlas)
+    path = Path(atlas_file)
     stem = path.name.removesuffix(".gz").removesuffix(".nii")
     candidates = [path.with_name(f"{stem}.tsv"), path.with_name(f"{stem.split('_')[0]}_dseg.tsv")]
-    table = next((c for c in candidates if c.is_file()), None)
-    if table is None:
+    table_file = next((file for file in candidates if file.is_file()), None)
+    if table_file is None:
         raise InputError(
-            f"atlas {atlas_name}: no lookup table with the region names beside {path}. Expected {candidates[0].name} or {candidates[1].name} with the columns `index` and `name`."
+            f"atlas {atlas_name}: no lookup table with the parcel names beside {path}. Expected "
+            f"{candidates[0].name} or {candidates[1].name} with the columns `index` and `name`."
         )
-    rows = pd.read_csv(table, sep="\t")
-    if not {"index", "name"} <= set(rows.columns):
+    table = pd.read_csv(table_file, sep="\t")
+    if not {"index", "name"} <= set(table.columns):
         raise InputError(
-            f"lookup table {table} has the columns {list(rows.columns)}; expected `index` and `name`."
+            f"lookup table {table_file} has the columns {list(table.columns)}; "
+            "expected `index` and `name`."
         )
-    return dict(zip(rows["index"].astype(int), rows["name"].astype(str), strict=True))
+    return dict(zip(table["index"].astype(int), table["name"].astype(str), strict=True))

@@ -41,11 +41,11 @@ class FMRIInputs:
         return sum(len(group) for group in self.betas)
 
     def to(self, device: Any, non_blocking: bool = False) -> FMRIInputs:
-        """The same inputs on another device, as of a tensor."""
+        """Move the inputs to another device, as `torch.Tensor.to` does."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> FMRIInputs:
-        """The same inputs in page-locked memory; a `DataLoader` with ``pin_memory=True`` calls it."""
+        """Copy the inputs to page-locked memory, as `DataLoader(pin_memory=True)` does."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, convert: Any) -> FMRIInputs:

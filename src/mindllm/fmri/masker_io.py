@@ -1,4 +1,4 @@
-"""Voxel spaces on disk, in stores and in model folders: voxels.parquet and mask.nii.gz."""
+"""Maskers on disk, in stores and checkpoints: voxels.parquet and mask.nii.gz."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,18 @@ from mindllm.utils.files import describe_read_errors
 def save_masker(
     masker: VoxelMasker, folder: Path, measures: Mapping[str, np.ndarray] | None = None
 ) -> None:
-    """Write voxels.parquet (`i`, `j`, `k`, `x_mm`, `y_mm`, `z_mm`, one column per parcellation and measure) and mask.nii.gz."""
+    """Write voxels.parquet and mask.nii.gz.
+
+    Parameters
+    ----------
+    masker : VoxelMasker
+        The masker; its parcel names are not written.
+    folder : Path
+        Existing folder, named as the subject.
+    measures : mapping of str to ndarray of shape (n_voxels,), optional
+        Further columns, such as `ncsnr`. The others are `i`, `j`, `k`, `x_mm`, `y_mm`, `z_mm` and
+        one per atlas.
+    """
     table = pd.DataFrame(np.c_[masker.voxel_indices], columns=["i", "j", "k"]).assign(
         **{f"{axis}_mm": masker.coords_mm[:, n] for n, axis in enumerate("xyz")},
         **masker.parcel_labels,
@@ -30,29 +41,63 @@ def load_masker(
     parcel_names: Mapping[str, Mapping[int, str]],
     remedy: str = "Prepare the store anew.",
 ) -> VoxelMasker:
-    """Read them back; `names`: parcellation -> number -> region name."""
+    """Read the masker that `save_masker` wrote.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder, named as the subject.
+    parcel_names : mapping of str to mapping of int to str
+        Atlas name -> parcel label -> parcel name.
+    remedy : str
+        What to do about a damaged file, for the message.
+
+    Returns
+    -------
+    VoxelMasker
+        The masker, with those atlases that both the files and `parcel_names` have.
+
+    Raises
+    ------
+    InputError
+        If a file is missing or damaged.
+    """
     with describe_read_errors(folder / "voxels.parquet", remedy) as path:
         table = pd.read_parquet(path)
     with describe_read_errors(folder / "mask.nii.gz", remedy) as path:
-        mask = nib.load(path)
-    regions = {p: table[p].to_numpy(np.int32) for p in parcel_names if p in table}
-    ijk, mm = (
-        table[["i", "j", "k"]].to_numpy(np.int32),
-        table[["x_mm", "y_mm", "z_mm"]].to_numpy(np.float32),
-    )
+        mask_img = nib.load(path)
+    labels = {atlas: table[atlas].to_numpy(np.int32) for atlas in parcel_names if atlas in table}
     return VoxelMasker(
-        folder.name,
-        mask.shape,
-        mask.affine,
-        ijk,
-        mm,
-        regions,
-        {p: parcel_names[p] for p in regions},
+        subject=folder.name,
+        shape=mask_img.shape,
+        affine=mask_img.affine,
+        voxel_indices=table[["i", "j", "k"]].to_numpy(np.int32),
+        coords_mm=table[["x_mm", "y_mm", "z_mm"]].to_numpy(np.float32),
+        parcel_labels=labels,
+        parcel_names={atlas: parcel_names[atlas] for atlas in labels},
     )
 
 
 def load_voxel_column(folder: Path, name: str) -> np.ndarray | None:
-    """A number per voxel (V,) float32 that came with the data; None where it did not."""
+    """Read a column of voxels.parquet, such as `ncsnr`.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of `save_masker`.
+    name : str
+        Name of the column.
+
+    Returns
+    -------
+    ndarray of shape (n_voxels,), float32, or None
+        The column; None where the data came without it.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged.
+    """
     with describe_read_errors(folder / "voxels.parquet") as path:
         if name not in pq.read_schema(path).names:
             return None

@@ -1,10 +1,10 @@
-"""Voxel spaces from ROI volumes laid out as NSD's are: subj01/nsdgeneral.nii.gz is the mask, its neighbours parcellations."""
+"""Maskers from ROI volumes in NSD's layout: subj01/nsdgeneral.nii.gz, beside it the atlases."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
@@ -14,18 +14,56 @@ from mindllm.fmri.nifti import read_mask
 from mindllm.utils.errors import InputError
 
 MASK = "nsdgeneral"
-OUTSIDE = "not cortex"  # NSD marks it with -1
+OUTSIDE = "not cortex"  # NSD labels it -1
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class ROIVolumes:
+    """One subject's mask and atlases.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the volumes.
+    mask_img : nibabel image
+        The mask.
+    voxel_indices : ndarray of shape (n_voxels, 3)
+        Voxels of the mask.
+    labels : dict of str to ndarray of shape (n_voxels,)
+        Atlas name -> parcel labels; -1: not cortex.
+    """
+
+    folder: Path
+    mask_img: SpatialImage
+    voxel_indices: np.ndarray
+    labels: dict[str, np.ndarray]
+
+
 def find_roi_subjects(root: Path) -> list[str]:
-    """The people with a folder of ROI volumes. Raises InputError if there are none."""
-    found = sorted(folder.name for folder in root.glob("subj*") if folder.is_dir())
-    if not found:
+    """Find the subjects with a folder of ROI volumes.
+
+    Parameters
+    ----------
+    root : Path
+        Folder with subj01 and so on.
+
+    Returns
+    -------
+    list of str
+        Names of the folders, sorted.
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
+    subjects = sorted(folder.name for folder in root.glob("subj*") if folder.is_dir())
+    if not subjects:
         raise InputError(
-            f"{root} has no folder of a person; expected subj01/{MASK}.nii.gz and so on."
+            f"{root} has no folder of a subject; expected subj01/{MASK}.nii.gz and so on."
         )
-    return found
+    return subjects
 
 
 def load_roi_maskers(
@@ -35,82 +73,139 @@ def load_roi_maskers(
     masks: Mapping[str, Path] | None = None,
     lookups: Mapping[str, Sequence[Path]] | None = None,
 ) -> dict[str, VoxelMasker]:
-    """The voxel spaces of some people (subject -> folder of ROI volumes), their region numbers meaning the same in all.
+    """Load the maskers of subjects, with parcel labels that mean the same in all of them.
 
-    parcellations: those to read, with the number of regions each may have (0 counts as one); None: all that are there, but
-    those of one hemisphere alone (lh.NAME, rh.NAME).  masks: the mask files, else nsdgeneral.nii.gz in the folders.
-    Names come from lookup tables (NAME.tsv, or FreeSurfer's NAME.ctab) beside the volumes, above them, or in `lookups`;
-    else numbers serve. Raises InputError for a missing file, another grid than the mask's, or a region number out of range.
+    Parameters
+    ----------
+    folders : mapping of str to Path
+        Subject -> folder of ROI volumes.
+    atlases : mapping of str to int, optional
+        Atlas to read -> number of labels it may have, 0 included; by default all volumes there,
+        but those of one hemisphere alone (lh.NAME, rh.NAME).
+    masks : mapping of str to Path, optional
+        Subject -> mask file; by default nsdgeneral.nii.gz in the folder.
+    lookups : mapping of str to sequence of Path, optional
+        Subject -> further folders with lookup tables. Tables (NAME.tsv, or FreeSurfer's NAME.ctab)
+        are looked for beside the volumes, in the folder above, then there; without one, parcels
+        are named by their labels.
+
+    Returns
+    -------
+    dict of str to VoxelMasker
+        Subject -> masker. Voxels that NSD labels -1 get a parcel `not cortex` of their own.
+
+    Raises
+    ------
+    InputError
+        For a missing file, another grid than the mask's, or a parcel label out of range.
     """
-    subjects = list(folders)
-    raw: dict[str, dict[str, np.ndarray]] = {}
-    places: dict[str, tuple[SpatialImage, np.ndarray]] = {}
-    for subject, folder in folders.items():
-        file = (masks or {}).get(subject, folder / f"{MASK}.nii.gz")
-        image, ijk = places[subject] = read_mask(file)
-        there = sorted(f.name.removesuffix(".nii.gz") for f in folder.glob("*.nii.gz") if f != file)
-        wanted = (
-            [p for p in there if not p.startswith(("lh.", "rh."))]
-            if atlases is None
-            else list(atlases)
+    subjects = {
+        subject: read_roi_volumes(subject, folder, (masks or {}).get(subject), atlases)
+        for subject, folder in folders.items()
+    }
+    n_labels: dict[str, int] = {}
+    parcel_names: dict[str, dict[int, str]] = {}
+    for atlas in dict.fromkeys(atlas for rois in subjects.values() for atlas in rois.labels):
+        with_atlas = {s: rois for s, rois in subjects.items() if atlas in rois.labels}
+        n_labels[atlas] = count_labels(atlas, list(with_atlas.values()), atlases)
+        first, rois = next(iter(with_atlas.items()))
+        parcel_names[atlas] = load_parcel_names(
+            [rois.folder, rois.folder.parent, *(lookups or {}).get(first, [])],
+            atlas,
+            n_labels[atlas],
         )
-        raw[subject] = {
-            p: extract_label_values(
-                folder / f"{p}.nii.gz", f"{p} of {subject}", ijk, image, lowest=-1
-            )
-            for p in wanted
-        }
-    names, beyond = {}, {}
-    for p in dict.fromkeys(p for numbers in raw.values() for p in numbers):
-        having = [s for s in subjects if p in raw[s]]
-        highest = max(int(raw[s][p].max()) for s in having)
-        rows = (atlases or {}).get(p, highest + 1)
-        if highest >= rows:
-            who = next(s for s in having if raw[s][p].max() == highest)
-            raise InputError(
-                f"{folders[who] / p}.nii.gz has the region number {highest}, but {p} has {rows - 1} regions."
-            )
-        first = having[0]
-        names[p] = load_parcel_names(
-            [folders[first], folders[first].parent, *(lookups or {}).get(first, [])], p, rows
+        if any((rois.labels[atlas] < 0).any() for rois in with_atlas.values()):
+            parcel_names[atlas][n_labels[atlas]] = OUTSIDE
+    return {
+        subject: VoxelMasker.from_voxel_indices(
+            subject,
+            rois.mask_img,
+            rois.voxel_indices,
+            {
+                atlas: np.where(labels < 0, n_labels[atlas], labels).astype(np.int32)
+                for atlas, labels in rois.labels.items()
+            },
+            {atlas: parcel_names[atlas] for atlas in rois.labels},
         )
-        beyond[p] = rows  # the number of what is no cortex
-        if any((raw[s][p] < 0).any() for s in having):
-            names[p][rows] = OUTSIDE
-    spaces = {}
-    for subject, (image, ijk) in places.items():
-        regions = {
-            p: np.where(n < 0, beyond[p], n).astype(np.int32) for p, n in raw[subject].items()
-        }
-        mm = nib.affines.apply_affine(image.affine, ijk).astype(np.float32)
-        spaces[subject] = VoxelMasker(
-            subject, tuple(image.shape), np.asarray(image.affine, np.float64), ijk, mm, regions,
-            {p: names[p] for p in regions},
-        )  # fmt: skip
-    return spaces
+        for subject, rois in subjects.items()
+    }
 
 
-def load_parcel_names(folders: Sequence[Path], atlas_name: str, rows: int) -> dict[int, str]:
-    """Number -> name of the regions 1 to rows - 1: from a lookup table in one of these folders, else the numbers themselves."""
-    places = [
-        folder / f"{atlas_name}{suffix}"
-        for folder in folders
-        for suffix in (".tsv", ".ctab", ".mgz.ctab")
-    ]
-    table = next((place for place in places if place.is_file()), None)
+def read_roi_volumes(
+    subject: str, folder: Path, mask_file: Path | None, atlases: Mapping[str, int] | None
+) -> ROIVolumes:
+    """Read the mask and the atlases of a subject; see `load_roi_maskers`."""
+    mask_file = mask_file or folder / f"{MASK}.nii.gz"
+    mask_img, voxel_indices = read_mask(mask_file)
+    if atlases is None:
+        files = [file for file in folder.glob("*.nii.gz") if file != mask_file]
+        names = sorted(file.name.removesuffix(".nii.gz") for file in files)
+        names = [name for name in names if not name.startswith(("lh.", "rh."))]
+    else:
+        names = list(atlases)
+    labels = {
+        name: extract_label_values(
+            folder / f"{name}.nii.gz", f"{name} of {subject}", voxel_indices, mask_img, lowest=-1
+        )
+        for name in names
+    }
+    return ROIVolumes(folder, mask_img, voxel_indices, labels)
+
+
+def count_labels(
+    atlas: str, subjects: Sequence[ROIVolumes], atlases: Mapping[str, int] | None
+) -> int:
+    """Count an atlas's labels, 0 included: as stated in `atlases`, else up to the highest one."""
+    highest = [int(rois.labels[atlas].max()) for rois in subjects]
+    n_labels = (atlases or {}).get(atlas, max(highest) + 1)
+    if max(highest) >= n_labels:
+        folder = subjects[highest.index(max(highest))].folder
+        raise InputError(
+            f"{folder / atlas}.nii.gz has the parcel label {max(highest)}, "
+            f"but {atlas} has {n_labels - 1} parcels."
+        )
+    return n_labels
+
+
+def load_parcel_names(folders: Sequence[Path], atlas_name: str, n_labels: int) -> dict[int, str]:
+    """Load the names of the parcels 1 to `n_labels` - 1.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Folders in which a lookup table is looked for.
+    atlas_name : str
+        Name of the atlas.
+    n_labels : int
+        Number of labels, 0 included.
+
+    Returns
+    -------
+    dict of int to str
+        Parcel label -> parcel name; the label itself where no table names it.
+
+    Raises
+    ------
+    InputError
+        If the table gives two parcels one name.
+    """
+    suffixes = (".tsv", ".ctab", ".mgz.ctab")
+    candidates = [folder / f"{atlas_name}{suffix}" for folder in folders for suffix in suffixes]
+    table = next((file for file in candidates if file.is_file()), None)
     if table is None:
         logger.info(
-            "%s: no %s there, so regions are named by their numbers", atlas_name, places[0].name
+            "%s: no %s there, so parcels are named by their labels", atlas_name, candidates[0].name
         )
-        return {n: str(n) for n in range(1, rows)}
+        return {label: str(label) for label in range(1, n_labels)}
     if table.suffix == ".tsv":
-        found = load_atlas_lut(table.with_suffix(".nii.gz"), atlas_name)
+        known = load_atlas_lut(table.with_suffix(".nii.gz"), atlas_name)
     else:
-        words = [line.split() for line in table.read_text(encoding="utf-8").splitlines()]
-        found = {int(w[0]): w[1] for w in words if len(w) > 1 and w[0].isdecimal()}
-    names = {n: found.get(n, str(n)) for n in range(1, rows)}
+        rows = [line.split() for line in table.read_text(encoding="utf-8").splitlines()]
+        known = {int(row[0]): row[1] for row in rows if len(row) > 1 and row[0].isdecimal()}
+    names = {label: known.get(label, str(label)) for label in range(1, n_labels)}
     if len(set(names.values())) < len(names):
         raise InputError(
-            f"lookup table {table} gives two regions one name; expected a name for each of 1 to {rows - 1}."
+            f"lookup table {table} gives two parcels one name; "
+            f"expected a name for each of 1 to {n_labels - 1}."
         )
     return names

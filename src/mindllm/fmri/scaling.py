@@ -1,4 +1,4 @@
-"""Normalization: each trial is levelled over its voxels, then each voxel is z-scored over trials."""
+"""Standardization: z-score each trial over its voxels, then each voxel over trials."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,99 +9,237 @@ import pandas as pd
 
 from mindllm.utils.errors import InputError
 
-MIN_TRIALS = 8  # fewer trials than this have no mean and spread worth normalizing with
-CHUNK_SIZE = 2**22  # betas looked at at once
+MIN_TRIALS = 8  # fewer trials give no useful mean and standard deviation
+CHUNK_SIZE = 2**22  # betas in memory at once
 
 
-def zscore_trials(values: np.ndarray) -> np.ndarray:
-    """Z-score each trial of values (B, V) over its voxels: the level and gain of a run say nothing about a stimulus."""
-    values = np.asarray(values, np.float64)
-    spread = values.std(1, keepdims=True)
-    return np.divide(
-        values - values.mean(1, keepdims=True), spread, out=np.zeros_like(values), where=spread > 0
-    )
+def zscore_trials(betas: np.ndarray) -> np.ndarray:
+    """Z-score each trial over its voxels, which removes the level and gain of its run.
 
+    Parameters
+    ----------
+    betas : ndarray of shape (n_trials, n_voxels)
+        Raw betas.
 
-def fit_mean_std(pieces: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
-    """Number of trials, and mean and standard deviation (V,) of the levelled values, from pieces (b, V) of raw ones.
+    Returns
+    -------
+    ndarray of shape (n_trials, n_voxels), float64
+        Betas with mean 0 and standard deviation 1 over voxels; 0 in a trial that is constant.
 
-    One piece is in memory at a time. A voxel whose raw value never varies gets the standard deviation 0.
+    Examples
+    --------
+    >>> zscore_trials(np.array([[1.0, 3.0], [5.0, 5.0]]))
+    array([[-1.,  1.],
+           [ 0.,  0.]])
     """
-    count, total, square, low, high = 0, 0.0, 0.0, np.inf, -np.inf
-    for piece in pieces:
-        low, high = np.minimum(low, piece.min(0)), np.maximum(high, piece.max(0))
-        levelled = zscore_trials(piece)
-        count, total, square = (
-            count + len(piece),
-            total + levelled.sum(0),
-            square + (levelled**2).sum(0),
-        )
-    if count < MIN_TRIALS:
+    betas = np.asarray(betas, np.float64)
+    std = betas.std(1, keepdims=True)
+    centered = betas - betas.mean(1, keepdims=True)
+    return np.divide(centered, std, out=np.zeros_like(betas), where=std > 0)
+
+
+def fit_mean_std(chunks: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
+    """Compute mean and standard deviation of each voxel over trials.
+
+    One chunk is in memory at a time.
+
+    Parameters
+    ----------
+    chunks : iterable of ndarray of shape (n_chunk_trials, n_voxels)
+        Raw betas of one subject.
+
+    Returns
+    -------
+    n_trials : int
+        Number of trials.
+    mean, std : ndarray of shape (n_voxels,)
+        Of the betas z-scored by `zscore_trials`. The standard deviation of a voxel whose raw
+        betas never vary is 0.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than 8 trials.
+    """
+    n_trials, total, total_square, low, high = 0, 0.0, 0.0, np.inf, -np.inf
+    for chunk in chunks:
+        low, high = np.minimum(low, chunk.min(0)), np.maximum(high, chunk.max(0))
+        zscored = zscore_trials(chunk)
+        n_trials += len(chunk)
+        total = total + zscored.sum(0)
+        total_square = total_square + (zscored**2).sum(0)
+    if n_trials < MIN_TRIALS:
         raise InputError(
-            f"{count} trials are too few to normalize voxels with; at least {MIN_TRIALS} are needed. To decode a short scan, give a longer one of the same person and grid as reference (--standardize-with)."
+            f"{n_trials} trials are too few to standardize voxels with; at least {MIN_TRIALS} are "
+            "needed. To decode a short scan, give a longer one of the same subject and grid "
+            "(--standardize-with)."
         )
-    mean = np.asarray(total / count)
-    return count, mean, np.where(high > low, np.sqrt(np.maximum(square / count - mean**2, 0)), 0)
+    mean = np.asarray(total / n_trials)
+    variance = np.maximum(total_square / n_trials - mean**2, 0)
+    return n_trials, mean, np.where(high > low, np.sqrt(variance), 0)
+
+
+def apply_mean_std(betas: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Z-score each trial over its voxels, then each voxel with a given mean and deviation.
+
+    Parameters
+    ----------
+    betas : ndarray of shape (n_trials, n_voxels)
+        Raw betas.
+    mean, std : ndarray of shape (n_voxels,)
+        As from `fit_mean_std`.
+
+    Returns
+    -------
+    ndarray of shape (n_trials, n_voxels), float32
+        Standardized betas. Voxels that never vary (`std` 0) become 0, not infinity.
+    """
+    scale = np.divide(1.0, std, out=np.zeros(len(std)), where=std > 1e-6)
+    return ((zscore_trials(betas) - mean) * scale).astype(np.float32)
 
 
 def standardize_betas(betas: np.ndarray) -> np.ndarray:
-    """Raw values (B, V) of one person, normalized with their own statistics: what `MindLLM.encode` and `decode` expect."""
+    """Standardize the betas of one subject with their own mean and standard deviation.
+
+    Each trial is z-scored over its voxels, then each voxel over the trials. This is what
+    `MindLLM.decode` expects.
+
+    Parameters
+    ----------
+    betas : ndarray of shape (n_trials, n_voxels)
+        Raw betas of one subject, at least 8 trials.
+
+    Returns
+    -------
+    ndarray of shape (n_trials, n_voxels), float32
+        Standardized betas; voxels that never vary are 0.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than 8 trials.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mindllm import standardize_betas
+    >>> betas = np.random.default_rng(0).normal(50, 10, size=(20, 100))
+    >>> standardized = standardize_betas(betas)
+    >>> standardized.shape
+    (20, 100)
+    >>> bool(np.allclose(standardized.mean(0), 0, atol=1e-5))
+    True
+    >>> bool(np.allclose(standardized.std(0), 1, atol=1e-5))
+    True
+    """
     _, mean, std = fit_mean_std([betas])
     return apply_mean_std(betas, mean, std)
 
 
-def apply_mean_std(values: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Raw values (B, V) -> levelled z-scores (B, V), float32. Voxels that never vary (std 0) become 0, not infinity."""
-    scale = np.divide(1.0, std, out=np.zeros(len(std)), where=std > 1e-6)
-    return ((zscore_trials(values) - mean) * scale).astype(np.float32)
-
-
 class SessionScaler:
-    """Normalization of one subject: `mean` and `std` (S, V) of S sessions."""
+    """Standardize one subject's betas session by session.
+
+    Parameters
+    ----------
+    sessions : sequence of str
+        Labels of the sessions.
+    mean, std : ndarray of shape (n_sessions, n_voxels)
+        Mean and standard deviation of each session's z-scored trials.
+    fitted_on : str
+        Which trials they were computed from.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> betas = rng.normal(size=(20, 5))
+    >>> trials = pd.DataFrame({"session": ["1"] * 10 + ["2"] * 10, "split": "train"})
+    >>> scaler = SessionScaler.fit(betas, trials)
+    >>> scaler
+    SessionScaler(n_sessions=2, n_voxels=5, fitted_on='training trials')
+    >>> scaler.transform(betas, trials["session"]).shape
+    (20, 5)
+    """
 
     def __init__(
         self, sessions: Sequence[str], mean: np.ndarray, std: np.ndarray, fitted_on: str
     ) -> None:
-        self.sessions, self.mean, self.std, self.fitted_on = (
-            list(map(str, sessions)),
-            mean,
-            std,
-            fitted_on,
+        self.sessions = list(map(str, sessions))
+        self.mean, self.std = mean, std
+        self.fitted_on = fitted_on
+
+    def __repr__(self) -> str:
+        n_sessions, n_voxels = self.mean.shape
+        return (
+            f"{type(self).__name__}(n_sessions={n_sessions}, n_voxels={n_voxels}, "
+            f"fitted_on={self.fitted_on!r})"
         )
 
     @classmethod
     def fit(cls, betas: np.ndarray, trials: pd.DataFrame) -> Self:
-        """From the training trials of each session, read session by session.
+        """Compute mean and standard deviation of the training trials of each session.
 
-        A session with fewer than MIN_TRIALS of them takes the subject's statistics over all sessions. A subject without
-        training trials is normalized with all of its own trials, which needs no label; `fitted_on` says so.
+        A session with fewer than 8 training trials takes the mean and standard deviation over all
+        sessions. For a subject with fewer than 8 training trials, all trials are used, which needs
+        no label; `fitted_on` says so.
+
+        Parameters
+        ----------
+        betas : ndarray of shape (n_trials, n_voxels)
+            Raw betas of one subject; may be memory-mapped, since one chunk is read at a time.
+        trials : pandas.DataFrame
+            `session` and `split` of each trial.
+
+        Returns
+        -------
+        SessionScaler
+            The fitted scaler.
+
+        Raises
+        ------
+        InputError
+            If there are fewer than 8 trials.
         """
-        train = (trials["split"] == "train").to_numpy()
-        fitted_on = "training trials"
-        if train.sum() < MIN_TRIALS:
-            train, fitted_on = (
-                np.ones(len(trials), bool),
-                "all own trials, without labels (no training trials)",
-            )
-        session = trials["session"].astype(str).to_numpy()
-        names = sorted(set(session))
-        parts = [np.flatnonzero(train & (session == name)) for name in names]
-        found = [rows if len(rows) >= MIN_TRIALS else np.flatnonzero(train) for rows in parts]
-        _, mean, std = zip(*(fit_mean_std(iter_chunks(betas, rows)) for rows in found), strict=True)
-        return cls(
-            names, np.stack(mean).astype(np.float32), np.stack(std).astype(np.float32), fitted_on
-        )
+        is_used, fitted_on = (trials["split"] == "train").to_numpy(), "training trials"
+        if is_used.sum() < MIN_TRIALS:
+            is_used = np.ones(len(trials), bool)
+            fitted_on = "all own trials, without labels (no training trials)"
+        session_of_trial = trials["session"].astype(str).to_numpy()
+        sessions = sorted(set(session_of_trial))
+        means, stds = [], []
+        for session in sessions:
+            rows = np.flatnonzero(is_used & (session_of_trial == session))
+            if len(rows) < MIN_TRIALS:
+                rows = np.flatnonzero(is_used)
+            _, mean, std = fit_mean_std(iter_chunks(betas, rows))
+            means.append(mean.astype(np.float32))
+            stds.append(std.astype(np.float32))
+        return cls(sessions, np.stack(means), np.stack(stds), fitted_on)
 
     def transform(self, betas: np.ndarray, sessions: Iterable[str]) -> np.ndarray:
-        """Z-scores (B, V) float32 of betas (B, V) measured in these sessions (B,)."""
-        index = {name: i for i, name in enumerate(self.sessions)}
-        found = np.array([index[str(s)] for s in sessions])
-        out = np.empty(betas.shape, np.float32)
-        for i in np.unique(found):
-            out[found == i] = apply_mean_std(betas[found == i], self.mean[i], self.std[i])
-        return out
+        """Standardize betas with the mean and standard deviation of their sessions.
+
+        Parameters
+        ----------
+        betas : ndarray of shape (n_trials, n_voxels)
+            Raw betas.
+        sessions : iterable of str
+            Session of each trial.
+
+        Returns
+        -------
+        ndarray of shape (n_trials, n_voxels), float32
+            Standardized betas.
+        """
+        index = {session: i for i, session in enumerate(self.sessions)}
+        session_of_trial = np.array([index[str(session)] for session in sessions])
+        standardized = np.empty(betas.shape, np.float32)
+        for i in np.unique(session_of_trial):
+            rows = session_of_trial == i
+            standardized[rows] = apply_mean_std(betas[rows], self.mean[i], self.std[i])
+        return standardized
 
     def save(self, path: Path) -> None:
+        """Write the scaler to an .npz file."""
         np.savez(
             path,
             sessions=np.array(self.sessions),
@@ -112,12 +250,13 @@ class SessionScaler:
 
     @classmethod
     def load(cls, path: Path) -> Self:
+        """Read a scaler that `save` wrote."""
         with np.load(path, allow_pickle=False) as file:
             return cls(file["sessions"].tolist(), file["mean"], file["std"], str(file["fitted_on"]))
 
 
 def iter_chunks(betas: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The betas (b, V) of these rows, a few at a time."""
+    """Yield the betas of some rows in chunks of shape (n_chunk_trials, n_voxels)."""
     size = max(1, CHUNK_SIZE // betas.shape[1])
     for start in range(0, len(rows), size):
         yield betas[rows[start : start + size]]
