@@ -347,7 +347,7 @@ def test_inspect_shows_what_a_store_holds(run: Run, tiny: Path, tmp_path: Path) 
         word in out for word in ("Subjects (split: ", "Atlases", "sub-03", "visual", "lobes")
     )
     assert "What is this person seeing?" in out
-    assert "pass  sessions  3 people; sub-01: 2 different ones" in out
+    assert "pass  sessions  3 subjects; sub-01: 2 different ones" in out
     assert f"page: {tmp_path / 'page' / 'index.html'}" in out
     assert (tmp_path / "page" / "index.html").is_file()
     assert "page: " not in run("qc", tiny)[1]
