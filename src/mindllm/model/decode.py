@@ -141,7 +141,8 @@ def resolve_masker(
     known = model.encoder.parcel_names
     if unknown := sorted(set(atlases) - set(known)):
         raise InputError(
-            f"the model knows no atlas {', '.join(unknown)}; it knows {', '.join(known) or 'none'}. "
+            f"the model knows no atlas {', '.join(unknown)}; "
+            f"it knows {', '.join(known) or 'none'}. "
             "Give these names to your atlases, or leave an atlas out."
         )
     if missing := sorted(set(known) - set(atlases)):

@@ -1,0 +1,221 @@
+"""A model on disk and on the Hugging Face hub: from_pretrained, save_pretrained, push_to_hub."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
+
+from mindllm.fmri.masker import VoxelMasker
+from mindllm.model.checkpoint import (
+    CheckpointParts,
+    LanguageModelRef,
+    check_weights,
+    load_checkpoint,
+    save_checkpoint,
+)
+from mindllm.model.encoder import FMRIEncoder
+from mindllm.model.language_model import (
+    FrozenLanguageModel,
+    default_device,
+    load_language_model,
+)
+from mindllm.model.model_card import render_model_card
+from mindllm.utils.errors import InputError
+
+LANGUAGE_MODEL_PREFIX = "language_model."
+logger = logging.getLogger(__name__)
+
+
+class PretrainedModule(nn.Module, PyTorchModelHubMixin):
+    """What lets a `MindLLM` be loaded, saved and shared.
+
+    A checkpoint holds its own weights, maskers and model card; the language model is named in it.
+    """
+
+    encoder: FMRIEncoder
+    projector: nn.Linear
+    language_model: FrozenLanguageModel
+    chat_template: str | None
+    maskers: dict[str, VoxelMasker]
+    model_card: dict[str, Any]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        language_model: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        quantization_config: Any = None,
+        attn_implementation: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **language_model_kwargs: Any,
+    ) -> Self:
+        """Load a model from a folder or from the Hugging Face hub.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path : str or Path
+            A model folder, or a hub id such as "lab/mindllm-nsd".
+        language_model : str or Path, optional
+            Where the language model is, if not under the name that the model has for it.
+        revision : str, optional
+            Branch, tag or commit on the hub.
+        dtype : str or torch.dtype, optional
+            Of the language model; by default float32 on a CPU, bfloat16 elsewhere.
+        device_map : str or dict, optional
+            Where to put the language model; by default everything goes to the GPU if there is one.
+        quantization_config, attn_implementation, **language_model_kwargs
+            Passed on to the language model's ``from_pretrained``.
+        token, cache_dir, local_files_only, force_download
+            As in huggingface_hub.
+
+        Returns
+        -------
+        MindLLM
+            In evaluation mode.
+
+        Raises
+        ------
+        InputError
+            If it is no model, is damaged or has another format, or a model cannot be found.
+        """
+        folder = resolve_checkpoint(
+            pretrained_model_name_or_path,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        parts = load_checkpoint(folder)
+        loaded = load_language_model(
+            language_model or parts.language_model.name,
+            default_device() if device_map is None else None,
+            dtype,
+            device_map=device_map,
+            quantization_config=quantization_config,
+            attn_implementation=attn_implementation,
+            **language_model_kwargs,
+        )
+        return cls._from_parts(parts, loaded, folder)
+
+    @classmethod
+    def _from_parts(
+        cls, parts: CheckpointParts, language_model: FrozenLanguageModel, folder: Path
+    ) -> Self:
+        """Put a model together from what a folder holds."""
+        ref = parts.language_model
+        if language_model.fingerprint != ref.fingerprint:
+            logger.warning(
+                "the language model %s differs from the one %s was trained with "
+                "(fingerprint %s, expected %s): expect other text",
+                language_model.name,
+                folder,
+                language_model.fingerprint,
+                ref.fingerprint,
+            )
+        if parts.adapter:
+            language_model.model.load_adapter(str(parts.adapter))
+            language_model.model.requires_grad_(False)
+        model = cls(parts.config, parts.parcel_names, language_model, ref.chat_template)
+        check_weights(model.state_dict(), parts.state_dict, folder)
+        model.load_state_dict(parts.state_dict)
+        model.model_card, model.maskers = dict(parts.model_card), dict(parts.maskers)
+        return model.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write all parts; called by `save_pretrained` and `push_to_hub`."""
+        language_model = self.language_model
+        if getattr(language_model.model, "peft_config", None):
+            language_model.model.save_pretrained(save_directory / "adapter")
+        ref = LanguageModelRef(language_model.name, language_model.fingerprint, self.chat_template)
+        parts = CheckpointParts(
+            config=self.encoder.config,
+            parcel_names=self.encoder.parcel_names,
+            language_model=ref,
+            state_dict=self.state_dict(),
+            maskers=self.maskers,
+            model_card=self.model_card,
+        )
+        save_checkpoint(parts, save_directory)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Write the README.md of a model folder: what it is, its training, its measured results.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Of the mixin; not used.
+
+        Returns
+        -------
+        huggingface_hub.ModelCard
+        """
+        weights = [*self.encoder.parameters(), *self.projector.parameters()]
+        return ModelCard(
+            render_model_card(
+                self.model_card,
+                language_model=self.language_model.name,
+                num_parameters=sum(p.numel() for p in weights),
+                subjects=list(self.maskers),
+            )
+        )
+
+    def add_results(self, rows: Sequence[Any]) -> None:
+        """Put measured results into the model card that `save_pretrained` writes.
+
+        Parameters
+        ----------
+        rows : sequence of MetricRow
+            Such as ``evaluate(model, store).scores``: objects with subject, condition, metric,
+            value, ci_low, ci_high, chance_level and n_trials.
+        """
+        names = ("subject", "condition", "metric", "value", "ci_low", "ci_high", "chance_level")
+        fields = (*names, "n_trials")
+        self.model_card["results"] = [{name: getattr(r, name) for name in fields} for r in rows]
+
+
+def drop_language_model(module: nn.Module, state_dict: Any, prefix: str, metadata: Any) -> None:
+    """State-dict hook: the language model is named in a checkpoint, not stored."""
+    for name in [n for n in state_dict if n.startswith(prefix + LANGUAGE_MODEL_PREFIX)]:
+        del state_dict[name]
+
+
+def ignore_language_model(module: nn.Module, incompatible_keys: Any) -> None:
+    """Load hook: a checkpoint without the language model's weights is complete."""
+    missing = incompatible_keys.missing_keys
+    missing[:] = [n for n in missing if LANGUAGE_MODEL_PREFIX not in n]
+
+
+def resolve_checkpoint(name: str | Path, **options: Any) -> Path:
+    """The folder of a checkpoint: itself, or a snapshot of a hub repository.
+
+    Raises
+    ------
+    InputError
+        If there is no such folder or repository, or the hub cannot be reached.
+    """
+    path = Path(name)
+    if path.is_dir() or path.exists() or path.is_absolute() or str(name).startswith("."):
+        return path
+    try:
+        return Path(snapshot_download(str(name), **options))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"{name} is neither a model folder nor a model on the hub that can be fetched "
+            f"({type(error).__name__}). Give a folder made by `mindllm train`, or check the hub id "
+            "and the connection."
+        ) from error
