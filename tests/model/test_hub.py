@@ -1,5 +1,6 @@
 """save_pretrained, from_pretrained and push_to_hub: through folders, and a hub made of a local server."""
 
+import base64
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -134,14 +135,44 @@ class Hub(BaseHTTPRequestHandler):
         else:
             self.reply({"error": "not found"}, 404, X_Error_Code="RepoNotFound")
 
+    def do_POST(self) -> None:
+        path = self.path.split("?")[0]
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if path == "/api/repos/create":
+            self.reply({"url": f"http://{self.headers['Host']}/lab/model", "name": "lab/model"})
+        elif path == "/api/validate-yaml":
+            self.reply({"errors": [], "warnings": []})
+        elif path == "/api/models/lab/model/preupload/main":
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            self.reply({"files": [{"path": name, **modes} for name in names]})
+        elif path == "/api/models/lab/model/commit/main":
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.uploaded[line["value"]["path"]] = content
+            url = f"http://{self.headers['Host']}/lab/model/commit/{COMMIT}"
+            self.reply(
+                {"commitUrl": url, "commitOid": COMMIT, "commitMessage": "", "success": True}
+            )
+        else:
+            self.reply({"error": f"not found: {path}"}, 404)
+
+
+class LocalHub(NamedTuple):
+    """Address of a local server, and the files that a push has sent to it."""
+
+    endpoint: str
+    uploaded: dict[str, bytes]
+
 
 @pytest.fixture
-def hub(saved: Path) -> Iterator[str]:
+def hub(saved: Path) -> Iterator[LocalHub]:
     files = {p.relative_to(saved).as_posix(): p.read_bytes() for p in saved.rglob("*.*")}
-    handler = type("Handler", (Hub,), {"files": files, "uploaded": {}})
+    handler: Any = type("Handler", (Hub,), {"files": files, "uploaded": {}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
+    yield LocalHub(f"http://127.0.0.1:{server.server_address[1]}", handler.uploaded)
     server.shutdown()
 
 
@@ -154,41 +185,32 @@ def run(code: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[str
     )
 
 
-def test_a_model_comes_from_the_hub(hub: str, saved: Path, tmp_path: Path) -> None:
+def test_a_model_comes_from_the_hub(hub: LocalHub, saved: Path, tmp_path: Path) -> None:
     code = (
         "from mindllm import MindLLM\n"
         "model = MindLLM.from_pretrained('lab/model', revision='main')\n"
         f"model.save_pretrained({str(tmp_path / 'copy')!r})\n"
     )
-    result = run(code, hub, tmp_path / "home")
+    result = run(code, hub.endpoint, tmp_path / "home")
     assert result.returncode == 0, result.stderr
     copy = tmp_path / "copy" / "model.safetensors"
     assert copy.read_bytes() == (saved / "model.safetensors").read_bytes()
     missing = run(
-        "from mindllm import MindLLM; MindLLM.from_pretrained('lab/none')", hub, tmp_path / "home"
+        "from mindllm import MindLLM; MindLLM.from_pretrained('lab/none')",
+        hub.endpoint,
+        tmp_path / "home",
     )
     assert "neither a model folder nor a model on the hub" in missing.stderr
 
 
-def test_a_push_uploads_every_file(
-    tiny_model: MindLLM, saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import HfApi
-
-    uploaded: dict[str, bytes] = {}
-
-    def create_repo(self: HfApi, repo_id: str, **options: Any) -> Any:
-        return type("Repo", (), {"repo_id": repo_id})
-
-    def upload_folder(self: HfApi, *, folder_path: Path, **options: Any) -> str:
-        for path in Path(folder_path).rglob("*"):
-            if path.is_file():
-                uploaded[path.relative_to(folder_path).as_posix()] = path.read_bytes()
-        return f"https://hub/{options['repo_id']}"
-
-    monkeypatch.setattr(HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    assert tiny_model.push_to_hub("lab/model") == "https://hub/lab/model"
+def test_a_push_uploads_every_file(hub: LocalHub, saved: Path, tmp_path: Path) -> None:
+    code = (
+        "from mindllm import MindLLM\n"
+        f"MindLLM.from_pretrained({str(saved)!r}).push_to_hub('lab/model', token='hf_test')\n"
+    )
+    result = run(code, hub.endpoint, tmp_path / "home")
+    assert result.returncode == 0, result.stderr
     expected = {p.relative_to(saved).as_posix() for p in saved.rglob("*") if p.is_file()}
-    assert set(uploaded) == expected
-    assert uploaded["model.safetensors"] == (saved / "model.safetensors").read_bytes()
+    assert set(hub.uploaded) == expected
+    assert hub.uploaded["model.safetensors"] == (saved / "model.safetensors").read_bytes()
+    assert b"library_name: mindllm" in hub.uploaded["README.md"]
