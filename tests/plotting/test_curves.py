@@ -14,7 +14,7 @@ from mindllm.plotting.curves import (
 
 PNG = b"\x89PNG"
 HISTORY: list[HistoryEntry] = [
-    *({"step": i, "stage": 1, "loss": 3 - i / 10, "val_loss": 3.0, "val_top1": i / 20} for i in range(5)),
+    *({"step": i, "stage": 1, "loss": 3 - i / 10, "val_loss": 3.0, "val_retrieval_top1": i / 20} for i in range(5)),
     *({"step": i, "stage": 2, "loss": 2 - i / 10} for i in range(5)),
 ]  # fmt: skip
 
@@ -27,7 +27,7 @@ def test_training_curve_is_a_png(tmp_path: Path, history: list[HistoryEntry]) ->
 
 
 def test_stages_are_columns_and_scores_have_one_scale() -> None:
-    axes = draw_training_curve(HISTORY, ["val_top1"]).axes
+    axes = draw_training_curve(HISTORY, ["val_retrieval_top1"]).axes
     assert [a.get_title() for a in axes] == ["stage 1", "stage 2", "", ""]
     assert [a.get_ylabel() for a in axes] == ["loss"] * 2 + ["validation score"] * 2
     assert axes[2].get_ylim() == axes[3].get_ylim() == (0, 1.08 * 0.2)

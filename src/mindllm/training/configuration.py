@@ -12,6 +12,8 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -19,9 +21,18 @@ from mindllm.model.configuration import PRESETS, Fraction, MindLLMConfig
 from mindllm.utils.errors import InputError
 from mindllm.utils.validation import validate_model
 
+Stage = Literal["alignment", "instruction_tuning"]
+STAGES: tuple[Stage, ...] = ("alignment", "instruction_tuning")
+
 
 class StageConfig(BaseModel):
-    """One stage of training."""
+    """Options of one stage of training.
+
+    Examples
+    --------
+    >>> StageConfig(max_steps=100, batch_size=16).learning_rate
+    0.001
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -30,79 +41,123 @@ class StageConfig(BaseModel):
     batch_size: PositiveInt
     """Samples per step."""
     subjects_per_batch: PositiveInt = 4
-    """People per step: a person's attention is computed once, however many trials are taken."""
+    """Subjects per step: the attention is computed once per subject, however many trials it has."""
     learning_rate: PositiveFloat = 1e-3
+    """Learning rate after the warmup."""
     weight_decay: float = 0.05
+    """Weight decay of the token head and the projector."""
 
 
 class TrainConfig(BaseModel):
-    """Everything that a training depends on; saved with the model."""
+    """Everything that a training depends on; saved in the model card.
+
+    Options of a stage that are passed as a mapping are completed with the defaults of that stage.
+
+    Examples
+    --------
+    >>> config = TrainConfig(seed=1, alignment={"max_steps": 50})
+    >>> config.alignment.max_steps, config.alignment.batch_size
+    (50, 480)
+    >>> config.encoder_config().num_fmri_tokens
+    12
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     preset: str = "default"
     """Sizes of the encoder: default, walkthrough or paper."""
-    encoder: dict[str, Any] = Field(default_factory=dict)
+    encoder: dict[str, object] = Field(default_factory=dict)
     """Encoder options that differ from the preset."""
     language_model: str | None = None
     """Hub id, folder or .gguf file; null: the small default."""
     chat_template: Literal["vicuna"] | None = None
     """A named conversation format, for tokenizers without a chat template of their own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the language model computes in; auto: float32 on a CPU, bfloat16 elsewhere."""
+    """Data type of the language model; auto: float32 on a CPU, bfloat16 elsewhere."""
     init_from: str | None = None
-    """A model folder to go on from, which brings its own encoder; null: a new encoder. Without options for `align`, that
-    stage is left out, since what the model's codes mean is settled, and the language stage trains the whole encoder."""
+    """A model folder to train further, with its own encoder; null: a new encoder. Without options
+    for `alignment`, that stage is left out, because its fMRI embeddings are aligned already, and
+    instruction tuning trains the complete encoder."""
     seed: int = 0
+    """Seed of all random draws."""
     alignment: StageConfig = StageConfig(max_steps=200, batch_size=480)
-    """First stage: the encoder's code is drawn to the text of the answer."""
+    """First stage: fMRI embeddings are aligned with text embeddings."""
     instruction_tuning: StageConfig = StageConfig(max_steps=150, batch_size=16, learning_rate=5e-4)
-    """Second stage: the tokens stand before the language model."""
+    """Second stage: fMRI tokens are tuned through the frozen language model."""
     source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Sources of conversations to train on, with weights: for each sample a source is drawn by weight among those that tell
-    of it, then one of its conversations. Empty: all sources alike."""
+    """Sources of conversations to train on, with weights: for each sample a source is drawn by
+    weight among those that have a conversation about it, then one of its conversations. Empty: all
+    sources alike."""
     voxel_dropout: tuple[Fraction, Fraction] = (0.1, 0.6)
-    """Least and greatest share of a person's voxels left out in a step."""
+    """Least and greatest fraction of a subject's voxels left out in a step."""
     mixup_prob: Fraction = 0.5
-    """Share of samples that mix two responses to one stimulus, of two people or of one."""
+    """Fraction of samples that mix two trials of one stimulus, of two subjects or of one."""
     repetition_noise_scale: float = 2.0
-    """Greatest share of the difference between two responses to another stimulus, added to a sample as noise."""
+    """Greatest multiple of the difference between two trials of another stimulus that is added to
+    a sample as noise."""
     coord_jitter_mm: float = 2.0
-    """Standard deviation of a shift of a person's brain, drawn each step."""
+    """Standard deviation of a shift of a subject's coordinates, drawn each step."""
     affine_jitter_sd: float = 0.02
     """Standard deviation of the entries of a random linear map about identity, likewise."""
     query_noise_sd: float = 0.3
-    """Standard deviation of noise on what the queries see, relative to its own."""
+    """Standard deviation of noise on the query outputs, relative to their own."""
     embedding_noise_scale: float = 1.0
-    """Greatest length of noise on a code, relative to its own, when the language model learns to read it."""
+    """Greatest length of noise on an fMRI embedding, relative to its own, in instruction tuning."""
     warmup_ratio: Fraction = 0.1
-    """Share of a stage's steps in which the learning rate rises; it then falls as a cosine."""
+    """Fraction of a stage's steps in which the learning rate rises; it then falls as a cosine."""
     max_grad_norm: PositiveFloat = 1.0
     """Greatest norm of the gradient."""
     permute_pairs: bool = False
-    """Whether each person's trials are paired with other trials' stimuli, at random: the control of a whole training."""
+    """Whether each subject's trials are paired with the stimuli of other trials at random: a
+    control of the complete training."""
     num_validation_subjects: NonNegativeInt = 0
-    """People left out of training to choose the checkpoint with, where the store has no trials of the split `val`."""
+    """Subjects left out of training to choose the checkpoint with, if no trial has the split
+    `val`."""
     eval_steps: PositiveInt = 50
     """Steps between validations."""
     save_steps: PositiveInt = 50
     """Steps between checkpoints."""
     max_negatives: PositiveInt = 2048
-    """Texts that a code is told apart from: all, where there are no more than this, else those of the batch."""
+    """Texts that an fMRI embedding is compared with in alignment: all texts if there are no more
+    than this, else those of the batch."""
+
+    @field_validator("alignment", "instruction_tuning", mode="before")
+    @classmethod
+    def complete_stage(cls, options: object, info: ValidationInfo) -> object:
+        """Complete the options of a stage with the defaults of that stage."""
+        if not isinstance(options, Mapping):
+            return options
+        default: StageConfig = cls.model_fields[str(info.field_name)].default
+        return default.model_dump() | dict(options)
 
     @model_validator(mode="after")
-    def going_on(self) -> Self:
+    def skip_alignment_of_trained_model(self) -> Self:
         """Leave out the first stage for a model that has been trained before."""
         if self.init_from and (self.encoder or self.preset != "default" or self.chat_template):
             raise ValueError(
-                "with `init_from`, preset, encoder and chat_template are those of that model; leave them out"
+                "with `init_from`, preset, encoder and chat_template are those of that model; "
+                "leave them out"
             )
         if self.init_from and "alignment" not in self.model_fields_set:
             self.alignment = StageConfig(max_steps=0, batch_size=1)
         return self
 
+    def stage(self, name: Stage) -> StageConfig:
+        """Options of a stage."""
+        return self.alignment if name == "alignment" else self.instruction_tuning
+
     def encoder_config(self) -> MindLLMConfig:
-        """The encoder's configuration: the preset with the options that differ."""
+        """Configuration of the encoder: the preset with the options that differ.
+
+        Returns
+        -------
+        MindLLMConfig
+
+        Raises
+        ------
+        InputError
+            If the preset or an option is unknown, or a value is out of range.
+        """
         if self.preset not in PRESETS:
             raise InputError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
         return validate_model(
@@ -110,16 +165,44 @@ class TrainConfig(BaseModel):
         )
 
 
-def read_config(path: Path | None, given: Mapping[str, Any]) -> TrainConfig:
-    """Training options from a YAML or JSON file, with options `given` elsewhere on top."""
-    content: Any = {}
+def read_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
+    """Read training options from a YAML or JSON file.
+
+    Parameters
+    ----------
+    path : Path or None
+        File with some of the options, as `mindllm config` prints them.
+    options : mapping from str to value
+        Options that replace those of the file.
+
+    Returns
+    -------
+    TrainConfig
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, an option is unknown or a value is out of range.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "options.yaml"
+    ...     _ = path.write_text("instruction_tuning: {max_steps: 300}")
+    ...     config = read_config(path, {"seed": 3})
+    >>> config.seed, config.instruction_tuning.max_steps, config.instruction_tuning.learning_rate
+    (3, 300, 0.0005)
+    """
+    content: object = {}
     if path is not None:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"configuration file {path} cannot be read: {error}") from error
-        if not isinstance(content, dict):
-            raise InputError(
-                f"{path}: expected keys and values, as `mindllm config` prints them; found {type(content).__name__}."
-            )
-    return validate_model(TrainConfig, content | dict(given), str(path or "options"))
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path}: expected keys and values, as `mindllm config` prints them; "
+            f"found {type(content).__name__}."
+        )
+    return validate_model(TrainConfig, content | dict(options), str(path or "options"))

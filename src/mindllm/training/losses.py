@@ -1,7 +1,7 @@
-"""What training minimizes: the two stages' losses of a batch."""
+"""The two losses: alignment with text, and language modeling through the frozen language model."""
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,121 +12,178 @@ from mindllm.model.encoder import VoxelFeatures
 from mindllm.model.modeling import MindLLM
 from mindllm.model.processing import EncodedPrompt
 from mindllm.model.text_embeddings import embed_texts, whitened_text_embeddings
-from mindllm.model.token_heads import AssociativeMemory
-from mindllm.training.configuration import TrainConfig
+from mindllm.training.augmentation import add_embedding_noise, add_query_noise
+from mindllm.training.configuration import Stage, TrainConfig
 
-Stage = Literal["alignment", "instruction_tuning"]
-Group = tuple[VoxelFeatures, Tensor]
+MAX_LOGIT_SCALE = 100.0
+INIT_LOGIT_SCALE = 10.0
+
+
+@dataclass(frozen=True)
+class MixedTrials:
+    """Trials of some subjects and the samples that are mixed of them.
+
+    Parameters
+    ----------
+    groups : list of (VoxelFeatures, Tensor)
+        For each subject the voxels and standardized betas (n_trials, n_voxels).
+    mixing_weights : Tensor of shape (batch_size, n_trials_in_all)
+        Weight of every trial in every sample.
+    """
+
+    groups: list[tuple[VoxelFeatures, Tensor]]
+    mixing_weights: Tensor
+
+
+@dataclass(frozen=True)
+class AlignmentBatch:
+    """Inputs of the alignment loss.
+
+    Parameters
+    ----------
+    trials : MixedTrials
+    candidates : Tensor of shape (n_candidates,)
+        Indices of the texts to choose among.
+    positive_mask : Tensor of shape (batch_size, n_candidates)
+        1 where a text is about the sample's stimulus, else 0.
+    """
+
+    trials: MixedTrials
+    candidates: Tensor
+    positive_mask: Tensor
+
+
+@dataclass(frozen=True)
+class InstructionBatch:
+    """Inputs of the language-modeling loss.
+
+    Parameters
+    ----------
+    trials : MixedTrials
+    prompts : list of EncodedPrompt
+        One tokenized conversation per sample.
+    """
+
+    trials: MixedTrials
+    prompts: list[EncodedPrompt]
 
 
 class MindLLMLoss(nn.Module):
-    """The loss of either stage, as a module, so that Accelerate can spread it over devices."""
+    """The loss of either stage, as a module, so that Accelerate can distribute it over devices.
+
+    Parameters
+    ----------
+    model : MindLLM
+    texts : sequence of str
+        All texts that trials are aligned with.
+    config : TrainConfig
+
+    Attributes
+    ----------
+    text_embeddings : Tensor of shape (n_texts, embedding_dim)
+        Whitened unit vectors.
+    """
 
     text_embeddings: Tensor
 
     def __init__(self, model: MindLLM, texts: Sequence[str], config: TrainConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
-        targets = whitened_text_embeddings(
-            embed_texts(model.language_model, texts), model.encoder.head.embedding_dim
-        )
+        embeddings = embed_texts(model.language_model, texts)
+        targets = whitened_text_embeddings(embeddings, model.encoder.head.embedding_dim)
         self.register_buffer("text_embeddings", targets, persistent=False)
-        self.logit_scale = nn.Parameter(torch.tensor(10.0, device=targets.device).log())
+        self.logit_scale = nn.Parameter(torch.tensor(INIT_LOGIT_SCALE, device=targets.device).log())
 
-    def embed(self, groups: Sequence[Group], mixing_weights: Tensor) -> Tensor:
-        """Codes (B, code width) of mixed trials. Attention is linear in the values, so trials are mixed after it."""
-        seen = mixing_weights @ torch.cat(
-            [self.model.encoder.attend(voxels, values) for voxels, values in groups]
+    def embed(self, trials: MixedTrials) -> Tensor:
+        """fMRI embeddings (batch_size, embedding_dim) of mixed trials.
+
+        The attention is linear in the betas, so trials are mixed after it.
+        """
+        query_outputs = trials.mixing_weights @ torch.cat(
+            [self.model.encoder.attend(voxels, betas) for voxels, betas in trials.groups]
         )
         if self.training:
-            seen = seen + self.config.query_noise_sd * seen.detach().std() * torch.randn_like(seen)
-        return self.model.encoder.head.embed(seen)
+            query_outputs = add_query_noise(query_outputs, self.config.query_noise_sd)
+        return self.model.encoder.head.embed(query_outputs)
 
-    def similarity(self, embedding: Tensor, candidates: Tensor) -> Tensor:
-        """Scaled cosine (B, C) between codes and candidate texts."""
-        return (
-            F.normalize(embedding, dim=-1)
-            @ self.text_embeddings[candidates].T
-            * self.logit_scale.exp().clamp(max=100)
-        )
+    def similarity(self, embeddings: Tensor, candidates: Tensor) -> Tensor:
+        """Scaled cosine (batch_size, n_candidates) between fMRI embeddings and candidate texts."""
+        cosine = F.normalize(embeddings, dim=-1) @ self.text_embeddings[candidates].T
+        return cosine * self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
 
-    def alignment_loss(
-        self,
-        groups: Sequence[Group],
-        mixing_weights: Tensor,
-        candidates: Tensor,
-        positive_mask: Tensor,
-    ) -> Tensor:
-        """Cross-entropy of finding the texts about the stimulus (right: (B, C), 1 or 0) among candidate texts."""
-        near = torch.log_softmax(
-            self.similarity(self.embed(groups, mixing_weights), candidates), -1
-        )
-        return -(near * positive_mask).sum(-1).div(positive_mask.sum(-1)).mean()
+    def alignment_loss(self, batch: AlignmentBatch) -> Tensor:
+        """Cross-entropy of finding the texts about the stimulus among the candidates.
 
-    @torch.no_grad()
-    def init_memory_from_text(self, answers: Sequence[int], texts: Sequence[str]) -> None:
-        """Begin the head's memory as answers: a code like a text's recalls the embeddings of that text's first words.
+        Parameters
+        ----------
+        batch : AlignmentBatch
 
-        A language model can read its own words, so it understands the tokens before it is trained with them.
+        Returns
+        -------
+        Tensor
+            Scalar, in nats; the mean over positives, then over samples.
+
+        References
+        ----------
+        Khosla et al. 2020, Supervised contrastive learning, arXiv 2004.11362.
         """
-        model, recall = self.model, self.model.encoder.head.token_proj
-        length = model.encoder.config.num_fmri_tokens
-        spelled = torch.tensor(
-            [model.processor.encode_text(texts[i], length) for i in answers],
-            device=self.text_embeddings.device,
+        log_probs = torch.log_softmax(
+            self.similarity(self.embed(batch.trials), batch.candidates), -1
         )
-        words = model.language_model.model.get_input_embeddings()(
-            spelled
-        ).float()  # (entries, T, width)
-        mean = words.mean((0, 1))
-        _, _, directions = torch.linalg.svd((words - mean).flatten(0, 1), full_matrices=True)
-        directions = directions[: model.encoder.config.token_dim]
-        model.projector.weight.zero_()[:, : len(directions)] = directions.T
-        model.projector.bias.copy_(mean)
-        assert isinstance(recall, AssociativeMemory)
-        recall.keys.copy_(self.text_embeddings[list(answers)])
-        recall.values.zero_().unflatten(1, (length, -1))[..., : len(directions)] = (
-            words - mean
-        ) @ directions.T
+        positives = batch.positive_mask
+        return -(log_probs * positives).sum(-1).div(positives.sum(-1)).mean()
 
-    def language_modeling_loss(
-        self, groups: Sequence[Group], mixing_weights: Tensor, prompts: Sequence[EncodedPrompt]
-    ) -> Tensor:
-        """Cross-entropy per token of what the assistant says, with the scans' tokens before the language model."""
-        tokens = self.model.encoder.head.tokens(
-            self.add_embedding_noise(self.embed(groups, mixing_weights))
-        )
-        total, counts = prompt_log_likelihood(self.model, tokens, prompts)
-        return -(total.sum() / counts.sum())
+    def language_modeling_loss(self, batch: InstructionBatch) -> Tensor:
+        """Cross-entropy of the assistant's turns, with the fMRI tokens in the prompt.
 
-    def add_embedding_noise(self, embedding: Tensor) -> Tensor:
-        """Codes with noise, in training: those of people never seen point less surely at their text."""
-        if not self.training:
-            return embedding
-        # Noise among the directions in which texts differ, not in those that no text uses.
-        away = F.normalize(
-            torch.randn(len(embedding), len(self.text_embeddings), device=embedding.device)
-            @ self.text_embeddings,
-            dim=-1,
-        )
-        length = embedding.norm(dim=-1, keepdim=True) * torch.rand(
-            len(embedding), 1, device=embedding.device
-        )
-        return embedding + self.config.embedding_noise_scale * length * away
+        Parameters
+        ----------
+        batch : InstructionBatch
 
-    def forward(self, stage: Stage, *batch: object) -> Tensor:
-        loss = self.alignment_loss if stage == "alignment" else self.language_modeling_loss
-        return loss(*batch)  # type: ignore[arg-type]
+        Returns
+        -------
+        Tensor
+            Scalar, in nats per token.
+        """
+        embeddings = self.embed(batch.trials)
+        if self.training:
+            scale = self.config.embedding_noise_scale
+            embeddings = add_embedding_noise(embeddings, self.text_embeddings, scale)
+        fmri_tokens = self.model.encoder.head.tokens(embeddings)
+        log_likelihoods, counts = prompt_log_likelihood(self.model, fmri_tokens, batch.prompts)
+        return -(log_likelihoods.sum() / counts.sum())
+
+    def forward(self, batch: AlignmentBatch | InstructionBatch) -> Tensor:
+        """Loss of a batch of either stage."""
+        if isinstance(batch, AlignmentBatch):
+            return self.alignment_loss(batch)
+        return self.language_modeling_loss(batch)
 
     def trainable_parameters(self, stage: Stage) -> dict[str, nn.Parameter]:
-        """The parameters that a stage trains. The second one leaves alone what the first, if there was one, has aligned."""
-        head = self.model.encoder.head
-        second = {
-            id(p) for part in (head.token_proj, self.model.projector) for p in part.parameters()
-        }
-        return {
-            name: p
-            for name, p in self.named_parameters()
+        """Parameters that a stage trains.
+
+        Instruction tuning leaves alone what alignment, if there was one, has aligned: it trains
+        the layer that makes the tokens, and the projector.
+
+        Parameters
+        ----------
+        stage : {"alignment", "instruction_tuning"}
+
+        Returns
+        -------
+        dict of str to Parameter
+            Never one of the language model.
+        """
+        parameters = {
+            name: parameter
+            for name, parameter in self.named_parameters()
             if ".language_model." not in name
-            and (stage == "alignment" or not self.config.alignment.max_steps or id(p) in second)
         }
+        if stage == "alignment" or not self.config.alignment.max_steps:
+            return parameters
+        tuned = {
+            id(parameter)
+            for part in (self.model.encoder.head.token_proj, self.model.projector)
+            for parameter in part.parameters()
+        }
+        return {name: p for name, p in parameters.items() if id(p) in tuned}

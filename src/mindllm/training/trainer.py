@@ -1,48 +1,57 @@
 """Training: one loop on Accelerate, two stages.
 
-align      the code of a trial is drawn to the text about its stimulus, and away from other text
-language   the tokens made from the code stand before the frozen language model, which is to give the answer
+alignment           fMRI embeddings are drawn to the text about their stimulus, away from others
+instruction_tuning  fMRI tokens are tuned so that the frozen language model gives the answer
 
-All randomness of a step comes from the seed and the step's number, so an interrupted training ends with the same weights.
+All randomness of a step comes from the seed and the step's number, so an interrupted training ends
+with the same weights.
 """
 
-import json
 import logging
-import math
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedDataParallelKwargs
 from rich.progress import Progress
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from mindllm.data.conversations import ConversationDataset
-from mindllm.data.dataset import TrialDataset
-from mindllm.data.sampler import SubjectBatch, SubjectBatchSampler, TrialBatch, iter_eval_batches
+from mindllm.data.sampler import SubjectBatchSampler, iter_eval_batches
 from mindllm.data.store import Store
-from mindllm.model.encoder import SCALE_MM, VoxelFeatures
 from mindllm.model.language_model import load_language_model
 from mindllm.model.modeling import MindLLM
-from mindllm.plotting.curves import plot_training_curve
-from mindllm.training.configuration import StageConfig, TrainConfig
-from mindllm.training.losses import MindLLMLoss, Stage
-from mindllm.training.optimization import ADAM_BETAS, cosine_schedule_with_warmup
+from mindllm.training.batches import BatchBuilder
+from mindllm.training.callbacks import (
+    EVAL_BATCH_SIZE,
+    BestWeights,
+    History,
+    RetrievalAccuracy,
+    TrainerCallback,
+)
+from mindllm.training.configuration import STAGES, Stage, TrainConfig
+from mindllm.training.initialization import init_memory_from_text
+from mindllm.training.losses import AlignmentBatch, InstructionBatch, MindLLMLoss
+from mindllm.training.model_card import create_model_card, measure_null_tokens
+from mindllm.training.optimization import cosine_schedule_with_warmup, create_optimizer
+from mindllm.training.resume import (
+    Checkpoint,
+    HistoryEntry,
+    TrainerState,
+    collect_optimizer_state,
+    load_checkpoint,
+    restore_optimizer_state,
+    run_fingerprint,
+    save_checkpoint,
+)
+from mindllm.training.trials import select_training_data
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import atomic_write, disk_errors, write_json
-from mindllm.utils.versions import package_version
+from mindllm.utils.files import disk_errors
+from mindllm.utils.progress import progress_bar
 
-STAGES: tuple[Stage, ...] = ("alignment", "instruction_tuning")
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-EVAL_BATCH_SIZE = 256  # validation trials read at once
 logger = logging.getLogger(__name__)
 
 
@@ -54,11 +63,41 @@ def train(
     subjects: Sequence[str] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> MindLLM:
-    """Train a model on the training trials of some people and write the model folder `out`.
+    """Train a model on the training trials of a store and write it.
 
-    resume: go on from the last checkpoint in `out`, to the same weights as without the interruption.
-    Raises InputError for an empty split, a finished model in `out`, or other options than those it was begun with.
+    Parameters
+    ----------
+    store : Store
+    out : str or Path
+        The model folder; its subfolder `training` holds the checkpoint until the end.
+    config : TrainConfig
+    subjects : sequence of str, optional
+        All subjects by default.
+    resume : bool
+        Go on from the last checkpoint in `out`, if there is one, to the same weights as without
+        the interruption.
+    progress : rich.progress.Progress, optional
+        Bars to add one per stage to.
+    callbacks : sequence of TrainerCallback
+
+    Returns
+    -------
+    MindLLM
+        In evaluation mode.
+
+    Raises
+    ------
+    InputError
+        If the split is empty, `out` holds a finished model or an unfinished training and `resume`
+        is False, the training was begun with other options, or it diverges.
+
+    Examples
+    --------
+    >>> from mindllm import Store
+    >>> config = TrainConfig(alignment={"max_steps": 50})
+    >>> model = train(Store("store"), "model", config, subjects=["sub-01"])  # doctest: +SKIP
     """
     out = Path(out)
     if (out / "config.json").exists():
@@ -68,405 +107,245 @@ def train(
         raise InputError(
             f"{out} already holds a trained model. Choose another folder, or remove it."
         )
-    with disk_errors(out):  # a place that cannot be written is told before anything is loaded
-        empty = not out.exists()
-        out.mkdir(parents=True, exist_ok=True)
-        if empty:
-            out.rmdir()
-    experiment = Trainer(store, store.select_subjects(subjects), config)
-    state = out / "training" / "state.safetensors"
-    if state.exists() and not resume:
+    check_writable(out)
+    trainer = Trainer(store, store.select_subjects(subjects), config, callbacks)
+    checkpoint = out / "training" / "state.safetensors"
+    if checkpoint.exists() and not resume:
         raise InputError(
-            f"{out} holds an unfinished training. Add --resume to go on with it, or remove the folder."
+            f"{out} holds an unfinished training. Add --resume to go on with it, "
+            "or remove the folder."
         )
-    if state.exists():
-        experiment.restore(state)
-        logger.info("going on after step %d", experiment.step)
-    experiment.run(state, progress)
-    return experiment.finalize(out)
+    if checkpoint.exists():
+        trainer.restore(checkpoint)
+        logger.info("going on after step %d", trainer.state.step)
+    trainer.run(checkpoint, progress)
+    return trainer.finalize(out)
+
+
+def check_writable(directory: Path) -> None:
+    """Raise InputError if a folder cannot be created, before anything is loaded."""
+    with disk_errors(directory):
+        is_new = not directory.exists()
+        directory.mkdir(parents=True, exist_ok=True)
+        if is_new:
+            directory.rmdir()
 
 
 class Trainer:
-    """A training under way: what is trained, on which trials, and how far it has come."""
+    """A training: the model, its trials, and how far it has come.
 
-    def __init__(self, store: Store, subjects: Sequence[str], config: TrainConfig) -> None:
+    Parameters
+    ----------
+    store : Store
+    subjects : sequence of str
+        To train on, and to choose validation subjects among.
+    config : TrainConfig
+    callbacks : sequence of TrainerCallback
+        Called after those that record the history and keep the best weights.
+
+    Attributes
+    ----------
+    model : MindLLM
+    loss_fn : MindLLMLoss
+    data : TrainingData
+    batches : BatchBuilder
+    state : TrainerState
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        subjects: Sequence[str],
+        config: TrainConfig,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
         self.store, self.config = store, config
         self.accelerator = Accelerator(
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
         )
-        self.device = self.accelerator.device
-        self.trials, self.validation = choose_trials(store, subjects, config)
-        if (
-            config.permute_pairs
-        ):  # also what chooses the checkpoint, or the truth would come in again
-            for number, some in enumerate(filter(None, (self.trials, self.validation))):
-                some.permute_pairs(config.seed + number)
-        self.conversations = ConversationDataset(
-            store,
-            [self.trials] + ([self.validation] if self.validation else []),
-            config.source_weights,
-        )
-        if not self.conversations.texts:
-            raise InputError(
-                f"{store.path} has conversations about single trials only; a training needs text about stimuli. Add captions: mindllm prepare instructions."
-            )
-        self.model, remembered = self.build_model()
-        self.loss_fn = MindLLMLoss(self.model, self.conversations.texts, config)
-        if remembered:
-            self.loss_fn.init_memory_from_text(remembered, self.conversations.texts)
-        self.voxels = {s: self.model.encoder.prepare_voxels(store.masker(s)) for s in subjects}
-        self.stage_datasets: dict[tuple[Stage, int], TrialDataset] = {}
-        self.step = 0
-        self.history: list[dict[str, Any]] = []
-        self.best_val_loss: dict[str, float] = {}  # stage -> lowest validation loss
-        self.optimizer_state: dict[
-            str, Tensor
-        ] = {}  # of the optimizer, on their way from a checkpoint
-        self.best_state_dict: dict[str, Tensor] = {}  # the weights with the best validation
+        self.data = select_training_data(store, subjects, config)
+        texts = self.data.conversations.texts
+        self.model, memory_texts = self.build_model()
+        self.loss_fn = MindLLMLoss(self.model, texts, config)
+        if memory_texts:
+            embeddings = self.loss_fn.text_embeddings[memory_texts]
+            init_memory_from_text(self.model, [texts[i] for i in memory_texts], embeddings)
+        self.batches = BatchBuilder(store, subjects, self.model, self.data.conversations, config)
+        self.state = TrainerState()
+        self.callbacks = [RetrievalAccuracy(), BestWeights(), History(), *callbacks]
         self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer_state: dict[str, Tensor] = {}  # of a checkpoint, until the stage begins
 
     def build_model(self) -> tuple[MindLLM, list[int]]:
-        """The model to go on from, or a new one for this store's regions and people, and the texts its memory begins as."""
-        c, store = self.config, self.store
+        """Load the model to start from, or make a new one for the store's parcels and subjects.
+
+        Returns
+        -------
+        model : MindLLM
+        memory_texts : list of int
+            Indices of the texts that a new model's memory is initialized with.
+        """
+        c, device = self.config, self.accelerator.device
         if c.init_from:
-            return MindLLM.from_pretrained(
-                c.init_from, c.language_model, device_map=str(self.device), dtype=c.dtype
-            ), []
-        llm = load_language_model(c.language_model, self.device, c.dtype)
-        torch.manual_seed(c.seed)  # after loading, which may draw random numbers the first time
-        regions = {p: [names[n] for n in sorted(names)] for p, names in store.parcel_names.items()}
-        sizes = c.encoder_config()
-        remembered = self.conversations.memory_texts(self.trials, sizes.memory_size)
-        model = MindLLM(
-            sizes.model_copy(update={"memory_size": len(remembered)}), regions, llm, c.chat_template
-        )
-        model.encoder.init_queries([store.masker(s) for s in self.trials.subjects])
-        return model, remembered
-
-    def run(self, state: Path, progress: Progress | None) -> None:
-        """The loop: every stage from where it stands to its end."""
-        c, start = self.config, 0
-        for stage in STAGES:
-            settings: StageConfig = getattr(c, stage)
-            task = (
-                progress.add_task(
-                    f"training: {stage}",
-                    total=settings.max_steps,
-                    completed=min(max(self.step - start, 0), settings.max_steps),
-                )
-                if progress
-                else None
+            model = MindLLM.from_pretrained(
+                c.init_from, c.language_model, device_map=str(device), dtype=c.dtype
             )
-            if self.step == start:
-                self.optimizer_state = {}  # a stage begins with an optimizer of its own, also after an interruption
-            if self.step < start + settings.max_steps:
-                objective, optimizer = self.prepare_stage(stage, settings)
-                recent: list[float] = []
-                for step in range(self.step - start, settings.max_steps):
-                    for group in optimizer.param_groups:
-                        group["lr"] = settings.learning_rate * cosine_schedule_with_warmup(
-                            step, settings.max_steps, c.warmup_ratio
-                        )
-                    objective.train()
-                    self.model.language_model.eval()  # frozen: its dropout stays off
-                    loss = objective(stage, *self.batch(stage, settings))
-                    self.accelerator.backward(loss)
-                    norm = self.accelerator.clip_grad_norm_(objective.parameters(), c.max_grad_norm)
-                    if not torch.isfinite(norm):
-                        raise InputError(
-                            f"training diverged at step {self.step} of the stage {stage}: the gradient is {norm}. Lower its learning_rate ({settings.learning_rate})."
-                        )
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    self.step += 1
-                    recent.append(loss.item())
-                    last = step + 1 == settings.max_steps
-                    if last or self.step % c.eval_steps == 0:
-                        self.validate(stage, float(np.mean(recent)))
-                        recent = []
-                    if last or self.step % c.save_steps == 0:
-                        self.save(state)
-                    if progress and task is not None:
-                        progress.update(
-                            task,
-                            advance=1,
-                            description=f"training: {stage} (loss {loss.item():.2f})",
-                        )
-            start += settings.max_steps
+            return model, []
+        language_model = load_language_model(c.language_model, device, c.dtype)
+        torch.manual_seed(c.seed)  # after loading, which may draw random numbers the first time
+        parcel_names = {
+            atlas: [names[number] for number in sorted(names)]
+            for atlas, names in self.store.parcel_names.items()
+        }
+        sizes, training = c.encoder_config(), self.data.training
+        memory_texts = self.data.conversations.memory_texts(training, sizes.memory_size)
+        sizes = sizes.model_copy(update={"memory_size": len(memory_texts)})
+        model = MindLLM(sizes, parcel_names, language_model, c.chat_template)
+        model.encoder.init_queries([self.store.masker(s) for s in training.subjects])
+        return model, memory_texts
 
-    def prepare_stage(self, stage: Stage, settings: StageConfig) -> tuple[Any, Any]:
-        """The objective and a stage's optimizer on their devices; in mid-stage the optimizer gets its moments back."""
-        trained = self.loss_fn.trainable_parameters(stage)
+    def run(self, checkpoint: Path, progress: Progress | None = None) -> None:
+        """Take all steps of both stages that are left.
+
+        Parameters
+        ----------
+        checkpoint : Path
+            File to write checkpoints to.
+        progress : rich.progress.Progress, optional
+        """
+        first_step = 0
+        for stage in STAGES:
+            max_steps = self.config.stage(stage).max_steps
+            if self.state.step == first_step:
+                self.optimizer_state = {}  # each stage begins with a new optimizer
+            if self.state.step < first_step + max_steps:
+                self.run_stage(stage, first_step, checkpoint, progress)
+            first_step += max_steps
+
+    def run_stage(
+        self, stage: Stage, first_step: int, checkpoint: Path, progress: Progress | None
+    ) -> None:
+        """Take the steps of a stage that are left, with validations and checkpoints between."""
+        c, options = self.config, self.config.stage(stage)
+        max_steps, n_done = options.max_steps, self.state.step - first_step
+        loss_module, optimizer = self.prepare_stage(stage)
+        title = f"training: {stage}"
+        with progress_bar(progress, title, max_steps, n_done) as advance:
+            for stage_step in range(n_done, max_steps):
+                factor = cosine_schedule_with_warmup(stage_step, max_steps, c.warmup_ratio)
+                for group in optimizer.param_groups:
+                    group["lr"] = options.learning_rate * factor
+                loss = self.take_step(stage, loss_module, optimizer)
+                for callback in self.callbacks:
+                    callback.on_step_end(self, loss)
+                is_last = stage_step + 1 == max_steps
+                if is_last or self.state.step % c.eval_steps == 0:
+                    self.validate(stage)
+                if is_last or self.state.step % c.save_steps == 0:
+                    self.save(checkpoint)
+                advance(1, f"{title} (loss {loss:.2f})")
+
+    def prepare_stage(self, stage: Stage) -> tuple[nn.Module, AcceleratedOptimizer]:
+        """Put the loss and the stage's optimizer, with a checkpoint's moments, on their devices."""
+        parameters = self.loss_fn.trainable_parameters(stage)
         for name, parameter in self.loss_fn.named_parameters():
-            parameter.requires_grad_(name in trained)
-        # Weight decay is for the head's matrices; what places a query or a region is not drawn to zero.
-        heavy = [p for n, p in trained.items() if ".head." in n or ".projector." in n]
-        light = [p for n, p in trained.items() if not (".head." in n or ".projector." in n)]
-        groups = [
-            {"params": heavy, "weight_decay": settings.weight_decay},
-            {"params": light, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=ADAM_BETAS)
-        for name, parameter in trained.items():
-            if f"exp_avg/{name}" in self.optimizer_state:
-                self.optimizer.state[parameter] = {
-                    part: self.optimizer_state[f"{part}/{name}"] for part in MOMENTS
-                }
+            parameter.requires_grad_(name in parameters)
+        self.optimizer = create_optimizer(parameters, self.config.stage(stage))
+        restore_optimizer_state(self.optimizer, parameters, self.optimizer_state)
         self.optimizer_state = {}
         return self.accelerator.prepare(self.loss_fn, self.optimizer)
 
-    def batch(self, stage: Stage, settings: StageConfig) -> tuple[Any, ...]:
-        """A step's batch, drawn from the seed and the step's number alone."""
-        c = self.config
-        torch.manual_seed(c.seed * 1_000_003 + self.step)
-        rng = np.random.default_rng([c.seed, self.step, self.accelerator.process_index])
-        pool = self.trials_for_stage(stage, self.trials)
+    def take_step(
+        self, stage: Stage, loss_module: nn.Module, optimizer: AcceleratedOptimizer
+    ) -> float:
+        """Take one optimizer step and return its loss; InputError if the gradient is not finite."""
+        loss_module.train()
+        self.model.language_model.eval()  # frozen: its dropout stays off
+        loss = loss_module(self.draw_batch(stage))
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(loss_module.parameters(), self.config.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise InputError(
+                f"training diverged at step {self.state.step} of the stage {stage}: the gradient "
+                f"is {norm}. Lower its learning_rate ({self.config.stage(stage).learning_rate})."
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        self.state.step += 1
+        return loss.item()
+
+    def draw_batch(self, stage: Stage) -> AlignmentBatch | InstructionBatch:
+        """Draw a step's batch, from the seed and the step's number alone."""
+        c, step = self.config, self.state.step
+        torch.manual_seed(c.seed * 1_000_003 + step)
+        rng = np.random.default_rng([c.seed, step, self.accelerator.process_index])
         sampler = SubjectBatchSampler(
-            pool,
-            settings.batch_size,
-            settings.subjects_per_batch,
+            self.data.trials_for_stage(stage, self.data.training),
+            c.stage(stage).batch_size,
+            c.stage(stage).subjects_per_batch,
             c.voxel_dropout,
             c.mixup_prob,
             c.repetition_noise_scale,
         )
-        batch = sampler.sample(rng)
-        return self.loss_inputs(stage, batch, rng)
-
-    def trials_for_stage(self, stage: Stage, trials: TrialDataset) -> TrialDataset:
-        """The trials that a stage can learn from: to align a code, there must be a text about what was shown."""
-        if (stage, id(trials)) not in self.stage_datasets:
-            self.stage_datasets[stage, id(trials)] = (
-                trials.filter_stimuli(self.conversations.text_indices)
-                if stage == "alignment"
-                else trials
-            )
-        return self.stage_datasets[stage, id(trials)]
-
-    def loss_inputs(
-        self, stage: Stage, batch: TrialBatch, rng: np.random.Generator | None
-    ) -> tuple[Any, ...]:
-        """What the stage's loss takes. Without `rng`, nothing is random: each stimulus speaks through its first text."""
-        people = [
-            (self.jitter_coordinates(person, jitter=rng is not None), self.betas(person))
-            for person in batch.subjects
-        ]
-        mix = batch.mixing_weights.to(self.device)
-        if stage == "instruction_tuning":
-            return (
-                people,
-                mix,
-                [
-                    self.model.processor(turns)
-                    for turns in self.conversations.sample_conversations(batch, rng)
-                ],
-            )
-        candidates, right = self.conversations.candidate_texts(
-            batch.stimuli, self.config.max_negatives
-        )
-        return people, mix, candidates.to(self.device), right.to(self.device)
-
-    def betas(self, subject_batch: SubjectBatch) -> Tensor:
-        """Normalized values (b, V) of a person's share of a batch."""
-        return torch.from_numpy(
-            self.store.betas(subject_batch.subject, subject_batch.trial_indices, standardize=True)[
-                :, subject_batch.voxel_indices
-            ]
-        ).to(self.device)
-
-    def jitter_coordinates(self, subject_batch: SubjectBatch, jitter: bool) -> VoxelFeatures:
-        """A person's kept voxels, in training a little shifted and stretched, as other people's brains are."""
-        voxels = self.voxels[subject_batch.subject][
-            torch.from_numpy(subject_batch.voxel_indices).to(self.device)
-        ]
-        if (
-            not jitter or self.model.encoder.config.coordinate_system == "voxel"
-        ):  # an index has no neighbours to move to
-            return voxels
-        stretch = torch.eye(3) + self.config.affine_jitter_sd * torch.randn(3, 3)
-        shift = self.config.coord_jitter_mm / SCALE_MM * torch.randn(3)
-        return VoxelFeatures(
-            voxels.coords @ stretch.to(self.device) + shift.to(self.device), voxels.parcel_ids
-        )
+        return self.batches.build(stage, sampler.sample(rng), rng)
 
     @torch.no_grad()
-    def validate(self, stage: Stage, loss: float) -> None:
-        """Note the loss since the last check, and the loss on the validation trials; keep the best weights."""
-        row: dict[str, Any] = {"step": self.step, "stage": stage, "loss": loss}
-        if self.validation:
+    def validate(self, stage: Stage) -> None:
+        """Measure the loss of the validation trials, if there are any, and call the callbacks."""
+        entry = HistoryEntry(self.state.step, stage, float("nan"))
+        if self.data.validation:
             self.loss_fn.eval()
-            found = [
-                (len(b.stimuli), self.loss_fn(stage, *self.loss_inputs(stage, b, None)).item())
-                for b in iter_eval_batches(
-                    self.trials_for_stage(stage, self.validation), EVAL_BATCH_SIZE
-                )
+            trials = self.data.trials_for_stage(stage, self.data.validation)
+            losses = [
+                (len(batch.stimuli), self.loss_fn(self.batches.build(stage, batch)).item())
+                for batch in iter_eval_batches(trials, EVAL_BATCH_SIZE)
             ]
-            row["val_loss"] = sum(n * value for n, value in found) / sum(n for n, _ in found)
-            if stage == "alignment":
-                row["val_top1"] = self.retrieval_accuracy()
-            if row["val_loss"] < self.best_val_loss.get(stage, math.inf):
-                self.best_val_loss[stage] = row["val_loss"]
-                self.best_state_dict = {
-                    name: tensor.detach().cpu().clone()
-                    for name, tensor in self.loss_fn.state_dict().items()
-                }
-        self.history.append(row)
-        told = ", ".join(
-            f"{name} {value:.3f}" for name, value in row.items() if name not in ("step", "stage")
-        )
-        logger.info("%s, step %d: %s", stage, self.step, told)
-
-    def retrieval_accuracy(self) -> float:
-        """Share of validation trials whose code is nearest to a text about its stimulus, among all texts about them."""
-        hits, count = 0.0, 0
-        assert self.validation is not None
-        for batch in iter_eval_batches(
-            self.trials_for_stage("alignment", self.validation), EVAL_BATCH_SIZE
-        ):
-            people, mix, _, _ = self.loss_inputs("alignment", batch, None)
-            candidates, right = self.conversations.candidate_texts(batch.stimuli, limit=0)
-            best = (
-                self.loss_fn.similarity(self.loss_fn.embed(people, mix), candidates.to(self.device))
-                .argmax(1)
-                .cpu()
-            )
-            hits, count = (
-                hits + right[torch.arange(len(best)), best].sum().item(),
-                count + len(best),
-            )
-        return hits / count
+            entry.val_loss = sum(n * loss for n, loss in losses) / sum(n for n, _ in losses)
+        for callback in self.callbacks:
+            callback.on_validation_end(self, entry)
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint, whole or not at all: weights, the optimizer's moments, the best weights, the history."""
+        """Write a checkpoint, completely or not at all."""
         if not self.accelerator.is_main_process or self.optimizer is None:
             return
-        names = {id(p): name for name, p in self.loss_fn.named_parameters()}
-        tensors = {f"weights/{name}": tensor for name, tensor in self.loss_fn.state_dict().items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in self.best_state_dict.items()}
-        for parameter, state in self.optimizer.state.items():
-            tensors |= {f"{part}/{names[id(parameter)]}": state[part] for part in MOMENTS}
-        content = {
-            "step": self.step,
-            "history": self.history,
-            "best": self.best_val_loss,
-            "identity": self.run_fingerprint(),
-        }
-        with atomic_write(path) as temporary:
-            save_file(
-                {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()},
-                temporary,
-                {"experiment": json.dumps(content)},
-            )
+        parameters = dict(self.loss_fn.named_parameters())
+        moments = collect_optimizer_state(self.optimizer, parameters)
+        checkpoint = Checkpoint(self.state, self.loss_fn.state_dict(), moments)
+        save_checkpoint(path, checkpoint, self.fingerprint())
 
     def restore(self, path: Path) -> None:
-        """Take up a checkpoint. Raises InputError if it is damaged or was made with other options, people or data."""
-        try:
-            with safe_open(path, "pt") as file:
-                content = json.loads(file.metadata()["experiment"])
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise InputError(
-                f"{path} is damaged ({error}). Remove {path.parent.parent} and train anew."
-            ) from error
-        mine, theirs = self.run_fingerprint(), content["identity"]
-        differ = sorted(
-            key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)
-        )
-        if differ:
-            raise InputError(
-                f"this training was begun with other options: {'; '.join(f'{k}: {theirs.get(k)!r} then, {mine.get(k)!r} now' for k in differ)}. Repeat them, or train into another folder."
-            )
-        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "best": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition("/")
-            if part in parts:
-                parts[part][rest] = tensor
-            else:
-                self.optimizer_state[name] = tensor
-        self.loss_fn.load_state_dict(parts["weights"])
-        self.best_state_dict, self.step, self.history, self.best_val_loss = (
-            parts["best"],
-            content["step"],
-            content["history"],
-            content["best"],
-        )
+        """Go on from a checkpoint; InputError if it is damaged or of another training."""
+        checkpoint = load_checkpoint(path, self.fingerprint())
+        self.loss_fn.load_state_dict(checkpoint.weights)
+        self.state, self.optimizer_state = checkpoint.state, checkpoint.optimizer_state
 
-    def run_fingerprint(self) -> dict[str, Any]:
-        """What must be the same for a training to be gone on with."""
-        sizes = {s: self.store.betas(s).shape for s in self.trials.subjects}
-        return self.config.model_dump(mode="json") | {
-            "store": self.store.meta["name"],
-            "split": self.store.split["name"],
-            "subjects": {s: list(shape) for s, shape in sizes.items()},
-            "llm": self.model.language_model.fingerprint,
-        }
+    def fingerprint(self) -> dict[str, object]:
+        """What must be the same for this training to be resumed."""
+        language_model = self.model.language_model.fingerprint
+        return run_fingerprint(self.config, self.store, self.data.training.subjects, language_model)
 
     def finalize(self, out: Path) -> MindLLM:
-        """Take the best weights, measure the mean token, and write the model folder with the report of its training."""
-        if self.best_state_dict:
-            self.loss_fn.load_state_dict(self.best_state_dict)
+        """Take the best weights, describe the training in the model, and write its folder.
+
+        Parameters
+        ----------
+        out : Path
+
+        Returns
+        -------
+        MindLLM
+            In evaluation mode.
+        """
+        if self.state.best_state_dict:
+            self.loss_fn.load_state_dict(self.state.best_state_dict)
         model = self.model.eval()
-        with torch.no_grad():
-            sums = [
-                model.encoder([(self.voxels[p.subject], self.betas(p))]).sum(0)
-                for b in iter_eval_batches(self.trials, EVAL_BATCH_SIZE)
-                for p in b.subjects
-            ]
-            model.null_tokens.copy_(torch.stack(sums).sum(0) / len(self.trials))
-        before, stimuli = model.model_card, set(self.trials.table["stimulus"])
-        asked, first = self.conversations.questions(stimuli), self.conversations.first_answer
-        model.model_card = {
-            "subjects": sorted({*self.trials.subjects, *before.get("subjects", [])}),
-            "validation_subjects": self.validation.subjects if self.validation else [],
-            "stimuli": sorted(stimuli.union(before.get("stimuli", []))),
-            "answers": dict(
-                Counter(first[s] for s in self.trials.table["stimulus"] if s in first).most_common()
-            ),
-            "question": asked.pop() if len(asked) == 1 else None,
-            "sources": sorted({*self.conversations.sources, *before.get("sources", [])}),
-            "store": self.store.meta["name"],
-            "split": self.store.split,
-            "seed": self.config.seed,
-            "steps": self.step,
-            "normalization": {s: self.store.standardized_with(s) for s in self.trials.subjects},
-            "started_from": before or None,
-            "versions": {
-                "mindllm": package_version("mindllm"),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
-            "config": self.config.model_dump(mode="json"),
-        }
-        if before and "stimuli" not in before:
-            del model.model_card[
-                "stimuli"
-            ]  # what the earlier training showed is unknown, so is the whole
+        measure_null_tokens(model, self.data, self.batches)
+        card = create_model_card(model, self.data, self.config, self.state.step)
+        model.model_card = card.to_dict()
+        model.maskers |= {s: self.store.masker(s) for s in self.data.training.subjects}
         if self.accelerator.is_main_process:
-            write_json(out / "training.json", {"history": self.history, "best": self.best_val_loss})
-            plot_training_curve(self.history, out / "training.png")
+            for callback in self.callbacks:
+                callback.on_train_end(self, out)
             model.save_pretrained(out)
             shutil.rmtree(out / "training", ignore_errors=True)
         return model
-
-
-def choose_trials(
-    store: Store, subjects: Sequence[str], config: TrainConfig
-) -> tuple[TrialDataset, TrialDataset | None]:
-    """Trials to train on, and to choose the checkpoint with: the split `val`, or all training trials of some people."""
-    sources = list(config.source_weights)
-    learners, choosers, split = list(subjects), list(subjects), "val"
-    if not any((store.trials(s)["split"] == "val").any() for s in subjects):
-        if not config.num_validation_subjects:
-            return TrialDataset(store, subjects, "train", sources), None
-        if config.num_validation_subjects >= len(subjects):
-            raise InputError(
-                f"num_validation_subjects={config.num_validation_subjects} leaves none of {len(subjects)} subjects to train on."
-            )
-        choosers = (
-            np.random.default_rng(config.seed)
-            .choice(subjects, config.num_validation_subjects, replace=False)
-            .tolist()
-        )
-        learners, split = [s for s in subjects if s not in choosers], "train"
-    return TrialDataset(store, learners, "train", sources), TrialDataset(
-        store, choosers, split, sources
-    )

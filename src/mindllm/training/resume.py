@@ -1,0 +1,244 @@
+"""State of a training on disk: an interrupted one goes on to the same weights."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mindllm.data.store import Store
+from mindllm.training.configuration import TrainConfig
+from mindllm.utils.errors import InputError
+from mindllm.utils.files import atomic_write
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+METADATA_KEY = "trainer_state"
+TensorDict = dict[str, Tensor]
+HistoryRow = dict[str, float | int | str | None]
+
+
+@dataclass
+class HistoryEntry:
+    """Losses and validation scores at one step.
+
+    Parameters
+    ----------
+    step : int
+        Steps taken, over both stages.
+    stage : str
+    loss : float
+        Mean training loss since the entry before, in nats.
+    val_loss : float, optional
+        Mean loss of the validation trials, in nats.
+    scores : dict of str to float
+        Validation scores, with names that begin with `val_`.
+
+    Examples
+    --------
+    >>> HistoryEntry(50, "alignment", 2.5, 2.75, {"val_retrieval_top1": 0.25}).to_row()
+    {'step': 50, 'stage': 'alignment', 'loss': 2.5, 'val_loss': 2.75, 'val_retrieval_top1': 0.25}
+    """
+
+    step: int
+    stage: str
+    loss: float
+    val_loss: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def to_row(self) -> HistoryRow:
+        """One flat row, without what was not measured."""
+        row: HistoryRow = {"step": self.step, "stage": self.stage, "loss": self.loss}
+        if self.val_loss is not None:
+            row["val_loss"] = self.val_loss
+        return row | self.scores
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, object]) -> Self:
+        """Inverse of `to_row`."""
+        known = ("step", "stage", "loss", "val_loss")
+        fields = {name: row[name] for name in known if name in row}
+        scores = {name: value for name, value in row.items() if name not in known}
+        return cls(**fields, scores=scores)  # type: ignore[arg-type]
+
+
+@dataclass
+class TrainerState:
+    """How far a training has come.
+
+    Parameters
+    ----------
+    step : int
+        Steps taken, over both stages.
+    history : list of HistoryEntry
+    best_val_loss : dict of str to float
+        Lowest validation loss of each stage.
+    best_state_dict : dict of str to Tensor
+        Weights with the lowest validation loss of the last validated stage; empty without
+        validation trials.
+    """
+
+    step: int = 0
+    history: list[HistoryEntry] = field(default_factory=list)
+    best_val_loss: dict[str, float] = field(default_factory=dict)
+    best_state_dict: TensorDict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that an interrupted training goes on with.
+
+    Parameters
+    ----------
+    state : TrainerState
+    weights : dict of str to Tensor
+        State dict of the loss module.
+    optimizer_state : dict of str to Tensor
+        "<moment>/<parameter name>" to the optimizer's moments.
+    """
+
+    state: TrainerState
+    weights: TensorDict
+    optimizer_state: TensorDict
+
+
+def run_fingerprint(
+    config: TrainConfig, store: Store, subjects: Sequence[str], language_model: str
+) -> dict[str, object]:
+    """Everything that must be the same for a training to be resumed.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    store : Store
+    subjects : sequence of str
+        Training subjects.
+    language_model : str
+        Fingerprint of the language model's weights.
+
+    Returns
+    -------
+    dict
+        JSON values: the training options, store, split, subjects with the shapes of their betas,
+        and the language model's fingerprint.
+    """
+    return config.model_dump(mode="json") | {
+        "store": store.meta["name"],
+        "split": store.split["name"],
+        "subjects": {subject: list(store.betas(subject).shape) for subject in subjects},
+        "language_model_fingerprint": language_model,
+    }
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint, fingerprint: Mapping[str, object]) -> None:
+    """Write a checkpoint, completely or not at all.
+
+    Parameters
+    ----------
+    path : Path
+        A .safetensors file.
+    checkpoint : Checkpoint
+    fingerprint : mapping
+        Of the training; see `run_fingerprint`.
+
+    Raises
+    ------
+    InputError
+        If the disk is full or the folder cannot be written.
+    """
+    state = checkpoint.state
+    tensors = {f"weights/{name}": tensor for name, tensor in checkpoint.weights.items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in state.best_state_dict.items()}
+    tensors |= checkpoint.optimizer_state
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    content = {
+        "step": state.step,
+        "history": [entry.to_row() for entry in state.history],
+        "best_val_loss": state.best_val_loss,
+        "fingerprint": fingerprint,
+    }
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, {METADATA_KEY: json.dumps(content)})
+
+
+def load_checkpoint(path: Path, fingerprint: Mapping[str, object]) -> Checkpoint:
+    """Read a checkpoint.
+
+    Parameters
+    ----------
+    path : Path
+    fingerprint : mapping
+        Of the training that is to go on.
+
+    Returns
+    -------
+    Checkpoint
+
+    Raises
+    ------
+    InputError
+        If it is damaged, or was made with other options, subjects or data.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            content = json.loads(file.metadata()[METADATA_KEY])
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name).clone() for name in names}
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}). Remove {path.parent.parent} and train anew."
+        ) from error
+    check_fingerprint(fingerprint, content["fingerprint"])
+    parts: dict[str, TensorDict] = {"weights": {}, "best": {}}
+    optimizer_state: TensorDict = {}
+    for name, tensor in tensors.items():
+        part, _, key = name.partition("/")
+        if part in parts:
+            parts[part][key] = tensor
+        else:
+            optimizer_state[name] = tensor
+    history = [HistoryEntry.from_row(row) for row in content["history"]]
+    state = TrainerState(content["step"], history, content["best_val_loss"], parts["best"])
+    return Checkpoint(state, parts["weights"], optimizer_state)
+
+
+def check_fingerprint(current: Mapping[str, object], saved: Mapping[str, object]) -> None:
+    """Raise InputError if a training is resumed with other options than it was begun with."""
+    keys = sorted(current.keys() | saved.keys())
+    differences = [
+        f"{key}: {saved.get(key)!r} then, {current.get(key)!r} now"
+        for key in keys
+        if saved.get(key) != current.get(key)
+    ]
+    if differences:
+        raise InputError(
+            f"this training was begun with other options: {'; '.join(differences)}. "
+            "Repeat them, or train into another folder."
+        )
+
+
+def collect_optimizer_state(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> TensorDict:
+    """The optimizer's moments as "<moment>/<parameter name>"."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    return {
+        f"{moment}/{names[id(parameter)]}": state[moment]
+        for parameter, state in optimizer.state.items()
+        for moment in MOMENTS
+    }
+
+
+def restore_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Inverse of `collect_optimizer_state`; parameters without moments begin anew."""
+    for name, parameter in parameters.items():
+        if f"exp_avg/{name}" in tensors:
+            optimizer.state[parameter] = {m: tensors[f"{m}/{name}"] for m in MOMENTS}
