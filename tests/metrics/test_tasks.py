@@ -248,7 +248,7 @@ def test_boxes() -> None:
             {"a": "2"},
             {"a": "2"},
             "vqa",
-            "reference for 'a' is '2'; expected the list of ten people's answers",
+            "reference for 'a' is '2'; expected the list of ten annotators' answers",
         ),
         ({"a": "2"}, {"a": "many"}, "count", "reference for 'a' is 'many'; expected a number"),
         ({"a": "2"}, {"a": True}, "count", "expected a number"),
@@ -297,7 +297,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert "50.00" in CliRunner().invoke(app, words).stdout
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert found["scores"] == {"accuracy": 50.0}
-    assert found["n"] == 2
+    assert found["n_items"] == 2
     assert all(task.source and task.reference for task in TASKS.values())
 
 

@@ -1,6 +1,12 @@
-"""BLEU, METEOR, ROUGE-L, CIDEr and SPICE as the field computes them: pycocoevalcap, after PTB tokenization.
+"""BLEU, METEOR, ROUGE-L, CIDEr and SPICE by pycocoevalcap, after PTB tokenization.
 
-Source: Chen et al. 2015, arXiv 1504.00325. METEOR, SPICE and the tokenizer are Java programs.
+METEOR, SPICE and the tokenizer are Java programs.
+
+References
+----------
+Microsoft COCO captions: Chen et al. 2015, arXiv 1504.00325. BLEU: Papineni et al. 2002, ACL.
+METEOR: Denkowski & Lavie 2014, WMT. ROUGE-L: Lin 2004, ACL workshop. CIDEr: Vedantam, Zitnick &
+Parikh 2015, CVPR. SPICE: Anderson et al. 2016, ECCV.
 """
 
 import contextlib
@@ -24,14 +30,15 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from mindllm.utils.errors import InputError
 
 Texts = Mapping[str, Sequence[str]]
+CaptionScores = tuple[dict[str, float], dict[str, np.ndarray]]
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def java() -> Iterator[None]:
-    """Java reads and writes UTF-8, whatever the machine's locale, and its chatter is kept off the terminal."""
+def java_environment() -> Iterator[None]:
+    """Let Java read and write UTF-8, whatever the locale, and keep it off the terminal."""
     before = os.environ.get("LC_ALL")
     os.environ["LC_ALL"] = "C.UTF-8"
     quiet, kept = os.open(os.devnull, os.O_WRONLY), os.dup(2)
@@ -49,58 +56,101 @@ def java() -> Iterator[None]:
 
 
 def java_unavailable_reason() -> str | None:
-    """What cannot be had where there is no Java, and how to get one; None where there is one."""
+    """Say what cannot be computed without Java, and how to get it.
+
+    Returns
+    -------
+    str or None
+        None where there is a Java on the PATH.
+    """
     if shutil.which("java") is not None:
         return None
-    return f"{', '.join(METRICS)} need Java (for the PTB tokenizer, on whose tokens all are computed, METEOR and SPICE), and there is none on the PATH. Install a Java runtime, e.g. `apt install default-jre-headless` or `conda install openjdk`."
+    return (
+        f"{', '.join(METRICS)} need Java (for the PTB tokenizer, on whose tokens all are computed, "
+        "METEOR and SPICE), and there is none on the PATH. Install a Java runtime, e.g. "
+        "`apt install default-jre-headless` or `conda install openjdk`."
+    )
 
 
 def tokenize(texts: Texts) -> dict[str, list[str]]:
-    """Lower-case PTB tokens without punctuation, each text as one line. A text stays one, whatever line breaks are in it."""
-    if missing := java_unavailable_reason():
-        raise InputError(missing)
-    flat = {
-        key: [{"caption": " ".join(text.split())} for text in some] for key, some in texts.items()
+    """Tokenize texts as the Penn Treebank does, in lower case and without punctuation.
+
+    Parameters
+    ----------
+    texts : mapping of str to sequence of str
+        Texts by key.
+
+    Returns
+    -------
+    dict of str to list of str
+        Each text as one line of tokens, whatever line breaks are in it.
+
+    Raises
+    ------
+    InputError
+        Without Java, or if the tokenizer's folder cannot be written.
+    """
+    if reason := java_unavailable_reason():
+        raise InputError(reason)
+    captions = {
+        key: [{"caption": " ".join(text.split())} for text in group] for key, group in texts.items()
     }
     try:
-        with java():
-            return PTBTokenizer().tokenize(flat)
+        with java_environment():
+            return PTBTokenizer().tokenize(captions)
     except PermissionError as error:
         raise InputError(
-            f"the PTB tokenizer must write beside its own program, and may not: {error}. Install mindllm where you may write, e.g. in a virtual environment."
+            f"the PTB tokenizer must write beside its own program, and may not: {error}. "
+            "Install mindllm where you may write, e.g. in a virtual environment."
         ) from error
 
 
-def caption_scores(
-    predictions: Mapping[str, str], references: Texts
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Corpus scores in per cent (SPICE only where its models are), and what each text earns (in the order of `predictions`).
+def caption_scores(predictions: Mapping[str, str], references: Texts) -> CaptionScores:
+    """Compute all caption scores of texts.
 
-    predictions and references have the same keys; a stimulus may have several references.
+    Parameters
+    ----------
+    predictions : mapping of str to str
+        One text per stimulus.
+    references : mapping of str to sequence of str
+        One or more per stimulus, with the same keys.
+
+    Returns
+    -------
+    corpus : dict of str to float
+        In percent, as papers print them (CIDEr-D times 100); SPICE only where its models are.
+    per_text : dict of str to ndarray
+        Likewise of each text, in the order of `predictions`.
     """
     keys = list(predictions)
-    right = tokenize({key: references[key] for key in keys})
-    said = tokenize({key: [predictions[key]] for key in keys})
-    if right.keys() != said.keys() or any(len(right[key]) != len(references[key]) for key in keys):
+    targets = tokenize({key: references[key] for key in keys})
+    texts = tokenize({key: [predictions[key]] for key in keys})
+    lost = any(len(targets[key]) != len(references[key]) for key in keys if key in targets)
+    if targets.keys() != texts.keys() or lost:
         raise AssertionError("a text was lost in tokenization")
-    total, each = sentence_scores(said, right)
+    corpus, per_text = sentence_scores(texts, targets)
     if spice_available():
-        from pycocoevalcap.spice.spice import Spice
-
-        with java(), contextlib.redirect_stdout(io.StringIO()):  # the scorers print
-            total["SPICE"], found = Spice().compute_score(right, said)
-        order = {key: i for i, key in enumerate(sorted(keys))}  # SPICE answers in sorted order
-        each["SPICE"] = np.array([found[order[key]]["All"]["f"] for key in keys])
-    return {n: 100 * float(v) for n, v in total.items()}, {
-        n: 100 * np.asarray(v, float) for n, v in each.items()
+        corpus["SPICE"], per_text["SPICE"] = spice_scores(texts, targets)
+    return {n: 100 * float(v) for n, v in corpus.items()}, {
+        n: 100 * np.asarray(v, float) for n, v in per_text.items()
     }
 
 
+def spice_scores(predictions: Texts, references: Texts) -> tuple[float, np.ndarray]:
+    """Return SPICE in [0, 1] of all texts, and of each (n_texts,)."""
+    from pycocoevalcap.spice.spice import Spice
+
+    with java_environment(), contextlib.redirect_stdout(io.StringIO()):  # the scorers print
+        corpus, details = Spice().compute_score(references, predictions)
+    order = {key: i for i, key in enumerate(sorted(predictions))}  # SPICE answers in sorted order
+    return corpus, np.array([details[order[key]]["All"]["f"] for key in predictions])
+
+
 class BatchedMeteor(Meteor):
-    """METEOR that aligns each pair of texts once, and sends all pairs on before it waits for the first answer."""
+    """METEOR that aligns each pair of texts once, and sends all pairs before it waits."""
 
     def __init__(self) -> None:
-        with java():
+        with java_environment():
             super().__init__()
         self.known: dict[tuple[str, ...], str] = {}
 
@@ -115,11 +165,10 @@ class BatchedMeteor(Meteor):
         return super().compute_score(references, predictions)
 
     def send(self, pairs: Sequence[tuple[str, ...]]) -> None:
-        """Ask for the alignment statistics of pairs of a text and its references."""
-        for text, *right in pairs:
-            self.meteor_p.stdin.write(
-                f"SCORE ||| {' ||| '.join(right)} ||| {self.plain(text)}\n".encode()
-            )
+        """Ask for the alignment statistics of texts, each followed by its references."""
+        for text, *references in pairs:
+            line = f"SCORE ||| {' ||| '.join(references)} ||| {self.plain(text)}\n"
+            self.meteor_p.stdin.write(line.encode())
         self.meteor_p.stdin.flush()
 
     def _stat(self, hypothesis_str: str, reference_list: Sequence[str]) -> str:
@@ -127,41 +176,49 @@ class BatchedMeteor(Meteor):
 
     @staticmethod
     def plain(text: str) -> str:
-        """A text as pycocoevalcap hands it on."""
+        """Return a text as pycocoevalcap hands it on."""
         return text.replace("|||", "").replace("  ", " ")
 
 
 @cache
 def meteor() -> BatchedMeteor:
-    """METEOR's program of this process: it takes seconds to begin, and serves until the end."""
+    """Return METEOR's program of this process: it takes seconds to begin."""
     return BatchedMeteor()
 
 
-def sentence_scores(
-    predictions: Texts, references: Texts
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """All scores but SPICE, from 0 to 1, of tokenized texts (one per key): of the whole and of each."""
-    total: dict[str, float] = {}
-    each: dict[str, np.ndarray] = {}
+def sentence_scores(predictions: Texts, references: Texts) -> CaptionScores:
+    """Compute all scores but SPICE of tokenized texts.
+
+    Parameters
+    ----------
+    predictions, references : mapping of str to sequence of str
+        Lines of tokens; one prediction per key.
+
+    Returns
+    -------
+    corpus : dict of str to float
+        In [0, 1]; CIDEr-D in [0, 10].
+    per_text : dict of str to ndarray of shape (n_texts,)
+        Likewise of each text.
+    """
+    corpus: dict[str, float] = {}
+    per_text: dict[str, np.ndarray] = {}
     with contextlib.redirect_stdout(io.StringIO()):  # the scorers print
         bleu, bleus = Bleu(4).compute_score(references, predictions, verbose=0)
         for n in range(4):
-            total[f"BLEU-{n + 1}"], each[f"BLEU-{n + 1}"] = bleu[n], np.array(bleus[n])
-        total["METEOR"], meteors = meteor().compute_score(references, predictions)
-        each["METEOR"] = np.array(meteors)
-        total["ROUGE-L"], each["ROUGE-L"] = Rouge().compute_score(references, predictions)
-        total["CIDEr"], each["CIDEr"] = Cider().compute_score(references, predictions)
-    return total, each
+            corpus[f"BLEU-{n + 1}"], per_text[f"BLEU-{n + 1}"] = bleu[n], np.array(bleus[n])
+        corpus["METEOR"], meteors = meteor().compute_score(references, predictions)
+        per_text["METEOR"] = np.array(meteors)
+        corpus["ROUGE-L"], per_text["ROUGE-L"] = Rouge().compute_score(references, predictions)
+        corpus["CIDEr"], per_text["CIDEr"] = Cider().compute_score(references, predictions)
+    return corpus, per_text
 
 
 def spice_available() -> bool:
-    """Whether SPICE's models are installed (400 MB, which pycocoevalcap would fetch); says so where they are not."""
+    """Return whether SPICE's models are installed (400 MB); log a warning where they are not."""
     spec = importlib.util.find_spec("pycocoevalcap.spice")
-    folder = (
-        Path(str(spec.submodule_search_locations[0])) / "lib"
-        if spec and spec.submodule_search_locations
-        else Path()
-    )
+    locations = spec.submodule_search_locations if spec else None
+    folder = Path(str(locations[0])) / "lib" if locations else Path()
     missing = [name for name in SPICE_MODELS if not (folder / name).is_file()]
     if missing:
         logger.warning("SPICE is left out: %s not in %s", " and ".join(missing), folder)

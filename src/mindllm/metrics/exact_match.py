@@ -8,23 +8,53 @@ import numpy as np
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, one space between words, no punctuation at either end: what exact match compares."""
+    """Put a text in the form that exact match compares.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    str
+        Case-folded, NFKC, one space between words, no punctuation at either end.
+
+    Examples
+    --------
+    >>> normalize_answer("  A  DOG runs.")
+    'a dog runs'
+    """
     words = unicodedata.normalize("NFKC", text).casefold().split()
     return " ".join(words).strip(string.punctuation + string.whitespace)
 
 
 def exact_match_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """(R, S): 1 where text r equals, after normalization, any accepted answer of stimulus s."""
-    answers: dict[str, list[int]] = {}
-    for stimulus, some in enumerate(references):
-        for answer in {normalize_answer(a) for a in some} - {""}:  # silence is never right
-            answers.setdefault(answer, []).append(stimulus)
-    credit = np.zeros((len(texts), len(references)))
+    """Compare every text with the references of every stimulus.
+
+    Parameters
+    ----------
+    texts : sequence of str, length R
+        Predictions.
+    references : sequence of sequence of str, length S
+        Accepted answers of each stimulus.
+
+    Returns
+    -------
+    ndarray of shape (R, S)
+        1 where text r equals a reference of stimulus s after normalization, else 0. An empty text
+        never does.
+    """
+    columns: dict[str, list[int]] = {}
+    for stimulus, answers in enumerate(references):
+        for answer in {normalize_answer(a) for a in answers} - {""}:
+            columns.setdefault(answer, []).append(stimulus)
+    scores = np.zeros((len(texts), len(references)))
     for row, text in enumerate(texts):
-        credit[row, answers.get(normalize_answer(text), [])] = 1
-    return credit
+        scores[row, columns.get(normalize_answer(text), [])] = 1
+    return scores
 
 
 def exact_match(text: str, references: Sequence[str]) -> bool:
-    """Whether `text` equals any accepted answer after normalization."""
+    """Return whether a text equals any of its references after normalization."""
     return bool(exact_match_scores([text], [references])[0, 0])

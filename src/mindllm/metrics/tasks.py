@@ -1,8 +1,8 @@
-"""The tasks of `mindllm score`: what a reference looks like in each, and which official scores it gets."""
+"""The tasks of `mindllm score`: what a reference looks like in each, and its official scores."""
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,38 @@ from typing import Any
 import numpy as np
 
 from mindllm.metrics import vqa as answers
-from mindllm.metrics.captions import METRICS, caption_scores, java_unavailable_reason
+from mindllm.metrics.captions import (
+    METRICS,
+    CaptionScores,
+    caption_scores,
+    java_unavailable_reason,
+)
 from mindllm.metrics.grounding import grounding
 from mindllm.utils.errors import InputError
 
+N_ANNOTATORS = 10  # of the VQA protocol
 ItemScores = dict[str, np.ndarray]
+Scores = tuple[dict[str, float], ItemScores]
+Texts = Mapping[str, str]
+References = Mapping[str, Any]  # the form depends on the task: see TASKS
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MetricResult:
-    """`values`: score -> number (per cent, but for RMSE). `each`: what every item earns, where a score is a mean of them."""
+    """Official scores of a task.
+
+    Parameters
+    ----------
+    task : str
+        A key of TASKS.
+    values : dict of str to float
+        In percent, as papers print them; RMSE is a number.
+    per_item : dict of str to ndarray of shape (n_items,)
+        The same of every item, where a score is a mean of them.
+    keys : list of str
+        Items, in this order.
+    """
 
     task: str
     values: dict[str, float]
@@ -28,269 +49,340 @@ class MetricResult:
     keys: list[str]
 
 
-def captions(
-    predictions: dict[str, str], references: dict[str, Any]
-) -> tuple[dict[str, float], ItemScores]:
+def score_captions(predictions: Texts, references: References) -> Scores:
     """BLEU, METEOR, ROUGE-L, CIDEr, SPICE."""
-    return caption_scores(
-        predictions, {key: texts(value, key) for key, value in references.items()}
-    )
+    targets = {key: as_texts(value, key) for key, value in references.items()}
+    return caption_scores(predictions, targets)
 
 
-def vqa(
-    predictions: dict[str, str], references: dict[str, Any]
-) -> tuple[dict[str, float], ItemScores]:
+def score_vqa(predictions: Texts, references: References) -> Scores:
     """VQA accuracy."""
-    return mean(
-        "accuracy",
-        answers.vqa(list(predictions.values()), [ten(references[k], k) for k in predictions]),
-    )
+    annotated = [annotators_answers(references[k], k) for k in predictions]
+    return mean("accuracy", answers.vqa(list(predictions.values()), annotated))
 
 
-def exact(
-    predictions: dict[str, str], references: dict[str, Any]
-) -> tuple[dict[str, float], ItemScores]:
-    """Share of exact matches."""
-    return mean(
-        "accuracy",
-        answers.exact(list(predictions.values()), [texts(references[k], k) for k in predictions]),
-    )
+def score_exact(predictions: Texts, references: References) -> Scores:
+    """Fraction of exact matches."""
+    accepted = [as_texts(references[k], k) for k in predictions]
+    return mean("accuracy", answers.exact(list(predictions.values()), accepted))
 
 
-def choice(
-    predictions: dict[str, str], references: dict[str, Any]
-) -> tuple[dict[str, float], ItemScores]:
-    """Share of right letters."""
-    letters = [
-        field(references[k], "answer", k) if isinstance(references[k], dict) else str(references[k])
-        for k in predictions
-    ]
-    options = [
-        texts(references[k].get("choices", []), k) if isinstance(references[k], dict) else []
-        for k in predictions
-    ]
+def score_choice(predictions: Texts, references: References) -> Scores:
+    """Fraction of correct letters."""
+    letters, options = [], []
+    for key in predictions:
+        reference = references[key]
+        has_options = isinstance(reference, dict)
+        letters.append(get_field(reference, "answer", key) if has_options else str(reference))
+        options.append(as_texts(reference.get("choices", []), key) if has_options else [])
     return mean("accuracy", answers.choice(list(predictions.values()), letters, options))
 
 
-def anls(
-    predictions: dict[str, str], references: dict[str, Any]
-) -> tuple[dict[str, float], ItemScores]:
+def score_anls(predictions: Texts, references: References) -> Scores:
     """Average normalized Levenshtein similarity."""
-    return mean(
-        "ANLS",
-        answers.anls(list(predictions.values()), [texts(references[k], k) for k in predictions]),
-    )
+    accepted = [as_texts(references[k], k) for k in predictions]
+    return mean("ANLS", answers.anls(list(predictions.values()), accepted))
 
 
-def count(
-    predictions: dict[str, str], references: dict[str, Any]
-) -> tuple[dict[str, float], ItemScores]:
-    """Share of right numbers, RMSE, and the share of answers that name no number (they count as 0)."""
-    given = [one_number(references[k], k) for k in predictions]
-    errors = answers.squared_errors(list(predictions.values()), given)
-    hits = np.array(
-        [
-            float(answers.number(p) == answers.number(r))
-            for p, r in zip(predictions.values(), given, strict=True)
-        ]
-    )
-    silent = sum(answers.number(p) is None for p in predictions.values())
-    values, each = mean("accuracy", hits)
-    return values | {"RMSE": float(errors.mean() ** 0.5), "without a number": 100 * silent / len(predictions)}, each | {"squared error": errors}  # fmt: skip
+def score_count(predictions: Texts, references: References) -> Scores:
+    """Fraction of correct numbers, RMSE, and fraction without a number (they count as 0)."""
+    texts = list(predictions.values())
+    targets = [as_number(references[k], k) for k in predictions]
+    errors = answers.squared_errors(texts, targets)
+    correct = [
+        float(answers.number(text) == answers.number(target))
+        for text, target in zip(texts, targets, strict=True)
+    ]
+    n_without = sum(answers.number(text) is None for text in texts)
+    values, per_item = mean("accuracy", np.array(correct))
+    values |= {"RMSE": float(errors.mean() ** 0.5)}
+    values |= {"without a number": 100 * n_without / len(predictions)}
+    return values, per_item | {"squared error": errors}
 
 
-def explained(
-    predictions: dict[str, str], references: dict[str, Any]
-) -> tuple[dict[str, float], ItemScores]:
+def score_vqa_e(predictions: Texts, references: References) -> Scores:
     """VQA accuracy of the answer, and caption scores of the explanation."""
     parts = {key: answers.split_explanation(text) for key, text in predictions.items()}
-    people = [ten(field(references[k], "answers", k), k) for k in predictions]
-    values, each = mean("accuracy", answers.vqa([parts[k][0] for k in predictions], people))
-    reasons = {key: texts(field(references[key], "explanation", key), key) for key in predictions}
-    total, more = where_java({key: parts[key][1] for key in predictions}, reasons)
-    return values | {f"explanation {n}": v for n, v in total.items()}, each | {f"explanation {n}": v for n, v in more.items()}  # fmt: skip
+    annotated = [annotators_answers(get_field(references[k], "answers", k), k) for k in predictions]
+    values, per_item = mean("accuracy", answers.vqa([parts[k][0] for k in predictions], annotated))
+    reasons = {k: as_texts(get_field(references[k], "explanation", k), k) for k in predictions}
+    corpus, per_text = captions_with_java({k: parts[k][1] for k in predictions}, reasons)
+    values |= {f"explanation {name}": value for name, value in corpus.items()}
+    per_item |= {f"explanation {name}": value for name, value in per_text.items()}
+    return values, per_item
 
 
-def sentences(
-    predictions: dict[str, str], references: dict[str, Any]
-) -> tuple[dict[str, float], ItemScores]:
-    """VQA accuracy of the short answer contained in the sentence, exact match of the sentence, and its caption scores."""
-    shorts = [str(field(references[k], "answer", k)) for k in predictions]
-    people = [ten(field(references[k], "answers", k), k) for k in predictions]
-    wholes = {k: texts(field(references[k], "sentence", k), k) for k in predictions}
-    values, each = mean(
-        "VQA accuracy", answers.vqa(answers.contained(list(predictions.values()), shorts), people)
+def score_fsvqa(predictions: Texts, references: References) -> Scores:
+    """VQA accuracy of the short answer in the sentence, its exact match, its caption scores."""
+    texts = list(predictions.values())
+    shorts = [str(get_field(references[k], "answer", k)) for k in predictions]
+    annotated = [annotators_answers(get_field(references[k], "answers", k), k) for k in predictions]
+    sentences = {k: as_texts(get_field(references[k], "sentence", k), k) for k in predictions}
+    values, per_item = mean(
+        "VQA accuracy", answers.vqa(answers.contained(texts, shorts), annotated)
     )
-    more, also = mean(
-        "FSVQA accuracy", answers.exact(list(predictions.values()), list(wholes.values()))
+    exact_values, exact_per_item = mean(
+        "FSVQA accuracy", answers.exact(texts, list(sentences.values()))
     )
-    total, every = where_java({k: answers.short(t) for k, t in predictions.items()}, {k: [answers.short(t) for t in some] for k, some in wholes.items()})  # fmt: skip
-    return values | more | total, each | also | every
+    corpus, per_text = captions_with_java(
+        {k: answers.short(text) for k, text in predictions.items()},
+        {k: [answers.short(text) for text in group] for k, group in sentences.items()},
+    )
+    return values | exact_values | corpus, per_item | exact_per_item | per_text
 
 
-def per_type(
-    predictions: dict[str, str], references: dict[str, Any]
-) -> tuple[dict[str, float], ItemScores]:
+def score_tdiuc(predictions: Texts, references: References) -> Scores:
     """Accuracy per question type, and TDIUC's means over types."""
-    kinds, given = (
-        [str(field(references[k], "type", k)) for k in predictions],
-        [str(field(references[k], "answer", k)) for k in predictions],
-    )
-    hits = answers.exact(list(predictions.values()), [[a] for a in given])
-    values, each = mean("accuracy", hits)
-    return values | answers.mean_per_type(hits, kinds, given), each
+    kinds = [str(get_field(references[k], "type", k)) for k in predictions]
+    targets = [str(get_field(references[k], "answer", k)) for k in predictions]
+    correct = answers.exact(list(predictions.values()), [[target] for target in targets])
+    values, per_item = mean("accuracy", correct)
+    return values | answers.mean_per_type(correct, kinds, targets), per_item
 
 
-def where_java(
-    predictions: dict[str, str], references: dict[str, list[str]]
-) -> tuple[dict[str, float], ItemScores]:
-    """Caption scores beside others: left out, saying so, where there is no Java."""
-    if missing := java_unavailable_reason():
-        logger.warning("left out: %s. %s", ", ".join(METRICS), missing)
+def captions_with_java(
+    predictions: Texts, references: Mapping[str, Sequence[str]]
+) -> CaptionScores:
+    """Return caption scores; none, with a warning, where there is no Java."""
+    if reason := java_unavailable_reason():
+        logger.warning("left out: %s. %s", ", ".join(METRICS), reason)
         return {}, {}
     return caption_scores(predictions, references)
 
 
-def boxes(
-    predictions: dict[str, Any], references: dict[str, Any]
-) -> tuple[dict[str, float], ItemScores]:
+def score_grounding(predictions: Mapping[str, Any], references: References) -> Scores:
     """Accuracy at IoU 0.5 and mean IoU, per group of categories."""
     return grounding(predictions, references)[0], {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AnswerMetric:
     """How a task is scored, what a reference is, and whose protocol it is."""
 
-    run: Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, float], ItemScores]]
+    run: Callable[[Mapping[str, Any], References], Scores]
     reference: str
     source: str
 
 
 TASKS = {
-    "caption": AnswerMetric(captions, "a caption, or a list of them", "Chen et al. 2015, arXiv 1504.00325 (pycocoevalcap)"),
-    "paragraph": AnswerMetric(captions, "a paragraph, or a list of them", "Krause et al. 2017, arXiv 1611.06607"),
-    "vqa": AnswerMetric(vqa, "the list of ten people's answers", "Antol et al. 2015 (github.com/GT-Vision-Lab/VQA)"),
-    "exact": AnswerMetric(exact, "an answer, or a list of accepted ones", "Ren et al. 2015 (COCO-QA)"),
-    "choice": AnswerMetric(choice, 'a letter, or {"answer": letter, "choices": [texts]}', "Schwenk et al. 2022 (A-OKVQA)"),
-    "anls": AnswerMetric(anls, "the list of accepted answers", "Biten et al. 2019, arXiv 1905.13648 (ST-VQA)"),
-    "count": AnswerMetric(count, "a number", "Acharya et al. 2019, arXiv 1810.12440 (TallyQA)"),
-    "vqa-e": AnswerMetric(explained, '{"answers": [ten], "explanation": text or list}', "Li et al. 2018, arXiv 1803.07464"),
-    "fsvqa": AnswerMetric(sentences, '{"answers": [ten], "answer": short, "sentence": full}', "Shin et al. 2016, arXiv 1609.06657"),
-    "tdiuc": AnswerMetric(per_type, '{"type": question type, "answer": text}', "Kafle & Kanan 2017, arXiv 1703.09684"),
-    "grounding": AnswerMetric(boxes, "{category: boxes [x1, y1, x2, y2]}", "Xia et al. 2024, BrainHub"),
-}  # fmt: skip
+    "caption": AnswerMetric(
+        score_captions,
+        "a caption, or a list of them",
+        "Chen et al. 2015, arXiv 1504.00325 (pycocoevalcap)",
+    ),
+    "paragraph": AnswerMetric(
+        score_captions,
+        "a paragraph, or a list of them",
+        "Krause et al. 2017, arXiv 1611.06607",
+    ),
+    "vqa": AnswerMetric(
+        score_vqa,
+        "the list of ten annotators' answers",
+        "Antol et al. 2015 (github.com/GT-Vision-Lab/VQA)",
+    ),
+    "exact": AnswerMetric(
+        score_exact, "an answer, or a list of accepted ones", "Ren et al. 2015 (COCO-QA)"
+    ),
+    "choice": AnswerMetric(
+        score_choice,
+        'a letter, or {"answer": letter, "choices": [texts]}',
+        "Schwenk et al. 2022 (A-OKVQA)",
+    ),
+    "anls": AnswerMetric(
+        score_anls,
+        "the list of accepted answers",
+        "Biten et al. 2019, arXiv 1905.13648 (ST-VQA)",
+    ),
+    "count": AnswerMetric(
+        score_count, "a number", "Acharya et al. 2019, arXiv 1810.12440 (TallyQA)"
+    ),
+    "vqa-e": AnswerMetric(
+        score_vqa_e,
+        '{"answers": [ten], "explanation": text or list}',
+        "Li et al. 2018, arXiv 1803.07464",
+    ),
+    "fsvqa": AnswerMetric(
+        score_fsvqa,
+        '{"answers": [ten], "answer": short, "sentence": full}',
+        "Shin et al. 2016, arXiv 1609.06657",
+    ),
+    "tdiuc": AnswerMetric(
+        score_tdiuc,
+        '{"type": question type, "answer": text}',
+        "Kafle & Kanan 2017, arXiv 1703.09684",
+    ),
+    "grounding": AnswerMetric(
+        score_grounding, "{category: boxes [x1, y1, x2, y2]}", "Xia et al. 2024, BrainHub"
+    ),
+}
 
 
-def score(predictions: Mapping[str, Any], references: Mapping[str, Any], task: str) -> MetricResult:
-    """Official scores of predictions, keyed by stimulus as the references are.
+def score(predictions: Mapping[str, Any], references: References, task: str) -> MetricResult:
+    """Compute the official scores of a task.
 
-    Raises InputError for an unknown task, keys that differ, or a reference that is not of the task's form.
+    Parameters
+    ----------
+    predictions : mapping of str to str (for `grounding`, to boxes)
+        By stimulus or question.
+    references : mapping of str to object
+        With the same keys, in the form that TASKS names.
+    task : str
+        A key of TASKS.
+
+    Returns
+    -------
+    MetricResult
+        Items are in the order of the references.
+
+    Raises
+    ------
+    InputError
+        For an unknown task, keys that differ, or a reference of another form.
+
+    Examples
+    --------
+    >>> score({"a": "Red."}, {"a": ["red", "crimson"]}, "exact").values
+    {'accuracy': 100.0}
     """
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}; known: {', '.join(TASKS)}.")
+    check_keys(predictions, references)
+    ordered = {key: predictions[key] for key in references}
+    if task != "grounding":
+        ordered = {key: as_text(value, key) for key, value in ordered.items()}
+    values, per_item = TASKS[task].run(ordered, dict(references))
+    return MetricResult(task, values, per_item, list(ordered))
+
+
+def check_keys(predictions: Mapping[str, Any], references: References) -> None:
+    """Raise InputError unless predictions and references have the same keys, and some."""
     if not references:
         raise InputError("there is no reference: the file is empty.")
-    missing, spare = (
-        sorted(references.keys() - predictions.keys()),
-        sorted(predictions.keys() - references.keys()),
-    )
-    if missing or spare:
+    without = sorted(references.keys() - predictions.keys())
+    extra = sorted(predictions.keys() - references.keys())
+    if without or extra:
+        first_without = f" (first: {without[0]!r})" if without else ""
+        first_extra = f" (first: {extra[0]!r})" if extra else ""
         raise InputError(
-            f"predictions and references must have the same keys: {len(missing)} of {len(references)} references have no prediction{f' (first: {missing[0]!r})' if missing else ''}, {len(spare)} of {len(predictions)} predictions no reference{f' (first: {spare[0]!r})' if spare else ''}. Nothing is left out silently."
+            f"predictions and references must have the same keys: {len(without)} of "
+            f"{len(references)} references have no prediction{first_without}, {len(extra)} of "
+            f"{len(predictions)} predictions no reference{first_extra}. "
+            "Nothing is left out silently."
         )
-    said = {key: predictions[key] for key in references}  # in one order, whatever the files'
-    if task != "grounding":
-        said = {key: alone(value, key) for key, value in said.items()}
-    values, each = TASKS[task].run(said, dict(references))
-    return MetricResult(task, values, each, list(said))
 
 
-def alone(value: Any, key: str) -> str:
-    """A prediction: one text."""
+def as_text(value: Any, key: str) -> str:
+    """Return a prediction: one text."""
     text = value[0] if isinstance(value, list) and len(value) == 1 else value
     if not isinstance(text, str):
         raise InputError(f"the prediction for {key!r} is {value!r}; expected one text.")
     return text
 
 
-def texts(value: Any, key: str) -> list[str]:
-    """A reference as a list of texts."""
-    found = [str(v) for v in value] if isinstance(value, list) else [str(value)]
-    if not found or isinstance(value, dict):
+def as_texts(value: Any, key: str) -> list[str]:
+    """Return a reference as a list of texts."""
+    texts = [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    if not texts or isinstance(value, dict):
         raise InputError(
             f"the reference for {key!r} is {value!r}; expected a text or a list of texts."
         )
-    return found
+    return texts
 
 
-def ten(value: Any, key: str) -> list[str]:
-    """What people answered: ten in the official data; fewer than two say nothing about agreement."""
+def annotators_answers(value: Any, key: str) -> list[str]:
+    """Return annotators' answers: ten in the official data, at least two for any agreement."""
     if not isinstance(value, list) or len(value) < 2:
         raise InputError(
-            f"the reference for {key!r} is {value!r}; expected the list of ten people's answers."
+            f"the reference for {key!r} is {value!r}; expected the list of ten annotators' answers."
         )
-    if len(value) != 10:
-        logger.warning("%r has %d people's answers; the official protocol has ten", key, len(value))
-    return texts(value, key)
+    if len(value) != N_ANNOTATORS:
+        logger.warning(
+            "%r has %d annotators' answers; the official protocol has ten", key, len(value)
+        )
+    return as_texts(value, key)
 
 
-def one_number(value: Any, key: str) -> str:
-    """A count, as text."""
-    found = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if isinstance(found, (bool, list, dict)) or answers.number(str(found)) is None:
+def as_number(value: Any, key: str) -> str:
+    """Return a count, as text."""
+    count = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(count, (bool, list, dict)) or answers.number(str(count)) is None:
         raise InputError(f"the reference for {key!r} is {value!r}; expected a number.")
-    return str(found)
+    return str(count)
 
 
-def field(value: Any, name: str, key: str) -> Any:
-    """A part of a reference that has several."""
+def get_field(value: Any, name: str, key: str) -> Any:
+    """Return a field of a reference that has several."""
     if not isinstance(value, dict) or name not in value:
         raise InputError(f"the reference for {key!r} lacks {name!r}; found {value!r}.")
     return value[name]
 
 
-def mean(name: str, each: np.ndarray) -> tuple[dict[str, float], ItemScores]:
-    """A score that is the mean of what every item earns, in per cent."""
-    return {name: 100 * float(each.mean())}, {name: 100 * each}
+def mean(name: str, per_item: np.ndarray) -> Scores:
+    """Return a score that is the mean over items, in percent, and that of each item."""
+    return {name: 100 * float(per_item.mean())}, {name: 100 * per_item}
 
 
-def read_keyed(path: Path) -> dict[str, Any]:
-    """A JSON object keyed by stimulus; or COCO's list of results, VQA's, or COCO's caption annotations. No key may come twice."""
+def read_keyed(path: Path) -> Mapping[str, Any]:
+    """Read predictions or references by key.
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for n, (key, _) in enumerate(pairs) if key in {k for k, _ in pairs[:n]}] if len({k for k, _ in pairs}) < len(pairs) else []  # fmt: skip
-        if twice:
-            raise InputError(f"{path} gives the key {twice[0]!r} twice.")
-        return dict(pairs)
+    Parameters
+    ----------
+    path : Path
+        A JSON object by stimulus; or COCO's or VQA's list of results, or COCO's caption
+        annotations.
 
+    Returns
+    -------
+    mapping of str to object
+        By stimulus, image or question.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged or of another form, or gives a key twice.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        content = json.loads(
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=lambda pairs: unique_keys(pairs, path),
+        )
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}.") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}).") from error
     if isinstance(content, list):
-        try:
-            pair = (
-                ("question_id", "answer")
-                if "question_id" in content[0]
-                else ("image_id", "caption")
-            )
-            return unique([(str(item[pair[0]]), item[pair[1]]) for item in content])
-        except (KeyError, TypeError, IndexError) as error:
-            raise InputError(
-                f'{path} holds a list; expected items {{"image_id": ..., "caption": ...}} or {{"question_id": ..., "answer": ...}}.'
-            ) from error
+        return read_results(content, path)
     if not isinstance(content, dict):
         raise InputError(
             f"{path} holds {type(content).__name__}; expected an object keyed by stimulus."
         )
-    if isinstance(content.get("annotations"), list) and all(
-        "caption" in item for item in content["annotations"]
-    ):
-        grouped: dict[str, list[str]] = {}
-        for item in content["annotations"]:
-            grouped.setdefault(str(item["image_id"]), []).append(item["caption"])
-        return grouped
+    annotations = content.get("annotations")
+    if isinstance(annotations, list) and all("caption" in item for item in annotations):
+        captions: dict[str, list[str]] = {}
+        for item in annotations:
+            captions.setdefault(str(item["image_id"]), []).append(item["caption"])
+        return captions
     return content
+
+
+def unique_keys(pairs: Sequence[tuple[str, Any]], path: Path) -> Mapping[str, Any]:
+    """Return pairs as a dict; a key that comes twice is an InputError."""
+    content = {}
+    for key, value in pairs:
+        if key in content:
+            raise InputError(f"{path} gives the key {key!r} twice.")
+        content[key] = value
+    return content
+
+
+def read_results(items: Sequence[Any], path: Path) -> Mapping[str, Any]:
+    """Return COCO's or VQA's list of results by image or question."""
+    try:
+        is_vqa = "question_id" in items[0]
+        key, value = ("question_id", "answer") if is_vqa else ("image_id", "caption")
+        return unique_keys([(str(item[key]), item[value]) for item in items], path)
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(
+            f'{path} holds a list; expected items {{"image_id": ..., "caption": ...}} or '
+            '{"question_id": ..., "answer": ...}.'
+        ) from error

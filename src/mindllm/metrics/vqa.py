@@ -1,86 +1,103 @@
-"""Answers to questions, scored by each data set's own protocol. Every function gives what each answer earns, as an array."""
+"""Answers to questions, scored by each data set's own protocol, one score per answer."""
 
 import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# Contractions as the VQA evaluation knows them: a missing apostrophe is put back, one at a time where there are two.
-ONE = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's I'm
-I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've o'clock oughtn't shan't should've shouldn't
-somebody'll somebody's someone'd someone'll someone's something'd something'll that's there'd there're there's they'd
-they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd
-who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've"""
-TWO = """couldn't've hadn't've he'd've I'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've
-something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've 'ow's'at y'all'd've"""
-CONTRACTIONS = {word.replace("'", ""): word for word in ONE.split()} | {
-    word[: m.start()] + word[m.end() :]: word
-    for word in TWO.split()
-    for m in re.finditer("'", word)
+# Contractions of the VQA evaluation: a missing apostrophe is put back, of two one at a time.
+ONE_APOSTROPHE = """
+ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd
+how'll how's I'm I've isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've
+o'clock oughtn't shan't should've shouldn't somebody'll somebody's someone'd someone'll
+someone's something'd something'll that's there'd there're there's they'd they'll they're
+they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's
+where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd
+you'll you're you've
+"""
+TWO_APOSTROPHES = """
+couldn't've hadn't've he'd've I'd've it'd've mightn't've she'd've shouldn't've somebody'd've
+someone'd've something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll you'd've
+'ow's'at y'all'd've
+"""
+CONTRACTIONS = {word.replace("'", ""): word for word in ONE_APOSTROPHE.split()} | {
+    word[: match.start()] + word[match.end() :]: word
+    for word in TWO_APOSTROPHES.split()
+    for match in re.finditer("'", word)
 }
-CONTRACTIONS["somebody'd"] = "somebodyd"  # so in the official table
-NUMBERS = dict(
-    zip(
-        [
-            "none",
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-        ],
-        map(str, [0, *range(11)]),
-        strict=True,
-    )
-)
+CONTRACTIONS["somebody'd"] = "somebodyd"  # as in the official table
+NUMBER_WORDS = "none zero one two three four five six seven eight nine ten"
+NUMBERS = dict(zip(NUMBER_WORDS.split(), map(str, [0, *range(11)]), strict=True))
 ARTICLES = {"a", "an", "the"}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 PERIOD, COMMA = re.compile(r"\.(?!\d)"), re.compile(r"\d,\d")
+MAX_PERIODS = 32  # the official code passes a flag where the count stands
 
 
 def vqa_punctuation(text: str) -> str:
-    """Punctuation as the VQA evaluation treats it: dropped beside a space, or anywhere if there is a 1,000; else a space."""
-    out = text
+    """Treat punctuation as the VQA evaluation does.
+
+    It is dropped beside a space, or anywhere if there is a 1,000; else it becomes a space.
+    """
+    result = text
     for mark in PUNCTUATION:
-        gone = f"{mark} " in text or f" {mark}" in text or COMMA.search(text)
-        out = out.replace(mark, "" if gone else " ")
-    return PERIOD.sub("", out, count=32)  # the official code passes a flag where the count stands
+        dropped = f"{mark} " in text or f" {mark}" in text or COMMA.search(text)
+        result = result.replace(mark, "" if dropped else " ")
+    return PERIOD.sub("", result, count=MAX_PERIODS)
 
 
 def vqa_words(text: str) -> str:
-    """Lower case, number words as digits, no articles, apostrophes put back."""
+    """Put a text in lower case, number words as digits, no articles, apostrophes put back."""
     words = [NUMBERS.get(word, word) for word in text.lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def vqa(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
-    """VQA accuracy: min(1, matches / 3) among the other nine people, averaged over the ten.
+    """Compute VQA accuracy: min(1, matches / 3) among nine annotators, averaged over the ten.
 
-    Only the prediction is normalized whole; people's answers have their punctuation treated, and that only where they differ.
-    Source: Antol et al. 2015, and github.com/GT-Vision-Lab/VQA, vqaEvaluation/vqaEval.py.
+    Parameters
+    ----------
+    predictions : sequence of str, length B
+        Normalized whole.
+    answers : sequence of sequence of str, length B
+        Ten annotators' answers each. Only their punctuation is treated, where they differ.
+
+    Returns
+    -------
+    ndarray of shape (B,)
+        In [0, 1].
+
+    References
+    ----------
+    Antol et al. 2015, ICCV; github.com/GT-Vision-Lab/VQA, vqaEvaluation/vqaEval.py.
+
+    Examples
+    --------
+    >>> vqa(["two"], [["2"] * 10])
+    array([1.])
     """
-    out = []
-    for text, people in zip(predictions, answers, strict=True):
-        said = vqa_words(vqa_punctuation(text.replace("\n", " ").replace("\t", " ").strip()))
-        given = [vqa_punctuation(a) for a in people] if len(set(people)) > 1 else list(people)
-        same = [a == said for a in given]
-        out.append(np.mean([min(1.0, (sum(same) - own) / 3) for own in same]))
-    return np.array(out)
+    accuracies = []
+    for text, annotated in zip(predictions, answers, strict=True):
+        plain = text.replace("\n", " ").replace("\t", " ").strip()
+        prediction = vqa_words(vqa_punctuation(plain))
+        differ = len(set(annotated)) > 1
+        targets = [vqa_punctuation(answer) if differ else answer for answer in annotated]
+        matches = [target == prediction for target in targets]
+        scores = [min(1.0, (sum(matches) - match) / 3) for match in matches]
+        accuracies.append(np.mean(scores))
+    return np.array(accuracies)
 
 
 def short(text: str) -> str:
-    """Lower case, without space around it and periods at its end."""
+    """Put a text in lower case, without space around it and periods at its end."""
     return text.lower().strip().rstrip(".")
 
 
 def exact(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
-    """1 where the prediction is one of the answers, case and final periods aside (COCO-QA, VG-QA, VSR, TallyQA)."""
+    """Return 1 where a prediction is one of the answers, case and final periods aside, (B,).
+
+    So COCO-QA, VG-QA, VSR and TallyQA are scored.
+    """
     return np.array(
         [float(short(p) in map(short, a)) for p, a in zip(predictions, answers, strict=True)]
     )
@@ -89,21 +106,31 @@ def exact(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> np.nd
 def choice(
     predictions: Sequence[str], answers: Sequence[str], options: Sequence[Sequence[str]]
 ) -> np.ndarray:
-    """1 where the right letter was chosen: `B`, `(b)`, `B. a dog`, or the words of option B (A-OKVQA)."""
-    out = []
+    """Return 1 where the correct letter was chosen (A-OKVQA), (B,).
+
+    Parameters
+    ----------
+    predictions : sequence of str, length B
+        `B`, `(b)`, `B. a dog`, or the words of option B.
+    answers : sequence of str, length B
+        Correct letters.
+    options : sequence of sequence of str, length B
+        Texts of the options; may be empty.
+    """
+    scores = []
     for text, letter, texts in zip(predictions, answers, options, strict=True):
         letters = [chr(ord("A") + i) for i in range(len(texts) or 26)]
-        alone = re.fullmatch(r"\W*([A-Za-z])(?:[\W].*)?", text.strip(), re.S)
-        chosen = alone[1].upper() if alone and alone[1].upper() in letters else None
+        match = re.fullmatch(r"\W*([A-Za-z])(?:[\W].*)?", text.strip(), re.S)
+        chosen = match[1].upper() if match and match[1].upper() in letters else None
         for name, words in zip(letters, texts, strict=False):
             if short(text) == short(words):
                 chosen = name
-        out.append(float(chosen == short(letter).upper()))
-    return np.array(out)
+        scores.append(float(chosen == short(letter).upper()))
+    return np.array(scores)
 
 
 def distance(one: str, other: str) -> int:
-    """Levenshtein's: the least number of insertions, deletions and substitutions."""
+    """Return Levenshtein's distance: the least number of insertions, deletions, substitutions."""
     row = list(range(len(other) + 1))
     for i, a in enumerate(one, 1):
         before, row[0] = row[0], i
@@ -115,74 +142,123 @@ def distance(one: str, other: str) -> int:
 def anls(
     predictions: Sequence[str], answers: Sequence[Sequence[str]], threshold: float = 0.5
 ) -> np.ndarray:
-    """Average normalized Levenshtein similarity: the best over the answers, 0 where half of it or more differs.
+    """Compute the average normalized Levenshtein similarity.
 
-    Source: Biten et al. 2019, arXiv 1905.13648 (ST-VQA). Two empty texts are the same.
+    Parameters
+    ----------
+    predictions : sequence of str, length B
+        Texts.
+    answers : sequence of sequence of str, length B
+        Accepted answers; the most similar one counts.
+    threshold : float
+        0 where this fraction of the text or more differs.
+
+    Returns
+    -------
+    ndarray of shape (B,)
+        In [0, 1]. Two empty texts are the same.
+
+    References
+    ----------
+    Biten et al. 2019, Scene text visual question answering (ST-VQA), arXiv 1905.13648.
     """
-    out = []
-    for text, right in zip(predictions, answers, strict=True):
-        apart = [distance(text.lower(), r.lower()) / max(len(text), len(r), 1) for r in right]
-        out.append(max(1 - d if d < threshold else 0.0 for d in apart))
-    return np.array(out)
+    scores = []
+    for text, accepted in zip(predictions, answers, strict=True):
+        distances = [
+            distance(text.lower(), answer.lower()) / max(len(text), len(answer), 1)
+            for answer in accepted
+        ]
+        scores.append(max(1 - d if d < threshold else 0.0 for d in distances))
+    return np.array(scores)
 
 
 def number(text: str) -> float | None:
-    """The number that a text says, in digits or as a word up to ten; None: it says none."""
-    words = [
-        NUMBERS.get(word, word)
-        for word in re.findall(r"[a-z]+|-?\d+(?:\.\d+)?", text.lower().replace(",", ""))
-    ]
-    found = [word for word in words if word[-1].isdigit()]
-    return float(found[0]) if found else None
+    """Read the number that a text names, in digits or as a word up to ten; None: it names none."""
+    words = re.findall(r"[a-z]+|-?\d+(?:\.\d+)?", text.lower().replace(",", ""))
+    digits = [NUMBERS.get(word, word) for word in words]
+    numbers = [word for word in digits if word[-1].isdigit()]
+    return float(numbers[0]) if numbers else None
 
 
 def squared_errors(predictions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-    """Squared difference of the numbers said, for RMSE (TallyQA, Acharya et al. 2019). A text without a number counts as 0."""
-    said, right = ([number(text) or 0.0 for text in texts] for texts in (predictions, answers))
-    return np.subtract(said, right) ** 2
+    """Return squared differences of the numbers named (B,), for RMSE.
+
+    A text without a number counts as 0.
+
+    References
+    ----------
+    TallyQA: Acharya, Kafle & Kanan 2019, arXiv 1810.12440.
+    """
+    predicted, target = (
+        [number(text) or 0.0 for text in texts] for texts in (predictions, answers)
+    )
+    return np.subtract(predicted, target) ** 2
 
 
 def split_explanation(text: str) -> tuple[str, str]:
-    """Answer and explanation of VQA-E: at `Here is the explanation:`, else at the first period; else the text is both."""
+    """Return answer and explanation of VQA-E.
+
+    They part at `Here is the explanation:`, else at the first period; else the text is both.
+    """
     for mark in (r"here is the explanation:", r"\."):
-        if found := re.search(mark, text, re.I):
-            return text[: found.start()].strip().strip("."), text[found.end() :].strip()
+        if match := re.search(mark, text, re.I):
+            return text[: match.start()].strip().strip("."), text[match.end() :].strip()
     return text.strip(), text.strip()
 
 
 def contained(predictions: Sequence[str], answers: Sequence[str]) -> list[str]:
-    """The short answer where a full sentence contains it, else nothing: what FSVQA scores by VQA accuracy.
+    """Return the short answer where a full sentence contains it, else "".
 
-    Source: Shin et al. 2016, arXiv 1609.06657.
+    This is what FSVQA scores by VQA accuracy.
+
+    References
+    ----------
+    Shin, Ushiku & Harada 2016, arXiv 1609.06657.
     """
     return [
-        right.lower() if right.lower() in text.lower() else ""
-        for text, right in zip(predictions, answers, strict=True)
+        answer.lower() if answer.lower() in text.lower() else ""
+        for text, answer in zip(predictions, answers, strict=True)
     ]
 
 
 def mean_per_type(
-    right: np.ndarray, kinds: Sequence[str], answers: Sequence[str]
+    scores: np.ndarray, kinds: Sequence[str], answers: Sequence[str]
 ) -> dict[str, float]:
-    """TDIUC's means over question types: arithmetic and harmonic, plain and (N-) with each answer of a type weighing the same.
+    """Compute TDIUC's means over question types, in percent.
 
-    Source: Kafle & Kanan 2017, arXiv 1703.09684. A type that is never right makes the harmonic mean 0.
+    Parameters
+    ----------
+    scores : ndarray of shape (B,)
+        1 where the answer is right, else 0.
+    kinds, answers : sequence of str, length B
+        Question type and correct answer.
+
+    Returns
+    -------
+    dict of str to float
+        Arithmetic and harmonic means, plain and (N) with each answer of a type weighing the same;
+        and the accuracy of every type. A type that is never right makes the harmonic mean 0.
+
+    References
+    ----------
+    Kafle & Kanan 2017, arXiv 1703.09684.
     """
     kind, answer = np.asarray(kinds), np.asarray(answers)
-    plain, even = {}, {}
+    plain, normalized = {}, {}
     for name in sorted(set(kinds)):
         of_kind = kind == name
-        plain[name] = float(right[of_kind].mean())
-        even[name] = float(
-            np.mean([right[of_kind & (answer == a)].mean() for a in sorted(set(answer[of_kind]))])
-        )
-
-    def harmonic(values: Mapping[str, float]) -> float:
-        return len(values) / sum(1 / v for v in values.values()) if all(values.values()) else 0.0
-
-    out = {"arithmetic MPT": float(np.mean(list(plain.values()))), "harmonic MPT": harmonic(plain)}
-    out |= {
-        "N arithmetic MPT": float(np.mean(list(even.values()))),
-        "N harmonic MPT": harmonic(even),
+        plain[name] = float(scores[of_kind].mean())
+        by_answer = [scores[of_kind & (answer == a)].mean() for a in sorted(set(answer[of_kind]))]
+        normalized[name] = float(np.mean(by_answer))
+    means = {
+        "arithmetic MPT": float(np.mean(list(plain.values()))),
+        "harmonic MPT": harmonic_mean(plain),
+        "N arithmetic MPT": float(np.mean(list(normalized.values()))),
+        "N harmonic MPT": harmonic_mean(normalized),
     }
-    return {n: 100 * v for n, v in (out | plain).items()}
+    return {name: 100 * value for name, value in (means | plain).items()}
+
+
+def harmonic_mean(values: Mapping[str, float]) -> float:
+    """Return the harmonic mean; 0 where a value is 0."""
+    return len(values) / sum(1 / v for v in values.values()) if all(values.values()) else 0.0
