@@ -11,7 +11,7 @@ from mindllm.data.dataset import TrialDataset
 from mindllm.data.sampler import SubjectBatchSampler, TrialBatch, iter_eval_batches
 from mindllm.data.store import Store
 from mindllm.data.store_writer import write_store
-from mindllm.evaluation.question_answering import collect
+from mindllm.evaluation.question_answering import collect_questions
 from mindllm.language.conversation import build_conversation
 from mindllm.utils.errors import InputError
 from tests.conftest import make_space
@@ -168,15 +168,15 @@ def test_a_source_is_added_and_replaced_whole(store: Store) -> None:
 
 
 def test_a_trial_is_asked_its_own_questions(store: Store) -> None:
-    items = collect(store, "before", ["sub-01"], "train", False, "caption")
+    items = collect_questions(store, "before", ["sub-01"], "train", False, "caption")
     assert [(item.trials, item.reference) for item in items] == [
         ((n,), [f"before {n}"]) for n in (1, 3, 5, 7)
     ]
-    assert len(collect(store, "vqa", ["sub-01"], "train", False, "caption")) == 4 * 9
-    assert len(collect(store, "vqa", ["sub-01"], "train", True, "caption")) == 9
+    assert len(collect_questions(store, "vqa", ["sub-01"], "train", False, "caption")) == 4 * 9
+    assert len(collect_questions(store, "vqa", ["sub-01"], "train", True, "caption")) == 9
     with pytest.raises(
         InputError, match=r"before asks about single trials, .* leave --average-repetitions out"
     ):
-        collect(store, "before", ["sub-01"], "train", True, "caption")
+        collect_questions(store, "before", ["sub-01"], "train", True, "caption")
     with pytest.raises(InputError, match="no trial of the split test of sub-01"):
-        collect(store, "before", ["sub-01"], "test", False, "caption")
+        collect_questions(store, "before", ["sub-01"], "test", False, "caption")

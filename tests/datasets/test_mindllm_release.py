@@ -458,7 +458,7 @@ def test_two_layouts_ask_for_one(root: Path) -> None:
 
 def test_references_take_the_form_of_their_task() -> None:
     from mindllm.datasets.mindllm_release import flatten_answers
-    from mindllm.evaluation.question_answering import reference
+    from mindllm.evaluation.question_answering import build_reference
 
     def stored(said: str, published) -> list[str]:
         return flatten_answers(
@@ -467,25 +467,28 @@ def test_references_take_the_form_of_their_task() -> None:
         )
 
     ten = ["two"] * 6 + ["2"] * 4
-    assert sorted(reference(stored("two", ten), "vqa")) == sorted(ten)
+    assert sorted(build_reference(stored("two", ten), "vqa")) == sorted(ten)
     whole = "two. Here is the explanation: There are two."
-    assert reference(stored(whole, [ten, "There are two."]), "vqa-e") == {
+    assert build_reference(stored(whole, [ten, "There are two."]), "vqa-e") == {
         "answers": ten,
         "explanation": ["There are two."],
     }
-    sentence = reference(stored("There are two.", ["two", "There are two.", ten]), "fsvqa")
+    sentence = build_reference(stored("There are two.", ["two", "There are two.", ten]), "fsvqa")
     assert sentence == {"sentence": "There are two.", "answer": "two", "answers": ten}
-    assert reference(stored("red", ["color", "red"]), "tdiuc") == {"type": "color", "answer": "red"}
-    assert reference(stored("3", "3"), "count") == "3"
+    assert build_reference(stored("red", ["color", "red"]), "tdiuc") == {
+        "type": "color",
+        "answer": "red",
+    }
+    assert build_reference(stored("3", "3"), "count") == "3"
 
 
 def test_shuffled_scans_show_something_else() -> None:
-    from mindllm.evaluation.question_answering import elsewhere
+    from mindllm.evaluation.question_answering import shuffle_scans
 
     shown = np.array(["a", "a", "b", "c", "c", "c"])
-    assert (shown[elsewhere(shown, np.random.default_rng(0))] != shown).all()
+    assert (shown[shuffle_scans(shown, np.random.default_rng(0))] != shown).all()
     with pytest.raises(InputError, match="all scans show one stimulus"):
-        elsewhere(np.array(["a", "a"]), np.random.default_rng(0))
+        shuffle_scans(np.array(["a", "a"]), np.random.default_rng(0))
 
 
 def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
@@ -567,7 +570,11 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
         "answers",
     )
     told = json.loads(Path("answers/scores.json").read_text())
-    assert (told["items"], told["task"], told["repeats"]) == (2 * len(TEST), "exact", "averaged")
+    assert (told["n_items"], told["task"], told["average_repetitions"]) == (
+        2 * len(TEST),
+        "exact",
+        True,
+    )
     assert set(told["scores"]) == {"fmri", "shuffled_trials", "null_tokens"}
     said = json.loads(Path("answers/predictions-fmri.json").read_text())
     asked = Store("asked")

@@ -1,4 +1,4 @@
-"""The commands answer and score."""
+"""The commands evaluate-qa and score."""
 
 import json
 from pathlib import Path
@@ -21,44 +21,47 @@ from mindllm.cli.options import (
 )
 
 app = typer.Typer()
+Source = Annotated[str, typer.Option(help="Whose questions to ask, e.g. coco-caption or vqa-v2.")]
+AnswersFolder = Annotated[
+    Path, typer.Option(help="Folder to write: predictions, references, scores.json.")
+]
+AverageRepetitions = Annotated[
+    bool,
+    typer.Option(
+        "--average-repetitions", help="Ask about the mean of a stimulus' trials, not each trial."
+    ),
+]
+QATask = Annotated[
+    str | None, typer.Option(help="How to score; see `score`. Default: as the source is scored.")
+]
+ScoreTask = Annotated[
+    str,
+    typer.Option(
+        help="caption, paragraph, vqa, exact, choice, anls, count, vqa-e, fsvqa, tdiuc or "
+        "grounding."
+    ),
+]
 
 
 @app.command("evaluate-qa")
 def evaluate_qa(
     model: ModelFolder,
     store: StoreFolder,
-    source: Annotated[
-        str, typer.Option(help="Whose questions to ask, e.g. coco-caption or vqa-v2.")
-    ],
-    out: Annotated[
-        Path, typer.Option(help="Folder to write: predictions, references, scores.json.")
-    ],
+    source: Source,
+    out: AnswersFolder,
     subjects: Subjects = None,
     split: Annotated[str, typer.Option(help="Which trials.")] = "test",
     split_scheme: SplitScheme = None,
-    average_repetitions: Annotated[
-        bool,
-        typer.Option(
-            "--average-repetitions", help="One scan per stimulus: the mean of its repeats."
-        ),
-    ] = False,
-    task: Annotated[
-        str | None,
-        typer.Option(help="How to score; see `score`. Default: as the source is scored."),
-    ] = None,
+    average_repetitions: AverageRepetitions = False,
+    task: QATask = None,
     max_new_tokens: MaxNewTokens = 48,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Questions read by the language model at once.")
-    ] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions read at once.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
     llm: LanguageModelPath = None,
 ) -> None:
-    """Ask a source's questions about scans, and score the answers officially, beside shuffled scans and no brain."""
-    from rich.table import Table
-
+    """Ask a source's questions about trials and score the answers, with two controls."""
     from mindllm.data.store import Store
     from mindllm.evaluation.evaluation_set import open_store
-    from mindllm.evaluation.question_answering import CONDITIONS, as_frame
     from mindllm.evaluation.question_answering import evaluate_qa as run
     from mindllm.model.modeling import MindLLM
 
@@ -66,15 +69,22 @@ def evaluate_qa(
     loaded = MindLLM.from_pretrained(model, language_model=llm)
     with bars() as progress:
         bar = progress.add_task("answering", total=None)
-        found = run(
-            loaded, open_store(store, loaded.model_card, split_scheme), source, out, subjects=parse_list(subjects), split=split, average_repetitions=average_repetitions, task=task,
-            batch_size=batch_size, seed=seed, max_new_tokens=max_new_tokens,
-            advance=lambda done, total: progress.update(bar, completed=done, total=total),
-        )  # fmt: skip
-    table = Table("score", *CONDITIONS, title=f"{source}, {len(found['fmri'].keys)} items")
-    for name, row in as_frame(found).iterrows():
-        table.add_row(str(name), *(f"{value:.2f}" for value in row))
-    console.print(table)
+        result = run(
+            loaded,
+            open_store(store, loaded.model_card, split_scheme),
+            source,
+            out,
+            subjects=parse_list(subjects),
+            split=split,
+            average_repetitions=average_repetitions,
+            task=task,
+            batch_size=batch_size,
+            seed=seed,
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            max_new_tokens=max_new_tokens,
+        )
+    rows = {str(name): list(row) for name, row in result.to_frame().iterrows()}
+    print_scores(f"{source}, {result.run_info.n_items} items", list(result.scores), rows)
 
 
 @app.command()
@@ -83,37 +93,34 @@ def score(
         Path, typer.Argument(help="JSON: stimulus -> text (or COCO's list of results).")
     ],
     references: Annotated[
-        Path, typer.Argument(help="JSON: stimulus -> what is right; see docs/scores.md.")
+        Path, typer.Argument(help="JSON: stimulus -> its references; see docs/scores.md.")
     ],
-    task: Annotated[
-        str,
-        typer.Option(
-            help="caption, paragraph, vqa, exact, choice, anls, count, vqa-e, fsvqa, tdiuc or grounding."
-        ),
-    ] = "caption",
+    task: ScoreTask = "caption",
     as_json: AsJson = False,
 ) -> None:
-    """Official scores of texts, from two files; the keys must be the same."""
-    from rich.table import Table
-
+    """Compute official scores of texts from two files; the keys must be the same."""
     from mindllm.metrics import tasks
 
     with errors.status(f"scoring {predictions.name}"):
-        found = tasks.score(tasks.read_keyed(predictions), tasks.read_keyed(references), task)
+        result = tasks.score(tasks.read_keyed(predictions), tasks.read_keyed(references), task)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "task": task,
-                    "n": len(found.keys),
-                    "source": tasks.TASKS[task].source,
-                    "scores": found.values,
-                },
-                indent=1,
-            )
-        )
+        content = {
+            "task": task,
+            "n_items": len(result.keys),
+            "source": tasks.TASKS[task].source,
+            "scores": result.values,
+        }
+        print(json.dumps(content, indent=1))
         return
-    table = Table("score", "value", title=f"{task}, {len(found.keys)} items")
-    for name, value in found.values.items():
-        table.add_row(name, f"{value:.2f}")
+    rows = {name: [value] for name, value in result.values.items()}
+    print_scores(f"{task}, {len(result.keys)} items", ["value"], rows)
+
+
+def print_scores(title: str, columns: list[str], rows: dict[str, list[float]]) -> None:
+    """Print a table of scores, in percent."""
+    from rich.table import Table
+
+    table = Table("score", *columns, title=title)
+    for name, values in rows.items():
+        table.add_row(name, *(f"{value:.2f}" for value in values))
     console.print(table)

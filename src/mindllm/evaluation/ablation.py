@@ -110,13 +110,12 @@ def score_ablations(
     subjects : sequence of SubjectPredictions
         Predictions with all voxels.
     seed : int
-        Of the draw of trials, and of the bootstrap.
+        Of draw and bootstrap.
 
     Returns
     -------
     list of AblationRow
-        The largest loss of 2-way identification first. Intervals are over subjects and answers.
-        Parcels overlap where atlases do.
+        The largest 2-way loss first. Intervals are over subjects and answers.
     """
     rows = []
     for ablation in ablations:
@@ -130,9 +129,8 @@ def score_ablations(
             without = ablation.subjects[predictions.subject].log_likelihoods
             assert with_parcel is not None
             assert without is not None
-            losses.append(
-                target_scores(with_parcel[drawn], target) - target_scores(without, target)
-            )
+            full = target_scores(with_parcel[drawn], target)
+            losses.append(full - target_scores(without, target))
             targets.append(target)
             labels.append(np.full(len(drawn), predictions.subject))
         rows.append(

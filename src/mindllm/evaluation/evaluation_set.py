@@ -66,23 +66,14 @@ def build_evaluation_set(
 
     Parameters
     ----------
-    store : Store
-        The data.
-    card : mapping
-        Model card: what the model was trained on.
+    store, card : Store, mapping
+        The data; the model card, which says what the model was trained on.
     subjects : sequence of str or None
         None: all; of a store split by subject, those left out.
     split : str or None
         None: test; of subjects never trained on that have none, all trials.
-    question : str or None
-        None: that of the store, where it asks one; else `default_question`.
-    default_question : str
-        The model's own question.
-
-    Returns
-    -------
-    EvaluationSet
-        What is evaluated.
+    question, default_question : str or None, str
+        None: that of the store, where it asks one; else the default.
 
     Raises
     ------
@@ -91,14 +82,7 @@ def build_evaluation_set(
         stimulus has no answer, or all stimuli share one.
     """
     check_split(store, card)
-    trained = set(card.get("subjects", []))
-    trial_indices, splits = {}, {}
-    for subject in store.select_subjects(subjects):
-        rows, words = select_trials(store.trials(subject), subject, subject in trained, split)
-        # Without a choice, a store split by subject means the subjects that were left out.
-        if len(rows) or subjects or store.split.get("by") != "subject":
-            trial_indices[subject], splits[subject] = rows, words
-    check_trials_left(store, trial_indices, trained, split)
+    trial_indices, splits = choose_trials(store, card, subjects, split)
     stimuli = np.concatenate(
         [store.trials(s)["stimulus"].to_numpy()[rows] for s, rows in trial_indices.items()]
     )
@@ -117,6 +101,21 @@ def build_evaluation_set(
         question=asked,
         question_source=source,
     )
+
+
+def choose_trials(
+    store: Store, card: Mapping[str, Any], subjects: Sequence[str] | None, split: str | None
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the trial indices of every subject, and in words which they are."""
+    trained = set(card.get("subjects", []))
+    trial_indices, splits = {}, {}
+    for subject in store.select_subjects(subjects):
+        rows, words = select_trials(store.trials(subject), subject, subject in trained, split)
+        # Without a choice, a store split by subject means the subjects that were left out.
+        if len(rows) or subjects or store.split.get("by") != "subject":
+            trial_indices[subject], splits[subject] = rows, words
+    check_trials_left(store, trial_indices, trained, split)
+    return trial_indices, splits
 
 
 def build_candidates(references: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarray]:

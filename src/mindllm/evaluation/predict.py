@@ -119,14 +119,8 @@ def predict_conditions(
 
     Parameters
     ----------
-    model : MindLLM
-        The model, in evaluation mode.
-    store : Store
-        Where the trials are.
-    task : EvaluationSet
-        Which trials, and the candidates.
-    options : PredictOptions
-        What to predict, and how.
+    model, store, task, options
+        The model, in evaluation mode; the data; which trials; what to predict, and how.
     cache : PredictionCache
         Where predictions are saved, and read if they are.
     progress : Progress or None
@@ -135,12 +129,7 @@ def predict_conditions(
     Returns
     -------
     Predictions
-        All that the scores need.
-
-    Raises
-    ------
-    InputError
-        If the model gives NaN or infinite log-likelihoods.
+        All that the scores need; raises InputError for NaN or infinite log-likelihoods.
     """
     predictor = Predictor(model, task, options.batch_size, options.generate_options)
     fmri = predict_subjects(predictor, store, "fmri", cache, progress, "predicting from fMRI")
@@ -155,15 +144,14 @@ def predict_conditions(
     stimuli = {s: shown_stimuli(store, s, rows) for s, rows in task.trial_indices.items()}
     subjects = [SubjectPredictions(s, stimuli[s], conditions[s]) for s in task.trial_indices]
     averaged = predict_averaged(predictor, store, stimuli, cache, progress)
-    ablations = None
-    if options.controls == "all":
-        ablations = predict_ablations(predictor, store, options.seed, cache, progress)
     return Predictions(
         subjects=subjects,
         averaged=averaged,
         log_likelihood_ratios=predict_ratios(predictor, store, fmri, cache),
         null_predictions=predictor.null_predictions,
-        ablations=ablations,
+        ablations=predict_ablations(predictor, store, options.seed, cache, progress)
+        if options.controls == "all"
+        else None,
         answer_embeddings=embeddings,
         skipped_conditions=skipped,
     )

@@ -40,21 +40,7 @@ def trial_records(
 ) -> list[TrialRecord]:
     """Make one record per trial of a subject.
 
-    Parameters
-    ----------
-    store : Store
-        The trials table.
-    task : EvaluationSet
-        Targets and references.
-    predictions : SubjectPredictions
-        Predictions of the subject's B trials.
-    log_likelihood_ratios : ndarray of shape (B,)
-        Of the generated texts, in nats.
-
-    Returns
-    -------
-    list of TrialRecord
-        B records.
+    log_likelihood_ratios are those of the generated texts (B,), in nats.
     """
     rows, fmri = task.trial_indices[predictions.subject], predictions.conditions["fmri"]
     log_likelihoods, ratios = fmri.log_likelihoods, fmri.log_likelihood_ratios
@@ -115,17 +101,7 @@ def describe_run(
 ) -> RunInfo:
     """Describe how predictions were made; None where the model card does not say.
 
-    Parameters
-    ----------
-    model, store, task, predictions, options
-        What was evaluated, and how.
-    model_name : str or None
-        None: the name in the model card.
-
-    Returns
-    -------
-    RunInfo
-        Without times, which the evaluation fills in.
+    model_name: None takes that in the model card. The evaluation fills in the times.
     """
     card, conditions = model.model_card, predictions.subjects[0].conditions
     frequent = conditions.get("most_frequent")

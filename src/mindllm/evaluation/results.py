@@ -1,4 +1,4 @@
-"""Typed results of the three steps: predictions, scores per trial, and the result of an evaluation."""
+"""Typed results: predictions, scores per trial, and the result of an evaluation."""
 
 import json
 from collections.abc import Mapping, Sequence

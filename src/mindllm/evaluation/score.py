@@ -45,14 +45,10 @@ def score_predictions(
 
     Parameters
     ----------
-    predictions : SubjectPredictions
-        Predictions of B trials.
-    task : EvaluationSet
-        Candidates and references.
-    permutations : int
-        Of the null distributions.
-    seed : int or sequence of int
-        Of the permutations.
+    predictions, task : SubjectPredictions, EvaluationSet
+        Predictions of B trials; candidates and references.
+    permutations, seed : int, int or sequence of int
+        Number of permutations of the null distributions, and their seed.
 
     Returns
     -------

@@ -213,20 +213,9 @@ def summarize_text_scores(
 ) -> list[MetricRow]:
     """Summarize the text scores of one subject, or of several.
 
-    Parameters
-    ----------
-    measured : mapping of subject to mapping of condition to TextStatistics
-        Of several subjects, each score is the mean of theirs, and the interval is over subjects and
-        answers.
-    targets, stimuli : mapping of subject to ndarray (B,)
-        Of the trials.
-    seed : int
-        Of the bootstrap.
-
-    Returns
-    -------
-    list of MetricRow
-        One per condition and score.
+    measured is by subject and condition; targets and stimuli are those of the trials (B,), by
+    subject. Of several subjects, each score is the mean of theirs, and the interval is over
+    subjects and answers.
     """
     subjects = list(measured)
     names = [c for c in measured[subjects[0]] if all(c in measured[s] for s in subjects)]
@@ -239,28 +228,26 @@ def summarize_text_scores(
         (side + np.stack([moved, moved[:1] - moved])) / MAXIMA for side in (low, high)
     )  # (2, conditions, 7): of the condition, and of fMRI minus it
     shown = np.concatenate([stimuli[s] for s in subjects])
-    rows = []
-    for n, condition in enumerate(names):
-        for m, metric in enumerate(TEXT_METRICS):
-            compared = condition != "fmri"
-            rows.append(
-                MetricRow(
-                    subject=subjects[0] if len(subjects) == 1 else ALL_SUBJECTS,
-                    condition=condition,
-                    metric=metric,
-                    value=float(values[0, n, m]),
-                    ci_low=float(lows[0, n, m]),
-                    ci_high=float(highs[0, n, m]),
-                    chance_level=None,
-                    n_trials=len(shown),
-                    n_subjects=len(subjects),
-                    difference=float(values[1, n, m]) if compared else None,
-                    difference_ci_low=float(lows[1, n, m]) if compared else None,
-                    difference_ci_high=float(highs[1, n, m]) if compared else None,
-                    n_stimuli=len(np.unique(shown)),
-                )
-            )
-    return rows
+    label = subjects[0] if len(subjects) == 1 else ALL_SUBJECTS
+    return [
+        MetricRow(
+            subject=label,
+            condition=condition,
+            metric=metric,
+            value=float(values[0, n, m]),
+            ci_low=float(lows[0, n, m]),
+            ci_high=float(highs[0, n, m]),
+            chance_level=None,
+            n_trials=len(shown),
+            n_subjects=len(subjects),
+            difference=float(values[1, n, m]) if condition != "fmri" else None,
+            difference_ci_low=float(lows[1, n, m]) if condition != "fmri" else None,
+            difference_ci_high=float(highs[1, n, m]) if condition != "fmri" else None,
+            n_stimuli=len(np.unique(shown)),
+        )
+        for n, condition in enumerate(names)
+        for m, metric in enumerate(TEXT_METRICS)
+    ]
 
 
 def mean_scores(statistics: TextStatistics) -> np.ndarray:

@@ -12,7 +12,7 @@ class InstructionSample(NamedTuple):
 
     image: its COCO id (or the name of a stimulus).  talk: (question, answer) of every round, the question empty where the
     source's prompt is all that is asked.  answers: what an answer is compared with, in the form of the source's protocol
-    (`mindllm.evaluation.question_answering.reference`); none where the file has none, as in a test split.
+    (`mindllm.evaluation.question_answering.build_reference`); none where the file has none, as in a test split.
     """
 
     image: int | str
