@@ -430,7 +430,9 @@ def test_a_question_goes_to_its_image_and_to_no_other(
             "mindllm.metrics.tasks.java_unavailable_reason", lambda: "there is no Java"
         )  # accuracies alone
         task = question_answering.SOURCES.get(source, "exact")
-        found = score({"q": said}, {"q": question_answering.build_reference(row["answers"], task)}, task)
+        found = score(
+            {"q": said}, {"q": question_answering.build_reference(row["answers"], task)}, task
+        )
         assert [found.values[name] for name in full] == [100.0] * len(full)
 
 
