@@ -1,1 +1,1 @@
-"""Everything between a person's betas and text; nothing here knows a store."""
+"""Everything between a subject's betas and text; nothing here knows a store."""

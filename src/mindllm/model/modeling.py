@@ -74,8 +74,7 @@ class MindLLM(PretrainedModule):
 
     References
     ----------
-    Qiu et al., MindLLM: A Subject-Agnostic and Versatile Model for fMRI-to-Text Decoding,
-    ICML 2025, arXiv 2502.15786.
+    Qiu et al., MindLLM, ICML 2025, arXiv 2502.15786.
 
     Examples
     --------
@@ -374,13 +373,10 @@ class MindLLM(PretrainedModule):
 
         Parameters
         ----------
-        betas, masker
-            As for `encode`.
+        betas, masker, question, batch_size
+            As for `decode`.
         texts : sequence of str
-        question : str, optional
-            By default the question that the model was trained with.
-        batch_size : int
-            Trials that the language model reads at once.
+            Without chat template.
 
         Returns
         -------
@@ -444,17 +440,13 @@ class MindLLM(PretrainedModule):
 
         Parameters
         ----------
-        fmri_tokens : Tensor of shape (n, num_fmri_tokens, token_dim)
-        conversations : sequence of Conversation
-            One per row, each ending on a user turn.
-        on_text : callable, optional
-            Called with text as it is generated; for a single row.
-        **options
-            Arguments of transformers' ``generate``.
+        fmri_tokens, conversations, on_text, **options
+            As for `mindllm.model.generation.generate`.
 
         Returns
         -------
         list of str
+            One per conversation.
         """
         return generation.generate(self, fmri_tokens, conversations, on_text, **options)
 
