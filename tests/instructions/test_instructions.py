@@ -795,25 +795,25 @@ def test_records_of_a_test_split_are_counted(
 def test_every_place_of_a_file_is_found(tmp_path: Path) -> None:
     text = '{"a": 12345, "b": [1, -2.5e3, "\\u00e9", null], "data": {"c": [], "d": [{"x": 1}, {}], "e": {"f": [1]}}}'
     path = put(tmp_path / "x.json", text)
-    assert list(json_stream.beginnings(path)) == [
+    assert list(json_stream.iter_first_values(path)) == [
         ("a", 12345),
         ("b", 1),
         ("data.d", {"x": 1}),
         ("data.e", {"f": [1]}),
     ]
-    assert list(json_stream.elements(path, "b")) == [
+    assert list(json_stream.iter_values(path, "b")) == [
         ("b", 1),
         ("b", -2500.0),
         ("b", "é"),
         ("b", None),
     ]
-    assert list(json_stream.elements(path, "data.d")) == [("data.d", {"x": 1}), ("data.d", {})]
-    assert [place for place, _ in json_stream.elements(path, "*")] == ["a", "b", "data"]
+    assert list(json_stream.iter_values(path, "data.d")) == [("data.d", {"x": 1}), ("data.d", {})]
+    assert [place for place, _ in json_stream.iter_values(path, "*")] == ["a", "b", "data"]
     marked = tmp_path / "y.json"
     marked.write_bytes(json_stream.BOM + b"[1, [2]]")
-    assert list(json_stream.elements(marked, "")) == [("", 1), ("", [2])]
-    assert list(json_stream.beginnings(marked)) == [("", 1)]
-    assert list(json_stream.elements(put(tmp_path / "z.jsonl", '{"a": 1}\n{"a": 2}\n'), "")) == [
+    assert list(json_stream.iter_values(marked, "")) == [("", 1), ("", [2])]
+    assert list(json_stream.iter_first_values(marked)) == [("", 1)]
+    assert list(json_stream.iter_values(put(tmp_path / "z.jsonl", '{"a": 1}\n{"a": 2}\n'), "")) == [
         ("", {"a": 1}),
         ("", {"a": 2}),
     ]
@@ -822,14 +822,16 @@ def test_every_place_of_a_file_is_found(tmp_path: Path) -> None:
 def test_damage_is_an_error(tmp_path: Path) -> None:
     path = put(tmp_path / "x.json", "[1, 2, {oops}, " + "3, " * 1000 + "4]")
     with pytest.raises(InputError, match=r"x\.json is damaged or truncated .*Fetch it again"):
-        list(json_stream.elements(path, ""))
+        list(json_stream.iter_values(path, ""))
 
 
 def test_no_more_of_a_file_is_read_than_tells_its_kind(tmp_path: Path) -> None:
     path = put(
         tmp_path / "x.json", json.dumps([{"image_id": 1, "paragraph": "x"}])[:-1] + ", damaged"
     )
-    assert [form.title for form in detect_file_formats(path)] == ["Visual Genome paragraphs"]
+    assert [file_format.title for file_format in detect_file_formats(path)] == [
+        "Visual Genome paragraphs"
+    ]
     assert detect_file_formats(put(tmp_path / "y.json", {str(n): n for n in range(5000)})) == []
 
 
@@ -859,8 +861,12 @@ def test_captions_are_those_of_the_store_made_from_a_table(store: Store, tmp_pat
     assert table["answers"].tolist() == made["answers"].tolist()
 
 
-def test_the_page_tells_every_source() -> None:
-    lines = (Path(__file__).parents[2] / "docs" / "instructions.md").read_text("utf-8").splitlines()
+def test_the_page_lists_every_source() -> None:
+    lines = (
+        (Path(__file__).parents[2] / "docs" / "how-to" / "instructions.md")
+        .read_text("utf-8")
+        .splitlines()
+    )
     for name, source in SOURCES.items():
         files, said = (line for line in lines if re.match(rf"\| .*`{name}`.* \| .* \|$", line))
         for told in (*(form.name for form in source.files), source.url, source.license):

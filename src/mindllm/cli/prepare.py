@@ -389,10 +389,10 @@ def print_summary(store: "Store", title: str) -> None:
 
     from mindllm.instructions import summary
 
-    columns = ("aspect", "source", "conversations", "with text", "share", "words")
+    columns = ("aspect", "source", "conversations", "with text", "fraction", "words")
     table = Table(*columns, title=title, title_justify="left")
     for row in summary(store).to_dict("records"):
         with_text = f"{row['with text']:,} {row['of']}"
-        counts = (f"{row['conversations']:,}", with_text, f"{row['share']:.0%}")
+        counts = (f"{row['conversations']:,}", with_text, f"{row['fraction']:.0%}")
         table.add_row(row["aspect"], row["source"], *counts, f"{row['words']:.1f}")
     console.print(table)

@@ -1,4 +1,4 @@
-"""The instruction sources of brain instruction tuning, read from their official files and joined to a store."""
+"""Instruction sources of brain instruction tuning, read from their official files."""
 
 from mindllm.instructions.attach import Summary, attach_source, collect, summary
 from mindllm.instructions.registry import SOURCES, Source

@@ -1,28 +1,71 @@
-"""Conversations of a source, joined to the trials of a store."""
+"""Attach the conversations of a source to the stimuli or trials of a store."""
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import NamedTuple, get_args
 
 import pandas as pd
 from rich.progress import Progress
 
 from mindllm.data.store import Store
-from mindllm.instructions.registry import ASPECTS, SOURCES, Style, format_sample, get_source
+from mindllm.instructions.registry import (
+    ASPECTS,
+    SOURCES,
+    Source,
+    Style,
+    format_sample,
+    get_source,
+)
 from mindllm.instructions.source_files import SourceFiles
 from mindllm.utils.errors import InputError
 
 COLUMNS = ("stimulus", "subject", "trial_index", "source", "turns", "answers", "key")
-Place = tuple[str | None, str | None, int | None]  # a stimulus, or a subject and a trial
+SUMMARY_COLUMNS = (
+    "aspect",
+    "source",
+    "conversations",
+    "with text",
+    "of",
+    "fraction",
+    "words",
+)
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+class Target(NamedTuple):
+    """What a conversation is about: a stimulus, or a trial of a subject."""
+
+    stimulus: str | None = None
+    subject: str | None = None
+    trial_index: int | None = None
+
+
+Targets = Mapping[int | str, Sequence[Target]]  # of each COCO id, or name of a stimulus
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
-    """What a source gave: `conversations`, about `covered` of `total` stimuli (or trials: `unit`)."""
+    """How much of a store a source covers.
+
+    Parameters
+    ----------
+    source : str
+        Name of the source.
+    conversations : int
+        Number of conversations.
+    covered, total : int
+        Number of stimuli or trials with a conversation, and of all.
+    unit : {"stimuli", "trials"}
+        What is counted.
+
+    Examples
+    --------
+    >>> print(Summary("vqa-v2", 12, covered=3, total=4, unit="stimuli"))
+    vqa-v2: 12 conversations about 3 of 4 stimuli (75%)
+    """
 
     source: str
     conversations: int
@@ -30,8 +73,16 @@ class Summary:
     total: int
     unit: str
 
+    @property
+    def fraction(self) -> float:
+        """Fraction of the stimuli or trials that have a conversation."""
+        return self.covered / max(self.total, 1)
+
     def __str__(self) -> str:
-        return f"{self.source}: {self.conversations:,} conversations about {self.covered:,} of {self.total:,} {self.unit} ({self.covered / max(self.total, 1):.0%})"
+        return (
+            f"{self.source}: {self.conversations:,} conversations about {self.covered:,} of "
+            f"{self.total:,} {self.unit} ({self.fraction:.0%})"
+        )
 
 
 def attach_source(
@@ -43,7 +94,33 @@ def attach_source(
     images: pd.DataFrame | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Put the conversations of a source into a store, in place of those that it had of it; see `collect`."""
+    """Put the conversations of a source into a store, in place of those it has of the source.
+
+    Parameters
+    ----------
+    store : Store
+        The store.
+    source : str
+        Key of `SOURCES`.
+    files : sequence of str or Path
+        The official files, in any order, or folders of them.
+    style : {"mindllm", "published"}
+        Wording; see `mindllm.instructions.registry.format_sample`.
+    images : pandas.DataFrame, optional
+        `stimulus` and `coco_id`, where the trials have no `coco_id`.
+    progress : rich.progress.Progress, optional
+        Where a bar per file is shown.
+
+    Returns
+    -------
+    Summary
+        How much of the store the source covers.
+
+    Raises
+    ------
+    InputError
+        As `collect`.
+    """
     table = collect(store, source, files, style=style, images=images, progress=progress)
     store.add_conversations(table)
     return summarize(store, source, table)
@@ -58,91 +135,138 @@ def collect(
     images: pd.DataFrame | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """The conversations of a source about a store's stimuli: `stimulus` (or `subject`, `trial`), `source`, `turns`, `answers`, `key`.
+    """Collect the conversations of a source about a store's stimuli.
 
-    files: the official files, in any order, or folders of them.  style: whose words, see `worded`.  images: `stimulus`,
-    `coco_id`, where the trials have no `coco_id`. A source's own split says nothing: every question about an image that was
-    shown is taken, and the trials' split decides. Raises InputError for files that are not those of the source, and where
-    no conversation is about any stimulus.
+    A source's own split is ignored: every question about an image that was shown is taken, and the
+    split of the trials decides what is trained on.
+
+    Parameters
+    ----------
+    store, source, files, style, images, progress
+        As for `attach_source`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `stimulus` (or `subject` and `trial_index`), `source`, `turns`, `answers`, `key`.
+
+    Raises
+    ------
+    InputError
+        If the style or source is unknown, the files are not those of the source, the store does
+        not know its images, or no conversation is about any stimulus.
     """
     if style not in get_args(Style):
         raise InputError(f"there is no style {style!r}; choose {' or '.join(get_args(Style))}.")
-    kind = get_source(source)
-    given = SourceFiles(source, files, kind.files, kind.url, progress)
-    places = {"coco_id": of_images, "previous": of_images_before, "stimulus": of_stimuli}[
-        kind.joins
-    ](store, images)
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    read = silent = 0
-    for item in kind.read(given, places.keys()):
-        read += 1
-        if not item.answers or not all(answer for _, answer in item.turns):
-            silent += 1
+    description = get_source(source)
+    source_files = SourceFiles(source, files, description.files, description.url, progress)
+    targets = find_targets(store, description, images)
+    columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
+    n_samples = n_unanswered = 0
+    for sample in description.read(source_files, targets.keys()):
+        n_samples += 1
+        if not sample.answers or not all(answer for _, answer in sample.turns):
+            n_unanswered += 1
             continue
-        turns, answers = format_sample(item, kind, style)
-        for place in places[item.image]:
-            for name, value in zip(
-                COLUMNS, (*place, source, turns, answers, item.key), strict=True
-            ):
+        turns, answers = format_sample(sample, description, style)
+        for target in targets[sample.image]:
+            row = (*target, source, turns, answers, sample.key)
+            for name, value in zip(COLUMNS, row, strict=True):
                 columns[name].append(value)
-    if silent:
+    unanswered = f"{n_unanswered} of {n_samples} items have no answer, as in a test split"
+    if n_unanswered:
         logger.warning(
-            "%s: %d items have no answer, as in a test split, and are left out", source, silent
+            "%s: %d items have no answer, as in a test split, and are left out",
+            source,
+            n_unanswered,
         )
     if not columns["turns"]:
-        if kind.joins == "stimulus":
-            raise InputError(
-                f"{source}: {', '.join(map(str, files))} tells of none of the {len(places):,} stimuli of {store.path}, which are called as {next(iter(places))!r}. Name them alike."
-            )
         raise InputError(
-            f"{source}: none of {len(places):,} images of {store.path} is asked about in {', '.join(map(str, files))}{f'; {silent} of {read} items have no answer, as in a test split' if silent else ''}. Give the files of train and val; if they are, the store's coco_id (or the names of its stimuli) are others than theirs."
+            no_conversation_message(
+                store, source, files, targets, unanswered if n_unanswered else ""
+            )
         )
     table = pd.DataFrame(columns).astype(
         {"trial_index": "Int64", "stimulus": object, "subject": object}
     )
-    found = summarize(store, source, table)
-    if found.covered < found.total:
-        logger.info("%s; %d have none", found, found.total - found.covered)
+    coverage = summarize(store, source, table)
+    if coverage.covered < coverage.total:
+        logger.info("%s; %d have none", coverage, coverage.total - coverage.covered)
     return table
 
 
-def of_images(store: Store, images: pd.DataFrame | None) -> dict[Any, list[Place]]:
-    """COCO id -> the stimuli that show it."""
-    places: dict[Any, list[Place]] = defaultdict(list)
-    for stimulus, image in stimulus_coco_ids(store, images).items():
-        places[image].append((stimulus, None, None))
-    return dict(places)
+def no_conversation_message(
+    store: Store, source: str, files: Sequence[str | Path], targets: Targets, unanswered: str
+) -> str:
+    """Say that the files have no conversation about any of the store's stimuli."""
+    file_list = ", ".join(map(str, files))
+    if get_source(source).joined_by == "stimulus":
+        return (
+            f"{source}: {file_list} tells of none of the {len(targets):,} stimuli of {store.path}, "
+            f"which are called as {next(iter(targets))!r}. Name them alike."
+        )
+    return (
+        f"{source}: none of {len(targets):,} images of {store.path} is asked about in {file_list}"
+        f"{f'; {unanswered}' if unanswered else ''}. Give the files of train and val; if they are, "
+        "the store's coco_id (or the names of its stimuli) are others than theirs."
+    )
 
 
-def of_images_before(store: Store, images: pd.DataFrame | None) -> dict[Any, list[Place]]:
-    """COCO id -> the trials that come right after it in the same session and run; or as `prev_coco_id` says, where it stands.
+def find_targets(store: Store, source: Source, images: pd.DataFrame | None) -> Targets:
+    """Find what a sample about an image is attached to, as `source.joined_by` says."""
+    if source.joined_by == "stimulus":
+        return {name: [Target(stimulus=name)] for name in list_stimuli(store)}
+    if source.joined_by == "previous":
+        return find_following_trials(store, images)
+    targets: dict[int | str, list[Target]] = defaultdict(list)
+    for stimulus, coco_id in stimulus_coco_ids(store, images).items():
+        targets[coco_id].append(Target(stimulus=stimulus))
+    return dict(targets)
 
-    Raises InputError for a store that does not know the order of its trials.
+
+def find_following_trials(store: Store, images: pd.DataFrame | None) -> Targets:
+    """Find the trials that come right after an image in the same session and run.
+
+    Where the trials have `prev_coco_id`, it says the image before.
+
+    Parameters
+    ----------
+    store : Store
+        The store.
+    images : pandas.DataFrame, optional
+        `stimulus` and `coco_id`, where the trials have no `coco_id`.
+
+    Returns
+    -------
+    dict of int to list of Target
+        COCO id -> trials.
+
+    Raises
+    ------
+    InputError
+        If the store does not know the order of its trials.
     """
     if not store.meta.get("has_presentation_order", True):
         raise InputError(
-            f"{store.path} is of {store.meta['name']}, which does not tell in which order its trials were shown, so what was seen before a trial is unknown. Add other sources."
+            f"{store.path} is of {store.meta['name']}, which does not say in which order its "
+            "trials were shown, so what was seen before a trial is unknown. Add other sources."
         )
-    image = stimulus_coco_ids(store, images)
-    places: dict[Any, list[Place]] = defaultdict(list)
+    coco_ids = stimulus_coco_ids(store, images)
+    targets: dict[int | str, list[Target]] = defaultdict(list)
     for subject in store.subjects:
         trials = store.trials(subject)
-        before = trials.groupby(["session", "run"], sort=False)["stimulus"].shift().map(image)
+        by_run = trials.groupby(["session", "run"], sort=False)
+        previous = by_run["stimulus"].shift().map(coco_ids)
         if "prev_coco_id" in trials:
-            before = trials["prev_coco_id"].where(trials["prev_coco_id"] >= 0)
-        for row, number in enumerate(before):
-            if pd.notna(number):
-                places[int(number)].append((None, subject, row))
-    return dict(places)
+            previous = trials["prev_coco_id"].where(trials["prev_coco_id"] >= 0)
+        for row, coco_id in enumerate(previous):
+            if pd.notna(coco_id):
+                targets[int(coco_id)].append(Target(subject=subject, trial_index=row))
+    return dict(targets)
 
 
-def of_stimuli(store: Store, images: pd.DataFrame | None) -> dict[Any, list[Place]]:
-    """The stimuli, by name."""
-    return {name: [(name, None, None)] for name in shown(store)}
-
-
-def shown(store: Store) -> list[str]:
-    """Every stimulus, once."""
+def list_stimuli(store: Store) -> list[str]:
+    """List every stimulus of a store once."""
     return list(
         dict.fromkeys(
             name for subject in store.subjects for name in store.trials(subject)["stimulus"]
@@ -151,76 +275,126 @@ def shown(store: Store) -> list[str]:
 
 
 def stimulus_coco_ids(store: Store, images: pd.DataFrame | None) -> dict[str, int]:
-    """Stimulus -> COCO id, from `images` or else the trials. Raises InputError where neither says it, or two differ."""
-    names = set(shown(store))
-    tables = [store.trials(subject) for subject in store.subjects] if images is None else [images]
+    """Look up the COCO ids of a store's stimuli.
+
+    Parameters
+    ----------
+    store : Store
+        The store.
+    images : pandas.DataFrame, optional
+        `stimulus` and `coco_id`; by default those of the trials.
+
+    Returns
+    -------
+    dict of str to int
+        Stimulus -> COCO id.
+
+    Raises
+    ------
+    InputError
+        If no stimulus has a COCO id, one has two, or one is no whole number.
+    """
     if images is not None and not {"stimulus", "coco_id"} <= set(images.columns):
         raise InputError(
-            f"the table of images has the columns {list(images.columns)}; expected `stimulus` and `coco_id`."
+            f"the table of images has the columns {list(images.columns)}; "
+            "expected `stimulus` and `coco_id`."
         )
-    told = [table[["stimulus", "coco_id"]].dropna() for table in tables if "coco_id" in table]
-    pairs = pd.concat(told).astype({"stimulus": str}).drop_duplicates() if told else pd.DataFrame()
+    tables = [store.trials(subject) for subject in store.subjects] if images is None else [images]
+    known = [table[["stimulus", "coco_id"]].dropna() for table in tables if "coco_id" in table]
+    pairs = (
+        pd.concat(known).astype({"stimulus": str}).drop_duplicates() if known else pd.DataFrame()
+    )
     if pairs.empty:
         raise InputError(
-            f"no trial in {store.path} has a coco_id, by which images are known to this source. Give a table with the columns stimulus and coco_id (--images TABLE)."
+            f"no trial in {store.path} has a coco_id, by which images are known to this source. "
+            "Give a table with the columns stimulus and coco_id (--images TABLE)."
         )
-    pairs = pairs[pairs["stimulus"].isin(names)]
+    stimuli = set(list_stimuli(store))
+    pairs = pairs[pairs["stimulus"].isin(stimuli)]
     if pairs.empty:
         raise InputError(
-            f"the table of images names no stimulus of {store.path}, whose stimuli are called as {sorted(names)[0]!r}."
+            f"the table of images names no stimulus of {store.path}, "
+            f"whose stimuli are called as {min(stimuli)!r}."
         )
-    twice = pairs[pairs["stimulus"].duplicated(keep=False)]
-    if len(twice):
+    ambiguous = pairs[pairs["stimulus"].duplicated(keep=False)]
+    if len(ambiguous):
+        first, second = ambiguous["coco_id"].iloc[:2]
         raise InputError(
-            f"the stimulus {twice['stimulus'].iloc[0]!r} has two COCO ids, {twice['coco_id'].iloc[0]} and {twice['coco_id'].iloc[1]}; expected one."
+            f"the stimulus {ambiguous['stimulus'].iloc[0]!r} has two COCO ids, {first} and "
+            f"{second}; expected one."
         )
     try:
-        return dict(
-            zip(pairs["stimulus"], (int(number) for number in pairs["coco_id"]), strict=True)
-        )
+        return dict(zip(pairs["stimulus"], map(int, pairs["coco_id"]), strict=True))
     except ValueError as error:
         raise InputError(f"a coco_id is no whole number ({error}).") from error
 
 
 def summarize(store: Store, source: str, table: pd.DataFrame) -> Summary:
-    """What some conversations of one source cover."""
+    """Count what conversations cover.
+
+    Parameters
+    ----------
+    store : Store
+        The store.
+    source : str
+        Name of the source, or "all".
+    table : pandas.DataFrame
+        Its conversations.
+
+    Returns
+    -------
+    Summary
+        Numbers of conversations and of stimuli, or of trials where none is about a stimulus.
+    """
     if table["stimulus"].notna().any():
-        return Summary(
-            source, len(table), table["stimulus"].nunique(), len(shown(store)), "stimuli"
-        )
-    trials = sum(len(store.trials(subject)) for subject in store.subjects)
-    return Summary(
-        source,
-        len(table),
-        len(table[["subject", "trial_index"]].drop_duplicates()),
-        trials,
-        "trials",
-    )
+        n_covered, n_stimuli = table["stimulus"].nunique(), len(list_stimuli(store))
+        return Summary(source, len(table), n_covered, n_stimuli, "stimuli")
+    n_covered = len(table[["subject", "trial_index"]].drop_duplicates())
+    n_trials = sum(len(store.trials(subject)) for subject in store.subjects)
+    return Summary(source, len(table), n_covered, n_trials, "trials")
 
 
 def summary(store: Store) -> pd.DataFrame:
-    """What a store is asked: a row per source and, below those of an aspect that has several, one for `all`.
+    """Tabulate the conversations of a store by aspect and source.
 
-    `aspect`, `source`, `conversations`, `with text` (how many stimuli, or trials: `of`), `share` of all that are, and `words`
-    of an answer on average.
+    Parameters
+    ----------
+    store : Store
+        The store.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per source and, below the sources of an aspect that has several, one for `all`:
+        `aspect`, `source`, `conversations`, `with text` (number of stimuli, or of trials, as `of`
+        says), their `fraction` of all, and the mean number of `words` of an answer.
     """
     table = store.conversations
-    words = table["turns"].map(
+    answer_lengths = table["turns"].map(
         lambda turns: [len(t["content"].split()) for t in turns if t["role"] == "assistant"]
     )
-    table = table.assign(said=words.map(sum), answered=words.map(len))
-    aspect = table["source"].map(lambda name: SOURCES[name].aspect if name in SOURCES else "other")
+    table = table.assign(n_words=answer_lengths.map(sum), n_answers=answer_lengths.map(len))
+    aspects = table["source"].map(lambda name: SOURCES[name].aspect if name in SOURCES else "other")
     rows = []
-    for name in (*ASPECTS, "other"):
-        of_aspect = table[aspect == name]
-        sources: Iterable[Any] = dict.fromkeys(of_aspect["source"])
-        parts = [(source, of_aspect[of_aspect["source"] == source]) for source in sources]
-        for source, part in [*parts, ("all", of_aspect)] if len(parts) > 1 else parts:
-            found = summarize(store, source, part)
-            rows.append({
-                "aspect": name, "source": source, "conversations": found.conversations, "with text": found.covered,
-                "of": found.unit, "share": found.covered / max(found.total, 1), "words": part["said"].sum() / max(part["answered"].sum(), 1),
-            })  # fmt: skip
-    return pd.DataFrame(
-        rows, columns=["aspect", "source", "conversations", "with text", "of", "share", "words"]
-    )
+    for aspect in (*ASPECTS, "other"):
+        of_aspect = table[aspects == aspect]
+        parts = [
+            (source, of_aspect[of_aspect["source"] == source])
+            for source in dict.fromkeys(of_aspect["source"])
+        ]
+        if len(parts) > 1:
+            parts.append(("all", of_aspect))
+        for source, part in parts:
+            coverage = summarize(store, source, part)
+            n_words, n_answers = part["n_words"].sum(), part["n_answers"].sum()
+            row = (
+                aspect,
+                source,
+                coverage.conversations,
+                coverage.covered,
+                coverage.unit,
+                coverage.fraction,
+                n_words / max(n_answers, 1),
+            )
+            rows.append(dict(zip(SUMMARY_COLUMNS, row, strict=True)))
+    return pd.DataFrame(rows, columns=list(SUMMARY_COLUMNS))

@@ -1,59 +1,72 @@
-"""Conversations of several rounds."""
+"""Samples of conversations with several rounds.
+
+The reading functions have the interface of `mindllm.instructions.base.SampleReader`.
+"""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from mindllm.instructions import file_formats
-from mindllm.instructions.base import UNANSWERED, InstructionSample, Wanted
+from mindllm.instructions.base import UNANSWERED, ImageIds, InstructionSample
 from mindllm.instructions.file_formats import FileFormat
 from mindllm.instructions.schemas import LlavaConversation
-from mindllm.instructions.source_files import SourceFiles, checked
+from mindllm.instructions.source_files import SourceFiles, validate_record
 from mindllm.utils.errors import InputError
 
 
-def visdial(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """All rounds of a dialogue; questions and answers are numbers of texts that stand beside the dialogues."""
-    for path in given.files[file_formats.DIALOGUES]:
-        asked, answered = (
-            [str(value).strip() for _, value in given.values(path, f"data.{kind}")]
-            for kind in ("questions", "answers")
-        )
-        for number, (place, value) in enumerate(given.values(path, file_formats.DIALOGUES.at), 1):
-            record = checked(file_formats.DIALOGUES, value, f"{path}, {place}, record {number}")
+def read_visdial(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield all rounds of each dialogue.
+
+    Questions and answers are indices of texts that stand beside the dialogues in the file.
+    """
+    dialogues = file_formats.DIALOGUES
+    for path in files.paths[dialogues]:
+        questions = read_texts(files, path, "data.questions")
+        answers = read_texts(files, path, "data.answers")
+        for number, (key, value) in enumerate(files.iter_values(path, dialogues.records_key), 1):
+            record = validate_record(dialogues, value, f"{path}, {key}, record {number}")
             if any(turn.answer is None for turn in record.dialog):
                 yield UNANSWERED
                 continue
-            if record.image_id not in wanted:
+            if record.image_id not in image_ids:
                 continue
             try:
-                talk = [
-                    (asked[turn.question], answered[turn.answer])
+                turns = [
+                    (questions[turn.question], answers[turn.answer])
                     for turn in record.dialog
                     if turn.answer is not None
                 ]
             except IndexError as error:
                 raise InputError(
-                    f"{path}, {file_formats.DIALOGUES.at}, record {number}: a number is beyond the {len(asked)} questions or the {len(answered)} answers of the file. Fetch it again."
+                    f"{path}, {dialogues.records_key}, record {number}: a number is beyond the "
+                    f"{len(questions)} questions or the {len(answers)} answers of the file. "
+                    "Fetch it again."
                 ) from error
-            yield InstructionSample(record.image_id, f"{path.stem}-{number}", talk, [talk[-1][1]])
+            key = f"{path.stem}-{number}"
+            yield InstructionSample(record.image_id, key, turns, [turns[-1][1]])
 
 
-def llava(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """Conversations with GPT-4, which say where the image stands."""
-    return conversations(given, file_formats.LLAVA, wanted)
+def read_texts(files: SourceFiles, path: Path, key: str) -> list[str]:
+    """Read the texts of the list at a key of a file."""
+    return [str(value).strip() for _, value in files.iter_values(path, key)]
 
 
-def lvis(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """Conversations with GPT-4V, in the same layout."""
-    return conversations(given, file_formats.LVIS, wanted)
+def read_llava(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield conversations with GPT-4, whose texts say `<image>` where the image stands."""
+    return read_conversations(files, file_formats.LLAVA, image_ids)
 
 
-def conversations(
-    given: SourceFiles, form: FileFormat[LlavaConversation], wanted: Wanted
+def read_lvis(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield conversations with GPT-4V in the layout of LLaVA's."""
+    return read_conversations(files, file_formats.LVIS, image_ids)
+
+
+def read_conversations(
+    files: SourceFiles, file_format: FileFormat[LlavaConversation], image_ids: ImageIds
 ) -> Iterator[InstructionSample]:
-    """Rounds of human and gpt; scored, if at all, is the last answer."""
-    for _, name, record in given.records(form):
-        if record.image in wanted:
+    """Yield the rounds of human and gpt; the reference is the last answer."""
+    for _, key, record in files.iter_records(file_format):
+        if record.image in image_ids:
             texts = [turn.value for turn in record.conversations]
-            yield InstructionSample(
-                record.image, name, list(zip(texts[::2], texts[1::2], strict=True)), [texts[-1]]
-            )
+            turns = list(zip(texts[::2], texts[1::2], strict=True))
+            yield InstructionSample(record.image, key, turns, [texts[-1]])

@@ -1,4 +1,4 @@
-"""JSON files larger than one wants in memory, read record by record."""
+"""Large JSON files, read record by record."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,74 +11,127 @@ from ijson.common import ObjectBuilder
 from mindllm.utils.errors import InputError
 from mindllm.utils.progress import Advance
 
-NESTED = "data"  # the one object whose lists are told apart (VisDial keeps dialogs, questions and answers in it)
+# The one object whose lists are told apart: VisDial keeps dialogs, questions and answers in it.
+NESTED = "data"
 BOM = b"\xef\xbb\xbf"
+DEPTH_CHANGES = {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}
 
 
-class Counted:
-    """A file whose reading moves a bar, in MiB."""
+class ProgressFile:
+    """A binary file that reports how many MiB were read.
+
+    Parameters
+    ----------
+    file : binary file
+        The opened file.
+    advance : Advance
+        Callback of a progress bar that counts MiB.
+    """
 
     def __init__(self, file: IO[bytes], advance: Advance) -> None:
-        self.file, self.advance, self.told = file, advance, 0
+        self.file, self.advance, self.n_reported = file, advance, 0
 
     def read(self, size: int = -1) -> bytes:
-        piece = self.file.read(size)
-        now = mebibytes(self.file.tell())
-        self.advance(now - self.told)
-        self.told = now
-        return piece
+        """Read as a file does, and report."""
+        chunk = self.file.read(size)
+        position = count_mebibytes(self.file.tell())
+        self.advance(position - self.n_reported)
+        self.n_reported = position
+        return chunk
 
 
-def mebibytes(size: int) -> int:
-    """A size in MiB, rounded up, so that a bar of a small file ends as well."""
+def count_mebibytes(size: int) -> int:
+    """Convert bytes to MiB, rounded up, so that the bar of a small file reaches its end.
+
+    Examples
+    --------
+    >>> count_mebibytes(1)
+    1
+    """
     return -(-size // 2**20)
 
 
 @contextmanager
-def opened(path: Path, advance: Advance | None = None) -> Iterator[Any]:
-    """The file, past a byte order mark; what is wrong with its JSON is an InputError."""
+def open_json(path: Path, advance: Advance | None = None) -> Iterator[Any]:
+    """Open a file behind its byte order mark; damaged JSON in the block is an `InputError`."""
     with path.open("rb") as file:
         if file.read(len(BOM)) != BOM:
             file.seek(0)
         try:
-            yield Counted(file, advance) if advance else file
+            yield ProgressFile(file, advance) if advance else file
         except (ijson.JSONError, UnicodeDecodeError) as error:
+            message = str(error).splitlines()[0].strip()
             raise InputError(
-                f"{path} is damaged or truncated ({str(error).splitlines()[0].strip()}). Fetch it again."
+                f"{path} is damaged or truncated ({message}). Fetch it again."
             ) from error
 
 
-def elements(path: Path, at: str, advance: Advance | None = None) -> Iterator[tuple[str, Any]]:
-    """(place, value) of every record: those of the list at a key, such as `annotations` or `data.dialogs`.
+def iter_values(path: Path, key: str, advance: Advance | None = None) -> Iterator[tuple[str, Any]]:
+    """Iterate over the elements of a list in a JSON file.
 
-    at: "" for the outermost list, or one record a line; "*" for the outermost object, whose keys are then the places.
+    Parameters
+    ----------
+    path : Path
+        JSON file, or one with a JSON record per line.
+    key : str
+        Key of the list, such as `annotations` or `data.dialogs`; "": the outermost list, or the
+        records in lines; "*": the members of the outermost object.
+    advance : Advance, optional
+        Callback of a progress bar that counts MiB.
+
+    Yields
+    ------
+    key : str
+        Key of the list, or of the member of the outermost object.
+    value : object
+        The element.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged or truncated.
     """
-    with opened(path, advance) as file:
-        if at == "*":
+    with open_json(path, advance) as file:
+        if key == "*":
             yield from ijson.kvitems(file, "", use_float=True)
-        elif at or not in_lines(path):
-            prefix = f"{at}.item" if at else "item"
-            yield from ((at, value) for value in ijson.items(file, prefix, use_float=True))
+        elif key or not has_records_in_lines(path):
+            prefix = f"{key}.item" if key else "item"
+            yield from ((key, value) for value in ijson.items(file, prefix, use_float=True))
         else:
-            yield from (
-                ("", value) for value in ijson.items(file, "", use_float=True, multiple_values=True)
-            )
+            values = ijson.items(file, "", use_float=True, multiple_values=True)
+            yield from (("", value) for value in values)
 
 
-def in_lines(path: Path) -> bool:
-    """Whether the outermost value is no list, so that there is one record a line."""
-    with opened(path) as file:
+def has_records_in_lines(path: Path) -> bool:
+    """Return whether the outermost value is no list, so that each line holds one record."""
+    with open_json(path) as file:
         return next(ijson.basic_parse(file), ("",))[0] != "start_array"
 
 
-def beginnings(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, first value there), in the order of the file: of lists the first element, of the outermost object each member.
+def iter_first_values(path: Path) -> Iterator[tuple[str, Any]]:
+    """Iterate over the beginnings of a JSON file, reading no more than is asked for.
 
-    The place of the elements of an outermost list, and of the first of several records in lines, is "".
+    Parameters
+    ----------
+    path : Path
+        JSON file, or one with a JSON record per line.
+
+    Yields
+    ------
+    key : str
+        Key of a list or of a member of the outermost object, in the order of the file; "" for
+        the outermost list and for records in lines.
+    value : object
+        The first element of the list, or the member.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged as far as it was read.
     """
-    with opened(path) as file:
-        seen: set[str] = set()
-        place, depth, builder = "", 0, ObjectBuilder()
+    with open_json(path) as file:
+        done: set[str] = set()
+        key, depth, builder = "", 0, ObjectBuilder()
         for prefix, event, value in ijson.parse(file, use_float=True, multiple_values=True):
             if depth == 0:
                 if event in ("map_key", "end_map", "end_array") or (
@@ -87,15 +140,11 @@ def beginnings(path: Path) -> Iterator[tuple[str, Any]]:
                     continue
                 if event == "start_array" and not prefix.endswith("item"):
                     continue
-                place, builder = (
-                    "" if prefix == "item" else prefix.removesuffix(".item"),
-                    ObjectBuilder(),
-                )
-            if place not in seen:
+                key = "" if prefix == "item" else prefix.removesuffix(".item")
+                builder = ObjectBuilder()
+            if key not in done:
                 builder.event(event, value)
-            depth += {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}.get(
-                event, 0
-            )
-            if depth == 0 and place not in seen:
-                seen.add(place)
-                yield place, builder.value
+            depth += DEPTH_CHANGES.get(event, 0)
+            if depth == 0 and key not in done:
+                done.add(key)
+                yield key, builder.value

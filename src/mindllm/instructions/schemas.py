@@ -1,4 +1,4 @@
-"""What is read of the records in the official files."""
+"""Records of the official files, as far as they are read."""
 
 import re
 from typing import Annotated, Any, Literal, Self
@@ -7,23 +7,39 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 
 class Record(BaseModel):
-    """What is read of a record; its other keys are passed over, white space around its texts goes."""
+    """A record: other keys are ignored, white space around texts is removed."""
 
     model_config = ConfigDict(str_strip_whitespace=True)
 
 
-def number_in(name: Any) -> Any:
-    """The COCO id in `COCO_train2014_000000009.jpg`, `train2017/000000009.jpg` or `000000009`."""
-    found = re.search(r"(\d+)(?:\.\w+)?$", name) if isinstance(name, str) else None
-    return int(found[1]) if found else name
+def parse_image_number(name: Any) -> Any:
+    """Parse the number at the end of an image's file name.
+
+    Parameters
+    ----------
+    name : object
+        Name or path of an image, with or without suffix.
+
+    Returns
+    -------
+    int or object
+        The number; anything else than such a name is returned as it is.
+
+    Examples
+    --------
+    >>> parse_image_number("COCO_train2014_000000009.jpg")
+    9
+    """
+    match = re.search(r"(\d+)(?:\.\w+)?$", name) if isinstance(name, str) else None
+    return int(match[1]) if match else name
 
 
-def first_of(value: Any) -> Any:
-    """VQA-E gives an explanation and, behind it, numbers about it."""
+def take_first(value: Any) -> Any:
+    """Take the first element of a list: VQA-E has numbers behind its explanation."""
     return value[0] if isinstance(value, list) and value else value
 
 
-ImageFile = Annotated[int, BeforeValidator(number_in)]
+ImageFile = Annotated[int, BeforeValidator(parse_image_number)]
 
 
 class Caption(Record):
@@ -72,7 +88,7 @@ class Question(Record):
 
 
 class VQAAnswer(Record):
-    """What one person answered."""
+    """The answer of one annotator."""
 
     answer: str
 
@@ -118,7 +134,7 @@ class VQAEAnnotation(Record):
     question: str
     answers: list[str] = Field(min_length=1)
     multiple_choice_answer: str | None = None
-    explanation: Annotated[str, BeforeValidator(first_of)]
+    explanation: Annotated[str, BeforeValidator(take_first)]
 
 
 class Statement(Record):
@@ -130,7 +146,7 @@ class Statement(Record):
 
 
 class Choice(Record):
-    """A question of A-OKVQA; in the test split nothing is said to be right."""
+    """A question of A-OKVQA; the test split has no correct choice."""
 
     image_id: int
     question_id: str
@@ -140,8 +156,8 @@ class Choice(Record):
     rationales: list[str] = []
 
     @model_validator(mode="after")
-    def among_the_choices(self) -> Self:
-        """The right one must be there."""
+    def check_correct_choice(self) -> Self:
+        """The correct choice must be one of the choices."""
         if self.correct_choice_idx is not None and self.correct_choice_idx >= len(self.choices):
             raise ValueError(
                 f"choice {self.correct_choice_idx} is said to be right, of {len(self.choices)}"
@@ -156,13 +172,13 @@ class SentenceQuestion(Question):
 
 
 class Sentence(VQAAnnotation):
-    """Its answer, one full sentence."""
+    """The answer to a question of FSVQA, one full sentence."""
 
     image_id: int = Field(alias="img_id")
 
 
 class Round(Record):
-    """Numbers of a question and its answer; in the test split the last answer lacks."""
+    """Indices of a question and its answer; the test split lacks the last answer."""
 
     question: int = Field(ge=0)
     answer: int | None = Field(None, ge=0)
@@ -176,7 +192,7 @@ class Dialogue(Record):
 
 
 class Turn(Record):
-    """What one side says."""
+    """A turn of one speaker."""
 
     speaker: Literal["human", "gpt"] = Field(alias="from")
     value: str
@@ -191,8 +207,8 @@ class LlavaConversation(Record):
 
     @field_validator("conversations")
     @classmethod
-    def in_turn(cls, turns: list[Turn]) -> list[Turn]:
-        """An answer follows each question."""
+    def check_speakers(cls, turns: list[Turn]) -> list[Turn]:
+        """Human and gpt take turns, an answer after each question."""
         if [turn.speaker for turn in turns] != ["human", "gpt"] * (len(turns) // 2):
             raise ValueError("human and gpt must speak in turn")
         return turns

@@ -1,227 +1,344 @@
-"""Questions with an answer each, or ten."""
+"""Samples of questions with one answer, or with those of ten annotators.
+
+The reading functions have the interface of `mindllm.instructions.base.SampleReader`.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from sys import intern
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from mindllm.instructions import file_formats
-from mindllm.instructions.base import UNANSWERED, InstructionSample, Wanted, genome
+from mindllm.instructions.base import (
+    UNANSWERED,
+    ImageIds,
+    InstructionSample,
+    read_genome_coco_ids,
+)
 from mindllm.instructions.file_formats import FileFormat
-from mindllm.instructions.schemas import Question, VQAAnnotation, number_in
+from mindllm.instructions.schemas import Question, VQAAnnotation, parse_image_number
 from mindllm.instructions.source_files import SourceFiles
 from mindllm.utils.errors import InputError
 
-A = TypeVar("A", bound=VQAAnnotation)
+Annotation = TypeVar("Annotation", bound=VQAAnnotation)
+COCO_QA_FORMATS = (
+    file_formats.LINES_IMAGES,
+    file_formats.LINES_QUESTIONS,
+    file_formats.LINES_ANSWERS,
+)
 
 
-def coco_qa(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """Line n of three files in one folder is the n-th question, its answer, its image."""
-    kinds = (file_formats.LINES_IMAGES, file_formats.LINES_QUESTIONS, file_formats.LINES_ANSWERS)
-    for folder in sorted({path.parent for kind in kinds for path in given.files[kind]}):
-        files = [[path for path in given.files[kind] if path.parent == folder] for kind in kinds]
-        if lacking := [
-            kind.name for kind, some in zip(kinds, files, strict=True) if len(some) != 1
-        ]:
-            raise InputError(f"{folder}: coco-qa needs one {' and one '.join(lacking)} beside the others of its split; keep train and test in folders of their own.")  # fmt: skip
-        images, questions, answers = ([line.strip() for line in some[0].read_text("utf-8").rstrip().split("\n")] for some in files)  # fmt: skip
-        if not len(images) == len(questions) == len(answers):
-            raise InputError(f"{folder}: {files[0][0].name} has {len(images)} lines, {files[1][0].name} {len(questions)}, {files[2][0].name} {len(answers)}; expected as many in each. Fetch them again.")  # fmt: skip
+def read_coco_qa(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield the questions of COCO-QA.
+
+    Line n of three files in one folder holds the n-th question, its answer, and its image.
+    """
+    paths = [path for file_format in COCO_QA_FORMATS for path in files.paths[file_format]]
+    for folder in sorted({path.parent for path in paths}):
+        images_file, *other_files = find_coco_qa_files(files, folder)
+        images, questions, answers = read_parallel_lines([images_file, *other_files])
         for number, (image, question, answer) in enumerate(
             zip(images, questions, answers, strict=True), 1
         ):
             if not image.isdecimal():
                 raise InputError(
-                    f"{files[0][0]}, line {number}: {image!r} is no COCO id. Fetch the file again."
+                    f"{images_file}, line {number}: {image!r} is no COCO id. Fetch the file again."
                 )
-            if int(image) in wanted:
-                yield InstructionSample(
-                    int(image), f"{folder.name}-{number}", [(question, answer)], [answer]
-                )
+            if int(image) in image_ids:
+                key = f"{folder.name}-{number}"
+                yield InstructionSample(int(image), key, [(question, answer)], [answer])
 
 
-def visual_genome(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """Every question about an image that has a COCO id."""
-    coco = genome(given, wanted)
-    for _, _, record in given.records(file_formats.GENOME_QUESTIONS):
+def find_coco_qa_files(files: SourceFiles, folder: Path) -> list[Path]:
+    """Find the files of COCO-QA's images, questions and answers in a folder."""
+    present = {
+        file_format.name: [path for path in files.paths[file_format] if path.parent == folder]
+        for file_format in COCO_QA_FORMATS
+    }
+    if lacking := [name for name, paths in present.items() if len(paths) != 1]:
+        raise InputError(
+            f"{folder}: coco-qa needs one {' and one '.join(lacking)} beside the others of its "
+            "split; keep train and test in folders of their own."
+        )
+    return [paths[0] for paths in present.values()]
+
+
+def read_parallel_lines(paths: Sequence[Path]) -> list[list[str]]:
+    """Read the stripped lines of three files, which must have equally many."""
+    lines = [
+        [line.strip() for line in path.read_text("utf-8").rstrip().split("\n")] for path in paths
+    ]
+    if len({len(of_file) for of_file in lines}) != 1:
+        first, *others = zip(paths, lines, strict=True)
+        counts = "".join(f", {path.name} {len(of_file)}" for path, of_file in others)
+        raise InputError(
+            f"{first[0].parent}: {first[0].name} has {len(first[1])} lines{counts}; "
+            "expected as many in each. Fetch them again."
+        )
+    return lines
+
+
+def read_visual_genome(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield every question about an image of Visual Genome that has a COCO id."""
+    coco_ids = read_genome_coco_ids(files, image_ids)
+    for _, _, record in files.iter_records(file_formats.GENOME_QUESTIONS):
         for qa in record.qas:
-            if qa.image_id in coco:
-                yield InstructionSample(
-                    coco[qa.image_id], str(qa.qa_id), [(qa.question, qa.answer)], [qa.answer]
-                )
+            if qa.image_id in coco_ids:
+                image, turn = coco_ids[qa.image_id], (qa.question, qa.answer)
+                yield InstructionSample(image, str(qa.qa_id), [turn], [qa.answer])
 
 
-def gqa(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """Images are Visual Genome's; those numbered `n...` are not and have no COCO id."""
-    coco = genome(given, wanted)
-    for _, name, record in given.records(file_formats.GRAPH):
+def read_gqa(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield the questions of GQA.
+
+    Images are Visual Genome's; those numbered `n...` are not, and have no COCO id.
+    """
+    coco_ids = read_genome_coco_ids(files, image_ids)
+    for _, key, record in files.iter_records(file_formats.GRAPH):
         if record.answer is None:
             yield UNANSWERED
-        elif record.imageId.isdecimal() and int(record.imageId) in coco:
-            yield InstructionSample(
-                coco[int(record.imageId)], name, [(record.question, record.answer)], [record.answer]
-            )
+        elif record.imageId.isdecimal() and int(record.imageId) in coco_ids:
+            image, turn = coco_ids[int(record.imageId)], (record.question, record.answer)
+            yield InstructionSample(image, key, [turn], [record.answer])
 
 
-def tally_qa(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """Images are COCO's, or Visual Genome's (folders VG_100K), whose own number stands in the path alone."""
-    coco = genome(given, wanted)
-    for _, _, record in given.records(file_formats.COUNTS):
-        number = number_in(record.image)
-        image = coco.get(number, -1) if record.image.startswith("VG_") else number
-        if image in wanted:
-            yield InstructionSample(
-                image,
-                str(record.question_id),
-                [(record.question, str(record.answer))],
-                [str(record.answer)],
-            )
+def read_tally_qa(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield the questions of TallyQA.
 
-
-def vqa_v2(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """Says the answer that most gave; all ten are kept."""
-    for record, question in joined(given, file_formats.VQA2_QUESTIONS, file_formats.VQA2, wanted):
-        answers = said_first(record)
-        yield InstructionSample(
-            record.image_id, str(record.question_id), [(question, answers[0])], answers
-        )
-
-
-def ok_vqa(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """Says the most frequent answer; all ten are kept."""
-    for record, question in joined(given, file_formats.QUESTIONS, file_formats.OK_VQA, wanted):
-        answers = said_first(record)
-        yield InstructionSample(
-            record.image_id, str(record.question_id), [(question, answers[0])], answers
-        )
-
-
-def tdiuc(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """One answer, and the type of the question, by which it is scored."""
-    for record, question in joined(given, file_formats.QUESTIONS, file_formats.TDIUC, wanted):
-        answer = record.answers[0].answer
-        yield InstructionSample(
-            record.image_id,
-            str(record.question_id),
-            [(question, answer)],
-            [answer, record.question_type],
-        )
-
-
-def fsvqa(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """Says the full sentence; the short answer and ten people's come from VQA version 1."""
-    short = {
-        r.question_id: said_first(r)
-        for _, _, r in given.records(file_formats.VQA1)
-        if r.image_id in wanted
-    }
-    for record, question in joined(
-        given, file_formats.SENTENCE_QUESTIONS, file_formats.SENTENCES, wanted
-    ):
-        if record.question_id not in short:
-            raise InputError(f"question {record.question_id} of FSVQA has no ten answers: fsvqa needs {file_formats.VQA1.name} of VQA version 1, of train and val where both are given; found {', '.join(map(str, given.files[file_formats.VQA1]))}.")  # fmt: skip
-        sentence, people = record.answers[0].answer, short[record.question_id]
-        yield InstructionSample(
-            record.image_id,
-            str(record.question_id),
-            [(question, sentence)],
-            [sentence, people[0], *people],
-        )
-
-
-def joined(
-    given: SourceFiles, asked: FileFormat[Question], answered: FileFormat[A], wanted: Wanted
-) -> Iterator[tuple[A, str]]:
-    """The answers about wanted images, each with its question.
-
-    Raises InputError for answers without a question, and for a file of questions none of which is answered.
+    Images are COCO's, or Visual Genome's (folders VG_100K), whose number is in the path alone.
     """
-    questions: dict[int, tuple[int, str, Path]] = {}
-    for path, _, record in given.records(asked):
-        if record.image_id in wanted:
-            before = questions.setdefault(
-                record.question_id, (record.image_id, record.question, path)
-            )
-            if before[:2] != (record.image_id, record.question):
-                raise InputError(f"{before[2]} and {path} ask different questions with the number {record.question_id}; give the files of one data set only.")  # fmt: skip
-    bare = {path for _, _, path in questions.values()}
-    for path, _, answer in given.records(answered):
-        if answer.image_id in wanted:
-            image, text, origin = questions.get(answer.question_id, (None, "", path))
-            if image != answer.image_id:
-                raise InputError(f"{path} answers question {answer.question_id} about image {answer.image_id}, which is not asked in {', '.join(map(str, given.files[asked]))}; give the {asked.name} that belongs to it.")  # fmt: skip
-            bare.discard(origin)
-            yield answer, text
-    if bare:
-        raise InputError(f"no question in {', '.join(map(str, sorted(bare)))} is answered; give the {answered.name} ({answered.title}) that belongs to it, or leave the file out.")  # fmt: skip
+    coco_ids = read_genome_coco_ids(files, image_ids)
+    for _, _, record in files.iter_records(file_formats.COUNTS):
+        number = parse_image_number(record.image)
+        image = coco_ids.get(number, -1) if record.image.startswith("VG_") else number
+        if image in image_ids:
+            answer = str(record.answer)
+            turns = [(record.question, answer)]
+            yield InstructionSample(image, str(record.question_id), turns, [answer])
 
 
-def said_first(record: VQAAnnotation) -> list[str]:
-    """All people's answers, that of most of them first (as the file says it, where it does; the earliest of equals)."""
-    return most_first(
-        [intern(said.answer) for said in record.answers], record.multiple_choice_answer
+def read_vqa_v2(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield the questions of VQA version 2, answered as most annotators did."""
+    return read_annotated_questions(
+        files, file_formats.VQA2_QUESTIONS, file_formats.VQA2, image_ids
     )
 
 
-def most_first(people: Sequence[str], told: str | None) -> list[str]:
-    """The answers with one brought to the front: the one told, or the most frequent."""
-    first = told if told is not None and told in people else Counter(people).most_common(1)[0][0]
-    others = list(people)
-    others.remove(first)
-    return [first, *others]
+def read_ok_vqa(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield the questions of OK-VQA, answered as most annotators did."""
+    return read_annotated_questions(files, file_formats.QUESTIONS, file_formats.OK_VQA, image_ids)
 
 
-def vqa_e(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """Says the answer that most gave, and why; kept are that text, the ten answers, the explanation."""
-    for _, name, record in given.records(file_formats.EXPLAINED):
-        if record.img_id in wanted:
-            people = most_first(record.answers, record.multiple_choice_answer)
-            said = f"{people[0].rstrip('.')}. Here is the explanation:\n{record.explanation}"
-            yield InstructionSample(
-                record.img_id, name, [(record.question, said)], [said, *people, record.explanation]
+def read_annotated_questions(
+    files: SourceFiles,
+    question_format: FileFormat[Question],
+    annotation_format: FileFormat[VQAAnnotation],
+    image_ids: ImageIds,
+) -> Iterator[InstructionSample]:
+    """Yield questions with the most frequent answer; the references are all ten, it first."""
+    for record, question in join_annotations(files, question_format, annotation_format, image_ids):
+        answers = rank_answers(record)
+        turns = [(question, answers[0])]
+        yield InstructionSample(record.image_id, str(record.question_id), turns, answers)
+
+
+def read_tdiuc(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield the questions of TDIUC; the type of a question, by which it is scored, comes last."""
+    for record, question in join_annotations(
+        files, file_formats.QUESTIONS, file_formats.TDIUC, image_ids
+    ):
+        answer = record.answers[0].answer
+        references = [answer, record.question_type]
+        key = str(record.question_id)
+        yield InstructionSample(record.image_id, key, [(question, answer)], references)
+
+
+def read_fsvqa(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield the questions of FSVQA, answered in a full sentence.
+
+    The short answer and those of ten annotators, which follow as references, are those of VQA
+    version 1.
+    """
+    short_answers = {
+        record.question_id: rank_answers(record)
+        for _, _, record in files.iter_records(file_formats.VQA1)
+        if record.image_id in image_ids
+    }
+    for record, question in join_annotations(
+        files, file_formats.SENTENCE_QUESTIONS, file_formats.SENTENCES, image_ids
+    ):
+        if record.question_id not in short_answers:
+            raise InputError(
+                f"question {record.question_id} of FSVQA has no ten answers: fsvqa needs "
+                f"{file_formats.VQA1.name} of VQA version 1, of train and val where both are "
+                f"given; found {', '.join(map(str, files.paths[file_formats.VQA1]))}."
             )
+        sentence, answers = record.answers[0].answer, short_answers[record.question_id]
+        references = [sentence, answers[0], *answers]
+        key = str(record.question_id)
+        yield InstructionSample(record.image_id, key, [(question, sentence)], references)
 
 
-def st_vqa(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """Questions about COCO's images, each once: the three tasks repeat them."""
-    seen = set()
-    for _, _, record in given.records(file_formats.SCENE_TEXT):
-        image = number_in(record.file_name)
-        if "coco" not in record.dataset.lower() or (image, record.question) in seen:
+class AskedQuestion(NamedTuple):
+    """A question, its image and the file that asks it."""
+
+    image_id: int
+    text: str
+    path: Path
+
+
+def join_annotations(
+    files: SourceFiles,
+    question_format: FileFormat[Question],
+    annotation_format: FileFormat[Annotation],
+    image_ids: ImageIds,
+) -> Iterator[tuple[Annotation, str]]:
+    """Join the two kinds of files in VQA's layout by the number of the question.
+
+    Parameters
+    ----------
+    files : SourceFiles
+        Files of the source.
+    question_format, annotation_format : FileFormat
+        The two formats.
+    image_ids : container of int or str
+        COCO ids that conversations are needed about.
+
+    Yields
+    ------
+    annotation : VQAAnnotation
+        The answers to a question about one of the images.
+    question : str
+        The question.
+
+    Raises
+    ------
+    InputError
+        For answers without a question, two questions with one number, and a file of questions
+        none of which is answered.
+    """
+    questions = read_questions(files, question_format, image_ids)
+    unanswered_files = {question.path for question in questions.values()}
+    for path, _, annotation in files.iter_records(annotation_format):
+        if annotation.image_id not in image_ids:
             continue
-        seen.add((image, record.question))
+        question = questions.get(annotation.question_id)
+        if question is None or question.image_id != annotation.image_id:
+            raise InputError(
+                f"{path} answers question {annotation.question_id} about image "
+                f"{annotation.image_id}, which is not asked in "
+                f"{', '.join(map(str, files.paths[question_format]))}; "
+                f"give the {question_format.name} that belongs to it."
+            )
+        unanswered_files.discard(question.path)
+        yield annotation, question.text
+    if unanswered_files:
+        raise InputError(
+            f"no question in {', '.join(map(str, sorted(unanswered_files)))} is answered; give "
+            f"the {annotation_format.name} ({annotation_format.title}) that belongs to it, or "
+            "leave the file out."
+        )
+
+
+def read_questions(
+    files: SourceFiles, question_format: FileFormat[Question], image_ids: ImageIds
+) -> dict[int, AskedQuestion]:
+    """Read the questions about some images by their number."""
+    questions: dict[int, AskedQuestion] = {}
+    for path, _, record in files.iter_records(question_format):
+        if record.image_id in image_ids:
+            question = AskedQuestion(record.image_id, record.question, path)
+            first = questions.setdefault(record.question_id, question)
+            if first[:2] != question[:2]:
+                raise InputError(
+                    f"{first.path} and {path} ask different questions with the number "
+                    f"{record.question_id}; give the files of one data set only."
+                )
+    return questions
+
+
+def rank_answers(record: VQAAnnotation) -> list[str]:
+    """List all annotators' answers, the most frequent one first.
+
+    The file says which one it is in `multiple_choice_answer`; without, it is the earliest of
+    equally frequent ones.
+    """
+    answers = [intern(annotator.answer) for annotator in record.answers]
+    return move_to_front(answers, record.multiple_choice_answer)
+
+
+def move_to_front(answers: Sequence[str], stated: str | None) -> list[str]:
+    """Move one answer to the front: the stated one if it is there, else the most frequent.
+
+    Examples
+    --------
+    >>> move_to_front(["no", "yes", "yes"], None)
+    ['yes', 'no', 'yes']
+    """
+    is_stated = stated is not None and stated in answers
+    first = stated if is_stated else Counter(answers).most_common(1)[0][0]
+    others = list(answers)
+    others.remove(str(first))
+    return [str(first), *others]
+
+
+def read_vqa_e(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield the questions of VQA-E, answered as most annotators did, with the explanation.
+
+    References are that text, the ten answers, and the explanation.
+    """
+    for _, key, record in files.iter_records(file_formats.EXPLAINED):
+        if record.img_id in image_ids:
+            answers = move_to_front(record.answers, record.multiple_choice_answer)
+            text = f"{answers[0].rstrip('.')}. Here is the explanation:\n{record.explanation}"
+            references = [text, *answers, record.explanation]
+            yield InstructionSample(record.img_id, key, [(record.question, text)], references)
+
+
+def read_st_vqa(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield the questions of ST-VQA about COCO's images, once although its tasks repeat them."""
+    done = set()
+    for _, _, record in files.iter_records(file_formats.SCENE_TEXT):
+        image = parse_image_number(record.file_name)
+        if "coco" not in record.dataset.lower() or (image, record.question) in done:
+            continue
+        done.add((image, record.question))
         if not record.answers:
             yield UNANSWERED
-        elif image in wanted:
-            yield InstructionSample(
-                image,
-                str(record.question_id),
-                [(record.question, record.answers[0])],
-                record.answers,
-            )
+        elif image in image_ids:
+            turns = [(record.question, record.answers[0])]
+            yield InstructionSample(image, str(record.question_id), turns, record.answers)
 
 
-def vsr(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """A statement, true or not; each once, as the random and the zero-shot split share them."""
-    seen = set()
-    for _, name, record in given.records(file_formats.STATEMENTS):
-        if record.image in wanted and (record.image, record.caption) not in seen:
-            seen.add((record.image, record.caption))
-            said = ("No.", "Yes.")[record.label]
-            yield InstructionSample(record.image, name, [(record.caption, said)], [said])
+def read_vsr(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield the statements of VSR, once although its random and zero-shot splits share them."""
+    done = set()
+    for _, key, record in files.iter_records(file_formats.STATEMENTS):
+        if record.image in image_ids and (record.image, record.caption) not in done:
+            done.add((record.image, record.caption))
+            answer = ("No.", "Yes.")[record.label]
+            yield InstructionSample(record.image, key, [(record.caption, answer)], [answer])
 
 
-def a_okvqa(given: SourceFiles, wanted: Wanted) -> Iterator[InstructionSample]:
-    """Says the letter and the first rationale, as the prompt asks for both; the letter is what is scored."""
-    for _, _, record in given.records(file_formats.CHOICES):
+def read_a_okvqa(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
+    """Yield the questions of A-OKVQA with their choices.
+
+    The answer is the letter and the first rationale, as the prompt asks for both; references are
+    the letter and the words of the choice.
+    """
+    for _, _, record in files.iter_records(file_formats.CHOICES):
         if record.correct_choice_idx is None:
             yield UNANSWERED
-        elif record.image_id in wanted:
+        elif record.image_id in image_ids:
             letters = [chr(ord("A") + i) for i in range(len(record.choices))]
             options = "".join(
-                f"{x}. {choice}\n" for x, choice in zip(letters, record.choices, strict=True)
+                f"{letter}. {choice}\n"
+                for letter, choice in zip(letters, record.choices, strict=True)
             )
+            question = f"{record.question}\nMultiple Choices:\n{options}"
             letter = letters[record.correct_choice_idx]
-            said = " ".join([f"{letter}.", *record.rationales[:1]])
-            yield InstructionSample(record.image_id, record.question_id, [(f"{record.question}\nMultiple Choices:\n{options}", said)], [letter, record.choices[record.correct_choice_idx]])  # fmt: skip
+            answer = " ".join([f"{letter}.", *record.rationales[:1]])
+            references = [letter, record.choices[record.correct_choice_idx]]
+            turns = [(question, answer)]
+            yield InstructionSample(record.image_id, record.question_id, turns, references)

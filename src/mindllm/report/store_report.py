@@ -21,7 +21,7 @@ from mindllm.utils.files import atomic_directory
 from mindllm.utils.progress import progress_bar
 
 SAMPLES_PER_SOURCE = 2
-SOURCE_FORMATS = {"share": "{:.0%}", "fraction": "{:.0%}", "words": "{:.1f}"}  # by column
+SOURCE_FORMATS = {"fraction": "{:.0%}", "words": "{:.1f}"}  # by column
 MIN_TOP_CEILING = 5.0  # percent; smallest end of the color scale
 
 
