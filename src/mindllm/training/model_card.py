@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import transformers
@@ -63,7 +62,7 @@ class ModelCard:
     versions: dict[str, str]
     config: dict[str, object]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON content; unknown stimuli are left out."""
         content = asdict(self)
         if self.stimuli is None:

@@ -85,12 +85,12 @@ def train(
     Returns
     -------
     MindLLM
-        In evaluation mode.
+        The trained model with the best weights, in evaluation mode.
 
     Raises
     ------
     InputError
-        If the split is empty, `out` holds a finished model or an unfinished training and `resume`
+        If no trial is left, `out` holds a finished model or an unfinished training and `resume`
         is False, the training was begun with other options, or it diverges.
 
     Examples
