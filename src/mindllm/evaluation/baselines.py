@@ -167,10 +167,8 @@ class TrainingTrials:
 
         Parameters
         ----------
-        subject : str
-            Whose trials.
-        groups : sequence of ndarray, length B
-            Trial indices; each group is averaged.
+        subject, groups : str, sequence of ndarray of length B
+            Whose trials, as groups of trial indices, each of which is averaged.
 
         Returns
         -------
@@ -228,10 +226,8 @@ class TrainingTrials:
         ----------
         embeddings : AnswerEmbeddings
             Of training answers and candidates.
-        subject : str
-            Whose trials.
-        groups : sequence of ndarray, length B
-            Trial indices; each group is averaged.
+        subject, groups : str, sequence of ndarray of length B
+            Whose trials, as groups of trial indices, each of which is averaged.
 
         Returns
         -------
@@ -256,10 +252,8 @@ class TrainingTrials:
         ----------
         task : EvaluationSet
             The candidates.
-        subject : str
-            Whose trials.
-        groups : sequence of ndarray, length B
-            Trial indices; each group is averaged.
+        subject, groups : str, sequence of ndarray of length B
+            Whose trials, as groups of trial indices, each of which is averaged.
 
         Returns
         -------

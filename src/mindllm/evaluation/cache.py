@@ -133,8 +133,8 @@ def check_fingerprint(
         if saved.get(name) != current[name]:
             raise InputError(
                 f"{directory} holds predictions of another evaluation: its {name} is "
-                f"{saved.get(name)!r}, that of this one {current[name]!r}. Give the same options to go "
-                "on with it, or leave --resume out to begin anew."
+                f"{saved.get(name)!r}, that of this one {current[name]!r}. "
+                "Give the same options to go on with it, or leave --resume out to begin anew."
             )
 
 

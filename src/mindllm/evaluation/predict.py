@@ -138,7 +138,7 @@ def predict_conditions(
         embeddings = AnswerEmbeddings(model.language_model, answers, task.candidates)
     conditions = control_conditions(predictor, store, fmri, embeddings, answers, options, cache)
     skipped = explain_skipped(conditions, task, answers)
-    skipped |= add_permuted_pairs(conditions, model, store, task, options, cache, progress)
+    skipped |= add_permuted_pairs(conditions, predictor, store, options, cache, progress)
     with spinner(progress, "baselines: ridge, nearest neighbor"):
         skipped |= add_baselines(conditions, store, task, model.model_card, embeddings, cache)
     stimuli = {s: shown_stimuli(store, s, rows) for s, rows in task.trial_indices.items()}
@@ -260,9 +260,8 @@ def explain_skipped(
 
 def add_permuted_pairs(
     conditions: Mapping[str, Conditions],
-    model: MindLLM,
+    predictor: Predictor,
     store: Store,
-    task: EvaluationSet,
     options: PredictOptions,
     cache: PredictionCache,
     progress: Progress | None,
@@ -276,14 +275,15 @@ def add_permuted_pairs(
         }
     try:
         other = train_on_permuted_pairs(
-            model, store, options.cache_dir / PERMUTED_PAIRS_DIR, progress
+            predictor.model, store, options.cache_dir / PERMUTED_PAIRS_DIR, progress
         )
     except ConditionSkipped as reason:
         return {name: str(reason)}
-    predictor = Predictor(other, task, options.batch_size, options.generate_options)
+    task = predictor.evaluation_set
+    permuted = Predictor(other, task, options.batch_size, options.generate_options)
     title = "predicting, trained on permuted pairs"
     for subject, predictions in predict_subjects(
-        predictor, store, name, cache, progress, title
+        permuted, store, name, cache, progress, title
     ).items():
         conditions[subject][name] = predictions
     return {}
@@ -360,26 +360,8 @@ def train_on_permuted_pairs(
 ) -> MindLLM:
     """Train the same model again on the same trials, each paired with another trial's text.
 
-    Parameters
-    ----------
-    model : MindLLM
-        Whose training is repeated, with the options in its model card.
-    store : Store
-        The store that it was trained on.
-    directory : Path
-        Of the new model; a training that was interrupted there goes on.
-    progress : Progress or None
-        Where bars are drawn.
-
-    Returns
-    -------
-    MindLLM
-        In evaluation mode.
-
-    Raises
-    ------
-    ConditionSkipped
-        If the training cannot be repeated here.
+    Training options are those in the model card. A training that was interrupted in `directory`
+    goes on. Raises ConditionSkipped if the training cannot be repeated with this store.
     """
     card = model.model_card
     if "config" not in card or not card.get("subjects"):

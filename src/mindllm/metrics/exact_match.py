@@ -10,15 +10,7 @@ import numpy as np
 def normalize_answer(text: str) -> str:
     """Put a text in the form that exact match compares.
 
-    Parameters
-    ----------
-    text : str
-        Any text.
-
-    Returns
-    -------
-    str
-        Case-folded, NFKC, one space between words, no punctuation at either end.
+    It is case-folded, NFKC, with one space between words and no punctuation at either end.
 
     Examples
     --------
