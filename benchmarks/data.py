@@ -1,9 +1,11 @@
 """Every reader at full size with generated numbers, and how fast training reads a store.
 
-    python benchmarks/data.py [--folder FOLDER] [--only nsd,laion,mosaic,glmsingle,bids,official,loading,instructions]
+    python benchmarks/data.py [--folder FOLDER] [--only nsd,laion,mosaic,...]
 
-Each reader prepares one session or person in a process of its own, with one worker: seconds, peak memory of the process, trials
-a second. Loading: random trials of 15,724 voxels, normalized, from a warm cache, and what memory they leave behind.
+Each reader prepares one session or subject in a process of its own, with one worker: seconds, peak
+memory of the process, trials a second. Loading: random trials of 15,724 voxels, standardized, from
+a warm cache, and the memory they leave behind. Parts: nsd, laion, mosaic, glmsingle, bids,
+official, loading, instructions.
 """
 
 import argparse
@@ -36,8 +38,8 @@ from mindllm.instructions import attach_source
 VOXELS = 15_724
 
 
-def apart(work: Callable[[Path], object], folder: Path) -> None:
-    """Do it in a process of its own, whose memory is its own."""
+def run_in_process(work: Callable[[Path], object], folder: Path) -> None:
+    """Run in a process of its own, so that memory is measured apart."""
     process = multiprocessing.get_context("spawn").Process(target=work, args=(folder,))
     process.start()
     process.join()
@@ -46,13 +48,15 @@ def apart(work: Callable[[Path], object], folder: Path) -> None:
 
 
 def memory(kind: str) -> float:
-    """MiB of this process: VmHWM, its highest so far; RssAnon, what now belongs to no file."""
+    """MiB of this process: VmHWM is the peak so far; RssAnon is what belongs to no file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 2**10
 
 
-def measured(reader: type[DatasetReader], arguments: dict[str, Any], out: Path, pipe: Any) -> None:
-    """Prepare in this process, and tell what it took."""
+def prepare_and_send(
+    reader: type[DatasetReader], arguments: dict[str, Any], out: Path, pipe: Any
+) -> None:
+    """Prepare in this process; send seconds, memory, trials and voxels."""
     before, start = memory("VmHWM"), time.perf_counter()
     store = reader(**arguments).prepare(out)
     trials = sum(len(store.trials(s)) for s in store.subjects)
@@ -63,25 +67,29 @@ def measured(reader: type[DatasetReader], arguments: dict[str, Any], out: Path, 
 def measure(
     name: str, reader: type[DatasetReader], arguments: dict[str, Any], folder: Path
 ) -> None:
-    """One line about one reader."""
+    """Print one line about one reader."""
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**30
-    out, (mine, theirs) = folder.parent / "store", multiprocessing.Pipe()
+    out, (receiver, sender) = folder.parent / "store", multiprocessing.Pipe()
     shutil.rmtree(out, ignore_errors=True)
     process = multiprocessing.get_context("spawn").Process(
-        target=measured, args=(reader, arguments, out, theirs)
+        target=prepare_and_send, args=(reader, arguments, out, sender)
     )
     process.start()
-    while process.is_alive() and not mine.poll(1):
+    while process.is_alive() and not receiver.poll(1):
         pass
     process.join()
-    if not mine.poll():
+    if not receiver.poll():
         raise SystemExit(f"{name} failed")
-    seconds, peak, before, trials, voxels = mine.recv()
-    print(f"{name}: {size:.2f} GiB of files, {trials} trials x {voxels} voxels, {seconds:.1f} s, {trials / seconds:.0f} trials/s, peak {peak:.0f} MiB ({before:.0f} before)", flush=True)  # fmt: skip
+    seconds, peak, before, trials, voxels = receiver.recv()
+    print(
+        f"{name}: {size:.2f} GiB of files, {trials} trials x {voxels} voxels, {seconds:.1f} s, "
+        f"{trials / seconds:.0f} trials/s, peak {peak:.0f} MiB ({before:.0f} before)",
+        flush=True,
+    )
     shutil.rmtree(out)
 
 
-def of_nsd(folder: Path) -> None:
+def measure_nsd(folder: Path) -> None:
     for name, nifti in (("hdf5", False), ("nii.gz", True)):
         root = folder / "nsd"
         generate.nsd(root, nifti=nifti)
@@ -95,19 +103,19 @@ def of_nsd(folder: Path) -> None:
         shutil.rmtree(root)
 
 
-def of_laion(folder: Path) -> None:
+def measure_laion(folder: Path) -> None:
     root = generate.laion(folder / "laion")
     measure("LAION-fMRI session", LAIONReader, {"root": root, "sessions": [1]}, root)
     shutil.rmtree(root)
 
 
-def of_mosaic(folder: Path) -> None:
+def measure_mosaic(folder: Path) -> None:
     file = generate.mosaic(folder / "mosaic")
     measure("MOSAIC", MOSAICReader, {"files": file}, file.parent)
     shutil.rmtree(file.parent)
 
 
-def of_glmsingle(folder: Path) -> None:
+def measure_glmsingle(folder: Path) -> None:
     design = generate.glmsingle(folder / "glmsingle")
     measure(
         "GLMsingle session",
@@ -118,46 +126,51 @@ def of_glmsingle(folder: Path) -> None:
     shutil.rmtree(design.parent)
 
 
-def of_bids(folder: Path) -> None:
+def measure_bids(folder: Path) -> None:
     root = generate.bids(folder / "bids")
     measure("BIDS derivatives, a subject", BIDSReader, {"root": root}, root)
     shutil.rmtree(root)
 
 
-def of_official(folder: Path) -> None:
+def measure_official(folder: Path) -> None:
     root = generate.official(folder / "official")
     measure("the authors' prepared data", MindLLMReleaseReader, {"root": root}, root)
     shutil.rmtree(root)
 
 
-def of_instructions(folder: Path) -> None:
+def measure_instructions(folder: Path) -> None:
     files = folder / "vqa"
-    apart(generate.vqa, files)
+    run_in_process(generate.vqa, files)
     images = np.unique(np.loadtxt(files / "images.txt", int))
-    ijk = np.argwhere(np.ones((2, 2, 2))).astype(np.int32)
+    voxel_indices = np.argwhere(np.ones((2, 2, 2))).astype(np.int32)
     table = pd.DataFrame({"stimulus": images, "coco_id": images})
-    nothing = pd.DataFrame({"stimulus": [], "source": [], "turns": [], "answers": []})
-    space = VoxelMasker("subj01", (2, 2, 2), np.eye(4), ijk, ijk.astype(np.float32), {}, {})
+    no_conversations = pd.DataFrame({"stimulus": [], "source": [], "turns": [], "answers": []})
+    masker = VoxelMasker(
+        "subj01", (2, 2, 2), np.eye(4), voxel_indices, voxel_indices.astype(np.float32), {}, {}
+    )
     store = write_store(
         folder / "asked",
-        [(space, np.zeros((len(images), 8), np.float32), table)],
-        nothing,
+        [(masker, np.zeros((len(images), 8), np.float32), table)],
+        no_conversations,
         name="asked",
     )
     before, start = memory("VmHWM"), time.perf_counter()
     added = attach_source(store, "vqa-v2", sorted(files.glob("*.json")))
     print(
-        f"{added}: {time.perf_counter() - start:.1f} s, peak {memory('VmHWM'):.0f} MiB ({before:.0f} before)",
+        f"{added}: {time.perf_counter() - start:.1f} s, peak {memory('VmHWM'):.0f} MiB "
+        f"({before:.0f} before)",
         flush=True,
     )
     shutil.rmtree(files)
     shutil.rmtree(store.path)
 
 
-def of_loading(folder: Path, trials: int = 9000, batch: int = 128) -> None:
+def measure_loading(folder: Path, trials: int = 9000, batch: int = 128) -> None:
     rng = np.random.default_rng(0)
-    ijk = np.stack(np.unravel_index(np.arange(VOXELS), (30, 30, 30)), 1)
-    space = VoxelMasker("subj01", (30, 30, 30), np.diag([2.0, 2, 2, 1]), ijk, ijk * 2.0, {}, {})
+    voxel_indices = np.stack(np.unravel_index(np.arange(VOXELS), (30, 30, 30)), 1)
+    masker = VoxelMasker(
+        "subj01", (30, 30, 30), np.diag([2.0, 2, 2, 1]), voxel_indices, voxel_indices * 2.0, {}, {}
+    )
     table = pd.DataFrame(
         {"stimulus": np.arange(trials) % 3000, "session": np.arange(trials) // 750}
     )
@@ -166,36 +179,52 @@ def of_loading(folder: Path, trials: int = 9000, batch: int = 128) -> None:
     )
     betas = rng.normal(size=(trials, VOXELS)).astype(np.float16)
     store = write_store(
-        folder / "loading", [(space, betas, table)], texts, name="loading", dtype="float16"
+        folder / "loading", [(masker, betas, table)], texts, name="loading", dtype="float16"
     )
     del betas
     for rows in np.array_split(rng.permutation(trials), 50):  # warm
         store.betas("subj01", rows, standardize=True)
     before, start, count = memory("RssAnon"), time.perf_counter(), 0
 
-    def grown() -> float:
+    def memory_growth() -> float:
         return memory("RssAnon") - before
 
     while time.perf_counter() - start < 20:
         store.betas("subj01", rng.integers(trials, size=batch), standardize=True)
         count += batch
-    print(f"loading: {count / (time.perf_counter() - start):.0f} random trials/s of {VOXELS} voxels in batches of {batch}, memory {grown():+.0f} MiB after {count} trials", flush=True)  # fmt: skip
-    pool, start, count = TrialDataset(store, ["subj01"]), time.perf_counter(), 0
+    print(
+        f"loading: {count / (time.perf_counter() - start):.0f} random trials/s of {VOXELS} "
+        f"voxels in batches of {batch}, memory {memory_growth():+.0f} MiB after {count} trials",
+        flush=True,
+    )
+    dataset, start, count = TrialDataset(store, ["subj01"]), time.perf_counter(), 0
     while time.perf_counter() - start < 20:
-        for person in SubjectBatchSampler(pool, batch, 4, (0.1, 0.6)).sample(rng).subjects:
+        for subject_batch in (
+            SubjectBatchSampler(dataset, batch, 4, (0.1, 0.6)).sample(rng).subjects
+        ):
             count += len(
-                store.betas(person.subject, person.trial_indices, standardize=True)[
-                    :, person.voxel_indices
+                store.betas(subject_batch.subject, subject_batch.trial_indices, standardize=True)[
+                    :, subject_batch.voxel_indices
                 ]
             )
-    print(f"loading, as training draws them: {count / (time.perf_counter() - start):.0f} trials/s, memory {grown():+.0f} MiB", flush=True)  # fmt: skip
+    print(
+        f"loading, as training draws them: {count / (time.perf_counter() - start):.0f} trials/s, "
+        f"memory {memory_growth():+.0f} MiB",
+        flush=True,
+    )
     shutil.rmtree(store.path)
 
 
 PARTS = {
-    "nsd": of_nsd, "laion": of_laion, "mosaic": of_mosaic, "glmsingle": of_glmsingle, "bids": of_bids, "official": of_official, "loading": of_loading,
-    "instructions": of_instructions,
-}  # fmt: skip
+    "nsd": measure_nsd,
+    "laion": measure_laion,
+    "mosaic": measure_mosaic,
+    "glmsingle": measure_glmsingle,
+    "bids": measure_bids,
+    "official": measure_official,
+    "loading": measure_loading,
+    "instructions": measure_instructions,
+}
 
 
 def main() -> None:
@@ -208,13 +237,14 @@ def main() -> None:
         help="where the generated files go (some GiB); default: a temporary folder",
     )
     parser.add_argument("--only", default=",".join(PARTS), help="comma-separated")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     print(
-        f"{platform.machine()}, {multiprocessing.cpu_count()} cores, Python {platform.python_version()}"
+        f"{platform.machine()}, {multiprocessing.cpu_count()} cores, Python "
+        f"{platform.python_version()}"
     )
-    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        for part in asked.only.split(","):
-            apart(PARTS[part], Path(folder))
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        for part in options.only.split(","):
+            run_in_process(PARTS[part], Path(folder))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Published layouts at full size with made-up numbers: what the readers must get through, without fetching it.
+"""Write published layouts at full size with made-up numbers, without fetching the data sets.
 
 python benchmarks/generate.py nsd|bids|official|mosaic|glmsingle|laion|vqa FOLDER
 """
@@ -21,14 +21,17 @@ NSD_SHAPE = (81, 104, 83)  # subj01
 
 
 def save(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
-    """A NIfTI file, compressed as fast as can be."""
+    """Write a NIfTI file with the fastest compression."""
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.openers.Opener.default_compresslevel = 1
     nib.save(nib.Nifti1Image(values, affine), path)
 
 
 def nsd(root: Path, sessions: int = 1, voxels: int = 15_724, nifti: bool = False) -> None:
-    """NSD's subj01: design, ROIs, transform, noise ceilings, and some sessions of 750 volumes, int16, in MATLAB's chunks."""
+    """Write NSD's subj01: design, ROIs, transform, noise ceilings, and sessions of 750 volumes.
+
+    Betas are int16, in MATLAB's chunks.
+    """
     rng, shape = np.random.default_rng(0), NSD_SHAPE
     affine = np.diag([1.8, 1.8, 1.8, 1.0])
     affine[:3, 3] = -1.8 * (np.array(shape) - 1) / 2
@@ -41,7 +44,16 @@ def nsd(root: Path, sessions: int = 1, voxels: int = 15_724, nifti: bool = False
     pattern = np.zeros((40, 12, 75), np.uint8)
     for run in range(12):
         pattern[:, run, : 63 - run % 2] = 1
-    savemat(folder / "nsd_expdesign.mat", {"masterordering": order[None], "subjectim": images, "sharedix": shared[None], "stimpattern": pattern, "basiccnt": np.zeros((3, 40))})  # fmt: skip
+    savemat(
+        folder / "nsd_expdesign.mat",
+        {
+            "masterordering": order[None],
+            "subjectim": images,
+            "sharedix": shared[None],
+            "stimpattern": pattern,
+            "basiccnt": np.zeros((3, 40)),
+        },
+    )
     trial = np.zeros(73000, int)
     trial[images[0, order[:10000] - 1] - 1] = np.arange(10000) + 1
     pd.DataFrame(
@@ -51,20 +63,30 @@ def nsd(root: Path, sessions: int = 1, voxels: int = 15_724, nifti: bool = False
             "subject1_rep0": trial,
         }
     ).to_csv(folder / "nsd_stim_info_merged.csv")
-    ijk = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-    brain = (((ijk - np.array(shape) / 2) / (np.array(shape) / 2)) ** 2).sum(-1) < 0.62
-    behind = np.argsort(np.where(brain, ((ijk - [40, 15, 40]) ** 2).sum(-1), np.inf), axis=None)[
-        :voxels
-    ]
+    voxel_indices = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    brain = (((voxel_indices - np.array(shape) / 2) / (np.array(shape) / 2)) ** 2).sum(-1) < 0.62
+    mask_voxels = np.argsort(
+        np.where(brain, ((voxel_indices - [40, 15, 40]) ** 2).sum(-1), np.inf), axis=None
+    )[:voxels]
     mask = np.where(brain, 0, -1).astype(np.int16)
-    mask.reshape(-1)[behind] = 1
-    person = root / "nsddata" / "ppdata" / "subj01"
-    save(person / "func1pt8mm" / "roi" / "nsdgeneral.nii.gz", mask, affine)
-    save(person / "func1pt8mm" / "roi" / "streams.nii.gz", np.where(brain, rng.integers(0, 8, shape), -1).astype(np.int16), affine)  # fmt: skip
-    save(person / "func1pt8mm" / "brainmask.nii.gz", brain.astype(np.uint8), affine)
-    place = np.array([91, 127, 73]) + np.array([-1, 1, 1]) * 1.8 * (ijk - np.array(shape) / 2) + 0.3
-    place[~brain] = 9999
-    save(person / "transforms" / "MNI-to-func1pt8.nii.gz", place.astype(np.float32), affine)
+    mask.reshape(-1)[mask_voxels] = 1
+    subject_dir = root / "nsddata" / "ppdata" / "subj01"
+    save(subject_dir / "func1pt8mm" / "roi" / "nsdgeneral.nii.gz", mask, affine)
+    save(
+        subject_dir / "func1pt8mm" / "roi" / "streams.nii.gz",
+        np.where(brain, rng.integers(0, 8, shape), -1).astype(np.int16),
+        affine,
+    )
+    save(subject_dir / "func1pt8mm" / "brainmask.nii.gz", brain.astype(np.uint8), affine)
+    mni_voxels = (
+        np.array([91, 127, 73])
+        + np.array([-1, 1, 1]) * 1.8 * (voxel_indices - np.array(shape) / 2)
+        + 0.3
+    )
+    mni_voxels[~brain] = 9999
+    save(
+        subject_dir / "transforms" / "MNI-to-func1pt8.nii.gz", mni_voxels.astype(np.float32), affine
+    )
     betas = (
         root / "nsddata_betas" / "ppdata" / "subj01" / "func1pt8mm" / "betas_fithrf_GLMdenoise_RR"
     )
@@ -85,7 +107,10 @@ def nsd(root: Path, sessions: int = 1, voxels: int = 15_724, nifti: bool = False
 
 
 def mosaic(folder: Path, trials: int = 3000, name: str = "sub-01_NSD") -> Path:
-    """One person's HDF5 file of MOSAIC: a float64 data set of 91,282 numbers per trial, a third of the pictures tested thrice."""
+    """Write one subject's HDF5 file of MOSAIC: 91,282 float64 numbers per trial.
+
+    A third of the pictures is in the test split, each shown three times.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng, file = np.random.default_rng(0), folder / f"{name}.hdf5"
     numbers, bad = (
@@ -105,22 +130,22 @@ def mosaic(folder: Path, trials: int = 3000, name: str = "sub-01_NSD") -> Path:
             )
             values = numbers[trial : trial + GRAYORDINATES].copy()
             values[bad] = np.nan
-            one = betas.create_dataset(
+            record = betas.create_dataset(
                 f"{name}_stimulus-{picture}_phase-{phase}_rep-{repeat}",
                 data=values,
                 track_order=True,
             )
-            one.attrs["nan_indices"], one.attrs["phase"], one.attrs["repetition"] = (
+            record.attrs["nan_indices"], record.attrs["phase"], record.attrs["repetition"] = (
                 bad,
                 phase,
                 repeat,
             )
-            one.attrs["presented_stimulus_filename"] = f"{picture}.jpg"
+            record.attrs["presented_stimulus_filename"] = f"{picture}.jpg"
     return file
 
 
 def glmsingle(folder: Path, shape: tuple[int, int, int] = (81, 104, 83), trials: int = 750) -> Path:
-    """One session of GLMsingle (Python, wanthdf5=1), a mask of a third of its grid, and the design table, which is returned."""
+    """Write a session of GLMsingle (Python, wanthdf5=1), a mask, and the design table."""
     rng, output = np.random.default_rng(0), folder / "sub-01" / "ses-1"
     output.mkdir(parents=True, exist_ok=True)
     slab = rng.normal(size=(shape[1], shape[2], trials)).astype(np.float32)
@@ -134,15 +159,26 @@ def glmsingle(folder: Path, shape: tuple[int, int, int] = (81, 104, 83), trials:
         nib.Nifti1Image(ball(shape).astype(np.uint8), np.diag([1.8, 1.8, 1.8, 1])),
         folder / "sub-01_mask.nii.gz",
     )
-    table = pd.DataFrame({"subject": "sub-01", "session": "1", "file": "sub-01/ses-1", "mask": "sub-01_mask.nii.gz", "stimulus": [f"picture{n // 3}" for n in range(trials)]})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "subject": "sub-01",
+            "session": "1",
+            "file": "sub-01/ses-1",
+            "mask": "sub-01_mask.nii.gz",
+            "stimulus": [f"picture{n // 3}" for n in range(trials)],
+        }
+    )
     table.to_csv(folder / "design.tsv", sep="\t", index=False)
     return folder / "design.tsv"
 
 
 def laion(folder: Path, trials: int = 1044, distinct: int = 12) -> Path:
-    """One session of LAION-fMRI's sub-01: (143, 143, 143, trials) float32, in which `distinct` volumes take turns."""
-    rng, p = np.random.default_rng(0), layout.LAIONSubjectFiles(folder, "sub-01")
-    betas, table = p.session(1)
+    """Write one session of LAION-fMRI's sub-01: (143, 143, 143, trials) float32.
+
+    `distinct` volumes take turns.
+    """
+    rng, files = np.random.default_rng(0), layout.LAIONSubjectFiles(folder, "sub-01")
+    betas, table = files.session(1)
     betas.parent.mkdir(parents=True, exist_ok=True)
     brain = ball(layout.SHAPE, 0.55)
     affine = np.diag([-1.7778, 1.7778, 1.7778, 1])
@@ -164,8 +200,15 @@ def laion(folder: Path, trials: int = 1044, distinct: int = 12) -> Path:
         f"shared_4rep_NSD_{n}.jpg" if n % 3 else f"unique_sub-01_LAION_{n}.jpg"
         for n in np.arange(trials) // 2
     ]
-    pd.DataFrame({"session": "ses-01", "run": 1 + np.arange(trials) // 88, "beta_index": range(trials), "label": labels}).to_csv(table, sep="\t", index=False)  # fmt: skip
-    stem = p.betas / "sub-01_task-images_space-T1w_"
+    pd.DataFrame(
+        {
+            "session": "ses-01",
+            "run": 1 + np.arange(trials) // 88,
+            "beta_index": range(trials),
+            "label": labels,
+        }
+    ).to_csv(table, sep="\t", index=False)
+    stem = files.betas / "sub-01_task-images_space-T1w_"
     nib.save(
         nib.Nifti1Image(brain * np.float32(5), affine),
         f"{stem}stat-rsquare_desc-R2mean_statmap.nii.gz",
@@ -174,20 +217,23 @@ def laion(folder: Path, trials: int = 1044, distinct: int = 12) -> Path:
         nib.Nifti1Image(brain * np.float32(60), affine),
         f"{stem}desc-Noiseceiling12rep_statmap.nii.gz",
     )
-    roi = p.rois / "laion" / "sub-01_space-T1w_res-1pt8_label-laion-general_mask.nii.gz"
+    roi = files.rois / "laion" / "sub-01_space-T1w_res-1pt8_label-laion-general_mask.nii.gz"
     roi.parent.mkdir(parents=True)
     nib.save(nib.Nifti1Image(ball(layout.SHAPE, 0.25).astype(np.uint8), affine), roi)
-    p.transforms.mkdir(parents=True)
-    (p.transforms / "talairach.xfm").write_text("MNI Transform File\n\nTransform_Type = Linear;\nLinear_Transform =\n1 0 0 0\n0 1 0 0\n0 0 1 0;\n")  # fmt: skip
+    files.transforms.mkdir(parents=True)
+    (files.transforms / "talairach.xfm").write_text(
+        "MNI Transform File\n\nTransform_Type = Linear;\nLinear_Transform =\n"
+        "1 0 0 0\n0 1 0 0\n0 0 1 0;\n"
+    )
     return folder
 
 
 def bids(folder: Path, shape: tuple[int, int, int] = (97, 115, 97), trials: int = 400) -> Path:
-    """One person's single-trial betas as a BIDS derivative on the 2 mm grid of MNI152NLin2009cAsym, float32."""
-    rng, place = np.random.default_rng(0), folder / "sub-01" / "func"
+    """Write one subject's betas as a BIDS derivative on the 2 mm MNI152NLin2009cAsym grid."""
+    rng, func = np.random.default_rng(0), folder / "sub-01" / "func"
     affine = np.diag([2.0, 2, 2, 1])
     affine[:3, 3] = [-96, -132, -78]
-    stem = place / "sub-01_task-x_space-MNI152NLin2009cAsym"
+    stem = func / "sub-01_task-x_space-MNI152NLin2009cAsym"
     brain = ball(shape)
     volumes = np.zeros((*shape, trials), np.float32)
     volumes[brain] = rng.normal(size=(int(brain.sum()), 1)) + np.arange(trials) % 7
@@ -200,20 +246,20 @@ def bids(folder: Path, shape: tuple[int, int, int] = (97, 115, 97), trials: int 
             "caption": "a made-up caption",
         }
     )
-    table.to_csv(place / "sub-01_task-x_desc-SingletrialBetas_trials.tsv", sep="\t", index=False)
+    table.to_csv(func / "sub-01_task-x_desc-SingletrialBetas_trials.tsv", sep="\t", index=False)
     return folder
 
 
 def official(folder: Path, trials: int = 3000, voxels: int = 15_724) -> Path:
-    """The authors' prepared data of one person (nsd0): a group per trial, the mask, one instruction file."""
+    """Write the authors' prepared data of one subject (nsd0), a mask, one instruction file."""
     rng = np.random.default_rng(0)
     for name in ("nsd0", "roi/subj01", "cache"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     numbers = rng.normal(size=voxels + trials).astype(np.float32)
     with h5py.File(folder / "nsd0" / "subject_1.h5", "w") as content:
         for trial in range(trials):
-            one = content.create_group(f"{'test' if trial % 10 == 0 else 'train'}/{trial}")
-            one["visual_voxels"], one["coco_id"], one["prev_coco_id"] = (
+            record = content.create_group(f"{'test' if trial % 10 == 0 else 'train'}/{trial}")
+            record["visual_voxels"], record["coco_id"], record["prev_coco_id"] = (
                 numbers[trial : trial + voxels],
                 trial,
                 trial - 1,
@@ -234,7 +280,7 @@ def official(folder: Path, trials: int = 3000, voxels: int = 15_724) -> Path:
 
 
 def vqa(folder: Path, questions: int = 443_757) -> Path:
-    """VQA version 2's train split: questions, ten answers each, and the numbers of their images in images.txt."""
+    """Write VQA version 2's train split, ten answers a question, and COCO ids in images.txt."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     shown = rng.choice(rng.permutation(581_929)[:82_783] + 1, questions)
@@ -242,29 +288,40 @@ def vqa(folder: Path, questions: int = 443_757) -> Path:
     info = {"description": "This is v2.0 of the VQA dataset.", "version": "2.0", "year": 2017}
     order = pd.Series(shown).groupby(shown).cumcount().to_numpy()
     words = ["red", "blue", "yes", "no", "2", "a dog on the left", "kitchen"]
-    asked, answered = [], []
+    questions_asked, annotations = [], []
     for image, number in zip(shown.tolist(), order.tolist(), strict=True):
         key = {"image_id": image, "question_id": image * 1000 + number}
-        said = [words[(number + n // 4) % len(words)] for n in range(10)]
-        asked.append(key | {"question": "What colour is the thing on the left of the picture?"})
+        answers_of_ten = [words[(number + n // 4) % len(words)] for n in range(10)]
+        questions_asked.append(
+            key | {"question": "What colour is the thing on the left of the picture?"}
+        )
         ten = [
-            {"answer": a, "answer_confidence": "yes", "answer_id": n} for n, a in enumerate(said, 1)
+            {"answer": a, "answer_confidence": "yes", "answer_id": n}
+            for n, a in enumerate(answers_of_ten, 1)
         ]
-        answered.append(key | {"question_type": "what color is the", "multiple_choice_answer": said[0], "answers": ten, "answer_type": "other"})  # fmt: skip
-    about = {"info": info, "data_subtype": "train2014", "data_type": "mscoco"}
+        annotations.append(
+            key
+            | {
+                "question_type": "what color is the",
+                "multiple_choice_answer": answers_of_ten[0],
+                "answers": ten,
+                "answer_type": "other",
+            }
+        )
+    common = {"info": info, "data_subtype": "train2014", "data_type": "mscoco"}
     (folder / "v2_OpenEnded_mscoco_train2014_questions.json").write_text(
-        json.dumps(about | {"questions": asked})
+        json.dumps(common | {"questions": questions_asked})
     )
     (folder / "v2_mscoco_train2014_annotations.json").write_text(
-        json.dumps(about | {"annotations": answered})
+        json.dumps(common | {"annotations": annotations})
     )
     return folder
 
 
 def ball(shape: tuple[int, int, int], radius: float = 0.85) -> np.ndarray:
-    """A ball in the middle of a grid, about as many voxels as a brain fills."""
-    place = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
-    return sum(axis**2 for axis in place) < radius**2
+    """Make a ball in the middle of a grid, about as many voxels as a brain fills."""
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    return sum(axis**2 for axis in axes) < radius**2
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Do the tests of a report keep their word? Whole experiments in which scans hold nothing about what was seen.
+"""Check the p-values of a report in whole experiments in which scans hold no information.
 
-Each experiment simulates people with no signal (`signal=0`: everything else of the simulator, such as smooth noise, run
-offsets and dead voxels, is there), prepares a store, trains on two of them, trains again on shuffled pairs, and evaluates
-the third with all controls. Under this null, every p-value should be uniform, and at most the nominal share below 0.05.
+Each experiment simulates subjects with no signal (`signal=0`: everything else of the simulator,
+such as smooth noise, run offsets and dead voxels, is there), prepares a store, trains on two of
+them, trains again on permuted pairs, and evaluates the third with all controls. Under this null,
+every p-value should be uniform, and at most the nominal fraction below 0.05.
 
-    python benchmarks/null.py --experiments 200 --out runs/null      (half an hour on two cores; two processes with --first: 16 minutes)
+    python benchmarks/null.py --experiments 200 --out runs/null
 
-Experiments that are already in the output are not done again. The language model is a tiny random one: what is tested is
-the statistics, with everything that feeds them, and not how well a language model writes.
+This takes half an hour on two cores, or 16 minutes in two processes with --first. Experiments that
+are already in the output are not done again. The language model is a tiny random one: what is
+tested is the statistics, with everything that feeds them, and not how well a language model writes.
 """
 
 import argparse
@@ -48,13 +50,13 @@ def main() -> None:
         "--signal",
         type=float,
         default=0.0,
-        help="0: the null; 1: as the simulator's people have it",
+        help="0: the null; 1: the simulator's default",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/null"))
-    given = parser.parse_args()
+    options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    given.out.mkdir(parents=True, exist_ok=True)
-    llm, lines = given.out / "llm", given.out / f"signal-{given.signal:g}.jsonl"
+    options.out.mkdir(parents=True, exist_ok=True)
+    llm, lines = options.out / "llm", options.out / f"signal-{options.signal:g}.jsonl"
     if not llm.exists():
         tiny_llm(llm)
     done = (
@@ -63,32 +65,49 @@ def main() -> None:
         else set()
     )
     for seed in track(
-        [s for s in range(given.first, given.experiments) if s not in done],
+        [s for s in range(options.first, options.experiments) if s not in done],
         description="experiments",
     ):
-        found = experiment(seed, given.signal, llm)
+        p_values = experiment(seed, options.signal, llm)
         with lines.open("a") as file:
-            file.write(json.dumps({"seed": seed, "p": found}) + "\n")
+            file.write(json.dumps({"seed": seed, "p": p_values}) + "\n")
     records = [json.loads(line)["p"] for line in lines.read_text().splitlines()][
-        : given.experiments
+        : options.experiments
     ]
-    print(summary(records, given.signal))
+    print(summary(records, options.signal))
 
 
 def experiment(seed: int, signal: float, llm: Path) -> dict[str, float]:
-    """One experiment: `condition|metric` -> p-value of the person left out."""
-    people = SimulateConfig(
-        n_subjects=3, resolution_mm=10, train_stimuli=30, val_stimuli=1, test_stimuli=24, n_repetitions=1, runs_per_session=2,
-        signal=signal, seed=seed,
-    )  # fmt: skip
+    """Run one experiment: `condition|metric` -> p-value of the subject left out."""
+    simulation = SimulateConfig(
+        n_subjects=3,
+        resolution_mm=10,
+        train_stimuli=30,
+        val_stimuli=1,
+        test_stimuli=24,
+        n_repetitions=1,
+        runs_per_session=2,
+        signal=signal,
+        seed=seed,
+    )
     config = TrainConfig(
-        language_model=str(llm), seed=seed, save_steps=1000, eval_steps=1000,
-        encoder={"num_queries": 32, "hidden_size": 64, "num_fmri_tokens": 4, "token_dim": 32, "embedding_dim": 32},
-        alignment=StageConfig(max_steps=30, batch_size=60, subjects_per_batch=2), instruction_tuning=StageConfig(max_steps=10, batch_size=8, subjects_per_batch=2),
-    )  # fmt: skip
+        language_model=str(llm),
+        seed=seed,
+        save_steps=1000,
+        eval_steps=1000,
+        encoder={
+            "num_queries": 32,
+            "hidden_size": 64,
+            "num_fmri_tokens": 4,
+            "token_dim": 32,
+            "embedding_dim": 32,
+        },
+        alignment=StageConfig(max_steps=30, batch_size=60, subjects_per_batch=2),
+        instruction_tuning=StageConfig(max_steps=10, batch_size=8, subjects_per_batch=2),
+    )
     folder = Path(tempfile.mkdtemp(prefix="null-"))
     try:
-        simulate(folder / "bids", people)
+        simulate(folder / "bids", simulation)
         store = BIDSReader(folder / "bids").prepare(folder / "store")
         *trained, left_out = store.subjects
         model = train(store, folder / "model", config, subjects=trained).eval()
@@ -112,23 +131,29 @@ def experiment(seed: int, signal: float, llm: Path) -> dict[str, float]:
 
 
 def summary(records: list[dict[str, float]], signal: float) -> str:
-    """Per condition: shares of p-values below each level (all scores in brackets), and whether they are uniform."""
-    lines = [f"{len(records)} experiments, signal {signal:g}", "", "| the brain above | " + " | ".join(f"p < {level}" for level in LEVELS) + " | uniform (KS) | largest share p < 0.05 of any score |"]  # fmt: skip
+    """Tabulate per condition the fraction of p-values below each level, and their uniformity."""
+    lines = [
+        f"{len(records)} experiments, signal {signal:g}",
+        "",
+        "| fMRI above | "
+        + " | ".join(f"p < {level}" for level in LEVELS)
+        + " | uniform (KS) | largest percentage p < 0.05 of any score |",
+    ]
     lines.append("|---" * (len(LEVELS) + 3) + "|")
     names = [
         name for name in dict.fromkeys(key.split("|")[0] for key in records[0]) if name != "fmri"
     ]
     for name in names:
         p = np.array([record[f"{name}|{CONTINUOUS}"] for record in records])
-        shares = " | ".join(f"{100 * (p < level).mean():.1f} %" for level in LEVELS)
+        percentages = " | ".join(f"{100 * (p < level).mean():.1f} %" for level in LEVELS)
         metrics = [key for key in records[0] if key.split("|")[0] == name]
         worst = max(np.mean([record[key] < 0.05 for record in records]) for key in metrics)
         uniform = kstest(
             p + np.random.default_rng(0).uniform(-0.5, 0.5, len(p)) / 2001, "uniform"
         ).pvalue
-        lines.append(f"| {name} | {shares} | p = {uniform:.2f} | {100 * worst:.1f} % |")
+        lines.append(f"| {name} | {percentages} | p = {uniform:.2f} | {100 * worst:.1f} % |")
     error = 100 * (0.05 * 0.95 / len(records)) ** 0.5
-    return "\n".join([*lines, "", f"Standard error of a 5 % share: {error:.1f} points."])
+    return "\n".join([*lines, "", f"Standard error of a fraction of 5 %: {error:.1f} points."])
 
 
 def tiny_llm(folder: Path) -> None:
@@ -150,16 +175,26 @@ def tiny_llm(folder: Path) -> None:
         tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1], pad_token=special[1]
     )
     wrapped.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% "
+        "endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     wrapped.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(wrapped), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-        tie_word_embeddings=True, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=len(wrapped),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
 
 

@@ -1,9 +1,10 @@
-"""A published checkpoint and its prepared data at their real sizes, with random numbers: time and memory of each step.
+"""Time and memory of a published checkpoint and its prepared data at real size, random numbers.
 
-    python benchmarks/published.py [--subjects 8] [--trials 9841] [--folder PLACE]
+    python benchmarks/published.py [--subjects 8] [--trials 9841] [--folder FOLDER]
 
-Sizes: 1,024 queries of 128, four residual layers, 128 tokens of 1,024, five parcellations, NSD's grid for each person, a
-language model of Vicuna's width (two layers of it); and one person's HDF5 file with `trials` trials of 15,724 voxels.
+Sizes: 1,024 queries of 128, four residual layers, 128 tokens of 1,024, five atlases, NSD's grid for
+each subject, a language model of Vicuna's hidden size (two layers of it); and one subject's HDF5
+file with `trials` trials of 15,724 voxels.
 """
 
 import argparse
@@ -67,7 +68,10 @@ def make_checkpoint(folder: Path, subjects: int) -> None:
             state[f"{buffer}_subject_{n}"] = torch.from_numpy(
                 volume > 0 if name == "nsdgeneral" else volume
             )
-    state |= {"neuro_informed_attn.query_embeddings": torch.randn(1, QUERIES, RANK), "coords_encoding.b": 5 * torch.randn(FREQUENCIES, 3)}  # fmt: skip
+    state |= {
+        "neuro_informed_attn.query_embeddings": torch.randn(1, QUERIES, RANK),
+        "coords_encoding.b": 5 * torch.randn(FREQUENCIES, 3),
+    }
     layers = {f"coords_transform.{i}": (RANK, RANK if i else 2 * FREQUENCIES) for i in (0, 2, 4)}
     layers |= {
         "region_feature_project": (RANK, RANK + 32 * len(REGIONS)),
@@ -82,12 +86,12 @@ def make_checkpoint(folder: Path, subjects: int) -> None:
     for name in ("neuro_informed_attn_post.0", *(f"mlp.{i}.1" for i in range(4))):
         state |= {f"{name}.weight": torch.randn(QUERIES), f"{name}.bias": torch.randn(QUERIES)}
     state |= {f"roi_embeds.{p}": torch.randn(count + 1, 32) for p, count in REGIONS.items()}
-    whole = {f"fmri_encoder.{name}": tensor for name, tensor in state.items()}
-    whole |= {
+    tensors = {f"fmri_encoder.{name}": tensor for name, tensor in state.items()}
+    tensors |= {
         "projector.weight": torch.randn(LLM, WIDTH) * WIDTH**-0.5,
         "projector.bias": torch.randn(LLM),
     }
-    torch.save({"state_dict": whole}, folder / "model.ckpt")
+    torch.save({"state_dict": tensors}, folder / "model.ckpt")
 
 
 def make_llm(folder: Path) -> None:
@@ -100,12 +104,18 @@ def make_llm(folder: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
     ).save_pretrained(folder)
-    config = LlamaConfig(vocab_size=300, hidden_size=LLM, intermediate_size=11008, num_hidden_layers=2, num_attention_heads=32)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=LLM,
+        intermediate_size=11008,
+        num_hidden_layers=2,
+        num_attention_heads=32,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def make_trials(folder: Path, trials: int) -> None:
-    """One person's file and as many captions as COCO has for the images."""
+    """Write one subject's file and as many captions as COCO has for the images."""
     (folder / "data" / "nsd0").mkdir()
     block = np.random.default_rng(0).normal(size=(64, VOXELS)).astype(np.float32)
     with h5py.File(folder / "data" / "nsd0" / "subject_1.h5", "w") as file:
@@ -117,18 +127,27 @@ def make_trials(folder: Path, trials: int) -> None:
                 n // 3 - 1,
             )
     (folder / "data" / "cache").mkdir()
-    said = [{"role": "user", "content": "<fMRI>\nPlease describe the fMRI as simply as possible."}]
+    question = [
+        {"role": "user", "content": "<fMRI>\nPlease describe the fMRI as simply as possible."}
+    ]
     samples = [
-        {"coco_id": n // 5, "from": "coco-caption", "split": "train", "unique_key": n // 5, "answers": [f"caption {n}"], "chat": [*said, {"role": "assistant", "content": f"caption {n}"}]}
+        {
+            "coco_id": n // 5,
+            "from": "coco-caption",
+            "split": "train",
+            "unique_key": n // 5,
+            "answers": [f"caption {n}"],
+            "chat": [*question, {"role": "assistant", "content": f"caption {n}"}],
+        }
         for n in range(600_000)
-    ]  # fmt: skip
+    ]
     (folder / "data" / "cache" / "coco-caption.json").write_text(json.dumps(samples))
 
 
 @torch.no_grad()
-def per_trial(encoder: FMRIEncoder, space: Any, values: torch.Tensor) -> torch.Tensor:
+def per_trial(encoder: FMRIEncoder, masker: Any, values: torch.Tensor) -> torch.Tensor:
     """As the published code has it: keys and weights anew for each trial."""
-    return torch.cat([encoder([(encoder.prepare_voxels(space), row[None])]) for row in values])
+    return torch.cat([encoder([(encoder.prepare_voxels(masker), row[None])]) for row in values])
 
 
 def main() -> None:
@@ -138,21 +157,31 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
     print(f"{platform.platform()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    with tempfile.TemporaryDirectory(dir=options.folder) as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        folder = Path(temporary)
         make_checkpoint(folder, options.subjects)
         make_llm(folder / "llm")
         print(
-            f"checkpoint of {(folder / 'model.ckpt').stat().st_size / 2**30:.2f} GiB, {options.subjects} people"
+            f"checkpoint of {(folder / 'model.ckpt').stat().st_size / 2**30:.2f} GiB, "
+            f"{options.subjects} subjects"
         )
-        timed("convert", lambda: convert_checkpoint(folder / "model.ckpt", folder / "data" / "roi", str(folder / "llm"), folder / "model"))  # fmt: skip
+        timed(
+            "convert",
+            lambda: convert_checkpoint(
+                folder / "model.ckpt",
+                folder / "data" / "roi",
+                str(folder / "llm"),
+                folder / "model",
+            ),
+        )
         model = timed("load", lambda: MindLLM.from_pretrained(folder / "model"))
-        space, values = model.maskers["subj01"], torch.randn(16, VOXELS)
-        once = timed("encode 16 trials, keys once", lambda: model.encode(values, space))
-        each = timed(
-            "encode 16 trials, keys for each", lambda: per_trial(model.encoder, space, values)
+        masker, values = model.maskers["subj01"], torch.randn(16, VOXELS)
+        once = timed("encode 16 trials, keys once", lambda: model.encode(values, masker))
+        repeated = timed(
+            "encode 16 trials, keys for each",
+            lambda: per_trial(model.encoder, masker, values),
         )
-        torch.testing.assert_close(once, each, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(once, repeated, rtol=1e-3, atol=1e-3)
         make_trials(folder, options.trials)
         size = (folder / "data" / "nsd0" / "subject_1.h5").stat().st_size / 2**30
         print(f"prepared data of {size:.2f} GiB, {options.trials} trials, 600,000 captions")

@@ -2,8 +2,9 @@
 
     python benchmarks/speed.py [--llm NAME]
 
-1. attention once per person (the batch as the value dimension) against once per trial (a B x N x V tensor)
-2. candidates read as one tree against one by one
+1. attention once per subject (the batch as the value dimension) against once per trial (a B x N x V
+   tensor)
+2. candidates scored as one trie against one by one
 3. peak memory and time to decode a scan of 200,000 voxels, beyond the model itself
 """
 
@@ -42,7 +43,7 @@ def seconds(function: Callable[[], object], repeats: int = 3) -> float:
 @torch.no_grad()
 def attention(batch: int = 32, voxels: int = 15_724) -> None:
     encoder = FMRIEncoder(PRESETS["default"], {})
-    person = VoxelFeatures(
+    voxels_of_subject = VoxelFeatures(
         torch.rand(voxels, 3) * 1.6 - 0.8, torch.zeros(voxels, 0, dtype=torch.int64)
     )
     values = torch.randn(batch, voxels)
@@ -52,13 +53,16 @@ def attention(batch: int = 32, voxels: int = 15_724) -> None:
         for (
             row
         ) in values:  # keys and weights anew for every trial, as when they are part of the batch
-            rows.append(encoder.attention_weights(person) @ row)
+            rows.append(encoder.attention_weights(voxels_of_subject) @ row)
         return torch.stack(rows)
 
-    torch.testing.assert_close(per_trial(), encoder.attend(person, values), rtol=1e-3, atol=1e-4)
-    slow, fast = seconds(per_trial), seconds(lambda: encoder.attend(person, values))
+    torch.testing.assert_close(
+        per_trial(), encoder.attend(voxels_of_subject, values), rtol=1e-3, atol=1e-4
+    )
+    slow, fast = seconds(per_trial), seconds(lambda: encoder.attend(voxels_of_subject, values))
     print(
-        f"attention, {batch} trials x {voxels} voxels: per trial {slow:.2f} s, once per person {fast:.3f} s, ratio {slow / fast:.1f}"
+        f"attention, {batch} trials x {voxels} voxels: per trial {slow:.2f} s, once per subject "
+        f"{fast:.3f} s, ratio {slow / fast:.1f}"
     )
 
 
@@ -68,7 +72,7 @@ def scoring(model: MindLLM, scans: int = 4, candidates: int = 60) -> None:
         torch.randn(scans, model.encoder.config.num_fmri_tokens, model.encoder.config.token_dim)
         * 0.1
     )
-    verbs, things = (
+    verbs, objects = (
         ("holding", "painting", "washing", "watching", "carrying", "dropping"),
         (
             "a cup",
@@ -83,7 +87,7 @@ def scoring(model: MindLLM, scans: int = 4, candidates: int = 60) -> None:
             "a ball",
         ),
     )
-    answers = [f"a person {verb} {thing}" for verb in verbs for thing in things][:candidates]
+    answers = [f"a person {verb} {item}" for verb in verbs for item in objects][:candidates]
 
     def one_by_one():
         prompts = [model.processor(build_conversation(QUESTION, answer)) for answer in answers]
@@ -91,7 +95,8 @@ def scoring(model: MindLLM, scans: int = 4, candidates: int = 60) -> None:
 
     slow, fast = seconds(one_by_one, 1), seconds(lambda: model.score_candidates(tokens, answers), 1)
     print(
-        f"scoring {candidates} candidates for {scans} scans: one by one {slow:.1f} s, as a tree {fast:.1f} s, ratio {slow / fast:.1f}"
+        f"scoring {candidates} candidates for {scans} scans: one by one {slow:.1f} s, as a trie "
+        f"{fast:.1f} s, ratio {slow / fast:.1f}"
     )
 
 
@@ -114,7 +119,9 @@ def large_scan(model: MindLLM, side: int = 59, volumes: int = 12) -> None:
         decode(model, scan, mask, volumes=[0, 3, 5], max_new_tokens=8)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
         print(
-            f"a scan of 200,000 voxels x {volumes} volumes, 3 decoded: {time.perf_counter() - start:.1f} s, peak memory {grown:.2f} GiB above the loaded model"
+            f"a scan of 200,000 voxels x {volumes} volumes, 3 decoded: "
+            f"{time.perf_counter() - start:.1f} s, peak memory {grown:.2f} GiB above the loaded "
+            "model"
         )
 
 
@@ -125,7 +132,8 @@ def main() -> None:
     parser.add_argument("--llm", default=None, help="a language model; default: the small one")
     llm = load_language_model(parser.parse_args().llm)
     print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {llm.name}"
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{llm.name}"
     )
     torch.manual_seed(0)
     model = MindLLM(PRESETS["default"], {}, llm).eval()
