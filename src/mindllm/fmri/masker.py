@@ -284,10 +284,8 @@ class VoxelMasker:
 
         Parameters
         ----------
-        img : str, Path or nibabel image
-            3-D or 4-D image on the subject's grid, one volume per trial.
-        volumes : sequence of int, optional
-            Volumes to read, from 0, in any order; by default all.
+        img, volumes
+            As for `transform`.
         finite : bool
             Whether NaN and infinity inside the mask are errors.
 

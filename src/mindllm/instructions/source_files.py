@@ -142,10 +142,8 @@ class SourceFiles:
 
         Yields
         ------
-        key : str
-            Key of the list, or of the member of the outermost object.
-        value : object
-            The element.
+        (str, object)
+            Key and element, as from that function.
         """
         size = count_mebibytes(path.stat().st_size)
         with progress_bar(self.progress, f"reading {path.name} (MiB)", size) as advance:

@@ -96,10 +96,8 @@ def spinner(progress: Progress | None, title: str) -> Iterator[None]:
 
     Parameters
     ----------
-    progress : rich.progress.Progress or None
-        Bars to add one to; None: show nothing.
-    title : str
-        Description of the bar.
+    progress, title
+        As for `progress_bar`.
     """
     task = progress.add_task(title, total=None) if progress else None
     yield
