@@ -1,4 +1,4 @@
-"""The instruction sources: small files in each official format, joined to a store, and every way in which they can be wrong."""
+"""The instruction sources: small files in each official format, and how they can be wrong."""
 
 import json
 import logging
@@ -61,7 +61,8 @@ def store(tmp_path: Path) -> Store:
     return write_store(tmp_path / "store", people, empty, name="shown")
 
 
-# Each function writes a source's files into a folder: one question about KNOWN, others about images that were not shown.
+# Each function writes a source's files into a folder: one question about KNOWN, others about
+# images that were not shown.
 
 
 def coco(folder: Path) -> None:
@@ -69,26 +70,60 @@ def coco(folder: Path) -> None:
         "train": [(KNOWN, 11), (9, 12)],
         "val": [(KNOWN, 13), (KNOWN + 1000, 14)],
     }.items():
-        put(folder / f"captions_{split}2017.json", {
-            "info": {"description": "COCO 2017 Dataset", "version": "1.0"}, "licenses": [{"id": 1, "name": "", "url": ""}],
-            "images": [{"license": 1, "file_name": f"{image:012}.jpg", "height": 1, "width": 1, "id": image} for image, _ in numbers],
-            "annotations": [{"image_id": image, "id": number, "caption": f"A dog, told {number}. \n"} for image, number in numbers],
-        })  # fmt: skip
+        put(
+            folder / f"captions_{split}2017.json",
+            {
+                "info": {"description": "COCO 2017 Dataset", "version": "1.0"},
+                "licenses": [{"id": 1, "name": "", "url": ""}],
+                "images": [
+                    {
+                        "license": 1,
+                        "file_name": f"{image:012}.jpg",
+                        "height": 1,
+                        "width": 1,
+                        "id": image,
+                    }
+                    for image, _ in numbers
+                ],
+                "annotations": [
+                    {"image_id": image, "id": number, "caption": f"A dog, told {number}. \n"}
+                    for image, number in numbers
+                ],
+            },
+        )
 
 
 def genome_images(folder: Path) -> None:
-    put(folder / "image_data.json", [
-        {"width": 800, "url": f"https://cs.stanford.edu/people/rak248/VG_100K_2/{n}.jpg", "height": 600, "image_id": n, "coco_id": c, "flickr_id": None}
-        for n, c in {**GENOME, 1: None, 2: 9}.items() if c != KNOWN + 1
-    ])  # fmt: skip
+    put(
+        folder / "image_data.json",
+        [
+            {
+                "width": 800,
+                "url": f"https://cs.stanford.edu/people/rak248/VG_100K_2/{n}.jpg",
+                "height": 600,
+                "image_id": n,
+                "coco_id": c,
+                "flickr_id": None,
+            }
+            for n, c in {**GENOME, 1: None, 2: 9}.items()
+            if c != KNOWN + 1
+        ],
+    )
 
 
 def paragraph(folder: Path) -> None:
     genome_images(folder)
-    put(folder / "paragraphs_v1.json", [
-        {"url": f"https://cs.stanford.edu/people/rak248/VG_100K_2/{n}.jpg", "image_id": n, "paragraph": f"On a board {n} is a dog. It runs. "}
-        for n in GENOME
-    ])  # fmt: skip
+    put(
+        folder / "paragraphs_v1.json",
+        [
+            {
+                "url": f"https://cs.stanford.edu/people/rak248/VG_100K_2/{n}.jpg",
+                "image_id": n,
+                "paragraph": f"On a board {n} is a dog. It runs. ",
+            }
+            for n in GENOME
+        ],
+    )
     put(folder / "train_split.json", list(GENOME))
 
 
@@ -105,10 +140,25 @@ def coco_qa(folder: Path) -> None:
 
 def genome_qa(folder: Path) -> None:
     genome_images(folder)
-    put(folder / "question_answers.json", [
-        {"id": n, "qas": [{"a_objects": [], "question": "What color is the clock?", "image_id": n, "qa_id": n + 1, "answer": "Green.", "q_objects": []}]}
-        for n in GENOME
-    ])  # fmt: skip
+    put(
+        folder / "question_answers.json",
+        [
+            {
+                "id": n,
+                "qas": [
+                    {
+                        "a_objects": [],
+                        "question": "What color is the clock?",
+                        "image_id": n,
+                        "qa_id": n + 1,
+                        "answer": "Green.",
+                        "q_objects": [],
+                    }
+                ],
+            }
+            for n in GENOME
+        ],
+    )
 
 
 def vqa(
@@ -124,17 +174,48 @@ def vqa(
         if split == "train"
         else [(42, 42 * per_image)]
     )
-    put(folder / f"{prefix}OpenEnded_mscoco_{split}2014_questions.json", {
-        "info": info, "task_type": "Open-Ended", "data_type": "mscoco", "license": {"url": "", "name": ""}, "data_subtype": f"{split}2014",
-        "questions": [{"image_id": image, "question": f"Where is he looking, {number}?", "question_id": number} for image, number in pairs],
-    })  # fmt: skip
-    put(folder / f"{prefix}mscoco_{split}2014_annotations.json", {
-        "info": info, "license": {"url": "", "name": ""}, "data_subtype": f"{split}2014", "annotations": [
-            {"question_type": "none of the above", "answer_type": "other", "image_id": image, "question_id": number,
-             "answers": [{"answer": a, "answer_confidence": "yes", "answer_id": n} for n, a in enumerate(PEOPLE, 1)]}
-            | {"multiple_choice_answer": "down"} | more for image, number in pairs
-        ], "data_type": "mscoco",
-    })  # fmt: skip
+    put(
+        folder / f"{prefix}OpenEnded_mscoco_{split}2014_questions.json",
+        {
+            "info": info,
+            "task_type": "Open-Ended",
+            "data_type": "mscoco",
+            "license": {"url": "", "name": ""},
+            "data_subtype": f"{split}2014",
+            "questions": [
+                {
+                    "image_id": image,
+                    "question": f"Where is he looking, {number}?",
+                    "question_id": number,
+                }
+                for image, number in pairs
+            ],
+        },
+    )
+    put(
+        folder / f"{prefix}mscoco_{split}2014_annotations.json",
+        {
+            "info": info,
+            "license": {"url": "", "name": ""},
+            "data_subtype": f"{split}2014",
+            "annotations": [
+                {
+                    "question_type": "none of the above",
+                    "answer_type": "other",
+                    "image_id": image,
+                    "question_id": number,
+                    "answers": [
+                        {"answer": a, "answer_confidence": "yes", "answer_id": n}
+                        for n, a in enumerate(PEOPLE, 1)
+                    ],
+                }
+                | {"multiple_choice_answer": "down"}
+                | more
+                for image, number in pairs
+            ],
+            "data_type": "mscoco",
+        },
+    )
 
 
 def ok_vqa(folder: Path) -> None:
@@ -199,20 +280,56 @@ def st_vqa(folder: Path) -> None:
         ("iiit_text", "img_000846.jpg"),
     ]
     for task in (1, 3):  # the tasks repeat the questions
-        put(folder / f"train_task_{task}.json", {"task": task, "data": [
-            {"question_id": n, "image_classification": "train", "question": "Who is holding the mini jet?", "answers": ["U.S. AIR FORCE", "AIR FORCE"],
-             "file_path": f"{dataset}/{name}", "file_name": name, "dataset": dataset, "set_name": "train"} for n, (dataset, name) in enumerate(rows, 21)
-        ]})  # fmt: skip
+        put(
+            folder / f"train_task_{task}.json",
+            {
+                "task": task,
+                "data": [
+                    {
+                        "question_id": n,
+                        "image_classification": "train",
+                        "question": "Who is holding the mini jet?",
+                        "answers": ["U.S. AIR FORCE", "AIR FORCE"],
+                        "file_path": f"{dataset}/{name}",
+                        "file_name": name,
+                        "dataset": dataset,
+                        "set_name": "train",
+                    }
+                    for n, (dataset, name) in enumerate(rows, 21)
+                ],
+            },
+        )
 
 
 def tally_qa(folder: Path) -> None:
     genome_images(folder)
     common = {"question": "How many headlights does the black bus have?", "answer": 4}
-    put(folder / "train.json", [
-        common | {"image": "VG_100K_2/2410408.jpg", "image_id": 92410408, "data_source": "imported_genome", "question_id": 30095774},
-        common | {"image": "VG_100K/2410407.jpg", "image_id": 92410407, "data_source": "imported_genome", "question_id": 30095773},
-        common | {"image": f"VG_100K/{KNOWN}.jpg", "image_id": KNOWN + 90_000_000, "data_source": "amt", "question_id": 30095772},
-    ])  # fmt: skip
+    put(
+        folder / "train.json",
+        [
+            common
+            | {
+                "image": "VG_100K_2/2410408.jpg",
+                "image_id": 92410408,
+                "data_source": "imported_genome",
+                "question_id": 30095774,
+            },
+            common
+            | {
+                "image": "VG_100K/2410407.jpg",
+                "image_id": 92410407,
+                "data_source": "imported_genome",
+                "question_id": 30095773,
+            },
+            common
+            | {
+                "image": f"VG_100K/{KNOWN}.jpg",
+                "image_id": KNOWN + 90_000_000,
+                "data_source": "amt",
+                "question_id": 30095772,
+            },
+        ],
+    )
     put(
         folder / "test.json",
         [
@@ -230,10 +347,20 @@ def tally_qa(folder: Path) -> None:
 
 def vqa_e(folder: Path) -> None:
     for split, image in {"train": KNOWN, "val": 9}.items():
-        put(folder / f"VQA-E_{split}_set.json", [
-            {"img_id": image, "question": "Where is he looking?", "answers": PEOPLE, "multiple_choice_answer": "down", "answer_type": "other",
-             "question_type": "where is the", "explanation": ["A man looks down at his skateboard.", 0.71]},
-        ])  # fmt: skip
+        put(
+            folder / f"VQA-E_{split}_set.json",
+            [
+                {
+                    "img_id": image,
+                    "question": "Where is he looking?",
+                    "answers": PEOPLE,
+                    "multiple_choice_answer": "down",
+                    "answer_type": "other",
+                    "question_type": "where is the",
+                    "explanation": ["A man looks down at his skateboard.", 0.71],
+                },
+            ],
+        )
 
 
 def vsr(folder: Path) -> None:
@@ -290,13 +417,39 @@ def visdial(folder: Path) -> None:
         {"answer": n % 3, "gt_index": 5, "question": n % 2, "answer_options": list(range(3))}
         for n in range(10)
     ]
-    put(folder / "visdial_1.0_train.json", {"version": "1.0", "split": "train", "data": {
-        "dialogs": [{"image_id": image, "dialog": rounds, "caption": "a bedroom is filled with posters"} for image in (KNOWN, 9)],
-        "answers": ["yes", "no, in the image", "3"], "questions": ["is the image in color", "is the girl alone?"],
-    }})  # fmt: skip
-    put(folder / "visdial_1.0_test.json", {"version": "1.0", "split": "test2018", "data": {
-        "dialogs": [{"image_id": 568676, "dialog": [*rounds[:2], {"question": 1}], "caption": "x"}], "answers": ["yes", "no", "3"], "questions": ["is it", "how"],
-    }})  # fmt: skip
+    put(
+        folder / "visdial_1.0_train.json",
+        {
+            "version": "1.0",
+            "split": "train",
+            "data": {
+                "dialogs": [
+                    {
+                        "image_id": image,
+                        "dialog": rounds,
+                        "caption": "a bedroom is filled with posters",
+                    }
+                    for image in (KNOWN, 9)
+                ],
+                "answers": ["yes", "no, in the image", "3"],
+                "questions": ["is the image in color", "is the girl alone?"],
+            },
+        },
+    )
+    put(
+        folder / "visdial_1.0_test.json",
+        {
+            "version": "1.0",
+            "split": "test2018",
+            "data": {
+                "dialogs": [
+                    {"image_id": 568676, "dialog": [*rounds[:2], {"question": 1}], "caption": "x"}
+                ],
+                "answers": ["yes", "no", "3"],
+                "questions": ["is it", "how"],
+            },
+        },
+    )
 
 
 def talk(first: str) -> list[dict[str, str]]:
@@ -364,30 +517,144 @@ def gqa(folder: Path) -> None:
 def own(folder: Path) -> None:
     put(
         folder / "captions.tsv",
-        "stimulus\tcaption\tby\nknown\tA dog, told 11.\tme\nknown\tA dog, told 13. \tme\ntwin\tA dog, told 11.\tme\nthere\tA cat.\tme\n",
+        "stimulus\tcaption\tby\nknown\tA dog, told 11.\tme\nknown\tA dog, told 13. \tme\ntwin\tA "
+        "dog, told 11.\tme\nthere\tA cat.\tme\n",
     )
 
 
 WHERE = f"Where is he looking, {KNOWN}"
 BUS = "What are the colors of the bus in the image?"
-# source: files, question, what the conversation says, answers as stored, key, the score that must be full
+# source: files, question, answer of the conversation, answers as stored, key, metrics at 100 %
 CASES: dict[str, tuple[Callable[[Path], None], str, str, list[str], str, list[str]]] = {
-    "coco-caption": (coco, "Please describe the fMRI as simply as possible.", "A dog, told 11.", ["A dog, told 11.", "A dog, told 13."], "11", []),
-    "paragraph-caption": (paragraph, "Describe the fMRI in one paragraph.", "On a board 2410408 is a dog. It runs.", ["On a board 2410408 is a dog. It runs."], "2410408", []),
-    "coco-qa": (coco_qa, f"what is the color of the train bus\n{SHORT}", "red", ["red"], "train-1", ["accuracy"]),
-    "visual-genome": (genome_qa, f"What color is the clock?\n{SHORT}", "Green.", ["Green."], "2410409", ["accuracy"]),
-    "vqa-v2": (vqa, f"{WHERE}000?\n{SHORT}", "down", ["down", *PEOPLE[1:]], f"{KNOWN}000", ["accuracy"]),
-    "ok-vqa": (ok_vqa, f"{WHERE}0?\n{SHORT}", "down", ["down", *PEOPLE[1:]], f"{KNOWN}0", ["accuracy"]),
-    "st-vqa": (st_vqa, f"Who is holding the mini jet?\n{SHORT}", "U.S. AIR FORCE", ["U.S. AIR FORCE", "AIR FORCE"], "21", ["ANLS"]),
-    "tally-qa": (tally_qa, "How many headlights does the black bus have?\nAnswer the question with a number.", "4", ["4"], "30095774", ["accuracy"]),
-    "vqa-e": (vqa_e, "Where is he looking?\nAnswer with a short phrase and provide explanation for your answer.", "down. Here is the explanation:\nA man looks down at his skateboard.", ["down. Here is the explanation:\nA man looks down at his skateboard.", "down", *PEOPLE[1:], "A man looks down at his skateboard."], "VQA-E_train_set-1", ["accuracy"]),
-    "vsr": (vsr, "The bench is left of the train.\nPlease answer yes or no about whether the statement about the image is true.", "No.", ["No."], "train-1", ["accuracy"]),
-    "a-okvqa": (a_okvqa, "What is in the motorcyclist's mouth?\nMultiple Choices:\nA. toothpick\nB. food\nC. popsicle stick\nD. cigarette\n\nAnswer with option's letter from the given choices and provide explanation for your choice.", "D. He's smoking while riding.", ["D", "cigarette"], "22jbM6gDxdaMaunuzgrsBB", ["accuracy"]),
-    "fsvqa": (fsvqa, "where is he looking?\nAnswer the question in a full sentence.", "He is looking down.", ["He is looking down.", "down", "down", *PEOPLE[1:]], f"{KNOWN}0", ["VQA accuracy", "FSVQA accuracy"]),
-    "gqa": (gqa, f"Is there a red apple on the table?\n{SHORT}", "no", ["no"], "1238592", ["accuracy"]),
-    "tdiuc": (tdiuc, f"Where is he looking, {KNOWN * 7}?\n{SHORT}", "red", ["red", "color"], str(KNOWN * 7), ["accuracy", "arithmetic MPT"]),
-    "caption": (own, QUESTION, "A dog, told 11.", ["A dog, told 11.", "A dog, told 13."], "captions-1", []),
-}  # fmt: skip
+    "coco-caption": (
+        coco,
+        "Please describe the fMRI as simply as possible.",
+        "A dog, told 11.",
+        ["A dog, told 11.", "A dog, told 13."],
+        "11",
+        [],
+    ),
+    "paragraph-caption": (
+        paragraph,
+        "Describe the fMRI in one paragraph.",
+        "On a board 2410408 is a dog. It runs.",
+        ["On a board 2410408 is a dog. It runs."],
+        "2410408",
+        [],
+    ),
+    "coco-qa": (
+        coco_qa,
+        f"what is the color of the train bus\n{SHORT}",
+        "red",
+        ["red"],
+        "train-1",
+        ["accuracy"],
+    ),
+    "visual-genome": (
+        genome_qa,
+        f"What color is the clock?\n{SHORT}",
+        "Green.",
+        ["Green."],
+        "2410409",
+        ["accuracy"],
+    ),
+    "vqa-v2": (
+        vqa,
+        f"{WHERE}000?\n{SHORT}",
+        "down",
+        ["down", *PEOPLE[1:]],
+        f"{KNOWN}000",
+        ["accuracy"],
+    ),
+    "ok-vqa": (
+        ok_vqa,
+        f"{WHERE}0?\n{SHORT}",
+        "down",
+        ["down", *PEOPLE[1:]],
+        f"{KNOWN}0",
+        ["accuracy"],
+    ),
+    "st-vqa": (
+        st_vqa,
+        f"Who is holding the mini jet?\n{SHORT}",
+        "U.S. AIR FORCE",
+        ["U.S. AIR FORCE", "AIR FORCE"],
+        "21",
+        ["ANLS"],
+    ),
+    "tally-qa": (
+        tally_qa,
+        "How many headlights does the black bus have?\nAnswer the question with a number.",
+        "4",
+        ["4"],
+        "30095774",
+        ["accuracy"],
+    ),
+    "vqa-e": (
+        vqa_e,
+        "Where is he looking?\nAnswer with a short phrase and provide explanation for your answer.",
+        "down. Here is the explanation:\nA man looks down at his skateboard.",
+        [
+            "down. Here is the explanation:\nA man looks down at his skateboard.",
+            "down",
+            *PEOPLE[1:],
+            "A man looks down at his skateboard.",
+        ],
+        "VQA-E_train_set-1",
+        ["accuracy"],
+    ),
+    "vsr": (
+        vsr,
+        "The bench is left of the train.\nPlease answer yes or no about whether the statement "
+        "about the image is true.",
+        "No.",
+        ["No."],
+        "train-1",
+        ["accuracy"],
+    ),
+    "a-okvqa": (
+        a_okvqa,
+        "What is in the motorcyclist's mouth?\nMultiple Choices:\nA. toothpick\nB. food\nC. "
+        "popsicle stick\nD. cigarette\n\nAnswer with option's letter from the given choices and "
+        "provide explanation for your choice.",
+        "D. He's smoking while riding.",
+        ["D", "cigarette"],
+        "22jbM6gDxdaMaunuzgrsBB",
+        ["accuracy"],
+    ),
+    "fsvqa": (
+        fsvqa,
+        "where is he looking?\nAnswer the question in a full sentence.",
+        "He is looking down.",
+        ["He is looking down.", "down", "down", *PEOPLE[1:]],
+        f"{KNOWN}0",
+        ["VQA accuracy", "FSVQA accuracy"],
+    ),
+    "gqa": (
+        gqa,
+        f"Is there a red apple on the table?\n{SHORT}",
+        "no",
+        ["no"],
+        "1238592",
+        ["accuracy"],
+    ),
+    "tdiuc": (
+        tdiuc,
+        f"Where is he looking, {KNOWN * 7}?\n{SHORT}",
+        "red",
+        ["red", "color"],
+        str(KNOWN * 7),
+        ["accuracy", "arithmetic MPT"],
+    ),
+    "caption": (
+        own,
+        QUESTION,
+        "A dog, told 11.",
+        ["A dog, told 11.", "A dog, told 13."],
+        "captions-1",
+        [],
+    ),
+}
 DIALOGUES = {"visdial": visdial, "llava": llava, "lvis": lvis}
 
 
@@ -445,7 +712,8 @@ def test_all_captions_of_an_image_count(store: Store, tmp_path: Path) -> None:
 
 def test_the_image_before_in_the_same_run(store: Store, tmp_path: Path) -> None:
     table = table_of(store, "coco-caption-previous", tmp_path / "files")
-    # known, above, below, twin, known, above, below, twin: known comes right before rows 1 and 5; twin before the next run's
+    # known, above, below, twin, known, above, below, twin: known comes right before rows 1 and 5;
+    # twin before the next run's
     assert table[["subject", "trial_index"]].values.tolist() == [
         [s, t] for s in ("sub-01", "sub-02") for t in (1, 5)
     ]
@@ -511,7 +779,8 @@ def test_published_words(store: Store, tmp_path: Path) -> None:
     )
     assert (
         words("vsr")[0]
-        == "<fMRI>\nThe bench is left of the train.\nPlease answer yes or no about whether the statement about the fMRI is true."
+        == "<fMRI>\nThe bench is left of the train.\nPlease answer yes or no about whether the "
+        "statement about the fMRI is true."
     )
     assert words("vqa-v2") == [f"<fMRI>\n{WHERE}000?\n{SHORT}", "down"]
     bus = BUS.replace("image", "fMRI")
@@ -709,58 +978,266 @@ ANNOTATIONS, QUESTIONS = (
 )
 
 
-@pytest.mark.parametrize(("source", "files", "message"), [
-    wrong("vqa", vsr, "there is no source 'vqa'; known: coco-caption, .*"),
-    wrong("coco-caption", boxes, r".*instances_train2017.json holds COCO object boxes; coco-caption needs captions_\{train,val\}2017.json \(COCO captions\)"),
-    wrong("vqa-v2", first_version, r".*v2_OpenEnded_mscoco_train2014_questions.json holds questions in the layout of VQA version 1; vqa-v2 needs v2_Open.*\(VQA version 2 questions\)"),
-    wrong("vqa-v2", lambda f: bare_ids(f), "annotations.json holds VQA version 1 annotations; vqa-v2 needs .*VQA version 2 annotations"),
-    wrong("fsvqa", lambda f: [fsvqa(f), vqa(f), f / ANNOTATIONS][2], "holds VQA version 2 annotations; fsvqa needs .*VQA version 1 annotations"),
-    wrong("visdial", visdial_09, "holds VisDial 0.9; visdial needs .*VisDial 1.0"),
-    wrong("llava", lambda f: [lvis(f), f / "lvis_instruct4v_220k.json"][1], "holds LVIS-Instruct4V conversations; llava needs llava_instruct_150k.json"),
-    wrong("lvis", lambda f: put(f / "x.json", [{"id": "000000033471", "image": "coco/train2017/000000033471.jpg", "conversations": []}]), "holds a mix of LLaVA conversations; lvis needs"),
-    wrong("paragraph-caption", lambda f: put(f / "train_split.json", [1, 2]), "train_split.json holds nothing that is known here; paragraph-caption needs paragraphs_v1.json"),
-    wrong("vsr", lambda f: put(f / "notes.txt", "where it is from\nmore"), "notes.txt holds COCO-QA questions; vsr needs"),
-    wrong("caption", lambda f: put(f / "t.csv", "stimulus,caption\nknown,A dog, running, far\n"), "t.csv, row 1: found other than 2 columns. A caption that holds the separator stands in quotation marks"),
-    wrong("tally-qa", changed(tally_qa, "test.json", lambda t: t.replace("COCO_val2014_000000000009.jpg", "bench")), "test.json, record 1: image: string should match pattern"),
-    wrong("caption", lambda f: put(f / "t.tsv", "image\ttext\na\tb"), "holds a table with the columns image, text; caption needs .* with the columns `stimulus` and `caption`"),
-    wrong("caption", lambda f: put(f / "t.tsv", "stimulus\tcaption\nelsewhere\ta dog"), "tells of none of the .* stimuli of .*, which are called as"),
-    # a companion is missing
-    wrong("vqa-v2", without(vqa, ANNOTATIONS), r"vqa-v2 needs v2_mscoco_\{train,val\}2014_annotations.json \(VQA version 2 annotations\) too; found .*questions.json. They are at https://visualqa.org"),
-    wrong("vqa-v2", without(vqa, QUESTIONS), r"vqa-v2 needs v2_OpenEnded_mscoco_\{train,val\}2014_questions.json .* too; found .*annotations.json"),
-    wrong("visual-genome", without(genome_qa, "image_data.json"), r"visual-genome needs image_data.json \(the COCO ids of Visual Genome's images\) too"),
-    wrong("gqa", without(gqa, "image_data.json"), "gqa needs image_data.json"),
-    wrong("tally-qa", without(tally_qa, "image_data.json"), "tally-qa needs image_data.json"),
-    wrong("fsvqa", without(fsvqa, "VQA/mscoco_train2014_annotations.json"), r"fsvqa needs mscoco_\{train,val\}2014_annotations.json \(VQA version 1 annotations\) too; .* Passed over: .*questions in the layout"),
-    wrong("fsvqa", changed(fsvqa, "VQA/mscoco_train2014_annotations.json", lambda t: t.replace(f'"question_id": {KNOWN}0', '"question_id": 7')), f"question {KNOWN}0 of FSVQA has no ten answers: fsvqa needs mscoco_.*found .*VQA/mscoco_train2014"),
-    wrong("coco-qa", without(coco_qa, "train/answers.txt"), "train: coco-qa needs one answers.txt beside the others of its split"),
-    wrong("coco-qa", changed(coco_qa, "train/answers.txt", lambda t: t + "more\n"), "img_ids.txt has 2 lines, questions.txt 2, answers.txt 3; expected as many"),
-    wrong("coco-qa", changed(coco_qa, "train/img_ids.txt", lambda t: "7\n" * 200 + "COCO_9\n"), "img_ids.txt has 201 lines"),
-    wrong("coco-caption", without(coco, "captions_train2017.json", "captions_val2017.json"), "no files .*Unpack the archives"),
-    wrong("coco-caption", lambda f: f / "captions_train2017.json", "there is no file .*captions_train2017.json"),
-    wrong("coco-caption", lambda f: [], "no files were given"),
-    wrong("vqa-v2", changed(vqa, QUESTIONS, lambda t: t.replace(f'"image_id": {KNOWN}', '"image_id": 7')), f"annotations.json answers question {KNOWN}000 about image {KNOWN}, which is not asked in .*questions.json"),
-    wrong("vqa-v2", changed(vqa, ANNOTATIONS, lambda t: t.replace(f'"image_id": {KNOWN}', '"image_id": 7')), "no question in .*questions.json is answered; give the v2_mscoco"),
-    wrong("vqa-v2", two_sets, f"ask different questions with the number {KNOWN}000"),
-    # damaged
-    wrong("vqa-v2", changed(vqa, ANNOTATIONS, lambda t: t[:-200]), r"annotations.json is damaged or truncated \(.*\). Fetch it again"),
-    wrong("vqa-v2", changed(vqa, ANNOTATIONS, lambda t: t[: t.index("], \"data_type")]), r"is damaged or truncated \(parse error: premature EOF\)"),
-    wrong("vqa-v2", changed(vqa, ANNOTATIONS, lambda t: t + "]"), r"damaged or truncated .*trailing garbage"),
-    wrong("vsr", changed(vsr, "random/train.jsonl", lambda t: t[:-20]), "train.jsonl is damaged or truncated"),
-    wrong("coco-caption", lambda f: put(f / "x.json", " \n"), "x.json is empty"),
-    wrong("coco-caption", lambda f: [put(f / "x.json", ""), (f / "x.json").write_bytes(b"\x1f\x8b\x08\xff"), f][2], "x.json is no text .*Unpack"),
-    # types
-    wrong("coco-caption", changed(coco, "captions_val2017.json", lambda t: t.replace('"caption": "A dog, told 14', '"caption": 3, "x": "')), r"captions_val2017.json, annotations, record 2: caption: input should be a valid string, found '3'. COCO captions were expected"),
-    wrong("vqa-v2", changed(vqa, ANNOTATIONS, lambda t: t.replace('"answer": "at table"', '"answer": null')), r"annotations, record 1: answers.1.answer: input should be a valid string, found 'None'"),
-    wrong("vsr", changed(vsr, "random/train.jsonl", lambda t: t.replace('"label": 1', '"label": 2')), "train.jsonl, record 2: label: input should be 0 or 1, found '2'"),
-    wrong("vsr", changed(vsr, "random/train.jsonl", lambda t: t.replace("000000000009.jpg", "bench")), "record 2: image: .*valid integer.*found 'bench'"),
-    wrong("gqa", changed(gqa, "train_balanced_questions.json", lambda t: t.replace('"imageId": "2410407"', '"imageId": 2410407')), "07333408, record 2: imageId: input should be a valid string"),
-    wrong("llava", changed(llava, "llava_instruct_150k.json", lambda t: t.replace("gpt", "human", 1)), "record 1: conversations: value error, human and gpt must speak in turn"),
-    wrong("a-okvqa", changed(a_okvqa, "aokvqa_v1p0_train.json", lambda t: t.replace('"correct_choice_idx": 3', '"correct_choice_idx": 4', 1)), "record 1: the record: value error, choice 4 is said to be right, of 4"),
-    wrong("visdial", changed(visdial, "visdial_1.0_train.json", lambda t: t.replace('"answer": 2', '"answer": 200')), "data.dialogs, record 1: a number is beyond the 2 questions or the 3 answers"),
-    # nothing to say
-    wrong("a-okvqa", without(a_okvqa, "aokvqa_v1p0_train.json"), "none of 3 images of .* is asked about in .*; 1 of 1 items have no answer, as in a test split. Give the files of train and val"),
-    wrong("vqa-v2", lambda f: [vqa(f, split="val"), f][1], "vqa-v2: none of 3 images of .* is asked about"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "files", "message"),
+    [
+        wrong("vqa", vsr, "there is no source 'vqa'; known: coco-caption, .*"),
+        wrong(
+            "coco-caption",
+            boxes,
+            r".*instances_train2017.json holds COCO object boxes; coco-caption needs "
+            r"captions_\{train,val\}2017.json \(COCO captions\)",
+        ),
+        wrong(
+            "vqa-v2",
+            first_version,
+            r".*v2_OpenEnded_mscoco_train2014_questions.json holds questions in the layout of "
+            r"VQA version 1; vqa-v2 needs v2_Open.*\(VQA version 2 questions\)",
+        ),
+        wrong(
+            "vqa-v2",
+            lambda f: bare_ids(f),
+            "annotations.json holds VQA version 1 annotations; vqa-v2 needs .*VQA version 2 "
+            "annotations",
+        ),
+        wrong(
+            "fsvqa",
+            lambda f: [fsvqa(f), vqa(f), f / ANNOTATIONS][2],
+            "holds VQA version 2 annotations; fsvqa needs .*VQA version 1 annotations",
+        ),
+        wrong("visdial", visdial_09, "holds VisDial 0.9; visdial needs .*VisDial 1.0"),
+        wrong(
+            "llava",
+            lambda f: [lvis(f), f / "lvis_instruct4v_220k.json"][1],
+            "holds LVIS-Instruct4V conversations; llava needs llava_instruct_150k.json",
+        ),
+        wrong(
+            "lvis",
+            lambda f: put(
+                f / "x.json",
+                [
+                    {
+                        "id": "000000033471",
+                        "image": "coco/train2017/000000033471.jpg",
+                        "conversations": [],
+                    }
+                ],
+            ),
+            "holds a mix of LLaVA conversations; lvis needs",
+        ),
+        wrong(
+            "paragraph-caption",
+            lambda f: put(f / "train_split.json", [1, 2]),
+            "train_split.json holds nothing that is known here; paragraph-caption needs "
+            "paragraphs_v1.json",
+        ),
+        wrong(
+            "vsr",
+            lambda f: put(f / "notes.txt", "where it is from\nmore"),
+            "notes.txt holds COCO-QA questions; vsr needs",
+        ),
+        wrong(
+            "caption",
+            lambda f: put(f / "t.csv", "stimulus,caption\nknown,A dog, running, far\n"),
+            "t.csv, row 1: found other than 2 columns. A caption that holds the separator stands "
+            "in quotation marks",
+        ),
+        wrong(
+            "tally-qa",
+            changed(
+                tally_qa, "test.json", lambda t: t.replace("COCO_val2014_000000000009.jpg", "bench")
+            ),
+            "test.json, record 1: image: string should match pattern",
+        ),
+        wrong(
+            "caption",
+            lambda f: put(f / "t.tsv", "image\ttext\na\tb"),
+            "holds a table with the columns image, text; caption needs .* with the columns "
+            "`stimulus` and `caption`",
+        ),
+        wrong(
+            "caption",
+            lambda f: put(f / "t.tsv", "stimulus\tcaption\nelsewhere\ta dog"),
+            "tells of none of the .* stimuli of .*, which are called as",
+        ),
+        # a companion is missing
+        wrong(
+            "vqa-v2",
+            without(vqa, ANNOTATIONS),
+            r"vqa-v2 needs v2_mscoco_\{train,val\}2014_annotations.json \(VQA version 2 "
+            r"annotations\) too; found .*questions.json. They are at https://visualqa.org",
+        ),
+        wrong(
+            "vqa-v2",
+            without(vqa, QUESTIONS),
+            r"vqa-v2 needs v2_OpenEnded_mscoco_\{train,val\}2014_questions.json .* too; found "
+            r".*annotations.json",
+        ),
+        wrong(
+            "visual-genome",
+            without(genome_qa, "image_data.json"),
+            r"visual-genome needs image_data.json \(the COCO ids of Visual Genome's images\) too",
+        ),
+        wrong("gqa", without(gqa, "image_data.json"), "gqa needs image_data.json"),
+        wrong("tally-qa", without(tally_qa, "image_data.json"), "tally-qa needs image_data.json"),
+        wrong(
+            "fsvqa",
+            without(fsvqa, "VQA/mscoco_train2014_annotations.json"),
+            r"fsvqa needs mscoco_\{train,val\}2014_annotations.json \(VQA version 1 "
+            r"annotations\) too; .* Passed over: .*questions in the layout",
+        ),
+        wrong(
+            "fsvqa",
+            changed(
+                fsvqa,
+                "VQA/mscoco_train2014_annotations.json",
+                lambda t: t.replace(f'"question_id": {KNOWN}0', '"question_id": 7'),
+            ),
+            f"question {KNOWN}0 of FSVQA has no ten answers: fsvqa needs mscoco_.*found "
+            ".*VQA/mscoco_train2014",
+        ),
+        wrong(
+            "coco-qa",
+            without(coco_qa, "train/answers.txt"),
+            "train: coco-qa needs one answers.txt beside the others of its split",
+        ),
+        wrong(
+            "coco-qa",
+            changed(coco_qa, "train/answers.txt", lambda t: t + "more\n"),
+            "img_ids.txt has 2 lines, questions.txt 2, answers.txt 3; expected as many",
+        ),
+        wrong(
+            "coco-qa",
+            changed(coco_qa, "train/img_ids.txt", lambda t: "7\n" * 200 + "COCO_9\n"),
+            "img_ids.txt has 201 lines",
+        ),
+        wrong(
+            "coco-caption",
+            without(coco, "captions_train2017.json", "captions_val2017.json"),
+            "no files .*Unpack the archives",
+        ),
+        wrong(
+            "coco-caption",
+            lambda f: f / "captions_train2017.json",
+            "there is no file .*captions_train2017.json",
+        ),
+        wrong("coco-caption", lambda f: [], "no files were given"),
+        wrong(
+            "vqa-v2",
+            changed(vqa, QUESTIONS, lambda t: t.replace(f'"image_id": {KNOWN}', '"image_id": 7')),
+            f"annotations.json answers question {KNOWN}000 about image {KNOWN}, which is not "
+            "asked in .*questions.json",
+        ),
+        wrong(
+            "vqa-v2",
+            changed(vqa, ANNOTATIONS, lambda t: t.replace(f'"image_id": {KNOWN}', '"image_id": 7')),
+            "no question in .*questions.json is answered; give the v2_mscoco",
+        ),
+        wrong("vqa-v2", two_sets, f"ask different questions with the number {KNOWN}000"),
+        # damaged
+        wrong(
+            "vqa-v2",
+            changed(vqa, ANNOTATIONS, lambda t: t[:-200]),
+            r"annotations.json is damaged or truncated \(.*\). Fetch it again",
+        ),
+        wrong(
+            "vqa-v2",
+            changed(vqa, ANNOTATIONS, lambda t: t[: t.index('], "data_type')]),
+            r"is damaged or truncated \(parse error: premature EOF\)",
+        ),
+        wrong(
+            "vqa-v2",
+            changed(vqa, ANNOTATIONS, lambda t: t + "]"),
+            r"damaged or truncated .*trailing garbage",
+        ),
+        wrong(
+            "vsr",
+            changed(vsr, "random/train.jsonl", lambda t: t[:-20]),
+            "train.jsonl is damaged or truncated",
+        ),
+        wrong("coco-caption", lambda f: put(f / "x.json", " \n"), "x.json is empty"),
+        wrong(
+            "coco-caption",
+            lambda f: [put(f / "x.json", ""), (f / "x.json").write_bytes(b"\x1f\x8b\x08\xff"), f][
+                2
+            ],
+            "x.json is no text .*Unpack",
+        ),
+        # types
+        wrong(
+            "coco-caption",
+            changed(
+                coco,
+                "captions_val2017.json",
+                lambda t: t.replace('"caption": "A dog, told 14', '"caption": 3, "x": "'),
+            ),
+            r"captions_val2017.json, annotations, record 2: caption: input should be a valid "
+            r"string, found '3'. COCO captions were expected",
+        ),
+        wrong(
+            "vqa-v2",
+            changed(
+                vqa, ANNOTATIONS, lambda t: t.replace('"answer": "at table"', '"answer": null')
+            ),
+            r"annotations, record 1: answers.1.answer: input should be a valid string, found "
+            r"'None'",
+        ),
+        wrong(
+            "vsr",
+            changed(vsr, "random/train.jsonl", lambda t: t.replace('"label": 1', '"label": 2')),
+            "train.jsonl, record 2: label: input should be 0 or 1, found '2'",
+        ),
+        wrong(
+            "vsr",
+            changed(vsr, "random/train.jsonl", lambda t: t.replace("000000000009.jpg", "bench")),
+            "record 2: image: .*valid integer.*found 'bench'",
+        ),
+        wrong(
+            "gqa",
+            changed(
+                gqa,
+                "train_balanced_questions.json",
+                lambda t: t.replace('"imageId": "2410407"', '"imageId": 2410407'),
+            ),
+            "07333408, record 2: imageId: input should be a valid string",
+        ),
+        wrong(
+            "llava",
+            changed(llava, "llava_instruct_150k.json", lambda t: t.replace("gpt", "human", 1)),
+            "record 1: conversations: value error, human and gpt must speak in turn",
+        ),
+        wrong(
+            "a-okvqa",
+            changed(
+                a_okvqa,
+                "aokvqa_v1p0_train.json",
+                lambda t: t.replace('"correct_choice_idx": 3', '"correct_choice_idx": 4', 1),
+            ),
+            "record 1: the record: value error, choice 4 is said to be right, of 4",
+        ),
+        wrong(
+            "visdial",
+            changed(
+                visdial,
+                "visdial_1.0_train.json",
+                lambda t: t.replace('"answer": 2', '"answer": 200'),
+            ),
+            "data.dialogs, record 1: a number is beyond the 2 questions or the 3 answers",
+        ),
+        # nothing to say
+        wrong(
+            "a-okvqa",
+            without(a_okvqa, "aokvqa_v1p0_train.json"),
+            "none of 3 images of .* is asked about in .*; 1 of 1 items have no answer, as in a "
+            "test split. Give the files of train and val",
+        ),
+        wrong(
+            "vqa-v2",
+            lambda f: [vqa(f, split="val"), f][1],
+            "vqa-v2: none of 3 images of .* is asked about",
+        ),
+    ],
+)
 def test_wrong_files_are_named(
     store: Store, tmp_path: Path, source: str, files: Callable[[Path], Any], message: str
 ) -> None:
@@ -793,7 +1270,10 @@ def test_records_of_a_test_split_are_counted(
 
 
 def test_every_place_of_a_file_is_found(tmp_path: Path) -> None:
-    text = '{"a": 12345, "b": [1, -2.5e3, "\\u00e9", null], "data": {"c": [], "d": [{"x": 1}, {}], "e": {"f": [1]}}}'
+    text = (
+        '{"a": 12345, "b": [1, -2.5e3, "\\u00e9", null], '
+        '"data": {"c": [], "d": [{"x": 1}, {}], "e": {"f": [1]}}}'
+    )
     path = put(tmp_path / "x.json", text)
     assert list(json_stream.iter_first_values(path)) == [
         ("a", 12345),

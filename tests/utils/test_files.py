@@ -1,4 +1,4 @@
-"""Names that come from data never become paths unchecked, and nothing outside an output is ever removed."""
+"""Names from data never become paths unchecked; nothing outside an output is removed."""
 
 from pathlib import Path
 
@@ -17,7 +17,23 @@ from mindllm.fmri.masker import VoxelMasker
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_name, remove_folder
 
-BAD = ["../../../escaped", "./thesis", ".", "..", "", "/etc", "a/b", "a\\b", ".hidden", "a\n", "a\0", "a ", "a.", "x.partial", "s" * 151]  # fmt: skip
+BAD = [
+    "../../../escaped",
+    "./thesis",
+    ".",
+    "..",
+    "",
+    "/etc",
+    "a/b",
+    "a\\b",
+    ".hidden",
+    "a\n",
+    "a\0",
+    "a ",
+    "a.",
+    "x.partial",
+    "s" * 151,
+]
 MASK = np.ones((2, 2, 2), np.uint8)
 
 
@@ -30,7 +46,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
-    """A GLMsingle output of four trials, its mask, and a folder `thesis` beside it that must survive."""
+    """A GLMsingle output of four trials, its mask, and a folder `thesis` that must survive."""
     folder = tmp_path / "in"
     folder.mkdir()
     nib.save(nib.Nifti1Image(MASK, np.eye(4)), folder / "mask.nii.gz")
@@ -43,7 +59,12 @@ def outputs(tmp_path: Path) -> Path:
 
 def design(folder: Path, subjects: list[str]) -> Path:
     file = folder / "design.tsv"
-    rows = {"subject": subjects, "stimulus": list("abcd"), "file": "TYPED_FITHRF_GLMDENOISE_RR.hdf5", "mask": "mask.nii.gz"}  # fmt: skip
+    rows = {
+        "subject": subjects,
+        "stimulus": list("abcd"),
+        "file": "TYPED_FITHRF_GLMDENOISE_RR.hdf5",
+        "mask": "mask.nii.gz",
+    }
     pd.DataFrame(rows).to_csv(file, sep="\t", index=False)
     return file
 
