@@ -140,6 +140,27 @@ def test_stream_prints_words_as_they_come(place: Path, model: Path, run: Run) ->
     assert all(word in out for text in whole for word in text.split())
 
 
+def test_evaluate_resumes_after_a_failed_report(
+    place: Path, model: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report needs nilearn's figures, which are not what this is about."""
+    command = ["evaluate", model, place / "store", "--subjects", "sub-03", "--out", tmp_path / "r"]
+
+    def fail(*args: object, **options: object) -> None:
+        raise InputError("no room")
+
+    monkeypatch.setattr("mindllm.report.write.write_report", fail)
+    assert run(*command)[0] == 1
+    assert (tmp_path / "r" / "partial" / "sub-03" / "fmri.npz").is_file()
+    status, _, err = run(*command, "--resume", "--seed", "7")
+    assert status == 1
+    assert "its seed is '0', that of this one '7'" in err
+    monkeypatch.setattr("mindllm.report.write.write_report", lambda *args, **options: None)
+    status, _, err = run(*command, "--resume")
+    assert status == 0, err
+    assert not (tmp_path / "r" / "partial").exists(), "a finished evaluation leaves none behind"
+
+
 def test_evaluate_writes_its_report(place: Path, model: Path, run: Run, tmp_path: Path) -> None:
     status, out, err = run(
         "evaluate", model, place / "store", "--subjects", "sub-03,sub-01", "--out", tmp_path / "r"
