@@ -31,24 +31,24 @@ TINY = SimulateConfig(
 
 
 @pytest.fixture(scope="module")
-def world() -> SimulatedExperiment:
+def experiment() -> SimulatedExperiment:
     return build_experiment(TINY)
 
 
 @pytest.fixture(scope="module")
-def person(world: SimulatedExperiment) -> SimulatedSubject:
-    return simulate_subject(world, 0)
+def subject(experiment: SimulatedExperiment) -> SimulatedSubject:
+    return simulate_subject(experiment, 0)
 
 
-def changed(world: SimulatedExperiment, **settings: float) -> SimulatedExperiment:
-    """The same shared truth under other settings for people."""
-    return replace(world, config=world.config.model_copy(update=settings))
+def changed(experiment: SimulatedExperiment, **settings: float) -> SimulatedExperiment:
+    """The same experiment under other settings for subjects."""
+    return replace(experiment, config=experiment.config.model_copy(update=settings))
 
 
 @pytest.fixture(scope="module")
-def often(world: SimulatedExperiment) -> tuple[SimulatedExperiment, SimulatedSubject]:
-    """Somebody who saw everything sixty times, without baselines."""
-    config = changed(world, n_repetitions=60, run_offset=0.0)
+def repeated(experiment: SimulatedExperiment) -> tuple[SimulatedExperiment, SimulatedSubject]:
+    """A subject with sixty repetitions, without run offsets."""
+    config = changed(experiment, n_repetitions=60, run_offset=0.0)
     return config, simulate_subject(config, 0)
 
 
@@ -63,7 +63,7 @@ def image(folder: Path, name: str, ending: str) -> nib.Nifti1Image:
 
 
 def test_layout_and_values_read_back(
-    folder: Path, world: SimulatedExperiment, person: SimulatedSubject
+    folder: Path, experiment: SimulatedExperiment, subject: SimulatedSubject
 ) -> None:
     betas = image(folder, "sub-01", "space-MNI152_res-8_stat-effect_desc-SingletrialBetas_statmap")
     mask = image(folder, "sub-01", "space-MNI152_res-8_desc-brain_mask")
@@ -75,12 +75,12 @@ def test_layout_and_values_read_back(
     assert slope not in (0, 1)
     assert betas.dataobj.inter != 0
     inside = np.asarray(mask.dataobj) > 0
-    np.testing.assert_array_equal(np.argwhere(inside), person.voxel_indices)
-    np.testing.assert_allclose(betas.get_fdata()[inside].T, person.betas, atol=slope * 0.51)
+    np.testing.assert_array_equal(np.argwhere(inside), subject.voxel_indices)
+    np.testing.assert_allclose(betas.get_fdata()[inside].T, subject.betas, atol=slope * 0.51)
     np.testing.assert_allclose(
-        nib.affines.apply_affine(betas.affine, person.voxel_indices), person.coords_mm, atol=1e-4
+        nib.affines.apply_affine(betas.affine, subject.voxel_indices), subject.coords_mm, atol=1e-4
     )
-    pd.testing.assert_frame_equal(trials, person.trials, check_dtype=False)
+    pd.testing.assert_frame_equal(trials, subject.trials, check_dtype=False)
     assert list(trials.columns[:7]) == [
         "volume",
         "stimulus",
@@ -93,8 +93,8 @@ def test_layout_and_values_read_back(
     assert list(trials["volume"]) == list(range(betas.shape[3]))
     described = json.loads((folder / "dataset_description.json").read_text())
     assert described["DatasetType"] == "derivative"
-    people = pd.read_csv(folder / "participants.tsv", sep="\t")
-    assert people["n_voxels"][0] == inside.sum()
+    participants = pd.read_csv(folder / "participants.tsv", sep="\t")
+    assert participants["n_voxels"][0] == inside.sum()
 
 
 def test_grid_is_oblique_flipped_and_shared_by_the_atlases(folder: Path) -> None:
@@ -108,56 +108,59 @@ def test_grid_is_oblique_flipped_and_shared_by_the_atlases(folder: Path) -> None
         assert set(np.unique(np.asarray(atlas.dataobj))) - {0} <= set(table["index"])
 
 
-def test_regions_lie_where_anatomy_puts_them(world: SimulatedExperiment) -> None:
-    mm = nib.affines.apply_affine(world.affine, world.voxel_indices)
-    number = {name: index for index, name in world.names["HCPEx"].items()}
-    found = world.labels["HCPEx"][tuple(world.voxel_indices.T)]
-    for region, expected in {
+def test_parcels_lie_where_anatomy_puts_them(experiment: SimulatedExperiment) -> None:
+    mm = nib.affines.apply_affine(experiment.affine, experiment.voxel_indices)
+    number = {name: index for index, name in experiment.names["HCPEx"].items()}
+    observed = experiment.labels["HCPEx"][tuple(experiment.voxel_indices.T)]
+    for parcel, expected in {
         "Primary_Visual_Cortex_L": (-10, -84, 2),
         "Fusiform_Face_Complex_R": (41, -55, -20),
     }.items():
-        assert np.linalg.norm(mm[found == number[region]].mean(0) - expected) < 8
+        assert np.linalg.norm(mm[observed == number[parcel]].mean(0) - expected) < 8
 
 
-def test_people_differ(world: SimulatedExperiment, person: SimulatedSubject) -> None:
-    other = simulate_subject(world, 1)
-    a, b = ({tuple(row) for row in p.voxel_indices} for p in (person, other))
+def test_subjects_differ(experiment: SimulatedExperiment, subject: SimulatedSubject) -> None:
+    other = simulate_subject(experiment, 1)
+    a, b = ({tuple(row) for row in p.voxel_indices} for p in (subject, other))
     assert len(a) != len(b)
     assert 0.3 < len(a & b) / len(a | b) < 0.95
-    assert not person.betas[:, ~person.varies].any()
-    assert (~person.varies).sum() == TINY.constant_voxels
-    assert (person.betas[:, person.varies].std(0) > 0).all()
+    assert not subject.betas[:, ~subject.varies].any()
+    assert (~subject.varies).sum() == TINY.constant_voxels
+    assert (subject.betas[:, subject.varies].std(0) > 0).all()
 
 
-def test_same_seed_same_person_however_many_people(
-    world: SimulatedExperiment, person: SimulatedSubject
+def test_same_seed_same_subject_however_many_subjects(
+    experiment: SimulatedExperiment, subject: SimulatedSubject
 ) -> None:
-    again = simulate_subject(changed(world, n_subjects=7), 0)
-    np.testing.assert_array_equal(again.betas, person.betas)
-    np.testing.assert_array_equal(again.voxel_indices, person.voxel_indices)
-    other = simulate_subject(changed(world, seed=1), 0)
-    assert other.betas.shape != person.betas.shape or not np.allclose(other.betas, person.betas)
+    again = simulate_subject(changed(experiment, n_subjects=7), 0)
+    np.testing.assert_array_equal(again.betas, subject.betas)
+    np.testing.assert_array_equal(again.voxel_indices, subject.voxel_indices)
+    other = simulate_subject(changed(experiment, seed=1), 0)
+    assert other.betas.shape != subject.betas.shape or not np.allclose(other.betas, subject.betas)
 
 
-def test_places_live_in_place_regions(world: SimulatedExperiment, person: SimulatedSubject) -> None:
+def test_places_live_in_place_parcels(
+    experiment: SimulatedExperiment, subject: SimulatedSubject
+) -> None:
     columns = [value for values in ATTRIBUTES.values() for value in values]
     rows = [columns.index(value) for value in ATTRIBUTES["place"]]
-    by_place = (world.design[:, rows] @ person.patterns[rows]).var(0)
-    numbers = {name: index for index, name in world.names["HCPEx"].items()}
-    regions = tuple(r for t in TUNINGS if t.attribute == "place" for r in t.parcels)
+    by_place = (experiment.design[:, rows] @ subject.patterns[rows]).var(0)
+    numbers = {name: index for index, name in experiment.names["HCPEx"].items()}
+    parcels = tuple(r for t in TUNINGS if t.attribute == "place" for r in t.parcels)
     inside = np.isin(
-        world.labels["HCPEx"][tuple(person.voxel_indices.T)], merge_hemispheres(regions, numbers)
+        experiment.labels["HCPEx"][tuple(subject.voxel_indices.T)],
+        merge_hemispheres(parcels, numbers),
     )
-    assert by_place[inside & person.varies].mean() > 5 * by_place[~inside].mean()
+    assert by_place[inside & subject.varies].mean() > 5 * by_place[~inside].mean()
 
 
-def test_no_signal_no_effect_and_ceilings_at_chance(world: SimulatedExperiment) -> None:
-    null = changed(world, signal=0.0)
-    nobody = simulate_subject(null, 0)
-    assert not nobody.patterns.any()
-    assert not nobody.noise_ceiling.any()
-    assert nobody.betas.std() > 1
-    best = ideal_observer_accuracy(null, nobody, SubjectPrior.draw(null, n_subjects=3))
+def test_no_signal_no_effect_and_ceilings_at_chance(experiment: SimulatedExperiment) -> None:
+    null = changed(experiment, signal=0.0)
+    null_subject = simulate_subject(null, 0)
+    assert not null_subject.patterns.any()
+    assert not null_subject.noise_ceiling.any()
+    assert null_subject.betas.std() > 1
+    best = ideal_observer_accuracy(null, null_subject, SubjectPrior.draw(null, n_subjects=3))
     assert all(value == pytest.approx(1 / TINY.test_stimuli) for value in best.values())
 
 
@@ -175,7 +178,7 @@ def test_splits_are_by_stimulus_and_hold_no_new_value(seed: int) -> None:
         assert set(stimuli.loc[stimuli["split"] == "train", attribute]) == set(values)
 
 
-def test_no_stimulus_crosses_splits_in_any_person(folder: Path) -> None:
+def test_no_stimulus_crosses_splits_of_any_subject(folder: Path) -> None:
     trials = pd.concat(
         pd.read_csv(path, sep="\t") for path in folder.glob("sub-*/func/*_trials.tsv")
     )
@@ -185,34 +188,34 @@ def test_no_stimulus_crosses_splits_in_any_person(folder: Path) -> None:
 
 
 def test_captions_are_unique_and_the_first_is_the_trials_one(
-    folder: Path, person: SimulatedSubject
+    folder: Path, subject: SimulatedSubject
 ) -> None:
     captions = pd.read_csv(folder / "stimuli" / "captions.tsv", sep="\t")
     assert captions["caption"].is_unique
     assert (captions.groupby("stimulus").size() > 1).all()
     first = captions.groupby("stimulus")["caption"].first()
-    assert (person.trials["stimulus"].map(first) == person.trials["caption"]).all()
+    assert (subject.trials["stimulus"].map(first) == subject.trials["caption"]).all()
     assert captions["caption"].str.split().str.len().between(5, 14).all()
-    for trial in person.trials.to_dict("records"):
+    for trial in subject.trials.to_dict("records"):
         assert f"{trial['action']} " in trial["caption"]
         assert trial["place"] in trial["caption"]
 
 
 def test_noise_ceiling_agrees_with_many_repeats(
-    often: tuple[SimulatedExperiment, SimulatedSubject],
+    repeated: tuple[SimulatedExperiment, SimulatedSubject],
 ) -> None:
-    config, person = often[0].config, often[1]
-    order = person.trials.sort_values(["stimulus", "repetition"])["volume"].to_numpy()
-    shown = person.betas[order].reshape(
-        -1, config.n_repetitions, len(person.voxel_indices)
+    config, subject = repeated[0].config, repeated[1]
+    order = subject.trials.sort_values(["stimulus", "repetition"])["volume"].to_numpy()
+    shown = subject.betas[order].reshape(
+        -1, config.n_repetitions, len(subject.voxel_indices)
     )  # (S, n, V)
     noise = shown.var(1, ddof=1).mean(0)
     signal = (shown.mean(1).var(0, ddof=0) - noise / config.n_repetitions).clip(0)
     with np.errstate(invalid="ignore"):
-        found = 100 * signal / (signal + noise / config.n_repetitions)
-    strong = person.noise_ceiling > 50
+        observed = 100 * signal / (signal + noise / config.n_repetitions)
+    strong = subject.noise_ceiling > 50
     assert strong.sum() > 20
-    assert np.abs(found - person.noise_ceiling)[strong].mean() < 5
+    assert np.abs(observed - subject.noise_ceiling)[strong].mean() < 5
 
 
 def test_ceilings_are_ordered_and_summarised(folder: Path) -> None:
@@ -232,21 +235,25 @@ def test_ceilings_are_ordered_and_summarised(folder: Path) -> None:
 
 
 def test_an_ideal_observer_of_the_trials_scores_what_the_ceiling_says(
-    often: tuple[SimulatedExperiment, SimulatedSubject],
+    repeated: tuple[SimulatedExperiment, SimulatedSubject],
 ) -> None:
-    world, person = often
-    shown = np.flatnonzero(world.stimuli["split"] == "test")
-    trials = person.trials[person.trials["split"] == "test"]
+    experiment, subject = repeated
+    shown = np.flatnonzero(experiment.stimuli["split"] == "test")
+    trials = subject.trials[subject.trials["split"] == "test"]
     values, patterns = (
-        x[:, person.varies]
-        for x in (person.betas[trials.index], world.design[shown] @ person.patterns)
+        x[:, subject.varies]
+        for x in (subject.betas[trials.index], experiment.design[shown] @ subject.patterns)
     )
-    noise = person.noise[:, person.varies]
+    noise = subject.noise[:, subject.varies]
     precision = np.linalg.inv(noise.T @ noise + TINY.voxel_noise**2 * np.eye(noise.shape[1]))
     apart = values[:, None] - patterns
     distance = np.einsum("tcv,vw,tcw->tc", apart, precision, apart, optimize=True)
-    hits = world.stimuli["stimulus"].to_numpy()[shown[distance.argmin(1)]] == trials["stimulus"]
-    ceiling = ideal_observer_accuracy(world, person, SubjectPrior.draw(world, n_subjects=3))
+    hits = (
+        experiment.stimuli["stimulus"].to_numpy()[shown[distance.argmin(1)]] == trials["stimulus"]
+    )
+    ceiling = ideal_observer_accuracy(
+        experiment, subject, SubjectPrior.draw(experiment, n_subjects=3)
+    )
     assert len(hits) == 480
     assert hits.mean() == pytest.approx(ceiling["known_subject_single_trial"], abs=0.06)
     assert hits.mean() < 0.99  # else this shows nothing
@@ -259,7 +266,7 @@ def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_unknown_settings_regions_and_too_many_scenes_are_errors() -> None:
+def test_unknown_settings_parcels_and_too_many_scenes_are_errors() -> None:
     with pytest.raises(ValidationError, match="extra"):
         SimulateConfig(persons=3)
     with pytest.raises(ValidationError, match="at most"):
