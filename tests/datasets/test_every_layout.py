@@ -510,7 +510,7 @@ def test_every_trial_is_told_what_was_shown(planted: Planted) -> None:
 
 def test_the_image_before_is_that_of_the_trial_before(planted: Planted) -> None:
     if planted.runs is None:
-        with pytest.raises(InputError, match="does not tell in which order its trials were shown"):
+        with pytest.raises(InputError, match="does not say in which order its trials were shown"):
             attach_source(
                 planted.store,
                 "coco-caption-previous",
