@@ -141,7 +141,7 @@ def test_shuffled_pairs_keep_what_belongs_together(store: Store) -> None:
 
 def test_trials_of_some_stimuli(store: Store) -> None:
     trials = TrialDataset(store, ["sub-01"])
-    _ = trials.by_stimulus
+    _ = trials.stimulus_index
     some = trials.filter_stimuli({"b": 1})
     assert set(some.table["stimulus"]) == {"b"}
     assert set(draw(some, 0).stimuli) == {"b"}

@@ -363,7 +363,7 @@ def prepare_instructions(
         ),
     ] = "mindllm",
 ) -> None:
-    """Add the conversations of an instruction source, in place of those that the store has of it."""
+    """Add the conversations of an instruction source, replacing those that the store has of it."""
     from mindllm.data.store import Store
     from mindllm.instructions import attach_source
     from mindllm.utils.tables import read_table

@@ -168,7 +168,7 @@ class TrialDataset(Dataset[TrialSample]):
         subset = copy(self)
         subset.table = self.table[kept].reset_index(drop=True)
         subset.subjects = sorted(set(subset.table["subject"]))
-        for name in ("by_stimulus", "conversations"):
+        for name in ("stimulus_index", "conversations"):
             subset.__dict__.pop(name, None)
         return subset
 
@@ -187,7 +187,7 @@ class TrialDataset(Dataset[TrialSample]):
             self.table.loc[rows, columns] = permuted
 
     @cached_property
-    def by_stimulus(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def stimulus_index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Index of the table by stimulus.
 
         Returns

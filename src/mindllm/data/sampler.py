@@ -141,7 +141,7 @@ class SubjectBatchSampler:
         self, rows: np.ndarray, eligible: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
         """For each row a random eligible row of the same stimulus, possibly itself."""
-        order, numbers, starts = self.dataset.by_stimulus
+        order, numbers, starts = self.dataset.stimulus_index
         groups = [order[starts[n] : starts[n + 1]] for n in numbers[rows]]
         return np.array([rng.choice(group[eligible[group]]) for group in groups])
 

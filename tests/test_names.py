@@ -1,0 +1,213 @@
+"""Names that were replaced by the field's standard terms do not come back."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TREES = {
+    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted((ROOT / "src" / "mindllm").rglob("*.py"))
+}
+CLASSES = [
+    "VoxelSpace",
+    "Statistics",
+    "Encoder",
+    "Voxels",
+    "MixingHead",
+    "QueryHead",
+    "Recall",
+    "LanguageModel",
+    "Prompter",
+    "Prompt",
+    "Format",
+    "Vicuna",
+    "Stream",
+    "Tree",
+    "EncoderConfig",
+    "Decoded",
+    "Experiment",
+    "Objective",
+    "Person",
+    "Batch",
+    "Trials",
+    "Words",
+    "Check",
+    "Recording",
+    "Session",
+    "Job",
+    "Design",
+    "Numbers",
+    "Output",
+    "StandIn",
+    "Sizes",
+    "Waves",
+    "World",
+    "Population",
+    "Given",
+    "Form",
+    "Said",
+    "Answered",
+    "Typed",
+    "Explained",
+    "Talk",
+    "Item",
+    "Task",
+    "Score",
+    "QuickMeteor",
+    "Reader",
+    "Readings",
+    "Outcome",
+    "Gathered",
+    "Meanings",
+    "Unavailable",
+    "Report",
+    "Kept",
+    "Builder",
+    "Inspection",
+    "Nsd0",
+]
+FUNCTIONS = [
+    "open_image",
+    "read_array",
+    "same_grid",
+    "read_lookup",
+    "read_labels",
+    "level",
+    "moments",
+    "per_cent",
+    "grey_matter",
+    "to_mni",
+    "stick",
+    "look",
+    "place",
+    "locate",
+    "load_llm",
+    "choose_format",
+    "ask",
+    "embeds",
+    "summed",
+    "numbered",
+    "best_device",
+    "named",
+    "able",
+    "seen_from",
+    "identity",
+    "schedule",
+    "align",
+    "language",
+    "remember",
+    "blurred",
+    "trained",
+    "text_targets",
+    "draw_validation",
+    "by_cluster",
+    "by_subject",
+    "by_sessions",
+    "by_stimulus",
+    "in_words",
+    "make_split",
+    "read_places",
+    "translate",
+    "attach",
+    "worded",
+    "recognise",
+    "no_java",
+    "judge",
+    "pool",
+    "tabulate",
+    "tested",
+    "excess",
+    "standing_in",
+    "for_all",
+    "match_credit",
+    "rank_credit",
+    "ahead_and_level",
+    "people_means",
+    "sign_flips",
+    "permutation_means",
+    "people_p",
+    "beaten",
+    "dress",
+    "counting",
+    "waiting",
+    "whole_file",
+    "whole_folder",
+    "publish",
+    "refuse_existing",
+    "side_by_side",
+    "listed",
+    "telling",
+    "own_seed",
+    "mean_values",
+    "unmask",
+    "read_pieces",
+]
+COLUMNS_AND_KEYS = [
+    "no_brain",
+    "other_person",
+    "shuffled_session",
+    "shuffled_pairs",
+    "nearest_pattern",
+    "people_p",
+    "n_people",
+    "difference_low",
+    "difference_high",
+    "gain_rank",
+    "likeliest",
+    "likeliest_gain",
+    "explainable_median",
+    "reliable_voxels",
+    "own_repeats_top1",
+    "times_uniform",
+    "voxel_share",
+    "identification_pairwise",
+    "identification_gain_top1",
+    "val_top1",
+    "n_queries",
+    "key_width",
+    "code_width",
+    "token_width",
+    "region_width",
+    "residual_layers",
+    "head_entry",
+    "longest_mm",
+    "field_mm",
+    "shuffle_pairs",
+    "validate_people",
+    "check_every",
+    "idiosyncrasy",
+    "likelihoods.npz",
+    "--workers",
+    "--dask",
+    "--split-name",
+    "--native",
+    "--anatomy",
+    "--normalized",
+    "--average",
+    "--people",
+]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "names"), [((ast.ClassDef,), CLASSES), ((ast.FunctionDef,), FUNCTIONS)]
+)
+def test_replaced_names_of_classes_and_functions(kinds: tuple[type, ...], names: list[str]) -> None:
+    back = [
+        f"{file}:{node.lineno} {node.name}"
+        for file, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, kinds) and node.name in names
+    ]
+    assert not back, back
+
+
+def test_replaced_columns_keys_and_options() -> None:
+    back = [
+        f"{file}:{node.lineno} {node.value}"
+        for file, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in COLUMNS_AND_KEYS
+    ]
+    assert not back, back
