@@ -1,7 +1,7 @@
-# make demo   set up, simulate people, train, decode a person never seen, print the controls
+# make demo   set up, simulate subjects, train, decode a subject left out, print the controls
 # make test   set up, run the tests        make check   lint, types, import layers
 # make docs   build the docs site strictly into site/
-# make real DATA=<folder>   train on real fMRI with two people left out, and report on them with all controls
+# make real DATA=<folder>   train on real fMRI with two subjects left out, and report on them with all controls
 PYTHON ?= python3
 VENV   ?= .venv
 RUNS   ?= runs
