@@ -10,7 +10,7 @@ from scipy.stats import kstest, ttest_1samp
 from sklearn.metrics import roc_auc_score
 
 from mindllm.data.dataset import TrialDataset
-from mindllm.data.store import Store, mean_betas
+from mindllm.data.store import Store
 from mindllm.evaluation.baselines import (
     AnswerEmbeddings,
     ConditionSkipped,
@@ -261,7 +261,7 @@ def test_the_question_alone_has_no_place_for_a_scan(tiny_model: MindLLM, tiny_st
 
 def test_repeats_are_averaged_before_they_are_read(tiny_store: Store) -> None:
     groups = [np.array([0, 6]), np.array([3]), np.array([1, 7, 13])]
-    found = mean_betas(tiny_store, "sub-02", groups)
+    found = tiny_store.mean_betas("sub-02", groups)
     for row, group in zip(found, groups, strict=True):
         np.testing.assert_allclose(
             row, tiny_store.betas("sub-02", group, standardize=True).mean(0), rtol=1e-5, atol=1e-5

@@ -352,8 +352,3 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
         types_mapper=lambda kind: pd.ArrowDtype(kind) if pa.types.is_list(kind) else None
     )
     return frame.astype({"trial_index": "Int64"})
-
-
-def mean_betas(store: Store, subject: str, groups: Sequence[np.ndarray]) -> np.ndarray:
-    """See `Store.mean_betas`."""
-    return store.mean_betas(subject, groups)

@@ -242,7 +242,9 @@ class TextDecoder(BaseEstimator):
         candidates = sorted(set(targets))
         log_likelihoods = np.concatenate(
             [
-                self._log_likelihoods(betas, masker, candidates)
+                self.model_.log_likelihood(
+                    betas, masker, candidates, batch_size=self.batch_size
+                ).numpy()
                 for masker, betas in self._standardized(imgs, subjects)
             ]
         )
@@ -255,14 +257,6 @@ class TextDecoder(BaseEstimator):
             n_trials=len(targets),
             n_captions=len(candidates),
         )
-
-    def _log_likelihoods(
-        self, betas: np.ndarray, masker: VoxelMasker, texts: Sequence[str]
-    ) -> np.ndarray:
-        """(n_trials, n_texts) log-likelihood of every text for every trial, in nats."""
-        fmri_tokens = self.model_.encode(betas, masker)
-        scores = self.model_.score_candidates(fmri_tokens, texts, batch_size=self.batch_size)
-        return scores.cpu().numpy()
 
     def _train_config(self) -> TrainConfig:
         """The training's options, checked before any image is read."""

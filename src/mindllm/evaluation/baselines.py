@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mindllm.data.conversations import ConversationDataset
 from mindllm.data.dataset import TrialDataset
-from mindllm.data.store import Store, mean_betas
+from mindllm.data.store import Store
 from mindllm.evaluation.evaluation_set import EvaluationSet
 from mindllm.evaluation.results import ConditionPredictions
 from mindllm.metrics.exact_match import normalize_answer
@@ -177,7 +177,7 @@ class TrainingTrials:
         """
         voxels = self.fields.prepare_voxels(self.store.masker(subject))
         batches = [
-            torch.from_numpy(mean_betas(self.store, subject, groups[i : i + BATCH_SIZE]))
+            torch.from_numpy(self.store.mean_betas(subject, groups[i : i + BATCH_SIZE]))
             for i in range(0, len(groups), BATCH_SIZE)
         ]
         with torch.no_grad():
@@ -268,7 +268,7 @@ class TrainingTrials:
         """
         voxels = self.shared_voxels(subject)
         stimuli, sums = self.stimulus_sums(voxels)
-        patterns = mean_betas(self.store, subject, groups)[:, voxels[subject]]
+        patterns = self.store.mean_betas(subject, groups)[:, voxels[subject]]
         # Correlations; a sum is as good as a mean.
         similarity = unit_rows(patterns) @ unit_rows(sums).T
         by_stimulus = self.table.drop_duplicates("stimulus").set_index("stimulus")["answer"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mindllm.data.store import Store, mean_betas
+from mindllm.data.store import Store
 from mindllm.evaluation.evaluation_set import EvaluationSet
 from mindllm.evaluation.results import ConditionPredictions
 from mindllm.model.modeling import MindLLM
@@ -85,7 +85,7 @@ class Predictor:
         masker = masker if voxels is None else masker.select_voxels(np.flatnonzero(voxels))
         parts = []
         for batch in self._encoded_batches(groups):
-            betas = mean_betas(store, subject, batch)
+            betas = store.mean_betas(subject, batch)
             tokens = self.model.encode(betas if voxels is None else betas[:, voxels], masker)
             parts.append(self.predict_tokens(tokens, subject, advance, generate=voxels is None))
         assert sum(len(part.texts) for part in parts) == len(groups), "a trial was lost"
@@ -177,7 +177,7 @@ class Predictor:
         """
         ratios, question, start = [], self.evaluation_set.question, 0
         for group_batch in self._encoded_batches(groups):
-            betas = mean_betas(store, subject, group_batch)
+            betas = store.mean_betas(subject, group_batch)
             tokens = self.model.encode(betas, store.masker(subject))
             for batch in tokens.split(self.batch_size):
                 answers = texts[start : start + len(batch)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mindllm.data.splits import describe_split
-from mindllm.data.store import Store, mean_betas
+from mindllm.data.store import Store
 from mindllm.evaluation.evaluation_set import check_split
 from mindllm.language.conversation import Conversation
 from mindllm.metrics.tasks import TASKS, MetricResult, score
@@ -296,7 +296,7 @@ def iter_batches(
     scans = sorted({item.trials for item in items})
     index = {trials: n for n, trials in enumerate(scans)}
     parts = np.array_split(np.arange(len(scans)), max(1, len(scans) // ENCODED_TRIALS))
-    betas = (mean_betas(store, subject, [np.array(scans[n]) for n in part]) for part in parts)
+    betas = (store.mean_betas(subject, [np.array(scans[n]) for n in part]) for part in parts)
     tokens = torch.cat([model.encode(batch, store.masker(subject)) for batch in betas])
     stimuli = store.trials(subject)["stimulus"].to_numpy()[[trials[0] for trials in scans]]
     rows = {"fmri": np.arange(len(scans)), "shuffled_trials": shuffle_scans(stimuli, rng)}
