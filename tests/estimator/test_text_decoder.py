@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -10,8 +11,10 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import estimator_checks
 
-from mindllm import InputError, TextDecoder
+from mindllm import InputError, TextDecoder, VoxelMasker
+from mindllm.estimator import text_decoder
 from mindllm.estimator.images import collect_runs, fit_masker
+from mindllm.fmri.scaling import fit_mean_std
 
 TEXTS = ["a dog runs", "a cat sleeps", "a man cooks rice", "two women sing"]
 QUICK = {
@@ -92,6 +95,17 @@ def test_one_text_per_volume_also_of_new_subjects(fitted: TextDecoder, scans: An
     assert len(texts) == 40
     assert all(isinstance(text, str) for text in texts)
     assert fitted.predict(imgs[0], ["sub-01"]) == texts[:20]
+
+
+def test_fitting_reads_every_image_once(scans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    imgs, captions, mask = scans
+    spy = Mock(side_effect=VoxelMasker.iter_transform)
+    monkeypatch.setattr(VoxelMasker, "iter_transform", lambda *args, **kwargs: spy(*args, **kwargs))
+    monkeypatch.setattr(text_decoder, "train", Mock())
+    decoder = TextDecoder(mask).fit(imgs, captions, ["sub-01", "sub-01"])
+    assert spy.call_count == len(imgs)
+    betas = np.concatenate([decoder.maskers_["sub-01"].transform(img) for img in imgs])
+    np.testing.assert_array_equal(decoder._mean_std["sub-01"], fit_mean_std([betas])[1:])
 
 
 def test_a_short_image_is_standardized_as_its_subject_was(fitted: TextDecoder, scans: Any) -> None:

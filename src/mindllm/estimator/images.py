@@ -13,6 +13,9 @@ from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import Image, check_same_grid, img_filename, load_img
 from mindllm.utils.errors import InputError
 
+Images = Image | Sequence[Image]  # one image, or one per subject or run
+Captions = Sequence[Sequence[str | Sequence[str]]]  # of each image, of each volume: texts
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRun:
@@ -24,9 +27,7 @@ class ImageRun:
 
 
 def collect_runs(
-    imgs: Image | Sequence[Image],
-    subjects: Sequence[str] | None = None,
-    captions: Sequence[Sequence[str | Sequence[str]]] | None = None,
+    imgs: Images, subjects: Sequence[str] | None = None, captions: Captions | None = None
 ) -> list[ImageRun]:
     """Pair images with subjects and captions.
 

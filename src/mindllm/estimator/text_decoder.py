@@ -18,17 +18,15 @@ from sklearn.utils.validation import check_is_fitted
 
 from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
-from mindllm.estimator.images import ImageRun, collect_runs, fit_masker
+from mindllm.estimator.images import Captions, ImageRun, Images, collect_runs, fit_masker
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import Image
-from mindllm.fmri.scaling import MIN_TRIALS, apply_mean_std, fit_mean_std
+from mindllm.fmri.scaling import MIN_TRIALS, apply_mean_std, fit_mean_std, iter_chunks
 from mindllm.metrics.identification import top_k_scores
 from mindllm.training.configuration import TrainConfig, read_config
 from mindllm.training.trainer import train
 from mindllm.utils.errors import InputError
 from mindllm.utils.progress import make_progress
-
-Captions = Sequence[Sequence[str | Sequence[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +127,7 @@ class TextDecoder(BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(
-        self,
-        imgs: Image | Sequence[Image],
-        captions: Captions,
-        subjects: Sequence[str] | None = None,
-    ) -> Self:
+    def fit(self, imgs: Images, captions: Captions, subjects: Sequence[str] | None = None) -> Self:
         """Train on images with a caption (or several) per volume.
 
         Parameters
@@ -166,15 +159,13 @@ class TextDecoder(BaseEstimator):
         with TemporaryDirectory(prefix="mindllm-") as folder, self._progress() as progress:
             store = write_runs(Path(folder) / "store", runs, maskers)
             self.model_ = train(store, Path(folder) / "model", config, progress=progress)
+            self._mean_std = {subject: fit_subject(store, subject) for subject in maskers}
         self.maskers_ = maskers
         self.captions_ = sorted({texts[0] for run in runs for texts in run.captions})
         self.n_trials_ = sum(len(run.captions) for run in runs)
-        self._mean_std = {s: fit_subject(maskers[s], runs) for s in maskers}
         return self
 
-    def predict(
-        self, imgs: Image | Sequence[Image], subjects: Sequence[str] | None = None
-    ) -> list[str]:
+    def predict(self, imgs: Images, subjects: Sequence[str] | None = None) -> list[str]:
         """Text for every volume of every image, in their order.
 
         Parameters
@@ -199,10 +190,7 @@ class TextDecoder(BaseEstimator):
         return texts
 
     def score(
-        self,
-        imgs: Image | Sequence[Image],
-        captions: Captions,
-        subjects: Sequence[str] | None = None,
+        self, imgs: Images, captions: Captions, subjects: Sequence[str] | None = None
     ) -> float:
         """Top-1 identification of each volume's caption among all captions given, in [0, 1].
 
@@ -220,17 +208,14 @@ class TextDecoder(BaseEstimator):
         return self.identify(imgs, captions, subjects).top1
 
     def identify(
-        self,
-        imgs: Image | Sequence[Image],
-        captions: Captions,
-        subjects: Sequence[str] | None = None,
+        self, imgs: Images, captions: Captions, subjects: Sequence[str] | None = None
     ) -> IdentificationScore:
         """Top-1 identification beside chance and shuffled trials.
 
         Parameters
         ----------
         imgs, captions, subjects
-            As for `fit`.
+            As for `fit`; the candidates are the distinct captions.
 
         Returns
         -------
@@ -281,7 +266,7 @@ class TextDecoder(BaseEstimator):
         return fit_masker(subject, [run.img for run in runs], mask, self.atlases or {})
 
     def _standardized(
-        self, imgs: Image | Sequence[Image], subjects: Sequence[str] | None
+        self, imgs: Images, subjects: Sequence[str] | None
     ) -> Iterator[tuple[VoxelMasker, np.ndarray]]:
         """Yield each image's masker and standardized betas (n_volumes, n_voxels)."""
         for run in collect_runs(imgs, subjects):
@@ -302,10 +287,10 @@ class TextDecoder(BaseEstimator):
             yield progress
 
 
-def fit_subject(masker: VoxelMasker, runs: Sequence[ImageRun]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (n_voxels,) over all volumes of the masker's subject."""
-    images = [run.img for run in runs if run.subject == masker.subject]
-    _, mean, std = fit_mean_std(betas for img in images for _, betas in masker.iter_transform(img))
+def fit_subject(store: Store, subject: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (n_voxels,) over all volumes of a subject, from all runs."""
+    betas = store.betas(subject)
+    _, mean, std = fit_mean_std(iter_chunks(betas, np.arange(len(betas))))
     return mean, std
 
 
