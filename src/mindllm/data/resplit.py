@@ -97,6 +97,8 @@ def create_split(store: Store, name: str, by: By, **options: Any) -> Store:
     Returns
     -------
     Store
+        The same store, read with the new split.
+        Opened with the new split.
 
     Raises
     ------

@@ -131,6 +131,7 @@ def split_by_cluster(
     Returns
     -------
     dict of str to ndarray
+        Subject to the split of each trial.
 
     Raises
     ------
@@ -174,6 +175,8 @@ def split_by_subject(
     Returns
     -------
     dict of str to ndarray
+        The split of each trial of each subject.
+        As `split_by_cluster`; trials that are in no split any more are unused.
 
     Raises
     ------
@@ -230,6 +233,7 @@ def split_by_sessions(
     Returns
     -------
     dict of str to ndarray
+        As `split_by_cluster`; training trials of later sessions are unused.
 
     Raises
     ------

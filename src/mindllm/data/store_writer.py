@@ -178,6 +178,9 @@ class StoreWriter:
         Returns
         -------
         Store
+        With one conversation per stimulus that has a caption.
+            The finished store, opened.
+            Whole, at `path`.
 
         Raises
         ------
@@ -262,6 +265,7 @@ def write_store(
     Returns
     -------
     Store
+        As `StoreWriter.finish` gives it.
 
     Raises
     ------

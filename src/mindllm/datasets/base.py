@@ -248,6 +248,7 @@ class DatasetReader(ABC):
         Returns
         -------
         Store
+            Of the selected subjects, their splits assigned.
 
         Raises
         ------

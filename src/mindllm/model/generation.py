@@ -1,4 +1,4 @@
-"""Open-ended generation from fMRI tokens, whole or streamed."""
+"""Token ids of open-ended generation from fMRI tokens, whole or streamed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
-from mindllm.language.conversation import FMRI_TOKEN, Conversation
+from mindllm.language.conversation import Conversation
 
 if TYPE_CHECKING:
     from mindllm.model.modeling import MindLLM
@@ -26,38 +26,6 @@ class CallbackStreamer(TextStreamer):
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.on_text(text)
-
-
-def generate(
-    model: MindLLM,
-    fmri_tokens: Tensor,
-    conversations: Sequence[Conversation],
-    on_text: Callable[[str], None] | None = None,
-    **options: Any,
-) -> list[str]:
-    """Generate the next assistant turn of each conversation.
-
-    Parameters
-    ----------
-    model : MindLLM
-    fmri_tokens : Tensor of shape (n, num_fmri_tokens, token_dim)
-    conversations : sequence of Conversation
-        One per trial, each ending on a user turn.
-    on_text : callable, optional
-        Receives text as it is generated, for a single trial.
-    **options
-        Arguments of transformers' ``generate``; greedy, at most 48 new tokens by default.
-
-    Returns
-    -------
-    list of str
-        One text per conversation.
-    """
-    tokenizer = model.language_model.tokenizer
-    streamer = CallbackStreamer(tokenizer, on_text) if on_text else None
-    ids = generate_ids(model, fmri_tokens, conversations, streamer, **options)
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [text.replace(FMRI_TOKEN, "").strip() for text in texts]
 
 
 @torch.no_grad()

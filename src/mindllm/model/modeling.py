@@ -14,10 +14,11 @@ from transformers.utils import ModelOutput
 
 from mindllm.fmri.inputs import FMRIInputs
 from mindllm.fmri.masker import VoxelMasker
-from mindllm.language.conversation import Conversation, build_conversation
-from mindllm.model import candidates, generation
+from mindllm.language.conversation import FMRI_TOKEN, Conversation, build_conversation
+from mindllm.model import candidates
 from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder, VoxelFeatures
+from mindllm.model.generation import CallbackStreamer, generate_ids
 from mindllm.model.language_model import FrozenLanguageModel
 from mindllm.model.pretrained import (
     PretrainedModule,
@@ -436,19 +437,28 @@ class MindLLM(PretrainedModule):
         on_text: Callable[[str], None] | None = None,
         **options: Any,
     ) -> list[str]:
-        """Generate answers without teacher forcing; see `mindllm.model.generation`.
+        """Generate the next assistant turn of each conversation, without teacher forcing.
 
         Parameters
         ----------
-        fmri_tokens, conversations, on_text, **options
-            As for `mindllm.model.generation.generate`.
+        fmri_tokens : Tensor of shape (n, num_fmri_tokens, token_dim)
+        conversations : sequence of Conversation
+            One per trial, each ending on a user turn.
+        on_text : callable, optional
+            Receives text as it is generated, for a single trial.
+        **options
+            Arguments of transformers' ``generate``; greedy, at most 48 new tokens by default.
 
         Returns
         -------
         list of str
-            One per conversation.
+            One text per conversation.
         """
-        return generation.generate(self, fmri_tokens, conversations, on_text, **options)
+        tokenizer = self.language_model.tokenizer
+        streamer = CallbackStreamer(tokenizer, on_text) if on_text else None
+        ids = generate_ids(self, fmri_tokens, conversations, streamer, **options)
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text.replace(FMRI_TOKEN, "").strip() for text in texts]
 
 
 def init_projector(projector: nn.Linear, language_model: FrozenLanguageModel) -> None:
