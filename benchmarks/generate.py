@@ -27,15 +27,14 @@ def save(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
     nib.save(nib.Nifti1Image(values, affine), path)
 
 
-def nsd(root: Path, sessions: int = 1, voxels: int = 15_724, nifti: bool = False) -> None:
-    """Write NSD's subj01: design, ROIs, transform, noise ceilings, and sessions of 750 volumes.
+def write_nsd_design(
+    folder: Path, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Write NSD's design of all subjects.
 
-    Betas are int16, in MATLAB's chunks.
+    Returns the images of each subject (8, 10,000), the order of the 30,000 trials, and the shared
+    images (1,000), all counted from 1.
     """
-    rng, shape = np.random.default_rng(0), NSD_SHAPE
-    affine = np.diag([1.8, 1.8, 1.8, 1.0])
-    affine[:3, 3] = -1.8 * (np.array(shape) - 1) / 2
-    folder = root / "nsddata" / "experiments" / "nsd"
     folder.mkdir(parents=True)
     shared = np.sort(rng.permutation(73000)[:1000]) + 1
     rest = np.setdiff1d(np.arange(1, 73001), shared)
@@ -54,6 +53,19 @@ def nsd(root: Path, sessions: int = 1, voxels: int = 15_724, nifti: bool = False
             "basiccnt": np.zeros((3, 40)),
         },
     )
+    return images, order, shared
+
+
+def nsd(root: Path, sessions: int = 1, voxels: int = 15_724, nifti: bool = False) -> None:
+    """Write NSD's subj01: design, ROIs, transform, noise ceilings, and sessions of 750 volumes.
+
+    Betas are int16, in MATLAB's chunks.
+    """
+    rng, shape = np.random.default_rng(0), NSD_SHAPE
+    affine = np.diag([1.8, 1.8, 1.8, 1.0])
+    affine[:3, 3] = -1.8 * (np.array(shape) - 1) / 2
+    folder = root / "nsddata" / "experiments" / "nsd"
+    images, order, _ = write_nsd_design(folder, rng)
     trial = np.zeros(73000, int)
     trial[images[0, order[:10000] - 1] - 1] = np.arange(10000) + 1
     pd.DataFrame(

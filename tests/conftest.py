@@ -31,6 +31,15 @@ TEXTS = [
     "What is this person seeing?",
 ]
 REGIONS = {"visual": {1: "V1", 2: "V2", 3: "FFA"}, "lobes": {1: "occipital", 2: "temporal"}}
+TINY_CONFIG = MindLLMConfig(
+    num_queries=16,
+    key_dim=24,
+    num_frequencies=3,
+    parcel_embedding_dim=4,
+    hidden_size=32,
+    num_fmri_tokens=3,
+    token_dim=8,
+)
 
 
 @pytest.fixture(scope="session")
@@ -80,15 +89,7 @@ def tiny_llm(tiny_llm_folder: Path) -> FrozenLanguageModel:
 
 @pytest.fixture
 def tiny_config() -> MindLLMConfig:
-    return MindLLMConfig(
-        num_queries=16,
-        key_dim=24,
-        num_frequencies=3,
-        parcel_embedding_dim=4,
-        hidden_size=32,
-        num_fmri_tokens=3,
-        token_dim=8,
-    )
+    return TINY_CONFIG
 
 
 @pytest.fixture

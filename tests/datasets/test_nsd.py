@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy.io import loadmat, savemat
 
+from benchmarks.generate import write_nsd_design
 from mindllm.data.store import Store
 from mindllm.datasets import nsd
 from mindllm.utils.errors import InputError
@@ -45,24 +46,7 @@ def write_nsd(root: Path) -> None:
     """
     rng = np.random.default_rng(0)
     folder = root / nsd.EXPERIMENT
-    folder.mkdir(parents=True)
-    shared = np.sort(rng.permutation(73000)[:1000]) + 1
-    rest = np.setdiff1d(np.arange(1, 73001), shared)
-    images = np.stack([np.r_[shared, np.sort(rng.permutation(rest)[:9000])] for _ in range(8)])
-    order = np.concatenate([rng.permutation(10000) for _ in range(3)]) + 1
-    pattern = np.zeros((40, 12, 75), np.uint8)
-    for run in range(12):
-        pattern[:, run, : 63 - run % 2] = 1
-    savemat(
-        folder / "nsd_expdesign.mat",
-        {
-            "masterordering": order[None],
-            "subjectim": images,
-            "sharedix": shared[None],
-            "stimpattern": pattern,
-            "basiccnt": np.zeros((3, 40)),
-        },
-    )
+    images, order, shared = write_nsd_design(folder, rng)
     info = pd.DataFrame(
         {
             "cocoId": 100_000 + np.arange(73000) * 3,

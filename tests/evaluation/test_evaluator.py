@@ -24,6 +24,7 @@ from mindllm.model.modeling import MindLLM
 from mindllm.report.summary import summarize_findings
 from mindllm.report.write import to_table, write_report
 from mindllm.utils.errors import InputError
+from tests.report.example import REPORT_FILES
 
 STIMULI = 12
 
@@ -306,14 +307,7 @@ def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> N
     write_report(report, tmp_path / "out", model=model, store=store)
     Console(file=(screen := io.StringIO()), width=140).print(to_table(report))
     assert "above its controls" in " ".join(screen.getvalue().split())
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "candidate_log_likelihoods.npz",
-        "figures",
-        "predictions.jsonl",
-        "report.html",
-        "report.md",
-        "result.json",
-    ]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == REPORT_FILES
     content = json.loads((tmp_path / "out" / "result.json").read_text())
     assert {
         "subject",

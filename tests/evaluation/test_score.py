@@ -1,6 +1,7 @@
 """Controls, baselines, protocols and the statistics around them: each against an independent computation, and under a null."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,6 @@ from mindllm.evaluation.baselines import (
 from mindllm.evaluation.compare import compare
 from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
 from mindllm.evaluation.evaluation_set import EvaluationSet, build_evaluation_set
-from mindllm.evaluation.evaluator import evaluate
 from mindllm.evaluation.noise_ceiling import noise_ceiling
 from mindllm.evaluation.predictor import Predictor
 from mindllm.evaluation.results import ConditionPredictions, SubjectPredictions
@@ -495,15 +495,10 @@ def test_the_full_report_trains_on_shuffled_pairs_once(
     with pytest.raises(InputError, match="give a folder"):
         quick(model, tiny_store, ["sub-03"], controls="all")
     out = tmp_path / "report"
-    report = evaluate(
-        model,
-        tiny_store,
-        ["sub-03"],
-        controls="all",
-        cache_dir=out,
-        progress=False,
-        max_new_tokens=4,
+    evaluate_all = partial(
+        quick, model, tiny_store, ["sub-03"], controls="all", cache_dir=out, max_new_tokens=4
     )
+    report = evaluate_all()
     assert report.value("identification_top1", "trained_on_permuted_pairs") is not None
     assert "trained_on_permuted_pairs" not in report.run_info.skipped_conditions
     other = MindLLM.from_pretrained(out / "permuted-pairs")
@@ -518,15 +513,7 @@ def test_the_full_report_trains_on_shuffled_pairs_once(
     }
     assert len(report.ablation) > 1
     written = (out / "permuted-pairs" / "model.safetensors").stat().st_mtime_ns
-    again = evaluate(
-        model,
-        tiny_store,
-        ["sub-03"],
-        controls="all",
-        cache_dir=out,
-        progress=False,
-        max_new_tokens=4,
-    )
+    again = evaluate_all()
     assert (out / "permuted-pairs" / "model.safetensors").stat().st_mtime_ns == written, (
         "trained once"
     )

@@ -9,21 +9,12 @@ from hypothesis import strategies as st
 from mindllm.model.configuration import PRESETS, MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder
 from mindllm.utils.errors import InputError
-from tests.conftest import REGIONS, make_space
+from tests.conftest import REGIONS, TINY_CONFIG, make_space
 
 NAMES = {p: list(names.values()) for p, names in REGIONS.items()}
-SMALL = MindLLMConfig(
-    num_queries=16,
-    key_dim=24,
-    num_frequencies=3,
-    parcel_embedding_dim=4,
-    hidden_size=32,
-    num_fmri_tokens=3,
-    token_dim=8,
-)
 
 
-def encoder(config: MindLLMConfig = SMALL, seed: int = 0) -> FMRIEncoder:
+def encoder(config: MindLLMConfig = TINY_CONFIG, seed: int = 0) -> FMRIEncoder:
     torch.manual_seed(seed)
     return FMRIEncoder(config, NAMES).eval()
 
@@ -33,9 +24,9 @@ def values(count: int, voxels: int, seed: int = 0) -> torch.Tensor:
 
 
 VARIANTS = {
-    "default": SMALL,
+    "default": TINY_CONFIG,
     "walkthrough": PRESETS["walkthrough"],
-    "random": SMALL.model_copy(
+    "random": TINY_CONFIG.model_copy(
         update={
             "fourier_features": "random",
             "coordinate_system": "index",

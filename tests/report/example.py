@@ -29,6 +29,14 @@ from mindllm.metrics.calibration import (
 from mindllm.metrics.registry import METRICS
 
 SKIPPED = {"shuffled_within_session": "every subject has one session"}
+REPORT_FILES = [
+    "candidate_log_likelihoods.npz",
+    "figures",
+    "predictions.jsonl",
+    "report.html",
+    "report.md",
+    "result.json",
+]
 CANDIDATES = tuple(f"scene {i}" for i in range(10))
 HIGH, LOW, SURE, UNSURE = 0.6, 0.1, 1 / 2001, 0.4
 

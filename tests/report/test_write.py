@@ -18,7 +18,7 @@ from mindllm.report.render import escape_markdown
 from mindllm.report.sections import build_sections, choose_examples
 from mindllm.report.summary import summarize_findings
 from mindllm.report.write import to_table, write_report
-from tests.report.example import change_rows, make_records, make_result, make_run_info
+from tests.report.example import REPORT_FILES, change_rows, make_records, make_result, make_run_info
 
 MARKUP = "<script>alert(1)</script> [bold]*b*|_c_"
 TITLES = [
@@ -63,14 +63,7 @@ def print_table(result: EvaluationResult) -> str:
 def test_the_folder_holds_the_result_and_the_report(tmp_path: Path) -> None:
     result = make_result()
     assert write_report(result, tmp_path / "out") == tmp_path / "out" / "report.html"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "candidate_log_likelihoods.npz",
-        "figures",
-        "predictions.jsonl",
-        "report.html",
-        "report.md",
-        "result.json",
-    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == REPORT_FILES
     figures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
     assert figures == ["calibration-all.png", "confusion-all.png", "intervals-all.png"]
     loaded = EvaluationResult.load(tmp_path / "out")
