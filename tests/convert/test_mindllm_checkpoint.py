@@ -151,7 +151,7 @@ def test_other_sizes(
             "1",
             "not cortex",
         }
-    assert model.model_card["converted_from"]["tensors"].keys() == state.keys()
+    assert model.model_card.converted_from.tensors.keys() == state.keys()
 
 
 def test_region_names_come_from_lookup_tables(

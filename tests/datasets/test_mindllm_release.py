@@ -648,10 +648,10 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
     )
     run("train", "store", "--out", "further", "--init-from", "model", "--config", "options.yaml")
     further = mindllm.MindLLM.from_pretrained("further")
-    assert further.model_card["subjects"] == ["subj01", "subj02"]
-    assert further.model_card["started_from"]["converted_from"]["file"] == "model.ckpt"
+    assert further.model_card.subjects == ["subj01", "subj02"]
+    assert further.model_card.started_from.converted_from.file == "model.ckpt"
     assert list(further.maskers) == ["subj01", "subj02"]
-    assert "stimuli" not in further.model_card
+    assert further.model_card.stimuli is None
     before = dict(published.named_parameters())
     moved = {name for name, p in further.named_parameters() if not torch.equal(p, before[name])}
     assert {

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mindllm.evaluation.evaluator import evaluate
 from mindllm.evaluation.results import EvaluationResult, MetricRow, SubjectInfo
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.metrics.registry import METRICS
+from mindllm.model.model_card import ModelCard
 from mindllm.model.modeling import MindLLM
 from mindllm.report.summary import summarize_findings
 from mindllm.report.write import to_table, write_report
@@ -61,14 +63,15 @@ def planted(tiny_model: MindLLM, **card: object) -> Planted:
         tiny_model.encoder.config, tiny_model.encoder.parcel_names, tiny_model.language_model
     )
     names = [f"s{i:02d}" for i in range(STIMULI)]
-    model.model_card = {
-        "subjects": ["other"],
-        "stimuli": names,
-        "answers": {f"scene {i}": 2 for i in range(STIMULI)},
-        "store": "elsewhere",
-        "seed": 1,
-        "versions": {},
-    } | card
+    known = ModelCard(
+        subjects=["other"],
+        stimuli=names,
+        answers={f"scene {i}": 2 for i in range(STIMULI)},
+        store="elsewhere",
+        seed=1,
+        versions={},
+    )
+    model.model_card = replace(known, **card)
     return model
 
 
@@ -245,7 +248,7 @@ def test_a_silent_card_is_unknown_not_guessed(
     tiny_model: MindLLM, store: Store, tmp_path: Path
 ) -> None:
     model = planted(tiny_model)
-    model.model_card = {}
+    model.model_card = ModelCard()
     report = quick(model, store)
     write_report(report, tmp_path / "out")
     assert report.run_info.model.trained_on_subjects is None

@@ -33,6 +33,7 @@ from mindllm.metrics.captions import caption_scores, tokenize
 from mindllm.metrics.identification import n_way_weights, rank_scores
 from mindllm.metrics.inference import bootstrap_interval, group_p_value, p_value, permutation_null
 from mindllm.metrics.registry import METRICS
+from mindllm.model.model_card import ModelCard
 from mindllm.model.modeling import MindLLM
 from mindllm.report.write import write_report
 from mindllm.training.configuration import TrainConfig
@@ -235,7 +236,7 @@ def test_a_control_better_than_shuffled_scans_moves_the_null_up() -> None:
 
 
 def test_the_question_alone_has_no_place_for_a_scan(tiny_model: MindLLM, tiny_store: Store) -> None:
-    task = build_evaluation_set(tiny_store, {}, ["sub-01"], None, None, "What?")
+    task = build_evaluation_set(tiny_store, ModelCard(), ["sub-01"], None, None, "What?")
     reader = Predictor(tiny_model, task, generate_options={"max_new_tokens": 4})
     said = reader.predict_question_only()
     assert said.log_likelihoods is not None
@@ -286,16 +287,14 @@ def test_training_on_shuffled_pairs_keeps_everything_but_the_pairs(tiny_store: S
 
 
 def test_ridge_reads_a_person_it_was_not_trained_on(tiny_model: MindLLM, tiny_store: Store) -> None:
-    card = {
-        "subjects": ["sub-01", "sub-02"],
-        "store": "tiny",
-        "answers": dict.fromkeys(
-            [answers[0] for answers in tiny_store.conversations["answers"]], 4
-        ),
-    }
+    card = ModelCard(
+        subjects=["sub-01", "sub-02"],
+        store="tiny",
+        answers=dict.fromkeys([answers[0] for answers in tiny_store.conversations["answers"]], 4),
+    )
     training = TrainingTrials(tiny_store, card)
     task = build_evaluation_set(tiny_store, card, ["sub-03"], None, None, "What?")
-    meanings = AnswerEmbeddings(tiny_model.language_model, card["answers"], task.candidates)
+    meanings = AnswerEmbeddings(tiny_model.language_model, card.answers, task.candidates)
     said = training.predict_ridge(meanings, "sub-03", [np.array([row]) for row in range(24)])
     _, true = task.columns(tiny_store.trials("sub-03")["stimulus"].to_numpy())
     assert said.log_likelihoods is not None
@@ -332,7 +331,7 @@ def test_the_oracle_knows_the_cluster_and_nothing_else(
     tiny_model: MindLLM, tmp_path: Path, space: VoxelMasker
 ) -> None:
     store = make_store(tmp_path / "store", space)
-    task = build_evaluation_set(store, {}, ["sub-01"], None, None, "What?")
+    task = build_evaluation_set(store, ModelCard(), ["sub-01"], None, None, "What?")
     meanings = AnswerEmbeddings(tiny_model.language_model, {"scene 3": 2}, task.candidates)
     said = cluster_oracle(task, task.stimuli, meanings, 4)
     assert said.log_likelihoods is not None
@@ -346,7 +345,7 @@ def test_the_constant_answer_is_the_most_frequent_and_of_equals_the_most_central
     tiny_model: MindLLM, tmp_path: Path, space: VoxelMasker
 ) -> None:
     task = build_evaluation_set(
-        make_store(tmp_path / "store", space), {}, None, None, None, "What?"
+        make_store(tmp_path / "store", space), ModelCard(), None, None, None, "What?"
     )
     answers = {"scene 1": 5, "scene 2": 5, "scene 3": 1}
     said = most_frequent_baseline(
@@ -434,7 +433,7 @@ def test_evidence_of_every_answer(tiny_model: MindLLM, tiny_store: Store) -> Non
 
 def test_the_noise_ceiling_of_planted_repeats(tmp_path: Path, space: VoxelMasker) -> None:
     clear, noise = (make_store(tmp_path / str(n), space, noise=n, people=1) for n in (0.05, 1e3))
-    task = build_evaluation_set(clear, {}, None, None, None, "What?")
+    task = build_evaluation_set(clear, ModelCard(), None, None, None, "What?")
     found = noise_ceiling(clear, task, "sub-01")
     assert found is not None
     assert found.leave_one_repetition_out_top1 > 0.5
@@ -502,11 +501,11 @@ def test_the_full_report_trains_on_shuffled_pairs_once(
     assert report.value("identification_top1", "trained_on_permuted_pairs") is not None
     assert "trained_on_permuted_pairs" not in report.run_info.skipped_conditions
     other = MindLLM.from_pretrained(out / "permuted-pairs")
-    assert other.model_card["config"] == model.model_card["config"] | {
+    assert other.model_card.config == model.model_card.config | {
         "permute_pairs": True,
         "language_model": model.language_model.name,
     }
-    assert other.model_card["subjects"] == ["sub-01", "sub-02"]
+    assert other.model_card.subjects == ["sub-01", "sub-02"]
     assert {(row.atlas, row.n_subjects) for row in report.ablation} <= {
         ("visual", 1),
         ("lobes", 1),

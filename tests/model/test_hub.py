@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from mindllm import InputError, MindLLM
+from mindllm.model.model_card import ConvertedFrom, MeasuredScore, ModelCard
 from tests.conftest import make_space
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -38,7 +39,7 @@ class Row:
 def saved(tiny_model: MindLLM, tmp_path: Path) -> Path:
     masker = make_space("sub-01")
     tiny_model.maskers = {"sub-01": masker}
-    tiny_model.model_card = {"subjects": ["sub-01"], "question": "What is seen?", "seed": 3}
+    tiny_model.model_card = ModelCard(subjects=["sub-01"], question="What is seen?", seed=3)
     tiny_model.add_results([Row(), Row(condition="shuffled_trials", value=0.017)])
     tiny_model.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -67,6 +68,28 @@ def test_the_model_card_has_the_measured_results(saved: Path) -> None:
     assert "| all | fmri | identification_top1 | 0.425 | 0.292 to 0.558 | 0.017 | 240 |" in text
     assert "shuffled_trials" in text
     assert "| Training subjects | sub-01 |" in text
+
+
+def test_a_model_card_keeps_all_parts() -> None:
+    card = ModelCard(
+        validation_subjects=[],
+        split={"name": "default"},
+        started_from=ModelCard(converted_from=ConvertedFrom("model.ckpt", "0", {"a": [2, 3]}, [])),
+        results=[MeasuredScore("all", "fmri", "bleu", 3, value=0.5)],
+    )
+    content = json.loads(json.dumps(card.to_dict()))
+    assert set(content) == {"validation_subjects", "split", "started_from", "results"}
+    assert ModelCard.from_dict(content) == card
+    assert ModelCard.from_dict({"question": None, "started_from": None}) == ModelCard()
+    assert (card.split_name, ModelCard().split_name) == ("default", None)
+
+
+def test_a_model_card_with_unknown_entries(saved: Path) -> None:
+    content = json.loads((saved / "config.json").read_text())
+    content["model_card"]["normalization"] = {}
+    (saved / "config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"model card that this version .*'normalization'"):
+        MindLLM.from_pretrained(saved)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model"])

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from mindllm.language.chat_templates import VicunaChatTemplate
 from mindllm.language.conversation import FMRI_TOKEN, build_conversation
 from mindllm.model.language_model import FrozenLanguageModel
+from mindllm.model.model_card import ModelCard
 from mindllm.model.modeling import MindLLM
 from mindllm.model.processing import IGNORE_INDEX, MindLLMProcessor
 from mindllm.utils.errors import InputError
@@ -124,11 +125,11 @@ def test_a_question_is_put_as_the_format_puts_it(tiny_model: MindLLM) -> None:
     assert tiny_model.build_conversation("Why?") == [
         {"role": "user", "content": f"Why?\n{FMRI_TOKEN}"}
     ]
-    tiny_model.model_card = {"question": f"Who, {FMRI_TOKEN}?"}  # as trained
+    tiny_model.model_card = ModelCard(question=f"Who, {FMRI_TOKEN}?")  # as trained
     assert tiny_model.build_conversation(answer="I")[0]["content"] == f"Who, {FMRI_TOKEN}?"
     tiny_model.processor = MindLLMProcessor(tiny_model.language_model.tokenizer, 3, "vicuna")
     assert tiny_model.build_conversation("Why?")[0]["content"] == f"{FMRI_TOKEN}\nWhy?"
-    tiny_model.model_card = {}
+    tiny_model.model_card = ModelCard()
     assert (
         tiny_model.build_conversation()[0]["content"]
         == f"{FMRI_TOKEN}\n{VicunaChatTemplate.question}"

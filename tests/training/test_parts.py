@@ -150,7 +150,7 @@ def test_callbacks_history_and_validation_scores(
     assert {row["val_constant"] for row in history} == {0.5}
     assert content["best"]["alignment"] == min(row["val_loss"] for row in history[:2])
     assert math.isfinite(content["best"]["instruction_tuning"])
-    assert model.model_card["steps"] == 10
+    assert model.model_card.steps == 10
 
 
 def test_the_model_holds_the_maskers_of_its_training_subjects(

@@ -99,7 +99,7 @@ def test_a_tiny_model_learns_a_handful_of_trials(
     for stage, factor in (("alignment", 0.5), ("instruction_tuning", 0.9)):
         losses = [row["loss"] for row in history if row["stage"] == stage]
         assert losses[-1] < factor * losses[0], (stage, losses)
-    assert model.model_card["subjects"] == tiny_store.subjects
+    assert model.model_card.subjects == tiny_store.subjects
     assert model.null_tokens.abs().max() > 0
 
 
@@ -309,9 +309,9 @@ def test_validation_subjects_are_not_trained_on(
     model = train(
         tiny_store, tmp_path / "model", options(tiny_llm_folder, num_validation_subjects=1)
     )
-    assert len(model.model_card["subjects"]) == 2
+    assert len(model.model_card.subjects) == 2
     assert (
-        sorted(model.model_card["subjects"] + model.model_card["validation_subjects"])
+        sorted(model.model_card.subjects + model.model_card.validation_subjects)
         == tiny_store.subjects
     )
     report = json.loads((tmp_path / "model" / "training.json").read_text())
@@ -331,8 +331,8 @@ def test_the_split_val_is_used_where_there_is_one_and_test_never(
     assert set(training.table["stimulus"]) == {"stim0", "stim1", "stim2"}
     assert set(validation.table["stimulus"]) == {"stim3", "stim4"}
     model = train(store, tmp_path / "model", options(tiny_llm_folder))
-    assert model.model_card["stimuli"] == ["stim0", "stim1", "stim2"]
-    assert sorted(model.model_card["answers"]) == sorted(TEXTS[:3])
+    assert model.model_card.stimuli == ["stim0", "stim1", "stim2"]
+    assert sorted(model.model_card.answers) == sorted(TEXTS[:3])
 
 
 def test_a_training_that_diverges(tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path) -> None:

@@ -38,12 +38,13 @@ def convert(
         model = convert_checkpoint(
             checkpoint, roi_dir, llm, out, trained_on=parse_list(trained_on), lora_alpha=lora_alpha
         )
-    made = model.model_card["converted_from"]
-    for name, shape in made["tensors"].items():
+    origin = model.model_card.converted_from
+    assert origin is not None
+    for name, shape in origin.tensors.items():
         console.print(f"[dim]used[/dim] {name} {tuple(shape)}", highlight=False)
     weights = sum(p.numel() for p in [*model.encoder.parameters(), *model.projector.parameters()])
-    lora = f", {len(made['lora'])} LoRA tensors" if made["lora"] else ""
+    lora = f", {len(origin.lora)} LoRA tensors" if origin.lora else ""
     console.print(
-        f"{out}: {len(made['tensors'])} tensors used, none left over{lora}; {weights:,} weights; "
+        f"{out}: {len(origin.tensors)} tensors used, none left over{lora}; {weights:,} weights; "
         f"maskers of {', '.join(model.maskers)}"
     )

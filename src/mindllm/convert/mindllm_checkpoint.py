@@ -14,6 +14,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from mindllm.convert.checkpoint_tensors import (
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.roi_volumes import MASK, OUTSIDE, find_roi_subjects, load_roi_maskers
 from mindllm.model.language_model import FrozenLanguageModel, load_language_model
+from mindllm.model.model_card import ConvertedFrom, ModelCard
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import atomic_directory, check_not_exists
@@ -90,7 +92,7 @@ def convert_checkpoint(
     frozen = load_matching_language_model(language_model, checkpoint, dims, lora_alpha)
     model = build_model(checkpoint, dims, maskers, frozen)
     if trained_on:
-        model.model_card["subjects"] = list(trained_on)
+        model.model_card = replace(model.model_card, subjects=list(trained_on))
     with atomic_directory(out) as temporary:
         model.save_pretrained(temporary)
     return model
@@ -140,18 +142,18 @@ def build_model(
     with torch.no_grad():
         model.null_tokens.copy_(head.tokens(head.embed(torch.zeros(1, dims.num_queries)))[0])
     model.maskers = maskers
-    model.model_card = {
-        "converted_from": {
-            "file": checkpoint.file.name,
-            "sha256": hash_file(checkpoint.file),
-            "lightning": checkpoint.lightning_version,
-            "tensors": {name: list(t.shape) for name, t in checkpoint.state_dict.items()},
-            "lora": sorted(checkpoint.lora_state_dict),
-        },
-        "null_tokens": (
+    model.model_card = ModelCard(
+        converted_from=ConvertedFrom(
+            file=checkpoint.file.name,
+            sha256=hash_file(checkpoint.file),
+            lightning=checkpoint.lightning_version,
+            tensors={name: list(t.shape) for name, t in checkpoint.state_dict.items()},
+            lora=sorted(checkpoint.lora_state_dict),
+        ),
+        null_tokens=(
             "the tokens of a scan that is 0 everywhere (the checkpoint holds no mean token)"
         ),
-    }
+    )
     return model
 
 

@@ -22,6 +22,7 @@ from mindllm.metrics.exact_match import normalize_answer
 from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder
 from mindllm.model.language_model import FrozenLanguageModel
+from mindllm.model.model_card import ModelCard
 from mindllm.model.text_embeddings import embed_texts, whitened_text_embeddings
 
 N_FIELDS = 512  # receptive fields that ridge regression reads
@@ -117,13 +118,11 @@ def most_frequent(answers: Mapping[str, int]) -> list[str]:
     return sorted(text for text, count in answers.items() if count == max(answers.values()))
 
 
-def check_subjects_available(
-    store: Store, card: Mapping[str, Any], subjects: Iterable[str]
-) -> None:
+def check_subjects_available(store: Store, card: ModelCard, subjects: Iterable[str]) -> None:
     """Raise ConditionSkipped unless this is the model's training store, with these subjects."""
-    if card.get("store") != store.meta.get("name") or set(subjects) - set(store.subjects):
+    if card.store != store.meta.get("name") or set(subjects) - set(store.subjects):
         raise ConditionSkipped(
-            f"the trials that the model was trained on ({card.get('store')}) are not in this store"
+            f"the trials that the model was trained on ({card.store}) are not in this store"
         )
 
 
@@ -134,8 +133,8 @@ class TrainingTrials:
     ----------
     store : Store
         The store that the model was trained on.
-    card : mapping
-        Model card.
+    card : ModelCard
+        Of the model.
 
     Raises
     ------
@@ -143,20 +142,19 @@ class TrainingTrials:
         If the training trials are not in this store.
     """
 
-    def __init__(self, store: Store, card: Mapping[str, Any]) -> None:
-        subjects = card.get("subjects")
-        if not subjects:
+    def __init__(self, store: Store, card: ModelCard) -> None:
+        if not card.subjects:
             raise ConditionSkipped("the model card does not list the training subjects")
-        check_subjects_available(store, card, subjects)
-        self.store, self.subjects = store, list(subjects)
+        check_subjects_available(store, card, card.subjects)
+        self.store, self.subjects = store, list(card.subjects)
         trials = TrialDataset(store, self.subjects, "train")
-        known = set(card["stimuli"]) if "stimuli" in card else set(trials.table["stimulus"])
+        known = set(trials.table["stimulus"] if card.stimuli is None else card.stimuli)
         self.table = trials.table[trials.table["stimulus"].isin(known)].reset_index(drop=True)
         if self.table.empty:
             raise ConditionSkipped("no trial that the model was trained on is in this store")
         first_answer = ConversationDataset(store, [trials]).first_answer
         self.table["answer"] = self.table["stimulus"].map(first_answer)
-        if set(self.table["answer"]) - set(card.get("answers", {})):
+        if set(self.table["answer"]) - set(card.answers or {}):
             raise ConditionSkipped(
                 "the answers in this store are not those that the model was trained on"
             )

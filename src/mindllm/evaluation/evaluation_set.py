@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ import pandas as pd
 from mindllm.data.splits import DEFAULT_SPLIT, SPLITS
 from mindllm.data.store import Store
 from mindllm.metrics.exact_match import normalize_answer
+from mindllm.model.model_card import ModelCard
 from mindllm.utils.errors import InputError
 
 
@@ -56,7 +56,7 @@ class EvaluationSet:
 
 def build_evaluation_set(
     store: Store,
-    card: Mapping[str, Any],
+    card: ModelCard,
     subjects: Sequence[str] | None,
     split: str | None,
     question: str | None,
@@ -66,7 +66,7 @@ def build_evaluation_set(
 
     Parameters
     ----------
-    store, card : Store, mapping
+    store, card : Store, ModelCard
         The data; the model card, which says what the model was trained on.
     subjects : sequence of str or None
         None: all; of a store split by subject, those left out.
@@ -104,10 +104,10 @@ def build_evaluation_set(
 
 
 def choose_trials(
-    store: Store, card: Mapping[str, Any], subjects: Sequence[str] | None, split: str | None
+    store: Store, card: ModelCard, subjects: Sequence[str] | None, split: str | None
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return the trial indices of every subject, and in words which they are."""
-    trained = set(card.get("subjects", []))
+    trained = set(card.subjects or [])
     trial_indices, splits = {}, {}
     for subject in store.select_subjects(subjects):
         rows, words = select_trials(store.trials(subject), subject, subject in trained, split)
@@ -134,15 +134,15 @@ def build_candidates(references: Sequence[Sequence[str]]) -> tuple[list[str], np
     return candidates, np.array([index[key] for key in first])
 
 
-def open_store(path: str | Path, card: Mapping[str, Any], split_scheme: str | None) -> Store:
+def open_store(path: str | Path, card: ModelCard, split_scheme: str | None) -> Store:
     """Open a store with the split that the model was trained with.
 
     Parameters
     ----------
     path : str or Path
         The store.
-    card : mapping
-        Model card.
+    card : ModelCard
+        Of the model.
     split_scheme : str or None
         Name of another split of the store.
 
@@ -151,17 +151,17 @@ def open_store(path: str | Path, card: Mapping[str, Any], split_scheme: str | No
     Store
         Opened with that split.
     """
-    store, trained = Store(path), card.get("split", {}).get("name")
-    is_training_store = store.meta.get("name") == card.get("store") and trained in store.splits
+    store, trained = Store(path), card.split_name
+    is_training_store = store.meta.get("name") == card.store and trained in store.splits
     return Store(path, split_scheme or (trained if is_training_store else None))
 
 
-def check_split(store: Store, card: Mapping[str, Any]) -> None:
+def check_split(store: Store, card: ModelCard) -> None:
     """Raise InputError where the model was trained on this data with another split."""
-    trained = card.get("split", {}).get("name", DEFAULT_SPLIT)
-    if store.meta.get("name") == card.get("store") and trained != store.split["name"]:
+    trained = card.split_name or DEFAULT_SPLIT
+    if store.meta.get("name") == card.store and trained != store.split["name"]:
         raise InputError(
-            f"the model was trained with the split {trained!r} of {card['store']}, and "
+            f"the model was trained with the split {trained!r} of {card.store}, and "
             f"{store.path} is opened with {store.split['name']!r}: its test trials may have been "
             f"trained on. Give --split-scheme {trained!r} "
             f"(here are {', '.join([DEFAULT_SPLIT, *store.splits])})."

@@ -1,7 +1,7 @@
 """Evaluate a model on a store: predict, score, and return a typed result."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -31,6 +31,7 @@ from mindllm.evaluation.results import (
 )
 from mindllm.evaluation.score import pool_subjects, score_predictions, summarize_scores
 from mindllm.evaluation.text_scores import text_scores
+from mindllm.model.model_card import ModelCard
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
 from mindllm.utils.progress import make_progress, spinner
@@ -149,7 +150,7 @@ def evaluation_mode(model: MindLLM) -> Iterator[None]:
 
 
 def score_all(
-    model_card: Mapping[str, Any],
+    model_card: ModelCard,
     store: Store,
     task: EvaluationSet,
     predictions: Predictions,

@@ -24,6 +24,7 @@ from mindllm.evaluation.cache import PredictionCache
 from mindllm.evaluation.evaluation_set import EvaluationSet
 from mindllm.evaluation.predictor import Predictor, shuffled_conditions
 from mindllm.evaluation.results import ConditionPredictions, SubjectPredictions
+from mindllm.model.model_card import ModelCard
 from mindllm.model.modeling import MindLLM
 from mindllm.training.configuration import TrainConfig
 from mindllm.training.trainer import train
@@ -133,7 +134,7 @@ def predict_conditions(
     """
     predictor = Predictor(model, task, options.batch_size, options.generate_options)
     fmri = predict_subjects(predictor, store, "fmri", cache, progress, "predicting from fMRI")
-    answers: Mapping[str, int] = model.model_card.get("answers") or {}
+    answers: Mapping[str, int] = model.model_card.answers or {}
     with spinner(progress, "embedding answers"):
         embeddings = AnswerEmbeddings(model.language_model, answers, task.candidates)
     conditions = control_conditions(predictor, store, fmri, embeddings, answers, options, cache)
@@ -293,7 +294,7 @@ def add_baselines(
     conditions: Mapping[str, Conditions],
     store: Store,
     task: EvaluationSet,
-    card: Mapping[str, Any],
+    card: ModelCard,
     embeddings: AnswerEmbeddings,
     cache: PredictionCache,
 ) -> dict[str, str]:
@@ -364,16 +365,16 @@ def train_on_permuted_pairs(
     goes on. Raises ConditionSkipped if the training cannot be repeated with this store.
     """
     card = model.model_card
-    if "config" not in card or not card.get("subjects"):
+    if card.config is None or not card.subjects:
         raise ConditionSkipped("the model card does not hold the training options")
-    if card.get("started_from"):
+    if card.started_from:
         raise ConditionSkipped(
             "the training began from another model, which was trained on the true pairs"
         )
-    subjects = sorted({*card["subjects"], *card.get("validation_subjects", [])})
+    subjects = sorted({*card.subjects, *(card.validation_subjects or [])})
     check_subjects_available(store, card, subjects)
     changes = {"permute_pairs": True, "language_model": model.language_model.name}
-    config = TrainConfig(**card["config"] | changes)
+    config = TrainConfig(**{**card.config, **changes})
     logger.info(
         "training on permuted pairs, as long as the model itself was trained, in %s", directory
     )

@@ -1,8 +1,7 @@
 """Protocols as rows of their own: repetitions averaged or not, stimulus sets, seen and new."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from mindllm.evaluation.results import (
 )
 from mindllm.evaluation.score import pool_subjects, score_predictions, summarize_scores
 from mindllm.evaluation.text_scores import text_scores
+from mindllm.model.model_card import ModelCard
 from mindllm.utils.seeds import subject_seed
 
 PROTOCOL_CONDITIONS = ("fmri", "shuffled_trials", "null_tokens")
@@ -34,7 +34,7 @@ class Protocol:
 
 
 def score_protocols(
-    model_card: Mapping[str, Any],
+    model_card: ModelCard,
     store: Store,
     task: EvaluationSet,
     predictions: Predictions,
@@ -46,7 +46,7 @@ def score_protocols(
 
     Parameters
     ----------
-    model_card : mapping
+    model_card : ModelCard
         Which subjects and stimuli were seen in training.
     store : Store
         Its stimulus sets.
@@ -128,7 +128,7 @@ def protocol_result(
     )
 
 
-def sub_protocols(card: Mapping[str, Any], store: Store, protocol: Protocol) -> Iterator[Protocol]:
+def sub_protocols(card: ModelCard, store: Store, protocol: Protocol) -> Iterator[Protocol]:
     """Yield a protocol on each stimulus set, and on subjects and stimuli seen or new."""
     stimuli, subjects = set(protocol.task.stimuli), [p.subject for p in protocol.subjects]
     for name, members in store.stimulus_sets.items():
@@ -138,8 +138,8 @@ def sub_protocols(card: Mapping[str, Any], store: Store, protocol: Protocol) -> 
                 protocol, name, f"the stimuli of the set {name}", subjects, common
             )
     for kind, known, present in (
-        ("subjects", card.get("subjects"), subjects),
-        ("stimuli", card.get("stimuli"), sorted(stimuli)),
+        ("subjects", card.subjects, subjects),
+        ("stimuli", card.stimuli, sorted(stimuli)),
     ):
         in_training = set(known or []) & set(present)
         if known is None or not 0 < len(in_training) < len(present):

@@ -209,7 +209,7 @@ def choose_subjects(
     """Return the subjects to ask about; InputError if the model was trained on these trials."""
     chosen = store.select_subjects(subjects)
     check_split(store, model.model_card)
-    trained = sorted(set(chosen) & set(model.model_card.get("subjects", [])))
+    trained = sorted(set(chosen) & set(model.model_card.subjects or []))
     if split == "train" and trained:
         raise InputError(
             f"the model was trained on these trials of {', '.join(trained)}; "
@@ -267,8 +267,8 @@ def score_answers(
         split=questions.split,
         store_split=describe_split(store.split),
         subjects=questions.subjects,
-        source_in_training=questions.source in card["sources"] if "sources" in card else None,
-        subjects_in_training=tuple(sorted(set(questions.subjects) & set(card.get("subjects", [])))),
+        source_in_training=None if card.sources is None else questions.source in card.sources,
+        subjects_in_training=tuple(sorted(set(questions.subjects) & set(card.subjects or []))),
         average_repetitions=questions.average_repetitions,
         n_items=len(items),
         seed=seed,

@@ -1,8 +1,7 @@
 """What is kept of an evaluation: one record per trial, and how it was measured."""
 
 import platform
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from mindllm.metrics.calibration import CalibrationResult, calibration, candidat
 from mindllm.metrics.captions import java_unavailable_reason
 from mindllm.metrics.exact_match import exact_match_scores
 from mindllm.metrics.identification import rank
+from mindllm.model.model_card import ModelCard
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.versions import PACKAGES, package_version
 
@@ -105,7 +105,7 @@ def describe_run(
     """
     card, conditions = model.model_card, predictions.subjects[0].conditions
     frequent = conditions.get("most_frequent")
-    known = set(card["stimuli"]) if "stimuli" in card else None
+    known = None if card.stimuli is None else set(card.stimuli)
     return RunInfo(
         model=describe_model(model, model_name),
         data=describe_store(store),
@@ -121,7 +121,7 @@ def describe_run(
         zero_text=conditions["zero"].texts[0],
         noise_text=conditions["noise"].texts[0],
         most_frequent_text=None if frequent is None else frequent.texts[0],
-        n_most_frequent=len(most_frequent(card["answers"])) if card.get("answers") else 0,
+        n_most_frequent=len(most_frequent(card.answers)) if card.answers else 0,
         n_oracle_clusters=N_ORACLE_CLUSTERS,
         skipped_conditions=predictions.skipped_conditions,
         text_scores_skipped=java_unavailable_reason(),
@@ -145,15 +145,14 @@ def installed_versions() -> dict[str, str]:
 def describe_model(model: MindLLM, name: str | None) -> ModelInfo:
     """Return what the model and its card say about it."""
     card = model.model_card
-    subjects = card.get("subjects")
     return ModelInfo(
-        name=name or card.get("name"),
+        name=name or card.name,
         language_model=model.language_model.name,
         language_model_fingerprint=model.language_model.fingerprint,
-        trained_on_subjects=None if subjects is None else tuple(subjects),
-        trained_on_store=card.get("store"),
-        training_seed=card.get("seed"),
-        training_versions=card.get("versions"),
+        trained_on_subjects=None if card.subjects is None else tuple(card.subjects),
+        trained_on_store=card.store,
+        training_seed=card.seed,
+        training_versions=card.versions,
         encoder=model.encoder.config.model_dump(mode="json"),
     )
 
@@ -170,7 +169,7 @@ def describe_store(store: Store) -> StoreInfo:
 
 
 def describe_subject(
-    card: Mapping[str, Any], store: Store, task: EvaluationSet, subject: str
+    card: ModelCard, store: Store, task: EvaluationSet, subject: str
 ) -> SubjectInfo:
     """Return what was evaluated of a subject, and what the model was trained on of it."""
     rows, split = task.trial_indices[subject], task.splits[subject]
@@ -181,22 +180,22 @@ def describe_subject(
         n_stimuli=len(stimuli),
         n_voxels=len(store.masker(subject)),
         split=split,
-        in_training=subject in card["subjects"] if "subjects" in card else None,
+        in_training=None if card.subjects is None else subject in card.subjects,
         chose_checkpoint=chose_checkpoint(card, subject, split),
-        n_stimuli_in_training=(len(stimuli & set(card["stimuli"])) if "stimuli" in card else None),
+        n_stimuli_in_training=None if card.stimuli is None else len(stimuli & set(card.stimuli)),
         standardized_with=describe_standardization(store, task, subject),
     )
 
 
-def chose_checkpoint(card: Mapping[str, Any], subject: str, split: str) -> bool:
+def chose_checkpoint(card: ModelCard, subject: str, split: str) -> bool:
     """Return whether these trials helped to choose the model's weights.
 
     They did if they are a validation subject's, its test split apart.
     """
     return (
-        subject in card.get("validation_subjects", [])
+        subject in (card.validation_subjects or [])
         and split != "test"
-        and (subject not in card.get("subjects", []) or split == "val")
+        and (subject not in (card.subjects or []) or split == "val")
     )
 
 

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -19,6 +18,7 @@ from torch import Tensor
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.masker_io import load_masker, save_masker
 from mindllm.model.configuration import MindLLMConfig
+from mindllm.model.model_card import ModelCard
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import atomic_write, read_json, write_json
 from mindllm.utils.validation import check_format
@@ -62,7 +62,7 @@ class CheckpointParts:
     state_dict : mapping from str to Tensor
     maskers : mapping from str to VoxelMasker
         Maskers of training subjects.
-    model_card : mapping
+    model_card : ModelCard
         How the model was made.
     adapter : Path, optional
         Folder of a LoRA adapter of the language model.
@@ -73,7 +73,7 @@ class CheckpointParts:
     language_model: LanguageModelRef
     state_dict: Mapping[str, Tensor]
     maskers: Mapping[str, VoxelMasker] = field(default_factory=dict)
-    model_card: Mapping[str, Any] = field(default_factory=dict)
+    model_card: ModelCard = field(default_factory=ModelCard)
     adapter: Path | None = None
 
 
@@ -98,7 +98,7 @@ def save_checkpoint(parts: CheckpointParts, folder: Path) -> None:
         "version": package_version("mindllm"),
         "encoder": parts.config.model_dump(),
         "language_model": vars(parts.language_model),
-        "model_card": parts.model_card,
+        "model_card": parts.model_card.to_dict(),
     }
     write_json(folder / "config.json", content)
 
@@ -124,6 +124,13 @@ def load_checkpoint(folder: Path) -> CheckpointParts:
             f"{folder / 'config.json'} does not name a language model; found "
             f"{content.get('language_model')!r}. Train or fetch the model again."
         ) from error
+    try:
+        model_card = ModelCard.from_dict(content.get("model_card", {}))
+    except TypeError as error:
+        raise InputError(
+            f"{folder / 'config.json'} has a model card that this version of mindllm does not "
+            f"know: {error}. Train or convert the model again."
+        ) from error
     parcel_names = read_json(folder / "regions.json", WHAT)
     names = enumerate_parcels(parcel_names)
     maskers = [load_masker(f, names, REMEDY) for f in sorted((folder / "spaces").glob("*"))]
@@ -133,7 +140,7 @@ def load_checkpoint(folder: Path) -> CheckpointParts:
         language_model=language_model,
         state_dict=load_weights(folder / "model.safetensors"),
         maskers={masker.subject: masker for masker in maskers},
-        model_card=content.get("model_card", {}),
+        model_card=model_card,
         adapter=folder / "adapter" if (folder / "adapter").is_dir() else None,
     )
 

@@ -20,6 +20,7 @@ from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder, VoxelFeatures
 from mindllm.model.generation import CallbackStreamer, generate_ids
 from mindllm.model.language_model import FrozenLanguageModel
+from mindllm.model.model_card import ModelCard
 from mindllm.model.pretrained import (
     PretrainedModule,
     drop_language_model,
@@ -68,7 +69,7 @@ class MindLLM(PretrainedModule):
         Masker of each training subject.
     processor : MindLLMProcessor
         Conversations to model inputs.
-    model_card : dict
+    model_card : ModelCard
         How the model was trained, and on what.
     null_tokens : Tensor of shape (num_fmri_tokens, token_dim)
         Mean fMRI tokens of the training trials.
@@ -112,7 +113,7 @@ class MindLLM(PretrainedModule):
             language_model.pad_id,
         )
         self.chat_template = chat_template
-        self.model_card = {}
+        self.model_card = ModelCard()
         self.maskers = {}
 
     @property
@@ -325,7 +326,7 @@ class MindLLM(PretrainedModule):
         Conversation
         """
         template = self.processor.chat_template
-        asked = question or self.model_card.get("question") or template.question
+        asked = question or self.model_card.question or template.question
         return build_conversation(asked, answer, fmri_first=template.fmri_first)
 
     def decode(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard as HubModelCard
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
@@ -26,7 +28,7 @@ from mindllm.model.language_model import (
     default_device,
     load_language_model,
 )
-from mindllm.model.model_card import render_model_card
+from mindllm.model.model_card import MeasuredScore, ModelCard, render_model_card
 from mindllm.utils.errors import InputError
 
 LANGUAGE_MODEL_PREFIX = "language_model."
@@ -44,7 +46,7 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
     language_model: FrozenLanguageModel
     chat_template: str | None
     maskers: dict[str, VoxelMasker]
-    model_card: dict[str, Any]
+    model_card: ModelCard
 
     @classmethod
     def from_pretrained(
@@ -133,7 +135,7 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
         model = cls(parts.config, parts.parcel_names, language_model, ref.chat_template)
         check_weights(model.state_dict(), parts.state_dict, folder)
         model.load_state_dict(parts.state_dict)
-        model.model_card, model.maskers = dict(parts.model_card), dict(parts.maskers)
+        model.model_card, model.maskers = parts.model_card, dict(parts.maskers)
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -152,7 +154,7 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
         )
         save_checkpoint(parts, save_directory)
 
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> HubModelCard:
         """Write the README.md of a model folder: what it is, its training, its measured results.
 
         Parameters
@@ -165,7 +167,7 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
         huggingface_hub.ModelCard
         """
         weights = [*self.encoder.parameters(), *self.projector.parameters()]
-        return ModelCard(
+        return HubModelCard(
             render_model_card(
                 self.model_card,
                 language_model=self.language_model.name,
@@ -183,9 +185,9 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
             Such as ``evaluate(model, store).scores``: objects with subject, condition, metric,
             value, ci_low, ci_high, chance_level and n_trials.
         """
-        names = ("subject", "condition", "metric", "value", "ci_low", "ci_high", "chance_level")
-        fields = (*names, "n_trials")
-        self.model_card["results"] = [{name: getattr(r, name) for name in fields} for r in rows]
+        names = [field.name for field in fields(MeasuredScore)]
+        results = [MeasuredScore(**{name: getattr(row, name) for name in names}) for row in rows]
+        self.model_card = replace(self.model_card, results=results)
 
 
 def drop_language_model(module: nn.Module, state_dict: Any, prefix: str, metadata: Any) -> None:

@@ -340,8 +340,7 @@ class Trainer:
             self.loss_fn.load_state_dict(self.state.best_state_dict)
         model = self.model.eval()
         measure_null_tokens(model, self.data, self.batches)
-        card = create_model_card(model, self.data, self.config, self.state.step)
-        model.model_card = card.to_dict()
+        model.model_card = create_model_card(model, self.data, self.config, self.state.step)
         model.maskers |= {s: self.store.masker(s) for s in self.data.training.subjects}
         if self.accelerator.is_main_process:
             for callback in self.callbacks:
