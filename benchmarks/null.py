@@ -20,11 +20,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.progress import track
 from scipy.stats import kstest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny_llm import save_tiny_llm
 
 from mindllm.datasets.bids import BIDSReader
 from mindllm.evaluation.evaluator import evaluate
@@ -157,45 +155,13 @@ def summary(records: list[dict[str, float]], signal: float) -> str:
 
 
 def tiny_llm(folder: Path) -> None:
-    """A random two-layer Llama with a byte-level tokenizer, saved as a folder."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|im_start|>", "<|im_end|>"]
+    """Save the tiny random language model."""
     texts = [
         "two women jumping on a beach with an umbrella",
         "a dog running in a park",
         "What is this person seeing?",
     ]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1], pad_token=special[1]
-    )
-    wrapped.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% "
-        "endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    wrapped.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(wrapped),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    save_tiny_llm(folder, texts, vocab_size=400, hidden_size=64, max_length=512)
 
 
 if __name__ == "__main__":

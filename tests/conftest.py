@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny random language model, people with a few voxels, and the real data where it is present."""
+"""Shared fixtures: a tiny random language model, subjects of a few voxels, and the real data."""
 
 import os
 from pathlib import Path
@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.tiny_llm import save_tiny_llm
 from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
 from mindllm.fmri.masker import VoxelMasker
@@ -18,10 +17,6 @@ from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.language_model import FrozenLanguageModel, load_language_model
 from mindllm.model.modeling import MindLLM
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 TEXTS = [
     "a dog runs",
     "a cat sleeps",
@@ -31,15 +26,16 @@ TEXTS = [
     "What is this person seeing?",
 ]
 REGIONS = {"visual": {1: "V1", 2: "V2", 3: "FFA"}, "lobes": {1: "occipital", 2: "temporal"}}
-TINY_CONFIG = MindLLMConfig(
-    num_queries=16,
-    key_dim=24,
-    num_frequencies=3,
-    parcel_embedding_dim=4,
-    hidden_size=32,
-    num_fmri_tokens=3,
-    token_dim=8,
-)
+TINY_SIZES = {
+    "num_queries": 16,
+    "key_dim": 24,
+    "num_frequencies": 3,
+    "parcel_embedding_dim": 4,
+    "hidden_size": 32,
+    "num_fmri_tokens": 3,
+    "token_dim": 8,
+}
+TINY_CONFIG = MindLLMConfig(**TINY_SIZES)
 
 
 @pytest.fixture(scope="session")
@@ -53,32 +49,9 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama with a byte-level tokenizer and a chat template, saved as a folder."""
+    """The folder of a random two-layer Llama with a byte-level tokenizer and a chat template."""
     folder = tmp_path_factory.mktemp("tiny-llm")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        TEXTS,
-        trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet),
-    )
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-    )
-    wrapped.chat_template = CHATML
-    wrapped.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(wrapped), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-        tie_word_embeddings=True, initializer_range=0.2,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    save_tiny_llm(folder, TEXTS, vocab_size=320, hidden_size=32, max_length=256)
     return folder
 
 
@@ -127,7 +100,7 @@ def space() -> VoxelMasker:
 
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Three people, six stimuli shown four times each; the pattern of a stimulus is a smooth function of position."""
+    """Three people, six stimuli four times each; patterns are smooth functions of position."""
     rng = np.random.default_rng(0)
     waves = rng.normal(size=(len(TEXTS), 3)) / 40
     subjects = []
@@ -157,9 +130,10 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def make_bids(root: Path, people: int = 2, sessions: int = 2) -> dict[str, np.ndarray]:
-    """BIDS derivatives on one oblique int16 grid, and the planted betas (trials, voxels) of each subject.
+    """BIDS derivatives on one oblique int16 grid, and the planted betas (trials, voxels).
 
-    Slope 0.5 and intercept 40; a parcellation `visual` with its lookup table; each session shows the six stimuli twice.
+    Slope 0.5 and intercept 40; a parcellation `visual` with its lookup table; each session shows
+    the six stimuli twice.
     """
     rng, space = np.random.default_rng(0), make_space(voxels=400)
     waves, planted = rng.normal(size=(len(TEXTS), 3)) / 40, {}
@@ -188,8 +162,8 @@ def make_bids(root: Path, people: int = 2, sessions: int = 2) -> dict[str, np.nd
             stem = name if sessions == 1 else f"{name}_ses-{session + 1:02d}"
             nib.save(
                 image,
-                place
-                / f"{stem}_task-images_space-MNI152_stat-effect_desc-SingletrialBetas_statmap.nii.gz",
+                place / f"{stem}_task-images_space-MNI152_stat-effect_desc-SingletrialBetas"
+                "_statmap.nii.gz",
             )
             trials = {"stimulus": [f"stim{i}" for i in shown], "caption": [TEXTS[i] for i in shown]}
             pd.DataFrame({"volume": range(len(shown)), **trials}).to_csv(

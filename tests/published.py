@@ -1,4 +1,4 @@
-"""Checkpoints in the authors' published format, made here: random ones with a slow reference of their own, and relabelled ones."""
+"""Checkpoints in the authors' format: random ones with a slow reference, and relabelled ones."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ def make_published(
     seed: int = 0,
     outside: float = 0.1,
 ) -> dict[str, Tensor]:
-    """Write `folder`/model.ckpt and `folder`/roi of random people, grids and weights; the state dict is returned."""
+    """Write model.ckpt and roi/ of random people, grids and weights; the state dict is returned."""
     rng = np.random.default_rng(seed)
     s, state = sizes, {}
 
@@ -105,7 +105,7 @@ def normalize(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray
 def reference_tokens(
     state: dict[str, Tensor], number: int, values: np.ndarray, sizes: Sizes
 ) -> np.ndarray:
-    """fMRI tokens (B, T, width) of the published model in double precision, one trial and one voxel's key after the other."""
+    """fMRI tokens (B, T, width) of the published model in double precision, trial by trial."""
     w = {
         name.removeprefix(ENCODER): tensor.double().numpy()
         for name, tensor in state.items()
@@ -145,7 +145,7 @@ def reference_tokens(
 
 
 def relabel(source: Path, rois: Path, folder: Path, people: dict[int, int], seed: int = 0) -> None:
-    """The same model in other words: people renamed (others left out), regions renumbered, all hidden units in another order."""
+    """The same model: people renamed or left out, regions renumbered, hidden units reordered."""
     rng = np.random.default_rng(seed)
     content = torch.load(source, weights_only=True)
     state = {name.removeprefix(ENCODER): tensor for name, tensor in content["state_dict"].items()}

@@ -1,4 +1,4 @@
-"""The code's own rules: line and function length, typed results, variable names, docstrings of the public names."""
+"""The code's own rules: length of lines and functions, typed results, names, docstrings."""
 
 import ast
 import inspect

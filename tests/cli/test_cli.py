@@ -1,4 +1,4 @@
-"""The commands, as a user types them: each ends in its result, or in one clear message and exit status 1."""
+"""The commands as a user types them: each ends in its result, or in one message and status 1."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from mindllm.data.store import Store
 from mindllm.evaluation.conditions import CONDITIONS
 from mindllm.training.configuration import TrainConfig
 from mindllm.utils.errors import InputError
-from tests.conftest import make_bids
+from tests.conftest import TINY_SIZES, make_bids
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_llm_folder: Path) -> Pa
     """A folder with BIDS derivatives, and options for a training of a second."""
     place = tmp_path_factory.mktemp("cli")
     make_bids(place / "bids", people=3)
-    sizes = {"num_queries": 16, "key_dim": 24, "num_frequencies": 3, "parcel_embedding_dim": 4, "hidden_size": 32, "num_fmri_tokens": 3, "token_dim": 8, "embedding_dim": 8}  # fmt: skip
+    sizes = TINY_SIZES | {"embedding_dim": 8}
     stage = {"max_steps": 4, "batch_size": 12}
     content = {
         "encoder": sizes,
@@ -200,19 +200,49 @@ def test_config_is_accepted_back(run: Run, tmp_path: Path, place: Path) -> None:
 
 ERRORS: dict[str, tuple[list[object], str]] = {
     "no data": (["prepare", "bids", "nowhere", "--out", "x"], "nowhere holds no folder sub-*"),
-    "nan": (["prepare", "bids", "bids", "--out", "x", "--nan", "keep"], "nan='keep' is unknown; expected error or drop"),
+    "nan": (
+        ["prepare", "bids", "bids", "--out", "x", "--nan", "keep"],
+        "nan='keep' is unknown; expected error or drop",
+    ),
     "exists": (["prepare", "bids", "bids", "--out", "store"], "store already exists"),
-    "no store": (["train", "bids", "--out", "x"], "bids is not a store (made by `mindllm prepare`)"),
-    "config": (["train", "store", "--out", "x", "--config", "odd.yaml"], "stepz: Extra inputs are not permitted"),
-    "subject": (["train", "store", "--out", "x", "--subjects", "sub-99"], "has no subject sub-99; it holds sub-01, sub-02"),
-    "trained": (["train", "store", "--out", "model", "--config", "options.yaml"], "model already holds a trained model"),
-    "no model": (["decode", "store", "scan.nii", "--mask", "m.nii"], "store is not a model (made by `mindllm train` or `mindllm convert`)"),
-    "atlas": (["decode", "model", "scan.nii", "--mask", "m.nii", "--atlas", "a.nii"], "--atlas a.nii: expected NAME=FILE"),
+    "no store": (
+        ["train", "bids", "--out", "x"],
+        "bids is not a store (made by `mindllm prepare`)",
+    ),
+    "config": (
+        ["train", "store", "--out", "x", "--config", "odd.yaml"],
+        "stepz: Extra inputs are not permitted",
+    ),
+    "subject": (
+        ["train", "store", "--out", "x", "--subjects", "sub-99"],
+        "has no subject sub-99; it holds sub-01, sub-02",
+    ),
+    "trained": (
+        ["train", "store", "--out", "model", "--config", "options.yaml"],
+        "model already holds a trained model",
+    ),
+    "no model": (
+        ["decode", "store", "scan.nii", "--mask", "m.nii"],
+        "store is not a model (made by `mindllm train` or `mindllm convert`)",
+    ),
+    "atlas": (
+        ["decode", "model", "scan.nii", "--mask", "m.nii", "--atlas", "a.nii"],
+        "--atlas a.nii: expected NAME=FILE",
+    ),
     "no mask": (["decode", "model", "scan.nii", "--mask", "m.nii"], "mask: there is no file m.nii"),
-    "no volume": (["decode", "model", "scan.nii", "--mask", "m.nii", "--volumes", "9-2"], "'9-2' is no list of whole numbers"),
-    "no llm": (["decode", "model", "s.nii", "--mask", "m.nii", "--llm", "./nowhere"], "there is no folder nowhere"),
-    "trained on": (["evaluate", "model", "untested", "--out", "x"], "no trial of the split test to evaluate"),
-}  # fmt: skip
+    "no volume": (
+        ["decode", "model", "scan.nii", "--mask", "m.nii", "--volumes", "9-2"],
+        "'9-2' is no list of whole numbers",
+    ),
+    "no llm": (
+        ["decode", "model", "s.nii", "--mask", "m.nii", "--llm", "./nowhere"],
+        "there is no folder nowhere",
+    ),
+    "trained on": (
+        ["evaluate", "model", "untested", "--out", "x"],
+        "no trial of the split test to evaluate",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", ERRORS)
@@ -251,7 +281,14 @@ def test_other_layouts_become_stores(run: Run, tmp_path: Path, layout: str) -> N
         told = "1 subjects, 5 trials, 0 stimuli with text"
     elif layout == "glmsingle":
         test_glmsingle.write_outputs(root)
-        given = ["--design", root / "design.tsv", "--mask", "masks/{subject}_mask.nii.gz", "--test-fraction", "0.2"]  # fmt: skip
+        given = [
+            "--design",
+            root / "design.tsv",
+            "--mask",
+            "masks/{subject}_mask.nii.gz",
+            "--test-fraction",
+            "0.2",
+        ]
         told = "2 subjects, 50 trials, 6 stimuli with text"
     else:
         test_laion_fmri.write_laion(root)
@@ -313,11 +350,26 @@ def test_instructions_are_added_to_a_store(run: Run, tiny: Path, tmp_path: Path)
 
 
 SPLITS: dict[str, tuple[list[object], str]] = {
-    "stimulus": (["--test", "0.34", "--val", "0.17", "--seed", "3"], "s (stimuli drawn at random, 0.34 to test, 0.17 to val; made from the split default): 36 train, 24 test, 12 val trials"),
-    "cluster": (["--test", "0.2", "--clusters", "3"], "s (whole clusters of stimuli of like meaning, 3 in all, 0.2 to test; "),
-    "subject": (["--test", "sub-03", "--val", "sub-02"], "s (subjects left out: test sub-03; val sub-02; made from the split default): 24 train, 24 val, 24 test trials"),
-    "sessions": (["--sessions", "1", "--subjects", "sub-02"], "s (the first 1 sessions of sub-02 for training; made from the split default): 60 train, 12 unused trials"),
-}  # fmt: skip
+    "stimulus": (
+        ["--test", "0.34", "--val", "0.17", "--seed", "3"],
+        "s (stimuli drawn at random, 0.34 to test, 0.17 to val; made from the split default): "
+        "36 train, 24 test, 12 val trials",
+    ),
+    "cluster": (
+        ["--test", "0.2", "--clusters", "3"],
+        "s (whole clusters of stimuli of like meaning, 3 in all, 0.2 to test; ",
+    ),
+    "subject": (
+        ["--test", "sub-03", "--val", "sub-02"],
+        "s (subjects left out: test sub-03; val sub-02; made from the split default): "
+        "24 train, 24 val, 24 test trials",
+    ),
+    "sessions": (
+        ["--sessions", "1", "--subjects", "sub-02"],
+        "s (the first 1 sessions of sub-02 for training; made from the split default): "
+        "60 train, 12 unused trials",
+    ),
+}
 
 
 @pytest.mark.parametrize("by", SPLITS)
@@ -377,7 +429,7 @@ def test_inspect_shows_what_a_store_holds(run: Run, tiny: Path, tmp_path: Path) 
 def test_a_model_is_evaluated_with_its_own_split(
     run: Run, place: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The scores of text need Java, and the brain figures nilearn: neither is what this is about."""
+    """Text scores need Java and brain figures nilearn: neither is what this is about."""
     monkeypatch.setattr(
         "mindllm.evaluation.records.java_unavailable_reason", lambda: "not asked for"
     )
@@ -416,8 +468,8 @@ def test_a_model_is_evaluated_with_its_own_split(
         status, _, err = run(*evaluate, "--split-scheme", other)
         assert status == 1
         assert (
-            f"the model was trained with the split 'mine' of tiny, and {tiny} is opened with '{other}'"
-            in err
+            "the model was trained with the split 'mine' of tiny, "
+            f"and {tiny} is opened with '{other}'" in err
         )
         assert "Give --split-scheme 'mine' (here are default, mine, other)." in err
 
@@ -451,7 +503,8 @@ heavy = {"torch", "transformers", "pandas", "nibabel", "numpy"} & set(sys.module
 import mindllm.cli
 heavy |= {"torch", "transformers", "matplotlib", "nilearn"} & set(sys.modules)
 assert not heavy, heavy
-import mindllm.training.trainer, mindllm.model.decode, mindllm.evaluation.evaluator, mindllm.datasets.bids, mindllm.plotting.brain
+import mindllm.training.trainer, mindllm.model.decode, mindllm.evaluation.evaluator
+import mindllm.datasets.bids, mindllm.plotting.brain
 assert not logging.getLogger().handlers, "an import configured the logger"
 assert mindllm.MindLLM is not None and mindllm.InputError is not None
 """

@@ -1,4 +1,4 @@
-"""Published checkpoints: the authors' own answers, other sizes and numberings, refusals, and LoRA."""
+"""Published checkpoints: the authors' answers, other sizes and numberings, refusals, LoRA."""
 
 import json
 import os
@@ -136,7 +136,7 @@ def greedy(model: MindLLM, tokens: torch.Tensor, chats: list) -> list[list[int]]
 def test_other_sizes(
     subjects: list[int], regions, sizes: Sizes, tiny_llm_folder: Path, tmp_path: Path
 ) -> None:
-    """Everything comes from the files; voxels outside the cortex (-1) are read as the authors' code reads them."""
+    """Everything comes from the files; voxels outside the cortex (-1) are read as theirs."""
     state = make_published(tmp_path, subjects, regions, sizes, seed=len(subjects))
     convert_checkpoint(
         tmp_path / "model.ckpt", tmp_path / "roi", str(tiny_llm_folder), tmp_path / "model"
@@ -183,17 +183,38 @@ def spoil(name: str) -> Callable[[dict], None]:
 
 STATES = {
     "a weight missing": (drop(f"{ENCODER}head.bias"), r"lacks fmri_encoder\.head\.bias"),
-    "the queries missing": (drop(f"{ENCODER}neuro_informed_attn.query_embeddings"), r"lacks the tensor .*query_embeddings"),
+    "the queries missing": (
+        drop(f"{ENCODER}neuro_informed_attn.query_embeddings"),
+        r"lacks the tensor .*query_embeddings",
+    ),
     "a projector missing": (drop("projector.weight"), r"lacks the tensor projector\.weight"),
-    "a mask missing": (drop(f"{ENCODER}visual_mask_subject_4"), r"lacks the tensor .*visual_mask_subject_4"),
-    "a parcellation missing": (drop(f"{ENCODER}roi_HCP_MMP1_subject_1"), r"lacks fmri_encoder\.roi_HCP_MMP1_subject_1"),
-    "a table missing": (drop(f"{ENCODER}roi_embeds.HCP_MMP1"), r"left over .*roi_HCP_MMP1_subject_1"),
+    "a mask missing": (
+        drop(f"{ENCODER}visual_mask_subject_4"),
+        r"lacks the tensor .*visual_mask_subject_4",
+    ),
+    "a parcellation missing": (
+        drop(f"{ENCODER}roi_HCP_MMP1_subject_1"),
+        r"lacks fmri_encoder\.roi_HCP_MMP1_subject_1",
+    ),
+    "a table missing": (
+        drop(f"{ENCODER}roi_embeds.HCP_MMP1"),
+        r"left over .*roi_HCP_MMP1_subject_1",
+    ),
     "a layer incomplete": (drop(f"{ENCODER}mlp.0.1.bias"), r"lacks fmri_encoder\.mlp\.0\.1\.bias"),
     "left over": (lambda s: s.update({"lm.weight": torch.ones(2)}), r"left over lm\.weight"),
-    "a wrong shape": (reshape(f"{ENCODER}mlp.1.0.weight"), r"mlp\.1\.0\.weight \(expected \(20, 20\), found \(20, 19\)\)"),
-    "too few numbers": (reshape("projector.weight"), r"head\.weight makes 30 numbers, which is no multiple of the 9"),
-    "NaN": (spoil(f"{ENCODER}mlp.1.0.weight"), r"NaN or infinity in fmri_encoder\.mlp\.1\.0\.weight"),
-}  # fmt: skip
+    "a wrong shape": (
+        reshape(f"{ENCODER}mlp.1.0.weight"),
+        r"mlp\.1\.0\.weight \(expected \(20, 20\), found \(20, 19\)\)",
+    ),
+    "too few numbers": (
+        reshape("projector.weight"),
+        r"head\.weight makes 30 numbers, which is no multiple of the 9",
+    ),
+    "NaN": (
+        spoil(f"{ENCODER}mlp.1.0.weight"),
+        r"NaN or infinity in fmri_encoder\.mlp\.1\.0\.weight",
+    ),
+}
 
 
 @pytest.fixture
@@ -250,16 +271,35 @@ def cut(rois: Path) -> None:
 
 
 ROIS = {
-    "another grid than the checkpoint's": (another_grid, r"subj04/nsdgeneral\.nii\.gz is on another grid than the checkpoint.*visual_mask_subject_4"),
+    "another grid than the checkpoint's": (
+        another_grid,
+        r"subj04/nsdgeneral\.nii\.gz is on another grid than the checkpoint.*visual_mask_subject_4",
+    ),
     "another grid than the mask's": (own_grid, r"atlas floc-faces of subj04 .*another grid"),
-    "another mask": (another_mask, r"subj04/nsdgeneral\.nii\.gz is another mask than .*visual_mask_subject_4"),
-    "another numbering": (renumbered, r"subj04/floc-faces\.nii\.gz numbers \d+ of \d+ voxels otherwise than fmri_encoder\.roi_floc-faces_subject_4"),
-    "too many regions": (too_many, r"floc-faces\.nii\.gz has the parcel label 92, but floc-faces has 2 parcels"),
+    "another mask": (
+        another_mask,
+        r"subj04/nsdgeneral\.nii\.gz is another mask than .*visual_mask_subject_4",
+    ),
+    "another numbering": (
+        renumbered,
+        r"subj04/floc-faces\.nii\.gz numbers \d+ of \d+ voxels otherwise "
+        r"than fmri_encoder\.roi_floc-faces_subject_4",
+    ),
+    "too many regions": (
+        too_many,
+        r"floc-faces\.nii\.gz has the parcel label 92, but floc-faces has 2 parcels",
+    ),
     "truncated": (cut, "floc-faces.* is damaged or truncated"),
-    "a file missing": (lambda rois: (rois / "subj01" / "HCP_MMP1.nii.gz").unlink(), r"there is no file .*subj01/HCP_MMP1\.nii\.gz"),
-    "a person missing": (lambda rois: shutil.rmtree(rois / "subj04"), r"left over visual_mask_subject_4: .* has no folder subj04"),
+    "a file missing": (
+        lambda rois: (rois / "subj01" / "HCP_MMP1.nii.gz").unlink(),
+        r"there is no file .*subj01/HCP_MMP1\.nii\.gz",
+    ),
+    "a person missing": (
+        lambda rois: shutil.rmtree(rois / "subj04"),
+        r"left over visual_mask_subject_4: .* has no folder subj04",
+    ),
     "nobody": (lambda rois: shutil.rmtree(rois), "has no folder of a subject"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", ROIS)
@@ -293,7 +333,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
 def test_settings_beside_the_weights_are_passed_over(
     published: Path, tiny_llm_folder: Path, monkeypatch
 ) -> None:
-    """Lightning writes the arguments of the module, a tokenizer among them: read as empty stand-ins."""
+    """Lightning writes the module's arguments, a tokenizer among them: read as empty stand-ins."""
     content = torch.load(published / "model.ckpt", weights_only=True)
     settings = {
         "tokenizer": AutoTokenizer.from_pretrained(tiny_llm_folder),

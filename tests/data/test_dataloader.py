@@ -1,4 +1,4 @@
-"""TrialDataset in an ordinary DataLoader: the same trials as read directly, and ready for a training loop."""
+"""TrialDataset in an ordinary DataLoader: trials as read directly, ready for a training loop."""
 
 import pickle
 

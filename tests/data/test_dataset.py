@@ -1,4 +1,4 @@
-"""What a training step is told: a source first, then a conversation of it, and of single trials only their own."""
+"""What a training step is told: first a source, then a conversation; of single trials their own."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def rows(
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Two stimuli four times each: one caption, nine questions, and for every second trial what was seen before it."""
+    """Two stimuli four times: a caption, nine questions, and what preceded every second trial."""
     trials = pd.DataFrame({"stimulus": ["a", "b"] * 4})
     talk = [
         *rows("caption", "What?", ["a dog"], stimulus="a"),

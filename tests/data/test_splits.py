@@ -1,4 +1,4 @@
-"""Splits of a finished store: nothing leaks, clusters stay whole, people are left out, and reports know which it was."""
+"""Splits of a finished store: nothing leaks, clusters stay whole, subjects are left out."""
 
 from pathlib import Path
 
@@ -18,17 +18,45 @@ from mindllm.utils.errors import InputError
 from tests.conftest import make_space
 
 THINGS = {
-    "animal": ["a dog runs on grass", "a puppy plays with a ball", "a cat sleeps on a sofa", "two cats look at a bird", "a horse stands in a field", "a cow eats grass"],
-    "food": ["a pizza with cheese", "a plate of pasta", "a bowl of fruit salad", "a slice of chocolate cake", "a sandwich with ham", "fries and a burger on a plate"],
-    "traffic": ["a red bus on a street", "cars wait at a traffic light", "a truck drives on a highway", "a train arrives at a station", "a bicycle leans on a wall", "a motorcycle parked on a road"],
-    "sport": ["a man plays tennis", "a woman swings a tennis racket", "boys play soccer", "a player kicks a football", "a baseball batter hits a ball", "a surfer rides a wave"],
-}  # fmt: skip
+    "animal": [
+        "a dog runs on grass",
+        "a puppy plays with a ball",
+        "a cat sleeps on a sofa",
+        "two cats look at a bird",
+        "a horse stands in a field",
+        "a cow eats grass",
+    ],
+    "food": [
+        "a pizza with cheese",
+        "a plate of pasta",
+        "a bowl of fruit salad",
+        "a slice of chocolate cake",
+        "a sandwich with ham",
+        "fries and a burger on a plate",
+    ],
+    "traffic": [
+        "a red bus on a street",
+        "cars wait at a traffic light",
+        "a truck drives on a highway",
+        "a train arrives at a station",
+        "a bicycle leans on a wall",
+        "a motorcycle parked on a road",
+    ],
+    "sport": [
+        "a man plays tennis",
+        "a woman swings a tennis racket",
+        "boys play soccer",
+        "a player kicks a football",
+        "a baseball batter hits a ball",
+        "a surfer rides a wave",
+    ],
+}
 NAMES = [f"{kind}{n}" for kind, texts in THINGS.items() for n in range(len(texts))]
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Three people, each 24 stimuli twice in four sessions, the second session's level far from the others'."""
+    """Three people, 24 stimuli twice in four sessions, the second on a level of its own."""
     rng, people = np.random.default_rng(0), []
     for n in range(3):
         space = make_space(f"sub-{n + 1:02d}", 40, seed=n)

@@ -1,4 +1,4 @@
-"""The store: what is written is read back, statistics see training trials alone, and nothing half-made passes for whole."""
+"""The store: what is written is read back, statistics see training trials, nothing is half-made."""
 
 import hashlib
 import json
@@ -327,7 +327,8 @@ try:
             ijk = np.argwhere(np.ones((9, 10, 10))).astype("int32")
             space = VoxelMasker(name, (9, 10, 10), np.eye(4), ijk, ijk.astype("float32"), {}, {})
             writer.write_subject(space, pd.DataFrame({"stimulus": ["a", "b"] * 20}), pieces(seed))
-    writer.finish(conversations_from_captions(pd.DataFrame({"stimulus": ["a"], "caption": ["a dog"]})))
+    captions = pd.DataFrame({"stimulus": ["a"], "caption": ["a dog"]})
+    writer.finish(conversations_from_captions(captions))
 except InputError as error:
     sys.exit(f"told: {error}")
 """
@@ -372,7 +373,10 @@ def test_a_full_disk_is_told_and_leaves_no_store(tmp_path: Path, kind: str) -> N
     disk.mkdir()
     command = script(disk / "store", limit=60_000 if kind == "file size limit" else 0)
     if kind == "small disk":
-        mount = f'mount -t tmpfs -o size=100k tmpfs {disk} && "$@"; code=$?; ls -A {disk} >&2; exit $code'
+        mount = (
+            f'mount -t tmpfs -o size=100k tmpfs {disk} && "$@"; '
+            f"code=$?; ls -A {disk} >&2; exit $code"
+        )
         command = ["unshare", "-rm", "sh", "-c", mount, "-", *command]
         if (
             not shutil.which("unshare")

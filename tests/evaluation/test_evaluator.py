@@ -1,4 +1,4 @@
-"""The evaluation as a whole, on tiny models: a planted perfect one, one that says nothing, and a random one."""
+"""The evaluation as a whole, on tiny models: a planted perfect, a silent and a random one."""
 
 import io
 import json
@@ -32,7 +32,7 @@ STIMULI = 12
 
 
 class Planted(MindLLM):
-    """A model whose answers are known: voxel number s is the log-likelihood of answer s, times `skill`."""
+    """A model of known answers: voxel number s is the log-likelihood of answer s, times `skill`."""
 
     skill = 1.0
     wording = "scene {}"
@@ -202,7 +202,8 @@ def test_only_unseen_trials_are_evaluated(
     trained = planted(tiny_model, subjects=["sub-01"])
     with pytest.raises(
         InputError,
-        match=r"no trial of the split test.*sub-01 \(the model was trained.*--subjects; possible here: sub-02",
+        match=r"no trial of the split test.*sub-01 \(the model was trained"
+        r".*--subjects; possible here: sub-02",
     ):
         quick(trained, store)
     with pytest.raises(InputError, match="trained on these training trials"):

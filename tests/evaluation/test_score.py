@@ -1,4 +1,4 @@
-"""Controls, baselines, protocols and the statistics around them: each against an independent computation, and under a null."""
+"""Controls, baselines, protocols and statistics: against other computations, and under a null."""
 
 import itertools
 from functools import partial
@@ -39,6 +39,7 @@ from mindllm.report.write import write_report
 from mindllm.training.configuration import TrainConfig
 from mindllm.training.trainer import train
 from mindllm.utils.errors import InputError
+from tests.conftest import TINY_SIZES
 from tests.evaluation.test_evaluator import STIMULI, get_row, make_store, planted, quick
 
 
@@ -108,7 +109,7 @@ CANDIDATES, PEOPLE = 20, 2
 
 
 def made_up(seed: int, signal: float) -> tuple[EvaluationSet, list[SubjectPredictions]]:
-    """Readings that like some answers more than others whatever the scan, with a signal in the brain's alone."""
+    """Readings that prefer some answers whatever the scan, with a signal in the brain's alone."""
     rng = np.random.default_rng(seed)
     names = [f"s{i:02d}" for i in range(2 * CANDIDATES)]
     truth = np.arange(2 * CANDIDATES) % CANDIDATES
@@ -456,9 +457,15 @@ def test_protocols_are_rows_of_their_own(
     )
     found = {part.name: part for part in report.protocols}
     assert list(found) == [
-        "single trials", "single trials, half", "single trials, stimuli seen in training", "single trials, stimuli new",
-        "averaged repetitions", "averaged repetitions, half", "averaged repetitions, stimuli seen in training", "averaged repetitions, stimuli new",
-    ]  # fmt: skip
+        "single trials",
+        "single trials, half",
+        "single trials, stimuli seen in training",
+        "single trials, stimuli new",
+        "averaged repetitions",
+        "averaged repetitions, half",
+        "averaged repetitions, stimuli seen in training",
+        "averaged repetitions, stimuli new",
+    ]
     assert (found["single trials"].n_trials, found["single trials"].n_candidates) == (24, 12)
     assert (
         found["averaged repetitions, half"].n_trials,
@@ -477,9 +484,10 @@ def test_protocols_are_rows_of_their_own(
 def quick_training(tiny_llm_folder: Path) -> TrainConfig:
     return TrainConfig(
         language_model=str(tiny_llm_folder),
-        encoder={"num_queries": 16, "key_dim": 24, "num_frequencies": 3, "parcel_embedding_dim": 4, "hidden_size": 32, "num_fmri_tokens": 3, "token_dim": 8, "embedding_dim": 16},
-        alignment={"max_steps": 40, "batch_size": 48}, instruction_tuning={"max_steps": 4, "batch_size": 8},
-    )  # fmt: skip
+        encoder=TINY_SIZES | {"embedding_dim": 16},
+        alignment={"max_steps": 40, "batch_size": 48},
+        instruction_tuning={"max_steps": 4, "batch_size": 8},
+    )
 
 
 def test_the_full_report_trains_on_shuffled_pairs_once(

@@ -1,4 +1,4 @@
-"""Scores: fair ties, exact chance for what says nothing, intervals that cover, p-values that are uniform under the null."""
+"""Scores: fair ties, exact chance, intervals that cover, p-values uniform under the null."""
 
 import time
 
@@ -97,7 +97,7 @@ def test_shuffled_random_scores_stand_at_chance() -> None:
     credit = top_k_scores(np.random.default_rng(0).normal(size=(120, 60)), 1)
     null = permutation_null([(credit, np.arange(120) % 60)], permutations=1000)[:, 0]
     assert null.mean() == pytest.approx(1 / 60, abs=0.002)
-    # Uniform permutations: the expectation over balanced truths is chance itself, whatever the scores.
+    # Uniform permutations: over balanced truths the expectation is chance, whatever the scores.
     assert credit.mean(0)[np.arange(120) % 60].mean() == pytest.approx(1 / 60, rel=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Official scores: the published ones of BrainHub, and hand-made cases of every protocol, the nasty ones among them."""
+"""Official scores: those published by BrainHub, and hand-made cases of every protocol."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_published_scores(shared: Path, system: str) -> None:
 
 @java
 def test_captions_with_nasty_texts() -> None:
-    """Line separators stay inside their text, empty ones stay in place, and the locale does not matter."""
+    """Line separators stay in their text, empty ones in place, and the locale does not matter."""
     right = {
         "a": ["a dog runs"],
         "b": ["a naïve café at night"],
@@ -151,7 +151,10 @@ def test_anls() -> None:
 
 
 def test_counts() -> None:
-    assert [vqa.number(t) for t in ("3", "three.", "There are 12 dogs", "none", "many", "", "1,000", "-2.5")] == [3, 3, 12, 0, None, None, 1000, -2.5]  # fmt: skip
+    assert [
+        vqa.number(t)
+        for t in ("3", "three.", "There are 12 dogs", "none", "many", "", "1,000", "-2.5")
+    ] == [3, 3, 12, 0, None, None, 1000, -2.5]
     found = score({"a": "three", "b": "5", "c": "many"}, {"a": "3", "b": "7", "c": 2}, "count")
     assert found.values["accuracy"] == pytest.approx(100 / 3)
     assert found.values["RMSE"] == pytest.approx(((0 + 4 + 4) / 3) ** 0.5)
@@ -186,7 +189,12 @@ def test_full_sentences() -> None:
 
 
 def test_tdiuc() -> None:
-    right = {str(i): {"type": t, "answer": a} for i, (t, a) in enumerate([("color", "red")] * 3 + [("color", "blue"), ("sport", "tennis"), ("sport", "golf")])}  # fmt: skip
+    right = {
+        str(i): {"type": t, "answer": a}
+        for i, (t, a) in enumerate(
+            [("color", "red")] * 3 + [("color", "blue"), ("sport", "tennis"), ("sport", "golf")]
+        )
+    }
     said = dict(zip(right, ["red", "Red.", "blue", "blue", "tennis", "tennis"], strict=True))
     found = score(said, right, "tdiuc").values
     assert found["color"] == pytest.approx(75)
@@ -283,7 +291,12 @@ def test_files(tmp_path: Path) -> None:
     assert read_keyed(place(json.dumps({"info": {}, "annotations": annotations}))) == {
         "7": ["a dog", "the dog"]
     }
-    for text, message in (('{"a": 1, "a": 2}', "gives the key 'a' twice"), ("[1]", "holds a list; expected items"), ("3", "holds int"), ("{", "cannot be read as JSON")):  # fmt: skip
+    for text, message in (
+        ('{"a": 1, "a": 2}', "gives the key 'a' twice"),
+        ("[1]", "holds a list; expected items"),
+        ("3", "holds int"),
+        ("{", "cannot be read as JSON"),
+    ):
         with pytest.raises(InputError, match=message):
             read_keyed(place(text))
     with pytest.raises(InputError, match="there is no file"):

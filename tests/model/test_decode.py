@@ -1,4 +1,4 @@
-"""Scan files in, text out: the same text as through the store, whichever volumes, voxels and atlases are given."""
+"""Scan files in, text out: as through the store, whichever volumes, voxels and atlases."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ SHORT: dict[str, Any] = {"max_new_tokens": 6}
 
 @pytest.fixture
 def model(tiny_model: MindLLM) -> MindLLM:
-    """A random model whose text depends on the scan: its tokens are many times as large as words are."""
+    """A random model whose text depends on the scan: its tokens are much larger than words."""
     with torch.no_grad():
         tiny_model.projector.weight.mul_(20)
     return tiny_model
@@ -29,7 +29,7 @@ def model(tiny_model: MindLLM) -> MindLLM:
 
 @pytest.fixture
 def files(tiny_store: Store, tmp_path: Path) -> dict[str, Any]:
-    """Session 1 of a subject as NIfTI files: scan, mask and two atlases with their lookup tables."""
+    """Session 1 of a subject as NIfTI files: scan, mask, two atlases with their lookup tables."""
     space, trials = tiny_store.masker(SUBJECT), tiny_store.trials(SUBJECT)
     rows = np.flatnonzero((trials["session"] == "1").to_numpy())
     nib.save(

@@ -65,7 +65,7 @@ def test_mixed_batch_equals_its_rows_alone() -> None:
 
 
 def test_values_never_enter_the_attention_weights() -> None:
-    """What is seen is linear in the values, with weights that sum to one: z(a v + b) = a z(v) + b."""
+    """What is seen is linear in the values, with weights of sum one: z(a v + b) = a z(v) + b."""
     net, space = encoder(), make_space()
     voxels = net.prepare_voxels(space)
     v = values(5, len(space)) * 100
@@ -96,13 +96,14 @@ def test_a_missing_parcellation_is_all_zeros_and_an_unknown_name_an_error() -> N
     space.parcel_names["visual"] = {1: "V1", 2: "V2", 3: "somewhere"}  # type: ignore[index]
     with pytest.raises(
         InputError,
-        match=r"visual has 1 parcel names that the model does not know: \['somewhere'\].*Expected names such as \['V1'",
+        match=r"visual has 1 parcel names that the model does not know: \['somewhere'\]"
+        r".*Expected names such as \['V1'",
     ):
         net.prepare_voxels(space)
 
 
 def test_walkthrough_has_the_published_sizes() -> None:
-    """3 coordinates + 24 Fourier + 8 region numbers = 35 -> keys of 64; 16 tokens of 128; people of 12,000 and 15,000 voxels."""
+    """Keys 3 + 24 + 8 = 35 -> 64; 16 tokens of 128; people of 12,000 and 15,000 voxels."""
     torch.manual_seed(0)
     net = FMRIEncoder(PRESETS["walkthrough"], {"visual": NAMES["visual"]}).eval()
     layer = net.coord_proj[0]
@@ -118,7 +119,7 @@ def test_walkthrough_has_the_published_sizes() -> None:
 
 
 def test_paper_has_the_published_number_of_weights() -> None:
-    """139 M weights with the projector to a language model of width 4,096, of which the head's last layer is 134 M."""
+    """139 M weights with a projector to width 4,096, of which the head's last layer is 134 M."""
     with torch.device("meta"):
         net = FMRIEncoder(PRESETS["paper"], NAMES)
     count = sum(p.numel() for p in net.parameters()) + 1024 * 4096

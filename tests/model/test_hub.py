@@ -1,4 +1,4 @@
-"""save_pretrained, from_pretrained and push_to_hub: through folders, and a hub made of a local server."""
+"""save_pretrained, from_pretrained, push_to_hub: through folders, and a hub on a local server."""
 
 import base64
 import json
@@ -200,7 +200,7 @@ def hub(saved: Path) -> Iterator[LocalHub]:
 
 
 def run(code: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """Run Python against a hub of one's own: the endpoint is read when huggingface_hub is imported."""
+    """Run Python against a hub of one's own: importing huggingface_hub reads the endpoint."""
     env = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     env.pop("HF_HUB_OFFLINE", None)
     return subprocess.run(

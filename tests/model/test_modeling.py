@@ -1,4 +1,4 @@
-"""fMRI tokens before a language model: likelihoods, generation, and batches that give what their rows give alone."""
+"""fMRI tokens before a language model: likelihoods, generation, batches equal to their rows."""
 
 import numpy as np
 import pytest

@@ -66,7 +66,7 @@ def test_the_generation_prompt_is_where_the_answer_begins(tiny_llm: FrozenLangua
 
 @pytest.fixture
 def llama() -> PreTrainedTokenizerFast:
-    """A tokenizer that puts a space before every text, as Llama's does, so that pieces are not what their sum is."""
+    """A tokenizer that puts a space before every text, as Llama's: pieces differ from their sum."""
     tokenizer = Tokenizer(
         models.Unigram(
             [("<unk>", -9.0), ("\u2581", -2.0), *((c, -3.0) for c in map(chr, range(32, 127)))], 0
@@ -82,7 +82,7 @@ def llama() -> PreTrainedTokenizerFast:
 
 
 def test_vicuna_is_spelled_piece_by_piece(llama: PreTrainedTokenizerFast) -> None:
-    """A role as after an end of sequence, the opened answer as a text of its own; its end and line break are learned."""
+    """A role as after an end of sequence; of the answer, its end and line break are learned too."""
     prompter = MindLLMProcessor(llama, 2, "vicuna")
     assert llama.pad_token == "<pad>"
     assert llama.convert_tokens_to_ids(FMRI_TOKEN) == llama.pad_token_id + 1

@@ -14,7 +14,10 @@ from mindllm.plotting.curves import (
 
 PNG = b"\x89PNG"
 HISTORY: list[HistoryEntry] = [
-    *({"step": i, "stage": 1, "loss": 3 - i / 10, "val_loss": 3.0, "val_retrieval_top1": i / 20} for i in range(5)),
+    *(
+        {"step": i, "stage": 1, "loss": 3 - i / 10, "val_loss": 3.0, "val_retrieval_top1": i / 20}
+        for i in range(5)
+    ),
     *({"step": i, "stage": 2, "loss": 2 - i / 10} for i in range(5)),
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Report about a store: a good one passes every check, a bad one is pointed at; the page is complete."""
+"""Report about a store: a good one passes every check, a bad one is named; the page is whole."""
 
 from collections.abc import Callable
 from functools import cache
@@ -53,14 +53,22 @@ def make(
     ceilings: bool = False,
     standardized: bool = False,
 ) -> Store:
-    """Two subjects with twelve stimuli, twice in each of two sessions; the first as the options say."""
+    """Two subjects, twelve stimuli twice in each of two sessions; the first as the options say."""
     rng = np.random.default_rng(1)
     mm = grey_matter_coords()
     sides = np.where(mm[:, 0] < 0, 1, 2)
     sides[::9] = 3
     areas = rng.integers(0, 4, len(mm))
     patterns = rng.normal(size=(len(STIMULI), len(mm)))
-    writer = StoreWriter(path, name="made", source="the tests", license="MIT", prepared_by="arrays", options={}, standardized=standardized)  # fmt: skip
+    writer = StoreWriter(
+        path,
+        name="made",
+        source="the tests",
+        license="MIT",
+        prepared_by="arrays",
+        options={},
+        standardized=standardized,
+    )
     for name in SUBJECTS:
         is_first = name == SUBJECTS[0]
         order = np.concatenate([rng.permutation(len(STIMULI)) for _ in range(4)])
@@ -70,9 +78,14 @@ def make(
         )
         trials["split"] = np.where(trials["stimulus"].isin(STIMULI[:2]), "test", "train")
         masker = VoxelMasker(
-            name, (100, 1, 1), np.eye(4), np.c_[np.arange(len(mm)), np.zeros((len(mm), 2), int)], coords(mm) if is_first else mm,
-            {"sides": sides, "visual": areas}, {"sides": SIDES, "visual": REGIONS["visual"]},
-        )  # fmt: skip
+            name,
+            (100, 1, 1),
+            np.eye(4),
+            np.c_[np.arange(len(mm)), np.zeros((len(mm), 2), int)],
+            coords(mm) if is_first else mm,
+            {"sides": sides, "visual": areas},
+            {"sides": SIDES, "visual": REGIONS["visual"]},
+        )
         values, trials = (betas(values), table(trials)) if is_first else (values, trials)
         ncsnr = np.linspace(0, 1, len(mm)).astype(np.float32) if ceilings and is_first else None
         writer.write_subject(
@@ -96,15 +109,30 @@ def test_a_good_store_passes_every_check(tmp_path: Path) -> None:
     report = inspect_store(make(tmp_path / "store"))
     assert not [check for check in report.checks if not check.passed]
     assert {check.name for check in report.checks} == {
-        COORDINATES, "sides of sides", "betas", "voxels vary", "standardization", "sessions", REPETITIONS, LEAK, TEXT
-    }  # fmt: skip
+        COORDINATES,
+        "sides of sides",
+        "betas",
+        "voxels vary",
+        "standardization",
+        "sessions",
+        REPETITIONS,
+        LEAK,
+        TEXT,
+    }
     subjects = {check.name: check.subject for check in report.checks}
     assert subjects[COORDINATES] == "2 subjects; sub-01", "one line for all"
     assert subjects[LEAK] == ""
     assert report.subjects[0] == SubjectOverview(
-        subject="sub-01", voxels="80", trials="48", sessions="2", stimuli="12", shown="4x", split="40/0/8",
-        betas="0 MiB", ceiling="-",
-    )  # fmt: skip
+        subject="sub-01",
+        voxels="80",
+        trials="48",
+        sessions="2",
+        stimuli="12",
+        shown="4x",
+        split="40/0/8",
+        betas="0 MiB",
+        ceiling="-",
+    )
     assert [atlas.atlas for atlas in report.atlases] == ["sides", "visual"]
     assert [atlas.subjects for atlas in report.atlases] == ["2", "2"]
     assert [atlas.parcels for atlas in report.atlases] == ["3", "3"]
@@ -132,24 +160,60 @@ def shifted(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
-    "native positions": ({"coords": lambda mm: mm + np.array([0, 0, 90])}, COORDINATES, r"outside its box; are the positions MNI millimetres"),
-    "some outside": ({"coords": lambda mm: np.r_[mm[:5] + np.array([0, 0, 150]), mm[5:]]}, COORDINATES, ", 5 outside its box"),
-    "in no grey matter": ({"coords": lambda mm: np.sign(mm[:, :1]) * [26, 0, 0] + [0, -20, 28] + mm * 0.01}, COORDINATES, "0% of the voxels are where the template has grey matter, 0 outside"),
-    "a mirrored brain": ({"coords": lambda mm: mm * [-1, 1, 1]}, "sides of sides", "2 parcels lie on the other side, first L_V1; is a file mirrored"),
-    "a session twice": ({"betas": copied}, "sessions", "the session that begins with trial 24 is a copy of another"),
+    "native positions": (
+        {"coords": lambda mm: mm + np.array([0, 0, 90])},
+        COORDINATES,
+        r"outside its box; are the positions MNI millimetres",
+    ),
+    "some outside": (
+        {"coords": lambda mm: np.r_[mm[:5] + np.array([0, 0, 150]), mm[5:]]},
+        COORDINATES,
+        ", 5 outside its box",
+    ),
+    "in no grey matter": (
+        {"coords": lambda mm: np.sign(mm[:, :1]) * [26, 0, 0] + [0, -20, 28] + mm * 0.01},
+        COORDINATES,
+        "0% of the voxels are where the template has grey matter, 0 outside",
+    ),
+    "a mirrored brain": (
+        {"coords": lambda mm: mm * [-1, 1, 1]},
+        "sides of sides",
+        "2 parcels lie on the other side, first L_V1; is a file mirrored",
+    ),
+    "a session twice": (
+        {"betas": copied},
+        "sessions",
+        "the session that begins with trial 24 is a copy of another",
+    ),
     "dead voxels": ({"betas": dead}, "voxels vary", "8 voxels never vary and count as 0"),
-    "a value far out": ({"betas": far_out}, "betas", "0 with NaN or infinity; the largest beta is 10029 times the median"),
-    "shifted trials": ({"table": shifted}, REPETITIONS, "is the table of trials shifted, or another subject's"),
-    "nothing to train on": ({"table": lambda t: t.assign(split="unused")}, "standardization", "standardized with all own trials, without labels"),
-    "no text": ({"n_described": 9}, TEXT, "3 of 12 stimuli have no text; add some: mindllm prepare instructions"),
-}  # fmt: skip
+    "a value far out": (
+        {"betas": far_out},
+        "betas",
+        "0 with NaN or infinity; the largest beta is 10029 times the median",
+    ),
+    "shifted trials": (
+        {"table": shifted},
+        REPETITIONS,
+        "is the table of trials shifted, or another subject's",
+    ),
+    "nothing to train on": (
+        {"table": lambda t: t.assign(split="unused")},
+        "standardization",
+        "standardized with all own trials, without labels",
+    ),
+    "no text": (
+        {"n_described": 9},
+        TEXT,
+        "3 of 12 stimuli have no text; add some: mindllm prepare instructions",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_store_fails_the_check_of_its_fault(tmp_path: Path, kind: str) -> None:
     options, name, words = BAD[kind]
     failed = failed_checks(make(tmp_path / "store", **options))
-    # A session that is a copy has the other's trials table, so its trials may not belong to their stimuli either.
+    # A copied session has the other's trials table, so its trials may not be of their stimuli.
     assert set(failed) - ({REPETITIONS} if kind == "a session twice" else set()) == {name}
     assert words in failed[name].message
     assert failed[name].subject == ("" if name == TEXT else "sub-01")
@@ -181,7 +245,12 @@ def test_values_that_came_normalized_have_no_statistics_to_check(tmp_path: Path)
 
 
 def test_failed_checks_come_first() -> None:
-    checks = [QCResult("a", "x", True, "1"), QCResult("a", "y", True, "2"), QCResult("b", "x", False, "3"), QCResult("b", "y", True, "4")]  # fmt: skip
+    checks = [
+        QCResult("a", "x", True, "1"),
+        QCResult("a", "y", True, "2"),
+        QCResult("b", "x", False, "3"),
+        QCResult("b", "y", True, "4"),
+    ]
     assert group_results(checks) == [
         checks[2],
         checks[0],
@@ -192,7 +261,22 @@ def test_failed_checks_come_first() -> None:
 @pytest.mark.parametrize("ceilings", [True, False])
 def test_the_page_is_complete(tmp_path: Path, ceilings: bool) -> None:
     store = make(tmp_path / "store", ceilings=ceilings, n_described=9)
-    store.add_conversations(pd.DataFrame([{"subject": "sub-02", "trial_index": 5, "source": "before", "turns": [{"role": "user", "content": "<fMRI> What <b>before</b>?"}, {"role": "assistant", "content": "a dog"}], "answers": ["a dog"]}]))  # fmt: skip
+    store.add_conversations(
+        pd.DataFrame(
+            [
+                {
+                    "subject": "sub-02",
+                    "trial_index": 5,
+                    "source": "before",
+                    "turns": [
+                        {"role": "user", "content": "<fMRI> What <b>before</b>?"},
+                        {"role": "assistant", "content": "a dog"},
+                    ],
+                    "answers": ["a dog"],
+                }
+            ]
+        )
+    )
     create_split(store, "half", "stimulus", fractions={"test": 0.5})
     data = Store(store.path, "half")
     report = inspect_store(data)

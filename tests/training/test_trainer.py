@@ -23,18 +23,9 @@ from mindllm.training.configuration import StageConfig, TrainConfig
 from mindllm.training.trainer import Trainer, train
 from mindllm.training.trials import choose_trials
 from mindllm.utils.errors import InputError
-from tests.conftest import TEXTS, make_space
+from tests.conftest import TEXTS, TINY_SIZES, make_space
 
-SIZES = {
-    "num_queries": 16,
-    "key_dim": 24,
-    "num_frequencies": 3,
-    "parcel_embedding_dim": 4,
-    "hidden_size": 32,
-    "num_fmri_tokens": 3,
-    "token_dim": 8,
-    "embedding_dim": 8,
-}
+SIZES = TINY_SIZES | {"embedding_dim": 8}
 
 
 def options(llm: Path, align: int = 6, language: int = 4, **others: Any) -> TrainConfig:
