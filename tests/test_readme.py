@@ -17,8 +17,10 @@ from mindllm.cli import app
 from mindllm.convert.mindllm_checkpoint import convert_checkpoint
 from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
+from mindllm.language.hub import DEFAULT_SENTENCE_ENCODER
 from mindllm.model.configuration import PRESETS, MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder
+from mindllm.model.encoding_model import SubjectFeatures, fit_encoding_model
 from mindllm.model.language_model import FrozenLanguageModel
 from mindllm.model.modeling import MindLLM
 from mindllm.training.configuration import TrainConfig
@@ -326,7 +328,12 @@ def desk(
     names = {atlas: list(labels.values()) for atlas, labels in REGIONS.items()} | {
         "HCPEx": ["V1", "V2"]
     }
-    MindLLM(tiny_config, names, tiny_llm).save_pretrained(tmp_path / "model")
+    model = MindLLM(tiny_config, names, tiny_llm)
+    queries = torch.randn(48, tiny_config.num_queries)
+    subject = SubjectFeatures(queries, torch.arange(12).repeat(4))
+    model.encoding_model = fit_encoding_model({"sub-01": subject}, torch.randn(12, 384))
+    model.sentence_encoder = DEFAULT_SENTENCE_ENCODER
+    model.save_pretrained(tmp_path / "model")
     (tmp_path / "language-model").symlink_to(tiny_llm_folder, target_is_directory=True)
     (tmp_path / "store").symlink_to(tiny_store.path, target_is_directory=True)
     rng, shape = np.random.default_rng(0), (5, 4, 3)

@@ -495,3 +495,37 @@ def test_every_preset_trains(
         config.encoder_config().token_dim,
     )
     assert len(texts) == 2
+
+
+# The encoding model.
+
+
+def test_a_trained_model_gives_evidence_and_keeps_it(
+    trained: Path, tiny_store: Store, tiny_llm_folder: Path, tmp_path: Path
+) -> None:
+    model = MindLLM.from_pretrained(trained)
+    subject = tiny_store.subjects[0]
+    betas, masker = tiny_store.betas(subject, standardize=True), tiny_store.masker(subject)
+    texts = [*TEXTS[:5], "a bird sings"]  # the last one was never trained on
+    evidence = model.evidence(betas, masker, texts, subject_betas=betas)
+    assert evidence.shape == (len(betas), len(texts))
+    assert evidence.isfinite().all()
+    shown = tiny_store.trials(subject)["stimulus"].str.removeprefix("stim").astype(int).to_numpy()
+    known = np.flatnonzero(shown < 5)
+    right = evidence[:, :5].argmax(1).numpy()[known] == shown[known]
+    assert right.mean() > 0.4  # these trials were trained on; chance 0.2
+    model.save_pretrained(tmp_path / "copy")
+    again = MindLLM.from_pretrained(tmp_path / "copy")
+    assert torch.equal(again.evidence(betas, masker, texts, subject_betas=betas), evidence)
+    content = json.loads((tmp_path / "copy" / "config.json").read_text())
+    assert content["sentence_encoder"] == model.sentence_encoder
+
+
+def test_without_an_encoding_model_evidence_is_refused(
+    tiny_store: Store, tiny_llm_folder: Path, tmp_path: Path
+) -> None:
+    model = train(tiny_store, tmp_path / "m", options(tiny_llm_folder, 1, 1, encoding_model=None))
+    masker = tiny_store.masker(tiny_store.subjects[0])
+    with pytest.raises(InputError, match="has no encoding model"):
+        model.evidence(np.zeros((1, len(masker))), masker, ["a dog"])
+    assert MindLLM.from_pretrained(tmp_path / "m").encoding_model is None

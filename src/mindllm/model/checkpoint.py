@@ -66,6 +66,8 @@ class CheckpointParts:
         How the model was made.
     adapter : Path, optional
         Folder of a LoRA adapter of the language model.
+    sentence_encoder : str, optional
+        Hub id or folder of the sentence encoder of the encoding model, if there is one.
     """
 
     config: MindLLMConfig
@@ -75,6 +77,7 @@ class CheckpointParts:
     maskers: Mapping[str, VoxelMasker] = field(default_factory=dict)
     model_card: ModelCard = field(default_factory=ModelCard)
     adapter: Path | None = None
+    sentence_encoder: str | None = None
 
 
 def save_checkpoint(parts: CheckpointParts, folder: Path) -> None:
@@ -98,6 +101,7 @@ def save_checkpoint(parts: CheckpointParts, folder: Path) -> None:
         "version": package_version("mindllm"),
         "encoder": parts.config.model_dump(),
         "language_model": vars(parts.language_model),
+        "sentence_encoder": parts.sentence_encoder,
         "model_card": parts.model_card.to_dict(),
     }
     write_json(folder / "config.json", content)
@@ -141,6 +145,7 @@ def load_checkpoint(folder: Path) -> CheckpointParts:
         state_dict=load_weights(folder / "model.safetensors"),
         maskers={masker.subject: masker for masker in maskers},
         model_card=model_card,
+        sentence_encoder=content.get("sentence_encoder"),
         adapter=folder / "adapter" if (folder / "adapter").is_dir() else None,
     )
 

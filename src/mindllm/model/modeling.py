@@ -15,9 +15,11 @@ from transformers.utils import ModelOutput
 from mindllm.fmri.inputs import FMRIInputs
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.language.conversation import FMRI_TOKEN, Conversation, build_conversation
+from mindllm.language.sentence_embeddings import embed_sentences
 from mindllm.model import candidates
 from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder, VoxelFeatures
+from mindllm.model.encoding_model import EncodingModel
 from mindllm.model.generation import CallbackStreamer, generate_ids
 from mindllm.model.language_model import FrozenLanguageModel
 from mindllm.model.model_card import ModelCard
@@ -73,6 +75,10 @@ class MindLLM(PretrainedModule):
         How the model was trained, and on what.
     null_tokens : Tensor of shape (num_fmri_tokens, token_dim)
         Mean fMRI tokens of the training trials.
+    encoding_model : EncodingModel or None
+        How brains respond to a text; None: not fitted.
+    sentence_encoder : str or None
+        Hub id or folder of the sentence encoder that `encoding_model` reads texts with.
 
     References
     ----------
@@ -115,6 +121,8 @@ class MindLLM(PretrainedModule):
         self.chat_template = chat_template
         self.model_card = ModelCard()
         self.maskers = {}
+        self.encoding_model: EncodingModel | None = None
+        self.sentence_encoder: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -143,6 +151,43 @@ class MindLLM(PretrainedModule):
         InputError
             If the shape does not fit, or a beta is NaN or infinite.
         """
+        return self.encoder([self.check_betas(betas, masker)])
+
+    @torch.no_grad()
+    def query_outputs(self, betas: Betas, masker: VoxelMasker | VoxelFeatures) -> Tensor:
+        """Query outputs of the attention over one subject's voxels.
+
+        Parameters
+        ----------
+        betas, masker
+            As for `encode`.
+
+        Returns
+        -------
+        Tensor of shape (n_trials, num_queries)
+        """
+        return self.encoder.attend(*self.check_betas(betas, masker))
+
+    def check_betas(
+        self, betas: Betas, masker: VoxelMasker | VoxelFeatures
+    ) -> tuple[VoxelFeatures, Tensor]:
+        """Check betas and make them what the encoder reads.
+
+        Parameters
+        ----------
+        betas, masker
+            As for `encode`.
+
+        Returns
+        -------
+        voxels : VoxelFeatures
+        betas : Tensor of shape (n_trials, n_voxels)
+
+        Raises
+        ------
+        InputError
+            If the shape does not fit, or a beta is NaN or infinite.
+        """
         if isinstance(masker, VoxelFeatures):
             voxels, name = masker, "these voxels"
         else:
@@ -150,8 +195,8 @@ class MindLLM(PretrainedModule):
         array = np.atleast_2d(torch.as_tensor(betas).cpu().numpy())
         check_values(array, len(voxels.coords), name)
         check_finite(array, f"values of {name}")
-        tensor = torch.as_tensor(array, dtype=self.projector.weight.dtype, device=self.device)
-        return self.encoder([(voxels, tensor)])
+        dtype = self.projector.weight.dtype
+        return voxels, torch.as_tensor(array, dtype=dtype, device=self.device)
 
     def get_fmri_features(self, betas: Betas, masker: VoxelMasker | VoxelFeatures) -> Tensor:
         """What the language model reads: projected fMRI tokens.
@@ -387,6 +432,52 @@ class MindLLM(PretrainedModule):
             the turn.
         """
         return self.score_candidates(self.encode(betas, masker), texts, question, batch_size)
+
+    def evidence(
+        self,
+        betas: Betas,
+        masker: VoxelMasker | VoxelFeatures,
+        texts: Sequence[str],
+        subject_betas: Betas | None = None,
+    ) -> Tensor:
+        """Evidence of trials for texts, by the encoding model: log p(trial | text) - log p(trial).
+
+        Parameters
+        ----------
+        betas, masker
+            As for `encode`.
+        texts : sequence of str
+            Any texts, also those that were never trained on.
+        subject_betas : ndarray or Tensor of shape (n_other_trials, n_voxels), optional
+            Trials of the same subject, of anything and without labels, to align it to the training
+            subjects by; at least 40. None: no alignment.
+
+        Returns
+        -------
+        Tensor of shape (n_trials, n_texts), float64
+            In nats, against the density with no text known; positive where the trial speaks for
+            the text.
+
+        Raises
+        ------
+        InputError
+            If the model has no encoding model.
+
+        Examples
+        --------
+        >>> texts = ["a person reads", "a dog swims"]
+        >>> model.evidence(betas, masker, texts, subject_betas=betas)  # doctest: +SKIP
+        tensor([[ 3.1, -2.4]], dtype=torch.float64)
+        """
+        if self.encoding_model is None or self.sentence_encoder is None:
+            raise InputError(
+                "this model has no encoding model, so it gives no evidence for texts. Train it "
+                "anew, or rank texts by log_likelihood."
+            )
+        embeddings = torch.from_numpy(embed_sentences(texts, self.sentence_encoder))
+        others = None if subject_betas is None else self.query_outputs(subject_betas, masker)
+        subject = self.encoding_model.subject_transform(others)
+        return self.encoding_model.evidence(self.query_outputs(betas, masker), subject, embeddings)
 
     def score_candidates(
         self,

@@ -23,6 +23,7 @@ from mindllm.model.checkpoint import (
     save_checkpoint,
 )
 from mindllm.model.encoder import FMRIEncoder
+from mindllm.model.encoding_model import EncodingModel
 from mindllm.model.language_model import (
     FrozenLanguageModel,
     default_device,
@@ -46,6 +47,8 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
     language_model: FrozenLanguageModel
     chat_template: str | None
     maskers: dict[str, VoxelMasker]
+    encoding_model: EncodingModel | None
+    sentence_encoder: str | None
     model_card: ModelCard
 
     @classmethod
@@ -133,6 +136,8 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
             language_model.model.load_adapter(str(parts.adapter))
             language_model.model.requires_grad_(False)
         model = cls(parts.config, parts.parcel_names, language_model, ref.chat_template)
+        model.encoding_model = EncodingModel.from_state_dict(parts.state_dict, "encoding_model.")
+        model.sentence_encoder = parts.sentence_encoder
         check_weights(model.state_dict(), parts.state_dict, folder)
         model.load_state_dict(parts.state_dict)
         model.model_card, model.maskers = parts.model_card, dict(parts.maskers)
@@ -151,6 +156,7 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
             state_dict=self.state_dict(),
             maskers=self.maskers,
             model_card=self.model_card,
+            sentence_encoder=self.sentence_encoder,
         )
         save_checkpoint(parts, save_directory)
 

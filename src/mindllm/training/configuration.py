@@ -17,7 +17,9 @@ from pydantic import (
     model_validator,
 )
 
+from mindllm.language.hub import DEFAULT_SENTENCE_ENCODER
 from mindllm.model.configuration import PRESETS, Fraction, MindLLMConfig
+from mindllm.model.encoding_model import EncodingModelConfig
 from mindllm.utils.errors import InputError
 from mindllm.utils.validation import validate_model
 
@@ -74,6 +76,10 @@ class TrainConfig(BaseModel):
     """A named conversation format, for tokenizers without a chat template of their own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of the language model; auto: float32 on a CPU, bfloat16 elsewhere."""
+    sentence_encoder: str = DEFAULT_SENTENCE_ENCODER
+    """Hub id or folder of the sentence encoder that the encoding model reads texts with."""
+    encoding_model: EncodingModelConfig | None = EncodingModelConfig()
+    """Options of the encoding model, fitted when training ends; null: none, and no evidence."""
     init_from: str | None = None
     """A model folder to train further, with its own encoder; null: a new encoder. Without options
     for `alignment`, that stage is left out, because its fMRI embeddings are aligned already, and

@@ -33,6 +33,7 @@ from mindllm.training.callbacks import (
     TrainerCallback,
 )
 from mindllm.training.configuration import STAGES, Stage, TrainConfig
+from mindllm.training.encoding import fit_to_training_trials
 from mindllm.training.initialization import init_memory_from_text
 from mindllm.training.losses import AlignmentBatch, InstructionBatch, MindLLMLoss
 from mindllm.training.model_card import create_model_card, measure_null_tokens
@@ -340,6 +341,12 @@ class Trainer:
             self.loss_fn.load_state_dict(self.state.best_state_dict)
         model = self.model.eval()
         measure_null_tokens(model, self.data, self.batches)
+        if self.config.encoding_model:
+            encoder = self.config.sentence_encoder
+            model.encoding_model = fit_to_training_trials(
+                model, self.data, self.config.encoding_model, encoder
+            )
+            model.sentence_encoder = encoder if model.encoding_model else None
         model.model_card = create_model_card(model, self.data, self.config, self.state.step)
         model.maskers |= {s: self.store.masker(s) for s in self.data.training.subjects}
         if self.accelerator.is_main_process:
