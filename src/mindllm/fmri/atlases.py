@@ -159,9 +159,10 @@ def load_atlas_lut(atlas_file: str | Path | None, atlas_name: str) -> dict[int, 
     candidates = [path.with_name(f"{stem}.tsv"), path.with_name(f"{stem.split('_')[0]}_dseg.tsv")]
     table_file = next((file for file in candidates if file.is_file()), None)
     if table_file is None:
+        expected = " or ".join(dict.fromkeys(file.name for file in candidates))
         raise InputError(
             f"atlas {atlas_name}: no lookup table with the parcel names beside {path}. Expected "
-            f"{candidates[0].name} or {candidates[1].name} with the columns `index` and `name`."
+            f"{expected} with the columns `index` and `name`."
         )
     table = pd.read_csv(table_file, sep="\t")
     if not {"index", "name"} <= set(table.columns):
