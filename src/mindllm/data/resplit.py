@@ -97,7 +97,6 @@ def create_split(store: Store, name: str, by: By, **options: Any) -> Store:
     Returns
     -------
     Store
-        The same store, read with the new split.
         Opened with the new split.
 
     Raises

@@ -175,7 +175,6 @@ def split_by_subject(
     Returns
     -------
     dict of str to ndarray
-        The split of each trial of each subject.
         As `split_by_cluster`; trials that are in no split any more are unused.
 
     Raises

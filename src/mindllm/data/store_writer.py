@@ -178,8 +178,6 @@ class StoreWriter:
         Returns
         -------
         Store
-        With one conversation per stimulus that has a caption.
-            The finished store, opened.
             Whole, at `path`.
 
         Raises
