@@ -529,3 +529,17 @@ def test_without_an_encoding_model_evidence_is_refused(
     with pytest.raises(InputError, match="has no encoding model"):
         model.evidence(np.zeros((1, len(masker))), masker, ["a dog"])
     assert MindLLM.from_pretrained(tmp_path / "m").encoding_model is None
+
+
+def test_training_further_does_not_keep_the_encoding_model_of_another_encoder(
+    trained: Path, tiny_store: Store, tmp_path: Path
+) -> None:
+    config = TrainConfig(
+        init_from=str(trained),
+        instruction_tuning=StageConfig(max_steps=1, batch_size=8),
+        encoding_model=None,
+    )
+    further = train(tiny_store, tmp_path / "further", config)
+    assert MindLLM.from_pretrained(trained).encoding_model is not None
+    assert further.encoding_model is None
+    assert further.sentence_encoder is None

@@ -184,8 +184,7 @@ class EncodingModel(nn.Module):
         if query_outputs is None or len(query_outputs) < MIN_ALIGNMENT_TRIALS:
             return SubjectTransform(self.query_mean, self.query_std, identity)
         values = query_outputs.to(self.components)
-        mean, std = values.mean(0), values.std(0, correction=0)
-        std = torch.where(std > 0, std, 1)
+        mean, std = mean_and_std(values)
         shrinkage = float(self.alignment_shrinkage)
         if shrinkage < 0:
             return SubjectTransform(mean, std, identity)
@@ -263,6 +262,12 @@ def gaussian_log_density(y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 def center_embeddings(embeddings: Tensor, center: Tensor) -> Tensor:
     """Sentence embeddings (n, embedding_dim) without their common part, as unit vectors."""
     return nn.functional.normalize(embeddings - center, dim=-1)
+
+
+def mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (d,) of values (n, d); 1 where they never vary."""
+    std = values.std(0, correction=0)
+    return values.mean(0), torch.where(std > 0, std, 1)
 
 
 def shrink_covariance(values: Tensor, shrinkage: float) -> Tensor:
@@ -372,12 +377,13 @@ def fit_closed_form(
     basis, means, center, signal_variance = discriminant_basis(
         features, index, counts, config.noise_shrinkage
     )
-    signal = split_signal(signal_variance, len(center), config)
+    signal = split_signal(signal_variance, config)
     embeddings = text_embeddings[texts].double()
     text_center = embeddings.mean(0)
     weights, covariance = regress_on_text(
         center_embeddings(embeddings, text_center), means, counts, signal
     )
+    # A negative number stands for no alignment, since tensors alone are saved.
     shrinkage = -1.0 if config.alignment_shrinkage is None else config.alignment_shrinkage
     return EncodingModel(
         {
@@ -402,15 +408,15 @@ def fit_closed_form(
 
 def standardize_subjects(parts: Sequence[SubjectFeatures]) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Mean and standard deviation (num_queries,) of subjects, and each one's z-scored values."""
-    means = [part.values.double().mean(0) for part in parts]
-    stds = [part.values.double().std(0, correction=0) for part in parts]
-    query_mean, query_std = torch.stack(means).mean(0), torch.stack(stds).mean(0)
-    query_std = torch.where(query_std > 0, query_std, 1)
+    values = [part.values.double() for part in parts]
+    scales = [mean_and_std(of_subject) for of_subject in values]
+    query_mean = torch.stack([mean for mean, _ in scales]).mean(0)
+    query_std = torch.stack([std for _, std in scales]).mean(0)
     standardized = []
-    for part, mean, std in zip(parts, means, stds, strict=True):
-        if len(part.values) < MIN_ALIGNMENT_TRIALS:
+    for of_subject, (mean, std) in zip(values, scales, strict=True):
+        if len(of_subject) < MIN_ALIGNMENT_TRIALS:
             mean, std = query_mean, query_std
-        standardized.append((part.values.double() - mean) / torch.where(std > 0, std, 1))
+        standardized.append((of_subject - mean) / std)
     return query_mean, query_std, standardized
 
 
@@ -479,10 +485,10 @@ def discriminant_basis(
     return basis, rotated - rotated.mean(0), rotated.mean(0), variance.flip(0).clamp_min(1e-4)
 
 
-def split_signal(variance: Tensor, rank: int, config: EncodingModelConfig) -> Tensor:
+def split_signal(variance: Tensor, config: EncodingModelConfig) -> Tensor:
     """Semantic and text-specific variance of each dimension (2, rank), from the mean of all."""
-    mean = variance.mean().expand(rank)
-    has_meaning = torch.arange(rank) < config.semantic_rank
+    mean = variance.mean().expand(len(variance))
+    has_meaning = torch.arange(len(variance)) < config.semantic_rank
     semantic = torch.where(has_meaning, config.semantic_share * mean, 0)
     return torch.stack([semantic, mean - semantic])
 
@@ -509,11 +515,9 @@ def regress_on_text(
         Of the weights, the same in all dimensions that have semantic variance.
     """
     semantic, specific = signal[:, 0]
-    dim = embeddings.shape[1]
-    if semantic == 0:
-        return torch.zeros(dim, means.shape[1]).to(means), torch.zeros(dim, dim).to(means)
     precision = 1 / (specific + 1 / counts)
     weighted = embeddings * precision[:, None]
-    information = weighted.T @ embeddings + torch.eye(dim).to(means) / semantic
-    covariance = torch.linalg.inv(information)
+    # The prior's precision is factored out, so that no semantic variance means no covariance.
+    information = semantic * weighted.T @ embeddings + torch.eye(embeddings.shape[1]).to(means)
+    covariance = semantic * torch.linalg.inv(information)
     return covariance @ weighted.T @ means * (signal[0] > 0), covariance

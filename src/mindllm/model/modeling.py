@@ -151,7 +151,7 @@ class MindLLM(PretrainedModule):
         InputError
             If the shape does not fit, or a beta is NaN or infinite.
         """
-        return self.encoder([self.check_betas(betas, masker)])
+        return self.encoder([self._prepare_inputs(betas, masker)])
 
     @torch.no_grad()
     def query_outputs(self, betas: Betas, masker: VoxelMasker | VoxelFeatures) -> Tensor:
@@ -166,28 +166,12 @@ class MindLLM(PretrainedModule):
         -------
         Tensor of shape (n_trials, num_queries)
         """
-        return self.encoder.attend(*self.check_betas(betas, masker))
+        return self.encoder.attend(*self._prepare_inputs(betas, masker))
 
-    def check_betas(
+    def _prepare_inputs(
         self, betas: Betas, masker: VoxelMasker | VoxelFeatures
     ) -> tuple[VoxelFeatures, Tensor]:
-        """Check betas and make them what the encoder reads.
-
-        Parameters
-        ----------
-        betas, masker
-            As for `encode`.
-
-        Returns
-        -------
-        voxels : VoxelFeatures
-        betas : Tensor of shape (n_trials, n_voxels)
-
-        Raises
-        ------
-        InputError
-            If the shape does not fit, or a beta is NaN or infinite.
-        """
+        """Voxels and checked betas (n_trials, n_voxels), as the encoder reads them."""
         if isinstance(masker, VoxelFeatures):
             voxels, name = masker, "these voxels"
         else:

@@ -1,11 +1,15 @@
 """The encoding model of a trained encoder, fitted to its training trials."""
 
 import logging
+from collections import defaultdict
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mindllm.data.conversations import ConversationDataset
+from mindllm.data.dataset import TrialDataset
+from mindllm.data.sampler import iter_eval_batches
 from mindllm.language.sentence_embeddings import embed_sentences
 from mindllm.model.encoding_model import (
     EncodingModel,
@@ -14,15 +18,20 @@ from mindllm.model.encoding_model import (
     fit_encoding_model,
 )
 from mindllm.model.modeling import MindLLM
+from mindllm.training.batches import BatchBuilder
+from mindllm.training.callbacks import EVAL_BATCH_SIZE
 from mindllm.training.trials import TrainingData
 from mindllm.utils.errors import InputError
 
-BATCH_SIZE = 512
 logger = logging.getLogger(__name__)
 
 
 def fit_to_training_trials(
-    model: MindLLM, data: TrainingData, config: EncodingModelConfig, sentence_encoder: str
+    model: MindLLM,
+    data: TrainingData,
+    batches: BatchBuilder,
+    config: EncodingModelConfig,
+    sentence_encoder: str,
 ) -> EncodingModel | None:
     """Fit the encoding model to the training trials' query outputs.
 
@@ -33,6 +42,8 @@ def fit_to_training_trials(
     ----------
     model : MindLLM
     data : TrainingData
+    batches : BatchBuilder
+        Loads the betas.
     config : EncodingModelConfig
     sentence_encoder : str
         Hub id or folder.
@@ -42,47 +53,48 @@ def fit_to_training_trials(
     EncodingModel or None
         None, with a warning, if the trials are too few.
     """
-    numbers, embeddings = embed_stimuli(data, sentence_encoder)
-    table = data.training.table
-    table = table[table["stimulus"].isin(numbers)]
-    subjects = {
-        str(subject): SubjectFeatures(
-            query_outputs(model, data, str(subject), group["row"].to_numpy()),
-            torch.tensor([numbers[stimulus] for stimulus in group["stimulus"]]),
-        )
-        for subject, group in table.groupby("subject")
-    }
+    trials = data.trials_for_stage("alignment", data.training)
+    numbers, embeddings = embed_stimuli(trials, data.conversations, sentence_encoder)
     try:
-        return fit_encoding_model(subjects, embeddings, config)
+        return fit_encoding_model(
+            collect_features(model, trials, batches, numbers), embeddings, config
+        )
     except InputError as reason:
         logger.warning("no encoding model, and no evidence for texts: %s", reason)
         return None
 
 
-def embed_stimuli(data: TrainingData, sentence_encoder: str) -> tuple[dict[str, int], Tensor]:
-    """Number of each training stimulus' text, and the texts' embeddings (n_texts, dim)."""
-    conversations = data.conversations
-    stimuli = sorted(set(data.training.table["stimulus"]) & set(conversations.text_indices))
-    paraphrases: dict[int, set[int]] = {}
+def embed_stimuli(
+    trials: TrialDataset, conversations: ConversationDataset, sentence_encoder: str
+) -> tuple[dict[str, int], Tensor]:
+    """Number of each stimulus' text, and the embeddings of the texts (n_texts, dim)."""
+    paraphrases: dict[int, set[int]] = defaultdict(set)
+    stimuli = sorted(set(trials.table["stimulus"]))
     for stimulus in stimuli:
         indices = conversations.text_indices[stimulus]
-        paraphrases.setdefault(indices[0], set()).update(indices)
+        paraphrases[indices[0]].update(indices)
     used = sorted(set().union(*paraphrases.values()))
     vectors = embed_sentences([conversations.texts[i] for i in used], sentence_encoder)
-    row = {index: i for i, index in enumerate(used)}
-    first = {index: n for n, index in enumerate(paraphrases)}
-    means = [vectors[[row[i] for i in sorted(group)]].mean(0) for group in paraphrases.values()]
-    numbers = {s: first[conversations.text_indices[s][0]] for s in stimuli}
-    return numbers, torch.from_numpy(np.stack(means)) if means else torch.zeros(0, 1)
+    by_index = dict(zip(used, vectors, strict=True))
+    means = [np.mean([by_index[i] for i in sorted(group)], 0) for group in paraphrases.values()]
+    numbers = {first: number for number, first in enumerate(paraphrases)}
+    of_stimulus = {s: numbers[conversations.text_indices[s][0]] for s in stimuli}
+    return of_stimulus, torch.from_numpy(np.stack(means))
 
 
-def query_outputs(model: MindLLM, data: TrainingData, subject: str, rows: np.ndarray) -> Tensor:
-    """Query outputs (n_trials, num_queries) of a subject's trials."""
-    store = data.training.store
-    voxels = model.encoder.prepare_voxels(store.masker(subject))
-    batches = np.split(rows, range(BATCH_SIZE, len(rows), BATCH_SIZE))
-    outputs = [
-        model.query_outputs(store.betas(subject, batch, standardize=True), voxels).cpu()
-        for batch in batches
-    ]
-    return torch.cat(outputs)
+@torch.no_grad()
+def collect_features(
+    model: MindLLM, trials: TrialDataset, batches: BatchBuilder, numbers: dict[str, int]
+) -> dict[str, SubjectFeatures]:
+    """Query outputs of each subject's trials, with the number of each trial's text."""
+    outputs: dict[str, list[Tensor]] = defaultdict(list)
+    texts: dict[str, list[int]] = defaultdict(list)
+    for batch in iter_eval_batches(trials, EVAL_BATCH_SIZE):
+        (part,) = batch.subjects
+        values = model.encoder.attend(batches.voxels[part.subject], batches.load_betas(part))
+        outputs[part.subject].append(values.cpu())
+        texts[part.subject] += [numbers[stimulus] for stimulus in batch.stimuli]
+    return {
+        subject: SubjectFeatures(torch.cat(values), torch.tensor(texts[subject]))
+        for subject, values in outputs.items()
+    }

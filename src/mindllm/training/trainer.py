@@ -305,6 +305,17 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_validation_end(self, entry)
 
+    def fit_encoding_model(self) -> None:
+        """Fit the encoding model to the trained encoder, in place of one that it started from."""
+        model, config, encoder = self.model, self.config.encoding_model, None
+        model.encoding_model = None
+        if config:
+            encoder = self.config.sentence_encoder
+            model.encoding_model = fit_to_training_trials(
+                model, self.data, self.batches, config, encoder
+            )
+        model.sentence_encoder = encoder if model.encoding_model else None
+
     def save(self, path: Path) -> None:
         """Write a checkpoint, completely or not at all."""
         if not self.accelerator.is_main_process or self.optimizer is None:
@@ -341,12 +352,7 @@ class Trainer:
             self.loss_fn.load_state_dict(self.state.best_state_dict)
         model = self.model.eval()
         measure_null_tokens(model, self.data, self.batches)
-        if self.config.encoding_model:
-            encoder = self.config.sentence_encoder
-            model.encoding_model = fit_to_training_trials(
-                model, self.data, self.config.encoding_model, encoder
-            )
-            model.sentence_encoder = encoder if model.encoding_model else None
+        self.fit_encoding_model()
         model.model_card = create_model_card(model, self.data, self.config, self.state.step)
         model.maskers |= {s: self.store.masker(s) for s in self.data.training.subjects}
         if self.accelerator.is_main_process:
