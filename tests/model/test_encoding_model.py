@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mindllm.model.encoding_model import (
-    EncodingModel,
-    EncodingModelConfig,
-    SubjectFeatures,
-    center_embeddings,
-    fit_closed_form,
-    fit_encoding_model,
-)
+from mindllm.model.encoding_fit import SubjectFeatures, fit_closed_form, fit_encoding_model
+from mindllm.model.encoding_model import EncodingModel, EncodingModelConfig, center_embeddings
+from mindllm.model.subject_alignment import ResponseMap, fit_response_map
 from mindllm.utils.errors import InputError
 
 N_TEXTS, N_QUERIES, DIM = 30, 60, 12
@@ -45,20 +40,67 @@ def accuracy(evidence: torch.Tensor, targets: torch.Tensor) -> float:
 
 def test_prediction_equals_the_gaussian_process() -> None:
     simulation = Simulation(0)
-    config = EncodingModelConfig(rank=10, semantic_rank=10, alignment_shrinkage=None)
-    model = fit_closed_form(simulation.subjects(2, range(25)), simulation.embeddings, config)
-    new = center_embeddings(simulation.embeddings, model.text_center)
-    trained = center_embeddings(model.text_embeddings, model.text_center)
-    semantic, specific = model.signal[:, 0]
-    same = torch.eye(N_TEXTS, 25, dtype=torch.float64)
-    kernel = semantic * trained @ trained.T + torch.diag(specific + 1 / model.text_counts)
-    cross = semantic * new @ trained.T + specific * same
-    mean = cross @ torch.linalg.solve(kernel, model.text_means)
-    prior = semantic * (new * new).sum(1) + specific
-    variance = prior - (cross * torch.linalg.solve(kernel, cross.T).T).sum(1) + 1
-    predicted_mean, predicted_variance = model.predict(simulation.embeddings)
-    torch.testing.assert_close(predicted_mean, mean)
-    torch.testing.assert_close(predicted_variance, variance[:, None].expand(-1, 10))
+    config = EncodingModelConfig(rank=10, alignment_shrinkage=None, alignment_ridge=None)
+    stimulus_texts = torch.arange(N_TEXTS) // 2  # two stimuli per text
+    embeddings = simulation.draw(20, DIM)  # 15 texts that are trained on, five new ones
+    model = fit_closed_form(simulation.subjects(2), embeddings, stimulus_texts, config)
+    e = center_embeddings(embeddings, model.text_center)
+    trained = center_embeddings(model.text_embeddings, model.text_center)[model.stimulus_texts]
+    responses = model.predict(embeddings)
+    of_new = e[responses.texts[N_TEXTS:]]
+    of_known = e[responses.texts[:N_TEXTS]]
+    rows = torch.cat([of_known, of_new])
+    same_text = (rows @ trained.T > 1 - 1e-9).double()
+    same_stimulus = torch.zeros(len(rows), N_TEXTS, dtype=torch.float64)
+    same_stimulus[:N_TEXTS] = torch.eye(N_TEXTS)
+    for dimension in range(10):
+        semantic, of_text, of_stimulus = model.signal[:, dimension]
+        cross = semantic * rows @ trained.T + of_text * same_text + of_stimulus * same_stimulus
+        kernel = cross[:N_TEXTS] + torch.diag(1 / model.stimulus_counts)
+        solved = torch.linalg.solve(kernel, cross.T)
+        prior = semantic + of_text + of_stimulus
+        mean = solved.T @ model.stimulus_means[:, dimension]
+        variance = prior - (cross * solved.T).sum(1) + 1
+        torch.testing.assert_close(responses.mean[:, dimension], mean)
+        torch.testing.assert_close(responses.variance[:, dimension], variance)
+
+
+def test_shares_of_variance_are_learned() -> None:
+    semantic = Simulation(6)
+    specific = Simulation(6)
+    specific.responses = specific.draw(N_TEXTS, N_QUERIES)  # no relation to the embeddings
+    shares = []
+    for simulation in (semantic, specific):
+        model = fit_encoding_model(simulation.subjects(2), simulation.embeddings)
+        leading = model.signal[:, :8].sum(1)
+        shares.append(float(leading[0] / leading.sum()))
+    assert shares[0] > 0.6
+    assert shares[1] < 0.3
+
+
+def test_stimuli_of_one_text_are_told_apart() -> None:
+    """Two stimuli with one text and different responses: a trial of either is of that text."""
+    simulation = Simulation(7)
+    stimulus_texts = torch.arange(N_TEXTS) // 2
+    embeddings = simulation.draw(N_TEXTS // 2, DIM)
+    simulation.responses = simulation.draw(N_TEXTS, N_QUERIES)
+    model = fit_encoding_model(simulation.subjects(3), embeddings, stimulus_texts)
+    test = simulation.subject()
+    evidence = model.evidence(test.values, model.subject_transform(test.values), embeddings)
+    assert accuracy(evidence, stimulus_texts[test.stimuli]) > 0.8
+
+
+def test_trials_of_stimuli_shown_once_are_pooled_by_text() -> None:
+    simulation = Simulation(8)
+    trials = simulation.subject(repetitions=8)
+    once = SubjectFeatures(trials.values, torch.arange(len(trials.stimuli)))
+    model = fit_encoding_model({"sub-01": once}, simulation.embeddings, trials.stimuli)
+    assert len(model.stimulus_means) == N_TEXTS
+    test = simulation.subject()
+    evidence = model.evidence(
+        test.values, model.subject_transform(test.values), simulation.embeddings
+    )
+    assert accuracy(evidence, test.stimuli) > 0.6
 
 
 def test_new_texts_of_a_new_subject_are_identified() -> None:
@@ -67,12 +109,12 @@ def test_new_texts_of_a_new_subject_are_identified() -> None:
     new = simulation.subject(range(20, 30), repetitions=8)
     transform = model.subject_transform(new.values)
     evidence = model.evidence(new.values, transform, simulation.embeddings[20:])
-    assert accuracy(evidence, new.texts - 20) > 0.4  # chance 0.1
+    assert accuracy(evidence, new.stimuli - 20) > 0.4  # chance 0.1
     seen = simulation.subject(range(20))
     evidence = model.evidence(
         seen.values, model.subject_transform(seen.values), simulation.embeddings[:20]
     )
-    assert accuracy(evidence, seen.texts) > 0.7  # chance 0.05
+    assert accuracy(evidence, seen.stimuli) > 0.7  # chance 0.05
 
 
 def test_evidence_is_positive_for_the_truth_and_negative_for_others() -> None:
@@ -82,7 +124,7 @@ def test_evidence_is_positive_for_the_truth_and_negative_for_others() -> None:
     evidence = model.evidence(
         test.values, model.subject_transform(test.values), simulation.embeddings
     )
-    truth = evidence[torch.arange(len(test.texts)), test.texts]
+    truth = evidence[torch.arange(len(test.stimuli)), test.stimuli]
     assert truth.mean() > 0
     assert evidence.mean() < 0
 
@@ -96,7 +138,7 @@ def test_with_nothing_planted_the_target_has_no_advantage() -> None:
         evidence = model.evidence(
             test.values, model.subject_transform(test.values), simulation.embeddings
         )
-        truth = evidence[torch.arange(len(test.texts)), test.texts]
+        truth = evidence[torch.arange(len(test.stimuli)), test.stimuli]
         ranks.append(float((evidence < truth[:, None]).double().mean()))
         probability = evidence.softmax(1).max(1).values.mean()
         assert probability < 0.2  # it does not claim to know
@@ -104,10 +146,17 @@ def test_with_nothing_planted_the_target_has_no_advantage() -> None:
     assert abs(np.mean(ranks) - (N_TEXTS - 1) / N_TEXTS / 2) < 4 * error
 
 
-def test_alignment_undoes_a_linear_distortion() -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        EncodingModelConfig(rank=20, alignment_shrinkage=0.0, alignment_ridge=None),
+        EncodingModelConfig(rank=20, alignment_shrinkage=None, alignment_ridge=4.0),
+    ],
+)
+def test_alignment_undoes_a_linear_distortion(config: EncodingModelConfig) -> None:
     simulation = Simulation(3)
-    config = EncodingModelConfig(rank=20, alignment_shrinkage=0.0)
-    model = fit_closed_form(simulation.subjects(3), simulation.embeddings, config)
+    stimulus_texts = torch.arange(N_TEXTS)
+    model = fit_closed_form(simulation.subjects(3), simulation.embeddings, stimulus_texts, config)
     test = simulation.subject(repetitions=20)
     mixing = torch.eye(N_QUERIES, dtype=torch.float64)
     mixing += 0.1 * simulation.draw(N_QUERIES, N_QUERIES) @ torch.eye(N_QUERIES).double()
@@ -115,10 +164,25 @@ def test_alignment_undoes_a_linear_distortion() -> None:
     unaligned = model.subject_transform(distorted[:10])
     aligned = model.subject_transform(distorted)
     scores = [
-        accuracy(model.evidence(distorted, t, simulation.embeddings), test.texts)
+        accuracy(model.evidence(distorted, t, simulation.embeddings), test.stimuli)
         for t in (unaligned, aligned)
     ]
     assert scores[1] > scores[0]
+
+
+def test_a_trial_is_mapped_by_the_other_trials_alone() -> None:
+    simulation = Simulation(9)
+    model = fit_encoding_model(simulation.subjects(3), simulation.embeddings)
+    test = simulation.subject(repetitions=2)
+    features = model.transform(test.values, model.subject_transform(test.values[:0]))
+    expected = model.expected_responses(features)
+    whole = fit_response_map(features, expected, 16.0)
+    others = torch.arange(len(features)) > 0
+    # The ridge and the gains are of all trials; made equal, leaving the trial out is exact.
+    assert whole is not None
+    inverse = torch.linalg.inv(torch.linalg.inv(whole.inverse) - features[:1].T @ features[:1])
+    without = ResponseMap(features[others], whole.targets[others], inverse, whole.scale)
+    torch.testing.assert_close(whole(features[:1]), without(features[:1]))
 
 
 def test_temperature_softens_what_was_too_sure() -> None:
@@ -130,7 +194,7 @@ def test_temperature_softens_what_was_too_sure() -> None:
         test.values, model.subject_transform(test.values), simulation.embeddings
     )
     confidence = float(evidence.softmax(1).max(1).values.mean())
-    assert abs(confidence - accuracy(evidence, test.texts)) < 0.1
+    assert abs(confidence - accuracy(evidence, test.stimuli)) < 0.1
 
 
 def test_state_dict_round_trip_and_a_part_is_refused() -> None:

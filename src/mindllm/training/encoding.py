@@ -11,12 +11,8 @@ from mindllm.data.conversations import ConversationDataset
 from mindllm.data.dataset import TrialDataset
 from mindllm.data.sampler import iter_eval_batches
 from mindllm.language.sentence_embeddings import embed_sentences
-from mindllm.model.encoding_model import (
-    EncodingModel,
-    EncodingModelConfig,
-    SubjectFeatures,
-    fit_encoding_model,
-)
+from mindllm.model.encoding_fit import SubjectFeatures, fit_encoding_model
+from mindllm.model.encoding_model import EncodingModel, EncodingModelConfig
 from mindllm.model.modeling import MindLLM
 from mindllm.training.batches import BatchBuilder
 from mindllm.training.callbacks import EVAL_BATCH_SIZE
@@ -54,11 +50,10 @@ def fit_to_training_trials(
         None, with a warning, if the trials are too few.
     """
     trials = data.trials_for_stage("alignment", data.training)
-    numbers, embeddings = embed_stimuli(trials, data.conversations, sentence_encoder)
+    stimuli, texts, embeddings = embed_stimuli(trials, data.conversations, sentence_encoder)
     try:
-        return fit_encoding_model(
-            collect_features(model, trials, batches, numbers), embeddings, config
-        )
+        features = collect_features(model, trials, batches, stimuli)
+        return fit_encoding_model(features, embeddings, texts, config)
     except InputError as reason:
         logger.warning("no encoding model, and no evidence for texts: %s", reason)
         return None
@@ -66,8 +61,24 @@ def fit_to_training_trials(
 
 def embed_stimuli(
     trials: TrialDataset, conversations: ConversationDataset, sentence_encoder: str
-) -> tuple[dict[str, int], Tensor]:
-    """Number of each stimulus' text, and the embeddings of the texts (n_texts, dim)."""
+) -> tuple[dict[str, int], Tensor, Tensor]:
+    """Embed the texts of stimuli.
+
+    Parameters
+    ----------
+    trials : TrialDataset
+    conversations : ConversationDataset
+    sentence_encoder : str
+        Hub id or folder.
+
+    Returns
+    -------
+    stimuli : dict of str to int
+        Number of each stimulus.
+    texts : Tensor of int64, shape (n_stimuli,)
+        Number of its text.
+    embeddings : Tensor of shape (n_texts, embedding_dim)
+    """
     paraphrases: dict[int, set[int]] = defaultdict(set)
     stimuli = sorted(set(trials.table["stimulus"]))
     for stimulus in stimuli:
@@ -78,23 +89,23 @@ def embed_stimuli(
     by_index = dict(zip(used, vectors, strict=True))
     means = [np.mean([by_index[i] for i in sorted(group)], 0) for group in paraphrases.values()]
     numbers = {first: number for number, first in enumerate(paraphrases)}
-    of_stimulus = {s: numbers[conversations.text_indices[s][0]] for s in stimuli}
-    return of_stimulus, torch.from_numpy(np.stack(means))
+    texts = torch.tensor([numbers[conversations.text_indices[s][0]] for s in stimuli])
+    return {s: i for i, s in enumerate(stimuli)}, texts, torch.from_numpy(np.stack(means))
 
 
 @torch.no_grad()
 def collect_features(
     model: MindLLM, trials: TrialDataset, batches: BatchBuilder, numbers: dict[str, int]
 ) -> dict[str, SubjectFeatures]:
-    """Query outputs of each subject's trials, with the number of each trial's text."""
+    """Query outputs of each subject's trials, with the number of each trial's stimulus."""
     outputs: dict[str, list[Tensor]] = defaultdict(list)
-    texts: dict[str, list[int]] = defaultdict(list)
+    stimuli: dict[str, list[int]] = defaultdict(list)
     for batch in iter_eval_batches(trials, EVAL_BATCH_SIZE):
         (part,) = batch.subjects
         values = model.encoder.attend(batches.voxels[part.subject], batches.load_betas(part))
         outputs[part.subject].append(values.cpu())
-        texts[part.subject] += [numbers[stimulus] for stimulus in batch.stimuli]
+        stimuli[part.subject] += [numbers[stimulus] for stimulus in batch.stimuli]
     return {
-        subject: SubjectFeatures(torch.cat(values), torch.tensor(texts[subject]))
+        subject: SubjectFeatures(torch.cat(values), torch.tensor(stimuli[subject]))
         for subject, values in outputs.items()
     }

@@ -1,0 +1,401 @@
+"""Fit of the encoding model in closed form; its shares of variance and temperature are learned.
+
+The shares of the signal variance that belong to meaning, text and stimulus are those of the
+largest marginal likelihood, in groups of dimensions: the dimensions that tell stimuli apart best
+carry the most meaning. The temperature is chosen by leaving each training subject out in turn.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize, minimize_scalar
+from torch import Tensor, nn
+
+from mindllm.model.encoding_model import (
+    EncodingModel,
+    EncodingModelConfig,
+    center_embeddings,
+    weighted_means,
+)
+from mindllm.model.subject_alignment import (
+    MIN_ALIGNMENT_TRIALS,
+    align_subjects,
+    matrix_power,
+    mean_and_std,
+)
+from mindllm.utils.errors import InputError
+
+FIRST_GROUP = 8  # dimensions of the first group of equal shares; each next one has twice as many
+INITIAL_SHARES = (0.4, 0.2, 0.4)
+PRIOR_COUNT = 1.0  # of a Dirichlet prior, which keeps every share above 0
+
+
+@dataclass(frozen=True)
+class SubjectFeatures:
+    """Query outputs of one subject's trials.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n_trials, num_queries)
+    stimuli : Tensor of int64, shape (n_trials,)
+        Number of each trial's stimulus.
+    """
+
+    values: Tensor
+    stimuli: Tensor
+
+
+@dataclass(frozen=True)
+class Stimuli:
+    """Stimuli of training trials and the embeddings of their texts.
+
+    Parameters
+    ----------
+    texts : Tensor of int64, shape (n_stimuli,)
+        Number of each stimulus' text.
+    counts : Tensor of shape (n_stimuli,)
+        Trials of each.
+    embeddings : Tensor of shape (n_texts, embedding_dim)
+        Sentence embeddings, each one once.
+    center : Tensor of shape (embedding_dim,)
+        Their mean.
+    """
+
+    texts: Tensor
+    counts: Tensor
+    embeddings: Tensor
+    center: Tensor
+
+
+def fit_encoding_model(
+    subjects: Mapping[str, SubjectFeatures],
+    text_embeddings: Tensor,
+    stimulus_texts: Tensor | None = None,
+    config: EncodingModelConfig | None = None,
+) -> EncodingModel:
+    """Fit an encoding model in closed form; its temperature by leaving one subject out.
+
+    Parameters
+    ----------
+    subjects : mapping from str to SubjectFeatures
+        Training subjects; subjects with fewer than 40 trials are standardized like the others.
+    text_embeddings : Tensor of shape (n_texts, embedding_dim)
+        Sentence embeddings of the texts.
+    stimulus_texts : Tensor of int64, shape (n_stimuli,), optional
+        Number of the text of each stimulus that `SubjectFeatures.stimuli` numbers. None: each
+        stimulus has the text of its number.
+    config : EncodingModelConfig, optional
+
+    Returns
+    -------
+    EncodingModel
+
+    Raises
+    ------
+    InputError
+        If fewer than two texts have trials, or no text has two.
+
+    References
+    ----------
+    Temperature: Guo et al. 2017, On calibration of modern neural networks, ICML.
+    """
+    config = config or EncodingModelConfig()
+    if stimulus_texts is None:
+        stimulus_texts = torch.arange(len(text_embeddings))
+    model = fit_closed_form(subjects, text_embeddings, stimulus_texts, config)
+    if len(subjects) > 2:
+        temperature = choose_temperature(subjects, text_embeddings, stimulus_texts, config)
+        model.temperature.fill_(temperature)
+    return model
+
+
+def choose_temperature(
+    subjects: Mapping[str, SubjectFeatures],
+    text_embeddings: Tensor,
+    stimulus_texts: Tensor,
+    config: EncodingModelConfig,
+) -> float:
+    """Temperature at which left-out subjects' true texts are most probable, in [0.5, 5]."""
+    evidence, targets = [], []
+    for name, left_out in subjects.items():
+        others = {other: part for other, part in subjects.items() if other != name}
+        known = torch.unique(stimulus_texts[torch.cat([part.stimuli for part in others.values()])])
+        texts = stimulus_texts[left_out.stimuli]
+        rows = torch.isin(texts, known)
+        if not rows.any():
+            continue
+        model = fit_closed_form(others, text_embeddings, stimulus_texts, config)
+        transform = model.subject_transform(left_out.values)
+        evidence.append(model.evidence(left_out.values[rows], transform, text_embeddings[known]))
+        targets.append(torch.searchsorted(known, texts[rows]))
+    if not evidence:
+        return 1.0
+
+    def loss(log_temperature: float) -> float:
+        factor = torch.tensor(-log_temperature).exp()
+        losses = [
+            nn.functional.cross_entropy(e * factor, t, reduction="sum")
+            for e, t in zip(evidence, targets, strict=True)
+        ]
+        return float(sum(losses))
+
+    best = minimize_scalar(loss, bounds=(-0.7, 1.6), method="bounded")
+    return float(torch.tensor(best.x).exp())
+
+
+def fit_closed_form(
+    subjects: Mapping[str, SubjectFeatures],
+    text_embeddings: Tensor,
+    stimulus_texts: Tensor,
+    config: EncodingModelConfig,
+) -> EncodingModel:
+    """Fit everything but the temperature, which is 1."""
+    parts = list(subjects.values())
+    index, stimuli = number_stimuli(parts, text_embeddings, stimulus_texts)
+    query_mean, query_std, standardized = standardize_subjects(parts)
+    components = principal_components(standardized, config.rank)
+    projected = [values @ components for values in standardized]
+    features, group_covariance = align_subjects(projected, config.alignment_shrinkage)
+    basis, means, center, variance = discriminant_basis(
+        features, index, stimuli.counts, config.noise_shrinkage
+    )
+    signal = fit_signal(variance, means, stimuli)
+    tensors = {
+        "query_mean": query_mean,
+        "query_std": query_std,
+        "components": components,
+        "group_covariance": group_covariance,
+        "basis": basis,
+        "center": center,
+        "text_center": stimuli.center,
+        "text_embeddings": stimuli.embeddings,
+        "stimulus_texts": stimuli.texts,
+        "stimulus_means": means,
+        "stimulus_counts": stimuli.counts,
+        "signal": signal,
+        "temperature": torch.tensor(1.0),
+        # A negative number stands for no alignment, since tensors alone are saved.
+        "alignment_shrinkage": torch.tensor(
+            -1.0 if config.alignment_shrinkage is None else config.alignment_shrinkage
+        ),
+        "alignment_ridge": torch.tensor(config.alignment_ridge or -1.0),
+    }
+    return EncodingModel(tensors | regress_on_text(signal, means, stimuli))
+
+
+def number_stimuli(
+    parts: Sequence[SubjectFeatures], text_embeddings: Tensor, stimulus_texts: Tensor
+) -> tuple[Tensor, Stimuli]:
+    """Number the stimuli that have trials: each trial's number, and what they are.
+
+    Texts with equal embeddings are one. Where too few trials repeat a stimulus to know the
+    scatter within stimuli, all stimuli with one text are one.
+    """
+    numbers = torch.cat([part.stimuli for part in parts])
+    used, texts = torch.unique(stimulus_texts[numbers], return_inverse=True)
+    embeddings, of_text = torch.unique(text_embeddings[used].double(), dim=0, return_inverse=True)
+    texts = of_text[texts]
+    _, index = torch.unique(numbers, return_inverse=True)
+    n_repeats = len(index) - int(index.max()) - 1
+    if n_repeats < len(index) - len(embeddings) and n_repeats < len(embeddings):
+        index = texts
+    of_stimulus = torch.zeros(int(index.max()) + 1, dtype=torch.int64)
+    of_stimulus[index] = texts
+    counts = torch.bincount(index).double()
+    if len(embeddings) < 2 or counts.max() < 2:
+        raise InputError(
+            f"{len(index)} training trials of {len(embeddings)} texts cannot fit an encoding "
+            "model; expected at least two texts, and a text with at least two trials."
+        )
+    return index, Stimuli(of_stimulus, counts, embeddings, embeddings.mean(0))
+
+
+def standardize_subjects(parts: Sequence[SubjectFeatures]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Mean and standard deviation (num_queries,) of subjects, and each one's z-scored values."""
+    values = [part.values.double() for part in parts]
+    scales = [mean_and_std(of_subject) for of_subject in values]
+    query_mean = torch.stack([mean for mean, _ in scales]).mean(0)
+    query_std = torch.stack([std for _, std in scales]).mean(0)
+    standardized = []
+    for of_subject, (mean, std) in zip(values, scales, strict=True):
+        if len(of_subject) < MIN_ALIGNMENT_TRIALS:
+            mean, std = query_mean, query_std
+        standardized.append((of_subject - mean) / std)
+    return query_mean, query_std, standardized
+
+
+def principal_components(parts: Sequence[Tensor], rank: int) -> Tensor:
+    """Leading principal axes (d, rank) of all rows of the parts (n, d)."""
+    n_rows = sum(len(part) for part in parts)
+    covariance = torch.stack([part.T @ part for part in parts]).sum(0) / n_rows
+    _, vectors = torch.linalg.eigh(covariance)
+    rank = min(rank, len(covariance), n_rows - 1)
+    return vectors[:, -rank:].flip(1)
+
+
+def discriminant_basis(
+    features: Tensor, index: Tensor, counts: Tensor, shrinkage: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Basis in which the scatter within stimuli is white, sorted by the scatter between them.
+
+    Parameters
+    ----------
+    features : Tensor of shape (n_trials, d)
+    index : Tensor of int64, shape (n_trials,)
+        Stimulus of each trial.
+    counts : Tensor of shape (n_stimuli,)
+        Trials of each stimulus.
+    shrinkage : float
+        Of the scatter within stimuli, to its diagonal.
+
+    Returns
+    -------
+    basis : Tensor of shape (d, d)
+    means : Tensor of shape (n_stimuli, d)
+        Mean of each stimulus in that basis, around `center`.
+    center : Tensor of shape (d,)
+    variance : Tensor of shape (d,)
+        Variance between stimuli without the noise of their means; noise has variance 1.
+    """
+    means = torch.zeros(len(counts), features.shape[1]).to(features)
+    means = means.index_add(0, index, features) / counts[:, None]
+    residuals = features - means[index]
+    within = residuals.T @ residuals / max(len(features) - len(counts), 1)
+    within = (1 - shrinkage) * within + shrinkage * within.diagonal().diag()
+    whitening = matrix_power(within, -0.5)
+    white = means @ whitening
+    white = white - white.mean(0)
+    between = white.T @ white / len(counts) - (1 / counts).mean() * torch.eye(
+        white.shape[1], dtype=white.dtype
+    )
+    variance, vectors = torch.linalg.eigh(between)
+    basis = whitening @ vectors.flip(1)
+    rotated = means @ basis
+    return basis, rotated - rotated.mean(0), rotated.mean(0), variance.flip(0).clamp_min(1e-3)
+
+
+def fit_signal(variance: Tensor, means: Tensor, stimuli: Stimuli) -> Tensor:
+    """Semantic, text and stimulus variance (3, rank), by the largest marginal likelihood."""
+    likelihood = MarginalLikelihood(variance, means, stimuli)
+    shares = torch.zeros(3, len(variance), dtype=torch.float64)
+    start, size = 0, FIRST_GROUP
+    while start < len(variance):
+        group = slice(start, start + size)
+        shares[:, group] = likelihood.best_shares(group)[:, None]
+        start, size = start + size, 2 * size
+    return shares * variance
+
+
+class MarginalLikelihood:
+    """Likelihood of stimulus means under shares of the signal variance.
+
+    The texts' precisions are taken as a factor of the dimension times a factor of the text,
+    which is exact where all texts have equally many stimuli and trials.
+
+    Parameters
+    ----------
+    variance : Tensor of shape (rank,)
+        Signal variance of each dimension.
+    means : Tensor of shape (n_stimuli, rank)
+    stimuli : Stimuli
+    """
+
+    def __init__(self, variance: Tensor, means: Tensor, stimuli: Stimuli) -> None:
+        ones = torch.ones_like(means)
+        self.variance = variance.numpy()
+        text_means, n_stimuli = weighted_means(means, ones, stimuli.texts)
+        inverse, _ = weighted_means(1 / stimuli.counts[:, None] * ones, ones, stimuli.texts)
+        deviations = (means - text_means[stimuli.texts]).square()
+        deviations, _ = weighted_means(deviations, ones, stimuli.texts)
+        self.n_stimuli = n_stimuli[:, :1].numpy()  # (n_texts, 1)
+        self.noise = inverse[:, :1].numpy()
+        self.deviations = (deviations * n_stimuli).numpy()  # (n_texts, rank)
+        self.weights = self.text_weights(np.array(INITIAL_SHARES), slice(None))
+        root = torch.from_numpy(self.weights).sqrt()
+        e = center_embeddings(stimuli.embeddings, stimuli.center) * root
+        left, scales, _ = torch.linalg.svd(e, full_matrices=False)
+        self.information = scales.square().numpy()[:, None]
+        projected = left.T @ (root * text_means)
+        rest = (root * text_means).square().sum(0) - projected.square().sum(0)
+        self.projected = projected.square().numpy()
+        self.rest = rest.clamp_min(0).numpy()
+
+    def text_variance(self, shares: np.ndarray, group: slice) -> np.ndarray:
+        """Variance (n_texts, d) of text means around their prediction from the embedding."""
+        _, of_text, of_stimulus = shares[:, None] * self.variance[None, group]
+        return of_text + (of_stimulus + self.noise) / self.n_stimuli
+
+    def text_weights(self, shares: np.ndarray, group: slice) -> np.ndarray:
+        """Relative precision (n_texts, 1) of the texts, with mean 1."""
+        precision = (1 / self.text_variance(shares, group)).mean(1, keepdims=True)
+        return np.asarray(precision / precision.mean())
+
+    def __call__(self, shares: np.ndarray, group: slice) -> float:
+        """Log-likelihood of a group of dimensions, but for a constant."""
+        semantic, _, of_stimulus = shares[:, None] * self.variance[None, group]
+        within = of_stimulus + self.noise
+        rest = (self.weights * self.text_variance(shares, group)).mean(0)
+        along = semantic * self.information + rest
+        n_rest = len(self.noise) - len(self.information)
+        terms = (
+            ((self.n_stimuli - 1) * np.log(within) + self.deviations[:, group] / within).sum(),
+            (np.log(along) + self.projected[:, group] / along).sum(),
+            (n_rest * np.log(rest) + self.rest[group] / rest).sum(),
+        )
+        return -0.5 * float(sum(terms))
+
+    def best_shares(self, group: slice) -> Tensor:
+        """Shares (3,) of the largest likelihood times a Dirichlet prior."""
+
+        def loss(logits: np.ndarray) -> float:
+            shares = softmax(logits)
+            return -self(shares, group) - PRIOR_COUNT * float(np.log(shares).sum())
+
+        start = np.log(INITIAL_SHARES[:2]) - np.log(INITIAL_SHARES[2])
+        best = minimize(loss, start, method="L-BFGS-B", bounds=[(-8, 8)] * 2)
+        return torch.from_numpy(softmax(best.x))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Shares that add up to one; the last one's logit is 0."""
+    exponents = np.exp(np.append(logits, 0.0))
+    return np.asarray(exponents / exponents.sum())
+
+
+def regress_on_text(signal: Tensor, means: Tensor, stimuli: Stimuli) -> dict[str, Tensor]:
+    """Bayesian linear regression of text means on sentence embeddings, per dimension.
+
+    Parameters
+    ----------
+    signal : Tensor of shape (3, rank)
+        Semantic, text and stimulus variance.
+    means : Tensor of shape (n_stimuli, rank)
+    stimuli : Stimuli
+
+    Returns
+    -------
+    dict of str to Tensor
+        weights : (embedding_dim, rank). The posterior covariance of dimension j is diagonal in
+        the basis `axes` (embedding_dim, n_axes), with precision 1 / semantic_j +
+        precision_j * information, and is the prior's in the directions left.
+    """
+    semantic, of_text, of_stimulus = signal
+    within = 1 / (of_stimulus + 1 / stimuli.counts[:, None])
+    text_means, precision = weighted_means(means, within, stimuli.texts)
+    precision = 1 / (of_text + 1 / precision)  # (n_texts, rank)
+    of_dimension = precision.mean(0)
+    of_text_number = (precision / of_dimension).mean(1, keepdim=True)
+    e = center_embeddings(stimuli.embeddings, stimuli.center)
+    _, scales, axes = torch.linalg.svd(e * of_text_number.sqrt(), full_matrices=False)
+    information, axes = scales.square(), axes.T
+    # Per dimension and axis; the prior's precision is factored out, as semantic may be 0.
+    posterior = semantic / (1 + semantic * of_dimension * information[:, None])
+    moments = (e @ axes).T @ (text_means * of_text_number) * of_dimension
+    return {
+        "weights": axes @ (posterior * moments),
+        "axes": axes,
+        "information": information,
+        "precision": of_dimension,
+    }
