@@ -15,6 +15,7 @@ from mindllm.datasets.bids import BIDSReader
 from mindllm.evaluation.evaluator import evaluate
 from mindllm.evaluation.results import EvaluationResult
 from mindllm.model.modeling import MindLLM
+from mindllm.report.summary import main_metric
 from mindllm.report.write import to_table, write_report
 from mindllm.simulate.configuration import SimulateConfig
 from mindllm.simulate.simulator import simulate, summary
@@ -113,7 +114,7 @@ def compare_with_planted(out: Path, result: EvaluationResult) -> str:
     left_out = result.run_info.subjects[0].subject
     planted = json.loads((out / "bids" / "truth.json").read_text(encoding="utf-8"))
     ceiling = planted["subjects"][left_out]["identification"]["unseen_subject_single_trial"]
-    value = result.value("identification_top1")
+    value = result.value(main_metric(result))
     return (
         "Known from what was planted: the best linear observer without training data of "
         f"{left_out} would identify {ceiling:.0%} of single trials among "

@@ -110,7 +110,9 @@ def most_frequent_baseline(
     texts = sorted(
         most_frequent(answers), key=lambda text: -centrality[embeddings.answer_index[text]]
     )[:MAX_TIES]
-    return ConditionPredictions(np.repeat(frequency, len(texts), 0), texts, frequency[0])
+    return ConditionPredictions.from_scores(
+        np.repeat(frequency, len(texts), 0), texts, frequency[0]
+    )
 
 
 def most_frequent(answers: Mapping[str, int]) -> list[str]:
@@ -237,7 +239,7 @@ class TrainingTrials:
             self._ridge = self.fit_ridge(embeddings)
         predicted = self._ridge.predict(self.features(subject, groups))
         nearest = (predicted @ embeddings.of_answers.T).argmax(1)
-        return ConditionPredictions(
+        return ConditionPredictions.from_scores(
             predicted @ embeddings.of_candidates.T, [embeddings.answers[i] for i in nearest]
         )
 
@@ -277,7 +279,7 @@ class TrainingTrials:
             columns = np.flatnonzero(keys == normalize_answer(text))
             if len(columns):
                 scores[:, i] = similarity[:, columns].max(1)
-        return ConditionPredictions(scores, [answers[i] for i in similarity.argmax(1)])
+        return ConditionPredictions.from_scores(scores, [answers[i] for i in similarity.argmax(1)])
 
     def stimulus_sums(self, voxels: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return the training stimuli (S,) and the sum of their trials' betas (S, n_shared)."""
@@ -353,4 +355,4 @@ def cluster_oracle(
         vectors, names = embeddings.of_candidates, list(task.candidates)
     texts = [names[i] for i in (clusters.cluster_centers_ @ vectors.T).argmax(1)]
     _, target = task.columns(stimuli)
-    return ConditionPredictions(inside[target], [texts[labels[t]] for t in target])
+    return ConditionPredictions.from_scores(inside[target], [texts[labels[t]] for t in target])

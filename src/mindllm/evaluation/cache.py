@@ -104,7 +104,7 @@ def save_predictions(path: Path, predictions: ConditionPredictions) -> None:
     """Write predictions as arrays; texts as UTF-8 JSON, for an array of str drops final NULs."""
     texts = json.dumps(list(predictions.texts)).encode()
     arrays = {"texts": np.frombuffer(texts, np.uint8)}
-    for name in ("log_likelihoods", "null_log_likelihoods"):
+    for name in ("log_likelihoods", "null_log_likelihoods", "evidence"):
         values = getattr(predictions, name)
         if values is not None:
             arrays[name] = values
@@ -121,7 +121,11 @@ def load_predictions(path: Path) -> ConditionPredictions:
         texts: list[str] = json.loads(arrays["texts"].tobytes())
     groups = (arrays["row_groups"], arrays["trial_groups"]) if "row_groups" in arrays else None
     return ConditionPredictions(
-        arrays.get("log_likelihoods"), texts, arrays.get("null_log_likelihoods"), groups
+        arrays.get("log_likelihoods"),
+        texts,
+        arrays.get("null_log_likelihoods"),
+        groups,
+        arrays.get("evidence"),
     )
 
 
@@ -184,6 +188,8 @@ def hash_weights(model: MindLLM) -> str:
     """Return a hash of the trained weights; the language model has a fingerprint of its own."""
     digest = hashlib.sha256()
     tensors = {**model.encoder.state_dict(), "null_tokens": model.null_tokens}
+    if model.encoding_model is not None:
+        tensors |= model.encoding_model.state_dict(prefix="encoding_model.")
     for name in sorted(tensors):
         values = tensors[name].detach().to("cpu", torch.float32).contiguous().numpy()
         digest.update(name.encode() + values.tobytes())

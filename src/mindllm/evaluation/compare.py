@@ -170,10 +170,12 @@ def saved_predictions(
     row = {(r.subject, r.trial_index, r.stimulus): i for i, r in enumerate(records)}
     rows = [row[key] for key in keys]
     order = [result.run_info.candidates.index(text) for text in candidates]
+    evidence = result.evidence.get(subject)
     return ConditionPredictions(
         result.log_likelihoods[subject][rows][:, order].astype(float),
         [records[i].prediction for i in rows],
         result.null_log_likelihoods[order].astype(float),
+        evidence=None if evidence is None else evidence[rows][:, order].astype(float),
     )
 
 

@@ -22,7 +22,12 @@ from mindllm.evaluation.evaluation_set import EvaluationSet, build_evaluation_se
 from mindllm.evaluation.noise_ceiling import noise_ceiling
 from mindllm.evaluation.predict import Controls, Predictions, PredictOptions, predict_conditions
 from mindllm.evaluation.protocols import score_protocols
-from mindllm.evaluation.records import calibrate_records, describe_run, trial_records
+from mindllm.evaluation.records import (
+    calibrate_evidence,
+    calibrate_records,
+    describe_run,
+    trial_records,
+)
 from mindllm.evaluation.results import (
     ConditionPredictions,
     EvaluationResult,
@@ -187,12 +192,17 @@ def score_all(
         protocols=score_protocols(model_card, store, task, predictions, scores, texts, seed),
         predictions=records,
         run_info=run_info,
-        calibration=calibrate_records(records),
+        calibration=calibrate_records(records, calibrate_evidence(subjects, task)),
         confusion=confusion(store, task, subjects, predictions.answer_embeddings, seed),
         noise_ceilings=[ceiling for ceiling in ceilings if ceiling is not None],
         ablation=ablation,
         log_likelihoods={p.subject: kept_log_likelihoods(p.conditions["fmri"]) for p in subjects},
         null_log_likelihoods=kept_log_likelihoods(predictions.null_predictions)[0],
+        evidence={
+            p.subject: evidence.astype(np.float32)
+            for p in subjects
+            if (evidence := p.conditions["fmri"].evidence) is not None
+        },
     )
 
 

@@ -2,16 +2,21 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mindllm.data.store import Store
 from mindllm.evaluation.evaluation_set import EvaluationSet
 from mindllm.evaluation.results import ConditionPredictions
+from mindllm.language.sentence_embeddings import embed_sentences
 from mindllm.model.modeling import MindLLM
 from mindllm.model.processing import MindLLMProcessor
+from mindllm.model.subject_alignment import MIN_ALIGNMENT_TRIALS, SubjectTransform
 from mindllm.utils.errors import InputError
 from mindllm.utils.progress import Advance
 
@@ -48,6 +53,7 @@ class Predictor:
     ) -> None:
         self.model, self.evaluation_set = model, evaluation_set
         self.batch_size, self.generate_options = batch_size, dict(generate_options or {})
+        self._transforms: dict[str, SubjectTransform] = {}
         self.null_log_likelihoods: np.ndarray | None = None  # (C,), known after the next line
         self.null_predictions = self.predict_tokens(model.null_tokens[None], "the mean fMRI token")
         self.null_log_likelihoods = self.null_predictions.null_log_likelihoods
@@ -93,7 +99,65 @@ class Predictor:
             [part.log_likelihoods for part in parts if part.log_likelihoods is not None]
         )
         texts = [text for part in parts for text in part.texts]
-        return ConditionPredictions(log_likelihoods, texts, self.null_log_likelihoods)
+        evidence = None if voxels is not None else self.predict_evidence(store, subject, groups)
+        return ConditionPredictions(
+            log_likelihoods, texts, self.null_log_likelihoods, evidence=evidence
+        )
+
+    def predict_evidence(
+        self, store: Store, subject: str, groups: Sequence[np.ndarray]
+    ) -> np.ndarray | None:
+        """Compute the evidence of the mean of each group of trials for the candidates.
+
+        The subject is aligned by all of its trials in the store, without labels; by the means
+        themselves where these are of several trials.
+
+        Parameters
+        ----------
+        store, subject, groups
+            As in `predict_trials`.
+
+        Returns
+        -------
+        ndarray of shape (B, C) or None
+            In nats; None if the model has no encoding model.
+        """
+        model = self.model.encoding_model
+        if model is None or self.candidate_embeddings is None:
+            return None
+        outputs = self._query_outputs(store, subject, groups)
+        averaged = max(map(len, groups)) > 1 and len(groups) >= MIN_ALIGNMENT_TRIALS
+        transform = (
+            model.subject_transform(outputs) if averaged else self._transform(store, subject)
+        )
+        return model.evidence(outputs, transform, self.candidate_embeddings).numpy()
+
+    @cached_property
+    def candidate_embeddings(self) -> Tensor | None:
+        """Sentence embeddings (C, embedding_dim) of the candidates; None: no sentence encoder."""
+        if self.model.sentence_encoder is None:
+            return None
+        texts = list(self.evaluation_set.candidates)
+        return torch.from_numpy(embed_sentences(texts, self.model.sentence_encoder))
+
+    def _transform(self, store: Store, subject: str) -> SubjectTransform:
+        """Return the alignment of a subject by all of its trials, computed once."""
+        assert self.model.encoding_model is not None
+        if subject not in self._transforms:
+            groups = [np.array([row]) for row in range(len(store.trials(subject)))]
+            outputs = self._query_outputs(store, subject, groups)
+            self._transforms[subject] = self.model.encoding_model.subject_transform(outputs)
+        return self._transforms[subject]
+
+    def _query_outputs(self, store: Store, subject: str, groups: Sequence[np.ndarray]) -> Tensor:
+        """Return the query outputs (B, num_queries) of the mean of each group of trials."""
+        voxels = self.model.encoder.prepare_voxels(store.masker(subject))
+        return torch.cat(
+            [
+                self.model.query_outputs(store.mean_betas(subject, batch), voxels).cpu()
+                for batch in self._encoded_batches(groups)
+            ]
+        )
 
     def predict_tokens(
         self, tokens: Tensor, where: str, advance: Advance | None = None, generate: bool = True
@@ -156,7 +220,16 @@ class Predictor:
         else:
             noise = np.random.default_rng(seed).normal(size=(N_NOISE_INPUTS, len(masker)))
             betas = noise.astype(np.float32)
-        return self.predict_tokens(self.model.encode(betas, masker), f"{name} input")
+        predictions = self.predict_tokens(self.model.encode(betas, masker), f"{name} input")
+        model = self.model.encoding_model
+        if model is None or self.candidate_embeddings is None:
+            return predictions
+        outputs, transform = (
+            self.model.query_outputs(betas, masker),
+            self._transform(store, subject),
+        )
+        evidence = model.evidence(outputs, transform, self.candidate_embeddings).numpy()
+        return replace(predictions, evidence=evidence)
 
     def log_likelihood_ratio(
         self, store: Store, subject: str, groups: Sequence[np.ndarray], texts: Sequence[str]
@@ -237,6 +310,12 @@ def shuffled_conditions(
             [other.log_likelihoods for other in other_subjects if other.log_likelihoods is not None]
         )
         texts = [text for other in other_subjects for text in other.texts]
-        pooled = ConditionPredictions(log_likelihoods, texts, fmri.null_log_likelihoods)
+        evidence = [other.evidence for other in other_subjects if other.evidence is not None]
+        pooled = ConditionPredictions(
+            log_likelihoods,
+            texts,
+            fmri.null_log_likelihoods,
+            evidence=np.concatenate(evidence) if evidence else None,
+        )
         conditions["other_subject"] = pooled.broadcast_to_trials(n_trials)
     return conditions

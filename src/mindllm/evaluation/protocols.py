@@ -197,6 +197,7 @@ def select_predictions(
         fmri.log_likelihoods[mask][:, columns],
         [text for text, kept in zip(fmri.texts, mask, strict=True) if kept],
         null_log_likelihoods,
+        evidence=None if fmri.evidence is None else fmri.evidence[mask][:, columns],
     )
     null = ConditionPredictions(null.log_likelihoods[:, columns], null.texts, null_log_likelihoods)
     n_trials = int(mask.sum())

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,7 +20,13 @@ from mindllm.evaluation.results import (
     TrialRecord,
 )
 from mindllm.evaluation.score import N_PERMUTATIONS, N_RESAMPLES
-from mindllm.metrics.calibration import CalibrationResult, calibration, candidate_probabilities
+from mindllm.metrics.calibration import (
+    CalibrationResult,
+    EvidenceCalibration,
+    calibration,
+    candidate_probabilities,
+    evidence_calibration,
+)
 from mindllm.metrics.captions import java_unavailable_reason
 from mindllm.metrics.exact_match import exact_match_scores
 from mindllm.metrics.identification import rank
@@ -54,6 +61,7 @@ def trial_records(
     paired = {
         c: predictions.conditions[c].texts for c in PAIRED_CONDITIONS if c in predictions.conditions
     }
+    evidence = evidence_columns(fmri.evidence, target, task.candidates)
     trials = store.trials(predictions.subject).iloc[rows]
     return [
         TrialRecord(
@@ -74,13 +82,58 @@ def trial_records(
             top_candidates=tuple(task.candidates[c] for c in top[i]),
             top_candidate_llr=float(ratios[i, best[i]]),
             top_candidate_probability=float(probabilities[i, best[i]]),
+            target_evidence=evidence.of_target[i],
+            evidence_rank=evidence.ranks[i],
+            top_evidence_candidates=evidence.top_candidates[i],
+            top_evidence_probability=evidence.top_probabilities[i],
             control_predictions={c: texts[i] for c, texts in paired.items()},
         )
         for i, trial in enumerate(trials.to_dict("records"))
     ]
 
 
-def calibrate_records(records: Sequence[TrialRecord]) -> CalibrationResult:
+@dataclass(frozen=True, slots=True)
+class EvidenceColumns:
+    """What records say of the evidence of B trials; see TrialRecord."""
+
+    of_target: Sequence[float | None]
+    ranks: Sequence[float | None]
+    top_candidates: Sequence[tuple[str, ...]]
+    top_probabilities: Sequence[float | None]
+
+
+def evidence_columns(
+    evidence: np.ndarray | None, target: np.ndarray, candidates: Sequence[str]
+) -> EvidenceColumns:
+    """Return what records say of evidence (B, C), with the number of each target (B,)."""
+    n_trials = len(target)
+    if evidence is None:
+        nothing = [None] * n_trials
+        return EvidenceColumns(nothing, nothing, [()] * n_trials, nothing)
+    top = np.argsort(-evidence, axis=1, kind="stable")[:, :N_TOP_CANDIDATES]
+    return EvidenceColumns(
+        evidence[np.arange(n_trials), target].tolist(),
+        rank(evidence, target).tolist(),
+        [tuple(candidates[c] for c in row) for row in top],
+        candidate_probabilities(evidence).max(1).tolist(),
+    )
+
+
+def calibrate_evidence(
+    subjects: Sequence[SubjectPredictions], task: EvaluationSet
+) -> EvidenceCalibration | None:
+    """Return the calibration of the evidence for candidates; None without encoding model."""
+    evidence = [p.conditions["fmri"].evidence for p in subjects]
+    values = [part for part in evidence if part is not None]
+    if len(values) < len(subjects):
+        return None
+    targets = np.concatenate([task.columns(p.stimuli)[1] for p in subjects])
+    return evidence_calibration(candidate_probabilities(np.concatenate(values)), targets)
+
+
+def calibrate_records(
+    records: Sequence[TrialRecord], evidence: EvidenceCalibration | None
+) -> CalibrationResult:
     """Return the calibration of predictions and most likely candidates over all trials."""
     return calibration(
         prediction_llr=np.array([r.log_likelihood_ratio for r in records]),
@@ -88,6 +141,7 @@ def calibrate_records(records: Sequence[TrialRecord]) -> CalibrationResult:
         candidate_llr=np.array([r.top_candidate_llr for r in records]),
         candidate_probability=np.array([r.top_candidate_probability for r in records]),
         candidate_correct=np.array([r.top_candidates[0] == r.target for r in records], float),
+        evidence=evidence,
     )
 
 

@@ -12,13 +12,15 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from mindllm.evaluation.conditions import ALL_SUBJECTS
 from mindllm.metrics.calibration import CalibrationResult, Estimate
 from mindllm.metrics.inference import Groups, subject_means
+from mindllm.metrics.registry import Ranking
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import atomic_write, read_json, write_json
 from mindllm.utils.validation import check_format
 
-FORMAT = 3
+FORMAT = 4
 RESULT_FILE, RECORDS_FILE = "result.json", "predictions.jsonl"
 LOG_LIKELIHOODS_FILE = "candidate_log_likelihoods.npz"
+EVIDENCE_FILE = "candidate_evidence.npz"
 WHAT = "a report (made by `mindllm evaluate`)"
 
 
@@ -40,12 +42,31 @@ class ConditionPredictions:
     groups : tuple of ndarrays (R,) and (B,), or None
         Group of each row and of each trial, where any row of a group stands in for any of its
         trials; None: row b is the prediction for trial b.
+    evidence : ndarray of shape (R, C) or None
+        Evidence for the candidates in nats, or the scores of a method that has but one; None
+        where there is none.
     """
 
     log_likelihoods: np.ndarray | None
     texts: Sequence[str]
     null_log_likelihoods: np.ndarray | None = None
     groups: Groups | None = None
+    evidence: np.ndarray | None = None
+
+    @classmethod
+    def from_scores(
+        cls, scores: np.ndarray, texts: Sequence[str], null_scores: np.ndarray | None = None
+    ) -> "ConditionPredictions":
+        """Predictions of a method that ranks candidates by one score (R, C) alone."""
+        return cls(scores, texts, null_scores, evidence=scores)
+
+    def ranking_scores(self, ranking: Ranking) -> np.ndarray | None:
+        """(R, C): what candidates are ranked by; None where there is no such score."""
+        if ranking == "evidence":
+            return self.evidence
+        if ranking == "log_likelihood":
+            return self.log_likelihoods
+        return self.log_likelihood_ratios
 
     @property
     def log_likelihood_ratios(self) -> np.ndarray | None:
@@ -206,6 +227,12 @@ class TrialRecord:
         The five most likely candidates.
     top_candidate_llr, top_candidate_probability : float
         Of the most likely one: log-likelihood ratio in nats; probability among the candidates.
+    target_evidence, evidence_rank : float or None
+        Evidence for the target in nats, and its rank by evidence; None without encoding model.
+    top_evidence_candidates : tuple of str
+        The five candidates with the most evidence; empty without encoding model.
+    top_evidence_probability : float or None
+        Probability of the first one among the candidates, each as likely beforehand.
     control_predictions : mapping of str to str
         Condition to the text that it predicts for the same trial.
     """
@@ -227,6 +254,10 @@ class TrialRecord:
     top_candidates: tuple[str, ...]
     top_candidate_llr: float
     top_candidate_probability: float
+    target_evidence: float | None
+    evidence_rank: float | None
+    top_evidence_candidates: tuple[str, ...]
+    top_evidence_probability: float | None
     control_predictions: Mapping[str, str]
 
 
@@ -391,6 +422,8 @@ class EvaluationResult:
         Log-likelihood of every candidate for every trial, in nats.
     null_log_likelihoods : ndarray of shape (n_candidates,), float32
         The same without fMRI.
+    evidence : mapping of subject to ndarray of shape (n_trials, n_candidates), float32
+        Evidence for every candidate of every trial, in nats; empty without encoding model.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
@@ -407,6 +440,7 @@ class EvaluationResult:
     ablation: list[AblationRow] | None
     log_likelihoods: Mapping[str, np.ndarray]
     null_log_likelihoods: np.ndarray
+    evidence: Mapping[str, np.ndarray]
 
     def row(
         self, metric: str, condition: str = "fmri", subject: str = ALL_SUBJECTS
@@ -439,7 +473,7 @@ class EvaluationResult:
         return None if row is None else row.value
 
     def save(self, directory: str | Path) -> None:
-        """Write result.json, predictions.jsonl and candidate_log_likelihoods.npz.
+        """Write result.json, predictions.jsonl, candidate log-likelihoods and evidence.
 
         Parameters
         ----------
@@ -451,13 +485,15 @@ class EvaluationResult:
         with atomic_write(out / RECORDS_FILE) as path:
             lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in self.predictions)
             path.write_text("".join(lines), encoding="utf-8", newline="\n")
-        with atomic_write(out / LOG_LIKELIHOODS_FILE) as path:
-            arrays = {
-                "candidates": np.array(self.run_info.candidates),
-                "null_tokens": self.null_log_likelihoods,
-                **self.log_likelihoods,
-            }
-            np.savez_compressed(path, **arrays)  # type: ignore[arg-type] # its stub has a flag
+        candidates = {"candidates": np.array(self.run_info.candidates)}
+        for name, arrays in (
+            (LOG_LIKELIHOODS_FILE, {"null_tokens": self.null_log_likelihoods}),
+            (EVIDENCE_FILE, {}),
+        ):
+            values = self.evidence if name == EVIDENCE_FILE else self.log_likelihoods
+            with atomic_write(out / name) as path:
+                arrays = {**candidates, **arrays, **values}
+                np.savez_compressed(path, **arrays)  # type: ignore[arg-type] # its stub has a flag
         write_json(out / RESULT_FILE, self.summary())
 
     def summary(self) -> dict[str, object]:
@@ -501,13 +537,14 @@ class EvaluationResult:
         try:
             # Not splitlines: a text may hold other line separators.
             lines = (folder / RECORDS_FILE).read_text(encoding="utf-8").split("\n")
-            with np.load(folder / LOG_LIKELIHOODS_FILE, allow_pickle=False) as file:
-                arrays = dict(file)
+            arrays, evidence = (
+                load_arrays(folder / name) for name in (LOG_LIKELIHOODS_FILE, EVIDENCE_FILE)
+            )
             fields = {name: content[name] for name in content if name != "format"}
             fields |= {"scores": fields.pop("rows"), "text_scores": fields.pop("text_rows")}
             fields |= {"predictions": [json.loads(line) for line in lines if line]}
-            arrays.pop("candidates")
-            fields |= {"null_log_likelihoods": arrays.pop("null_tokens"), "log_likelihoods": arrays}
+            fields |= {"null_log_likelihoods": arrays.pop("null_tokens")}
+            fields |= {"log_likelihoods": arrays, "evidence": evidence}
             result = _ADAPTER.validate_python(fields)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
@@ -518,16 +555,23 @@ class EvaluationResult:
         return result
 
 
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays per subject that `EvaluationResult.save` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files if name != "candidates"}
+
+
 def check_trial_counts(folder: Path, result: EvaluationResult) -> None:
     """Raise InputError unless there are as many records as rows of log-likelihoods."""
-    for subject, values in result.log_likelihoods.items():
-        n_records = sum(record.subject == subject for record in result.predictions)
-        if n_records != len(values):
-            raise InputError(
-                f"{folder}: {RECORDS_FILE} has {n_records} trials of {subject}, "
-                f"{LOG_LIKELIHOODS_FILE} {len(values)}. One of them was changed; "
-                "evaluate the model anew."
-            )
+    files = {LOG_LIKELIHOODS_FILE: result.log_likelihoods, EVIDENCE_FILE: result.evidence}
+    for name, arrays in files.items():
+        for subject, values in arrays.items():
+            n_records = sum(record.subject == subject for record in result.predictions)
+            if n_records != len(values):
+                raise InputError(
+                    f"{folder}: {RECORDS_FILE} has {n_records} trials of {subject}, "
+                    f"{name} {len(values)}. One of them was changed; evaluate the model anew."
+                )
 
 
 def _first_line(error: Exception) -> str:

@@ -98,9 +98,7 @@ def score_tables(
     """
     tables = []
     for metric in METRICS.values():
-        values = (
-            predictions.log_likelihood_ratios if metric.uses_llr else predictions.log_likelihoods
-        )
+        values = predictions.ranking_scores(metric.ranked_by)
         if metric.rank_weights is None:
             tables.append((exact_match_scores(predictions.texts, task.references), stimuli))
         elif values is None:

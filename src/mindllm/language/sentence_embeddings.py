@@ -1,6 +1,7 @@
 """Sentences as vectors of their meaning, by a sentence encoder."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,7 @@ def embed_sentences(
     return embeddings
 
 
+@lru_cache(maxsize=1)
 def load_sentence_encoder(name: str) -> tuple[Any, Any]:
     """Tokenizer and encoder; InputError, saying how to get it, where it cannot be loaded."""
     try:

@@ -1,5 +1,6 @@
 """Calibration: whether log-likelihood ratios and probabilities tell right from wrong."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 N_BINS = 8
 N_RESAMPLES = 500
+N_COVERAGES = 40  # points of the risk-coverage curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,34 @@ class CalibrationCurve:
 
 
 @dataclass(frozen=True, slots=True)
+class EvidenceCalibration:
+    """Calibration of the candidates' probabilities by evidence, each as likely beforehand.
+
+    Parameters
+    ----------
+    probability : CalibrationCurve
+        Candidate with the most evidence by its probability in [0, 1].
+    expected_calibration_error : Estimate
+        Of that probability, in [0, 1].
+    brier_score : Estimate
+        Mean squared distance of the probabilities from the truth, summed over candidates: in
+        [0, 2], 0 is best.
+    negative_log_likelihood : Estimate
+        Of the target, in nats; log(n_candidates) is that of guessing.
+    coverage, accuracy : tuple of float
+        Accuracy among the fraction of trials with the highest probabilities: the risk-coverage
+        curve.
+    """
+
+    probability: CalibrationCurve
+    expected_calibration_error: Estimate
+    brier_score: Estimate
+    negative_log_likelihood: Estimate
+    coverage: tuple[float, ...]
+    accuracy: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CalibrationResult:
     """Calibration of the generated text and of the most likely candidate.
 
@@ -57,12 +87,15 @@ class CalibrationResult:
         Most likely candidate by its probability in [0, 1].
     expected_calibration_error : float
         Of that probability, in [0, 1].
+    evidence : EvidenceCalibration or None
+        Of the candidates' probabilities by evidence; None without encoding model.
     """
 
     prediction: CalibrationCurve
     top_candidate: CalibrationCurve
     probability: CalibrationCurve
     expected_calibration_error: float
+    evidence: EvidenceCalibration | None = None
 
 
 def calibration(
@@ -71,6 +104,7 @@ def calibration(
     candidate_llr: np.ndarray,
     candidate_probability: np.ndarray,
     candidate_correct: np.ndarray,
+    evidence: EvidenceCalibration | None = None,
 ) -> CalibrationResult:
     """Measure how well three scores of B trials tell right from wrong.
 
@@ -86,6 +120,8 @@ def calibration(
         Its probability among the candidates, in [0, 1].
     candidate_correct : ndarray of shape (B,)
         1 where it is the target, else 0.
+    evidence : EvidenceCalibration, optional
+        Of the same trials.
 
     Returns
     -------
@@ -102,7 +138,58 @@ def calibration(
         top_candidate=calibration_curve(candidate_llr, candidate_correct),
         probability=probability,
         expected_calibration_error=expected_calibration_error(probability.bins),
+        evidence=evidence,
     )
+
+
+def evidence_calibration(probabilities: np.ndarray, targets: np.ndarray) -> EvidenceCalibration:
+    """Measure the calibration of probabilities among candidates.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (B, C)
+        Each row adds up to one.
+    targets : ndarray of int, shape (B,)
+        Number of each trial's target.
+
+    Returns
+    -------
+    EvidenceCalibration
+        Intervals are 95 % bootstrap intervals over trials.
+
+    References
+    ----------
+    Brier 1950, Monthly Weather Review 78; risk and coverage: Geifman & El-Yaniv 2017, NeurIPS.
+    """
+    rows = np.arange(len(targets))
+    of_target, largest = probabilities[rows, targets], probabilities.max(1)
+    correct = (probabilities.argmax(1) == targets).astype(float)
+    brier = (probabilities**2).sum(1) - 2 * of_target + 1
+
+    def error(sample: np.ndarray) -> float:
+        return expected_calibration_error(reliability(largest[sample], correct[sample]))
+
+    order = np.argsort(-largest, kind="stable")
+    counts = np.unique(np.linspace(1, len(order), min(N_COVERAGES, len(order))).astype(int))
+    accuracy = np.cumsum(correct[order])[counts - 1] / counts
+    return EvidenceCalibration(
+        probability=calibration_curve(largest, correct),
+        expected_calibration_error=bootstrap_estimate(error, len(rows)),
+        brier_score=bootstrap_estimate(lambda sample: float(brier[sample].mean()), len(rows)),
+        negative_log_likelihood=bootstrap_estimate(
+            lambda sample: float(-np.log(of_target[sample].clip(1e-300)).mean()), len(rows)
+        ),
+        coverage=tuple((counts / len(order)).tolist()),
+        accuracy=tuple(accuracy.tolist()),
+    )
+
+
+def bootstrap_estimate(statistic: Callable[[np.ndarray], float], n_trials: int) -> Estimate:
+    """Return a statistic of trials, by their numbers, with its 95 % bootstrap interval."""
+    rng = np.random.default_rng(0)
+    values = [statistic(rng.integers(n_trials, size=n_trials)) for _ in range(N_RESAMPLES)]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Estimate(statistic(np.arange(n_trials)), float(low), float(high))
 
 
 def calibration_curve(scores: np.ndarray, correct: np.ndarray) -> CalibrationCurve:

@@ -7,6 +7,8 @@ import numpy as np
 
 from mindllm.metrics.identification import n_way_weights, top_k_weights
 
+Ranking = Literal["log_likelihood", "log_likelihood_ratio", "evidence"]
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -18,8 +20,9 @@ class Metric:
         In tables and figures.
     meaning : str
         In one phrase.
-    uses_llr : bool
-        Candidates are ranked by log-likelihood ratio, not by log-likelihood.
+    ranked_by : {"log_likelihood", "log_likelihood_ratio", "evidence"}
+        What candidates are ranked by: the language model's log-likelihood given the fMRI tokens,
+        its ratio to that given null tokens, or the evidence of the encoding model.
     rank_weights : {"top_k", "n_way"} or None
         What a rank scores; None: the metric is of the generated text.
     number : int
@@ -28,7 +31,7 @@ class Metric:
 
     label: str
     meaning: str
-    uses_llr: bool = False
+    ranked_by: Ranking = "log_likelihood"
     rank_weights: Literal["top_k", "n_way"] | None = None
     number: int = 0
 
@@ -42,32 +45,24 @@ class Metric:
         return None if self.rank_weights is None else float(self.weights(n_candidates).mean())
 
 
-METRICS = {
-    "exact_match": Metric("Exact match", "the generated text equals a reference"),
-    "identification_top1": Metric(
-        "Top 1", "the target is the most likely, given the fMRI", False, "top_k", 1
+RANKINGS: dict[str, tuple[Ranking, str, str]] = {
+    # Prefix of the name: what candidates are ranked by, its label, and its words.
+    "identification_evidence": ("evidence", " by evidence", "by log p(fMRI | text) - log p(fMRI)"),
+    "identification": ("log_likelihood", "", "by log p(text | fMRI)"),
+    "identification_llr": (
+        "log_likelihood_ratio",
+        " by log-likelihood ratio",
+        "by log p(text | fMRI) - log p(text | null tokens)",
     ),
-    "identification_top5": Metric("Top 5", "it is among the five most likely", False, "top_k", 5),
-    "identification_10way": Metric(
-        "10-way", "it is more likely than nine others, drawn at random", False, "n_way", 10
-    ),
-    "identification_2way": Metric(
-        "2-way", "it is more likely than another one, drawn at random", False, "n_way", 2
-    ),
-    "identification_llr_top1": Metric(
-        "Top 1 by log-likelihood ratio",
-        "ranked by log p(answer | fMRI) - log p(answer | null tokens)",
-        True,
-        "top_k",
-        1,
-    ),
-    "identification_llr_top5": Metric(
-        "Top 5 by log-likelihood ratio", "among the five with the largest ratio", True, "top_k", 5
-    ),
-    "identification_llr_10way": Metric(
-        "10-way by log-likelihood ratio", "a larger ratio than nine others", True, "n_way", 10
-    ),
-    "identification_llr_2way": Metric(
-        "2-way by log-likelihood ratio", "a larger ratio than another one", True, "n_way", 2
-    ),
+}
+RANK_METRICS: dict[str, tuple[str, str, Literal["top_k", "n_way"], int]] = {
+    "top1": ("Top 1", "the target ranks first", "top_k", 1),
+    "top5": ("Top 5", "it is among the first five", "top_k", 5),
+    "10way": ("10-way", "it ranks before nine others, drawn at random", "n_way", 10),
+    "2way": ("2-way", "it ranks before another one, drawn at random", "n_way", 2),
+}
+METRICS = {"exact_match": Metric("Exact match", "the generated text equals a reference")} | {
+    f"{prefix}_{name}": Metric(f"{label}{suffix}", f"{meaning}, {words}", ranking, kind, number)
+    for prefix, (ranking, suffix, words) in RANKINGS.items()
+    for name, (label, meaning, kind, number) in RANK_METRICS.items()
 }

@@ -459,9 +459,13 @@ class MindLLM(PretrainedModule):
                 "anew, or rank texts by log_likelihood."
             )
         embeddings = torch.from_numpy(embed_sentences(texts, self.sentence_encoder))
-        others = None if subject_betas is None else self.query_outputs(subject_betas, masker)
+        outputs = self.query_outputs(betas, masker)
+        if subject_betas is None or subject_betas is betas:
+            others = None if subject_betas is None else outputs
+        else:
+            others = self.query_outputs(subject_betas, masker)
         subject = self.encoding_model.subject_transform(others)
-        return self.encoding_model.evidence(self.query_outputs(betas, masker), subject, embeddings)
+        return self.encoding_model.evidence(outputs, subject, embeddings)
 
     def score_candidates(
         self,

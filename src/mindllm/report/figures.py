@@ -6,10 +6,10 @@ import numpy as np
 
 from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS, Kind
 from mindllm.evaluation.results import ConfusionResult, EvaluationResult, MetricRow
-from mindllm.metrics.calibration import CalibrationBin, CalibrationResult
+from mindllm.metrics.calibration import CalibrationBin, CalibrationResult, EvidenceCalibration
 from mindllm.metrics.registry import METRICS
 from mindllm.plotting.style import BACKGROUND, FOREGROUND, new_figure, style_axes, to_png
-from mindllm.report.summary import MAIN_METRIC
+from mindllm.report.summary import main_metric
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,18 +48,21 @@ def draw_result_figures(result: EvaluationResult, dark: bool = False) -> dict[st
         "intervals-all": interval_figure(result, dark=dark),
         "calibration-all": calibration_figure(result.calibration, dark),
     }
+    if result.calibration.evidence is not None:
+        figures["coverage-all"] = coverage_figure(result.calibration.evidence, dark)
     if result.confusion is not None:
         figures["confusion-all"] = confusion_figure(result.confusion, dark)
     return figures
 
 
 def interval_figure(
-    result: EvaluationResult, metric: str = MAIN_METRIC, dark: bool = False
+    result: EvaluationResult, metric: str | None = None, dark: bool = False
 ) -> bytes:
-    """Draw one metric of every condition in percent.
+    """Draw one metric of every condition in percent; None: the metric of the headline.
 
     A line per condition with its 95 % interval, a small dot per subject, and chance.
     """
+    metric = metric or main_metric(result)
     rows = [row for row in result.scores if row.metric == metric and row.value is not None]
     pooled = {row.condition for row in rows if row.subject == ALL_SUBJECTS}
     names = [name for name in CONDITIONS if name in pooled]
@@ -112,12 +115,34 @@ def calibration_figure(calibration: CalibrationResult, dark: bool = False) -> by
     left.set(xlabel="log-likelihood ratio (nats)", ylabel="correct (%)", ylim=(-4, 104))
     right.plot([0, 100], [0, 100], color=FOREGROUND[dark], lw=1, ls=(0, (2, 3)), alpha=0.7)
     draw_bins(right, calibration.probability.bins, blue, "most likely candidate", 100)
-    right.set(xlabel="probability of the most likely candidate (%)", xlim=(-4, 104))
+    if calibration.evidence is not None:
+        bins = calibration.evidence.probability.bins
+        draw_bins(right, bins, COLORS["fmri"], "candidate with the most evidence", 100)
+    right.set(xlabel="probability of that candidate (%)", xlim=(-4, 104))
     for axes in (left, right):
         axes.set_facecolor("none")
         style_axes(axes, dark)
         axes.grid(color=FOREGROUND[dark], alpha=0.12)
-    left.legend(frameon=False, fontsize=8, labelcolor=FOREGROUND[dark])
+        axes.legend(frameon=False, fontsize=8, labelcolor=FOREGROUND[dark])
+    figure.tight_layout()
+    return to_png(figure, transparent=True)
+
+
+def coverage_figure(evidence: EvidenceCalibration, dark: bool = False) -> bytes:
+    """Draw the accuracy of the trials that are answered, by how many of them are."""
+    figure = new_figure(8, 2.8, dark)
+    axes = figure.add_subplot(facecolor="none")
+    coverage, accuracy = (100 * np.array(v) for v in (evidence.coverage, evidence.accuracy))
+    axes.plot(coverage, accuracy, color=COLORS["fmri"], lw=1.8)
+    axes.axhline(accuracy[-1], color=FOREGROUND[dark], ls=(0, (2, 3)), lw=1, alpha=0.7)
+    axes.set(
+        xlabel="trials that are answered, the surest first (%)",
+        ylabel="correct (%)",
+        xlim=(0, 102),
+        ylim=(-4, 104),
+    )
+    style_axes(axes, dark)
+    axes.grid(color=FOREGROUND[dark], alpha=0.12)
     figure.tight_layout()
     return to_png(figure, transparent=True)
 

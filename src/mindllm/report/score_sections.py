@@ -1,5 +1,7 @@
 """Sections of scores: every condition, single subjects, text scores and protocols."""
 
+from collections.abc import Sequence
+
 from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
 from mindllm.evaluation.results import EvaluationResult, MetricRow, ProtocolResult
 from mindllm.evaluation.text_scores import TEXT_METRICS, percent_factor
@@ -7,7 +9,6 @@ from mindllm.metrics.registry import METRICS
 from mindllm.report.formatting import UNDEFINED, format_interval, format_percent
 from mindllm.report.summary import get_row
 from mindllm.report.tables import (
-    MAIN_METRICS,
     Cell,
     FigureReference,
     Section,
@@ -15,6 +16,7 @@ from mindllm.report.tables import (
     TableRow,
     condition_cell,
     condition_table,
+    main_metrics,
     measured_conditions,
     score_cell,
     to_head,
@@ -85,19 +87,20 @@ def text_score_cell(row: MetricRow) -> Cell:
 
 def protocols_section(result: EvaluationResult) -> Section:
     """Return fMRI and its main controls under every protocol."""
-    labels = [METRICS[metric].label for metric in MAIN_METRICS]
+    metrics = main_metrics(result)
+    labels = [METRICS[metric].label for metric in metrics]
     head = to_head("Protocol", "Condition", *labels, *PROTOCOL_TEXT_METRICS)
     paragraph = (
         "Protocols are not mixed: each is measured among its own candidates. Protocols that this "
         "data does not allow (repetitions, named stimulus sets, subjects or stimuli both seen in "
         "training and new) have no row."
     )
-    groups = [protocol_rows(protocol) for protocol in result.protocols]
+    groups = [protocol_rows(protocol, metrics) for protocol in result.protocols]
     table = Table(head, groups, "All subjects together; 95 % interval.")
     return Section("Protocols", [paragraph], [table])
 
 
-def protocol_rows(protocol: ProtocolResult) -> list[TableRow]:
+def protocol_rows(protocol: ProtocolResult, metrics: Sequence[str]) -> list[TableRow]:
     """Return one row per condition of a protocol."""
     plural = "" if protocol.n_subjects == 1 else "s"
     counts = (
@@ -111,7 +114,7 @@ def protocol_rows(protocol: ProtocolResult) -> list[TableRow]:
             Cell(protocol.name, counts if name == "fmri" else ""),
             Cell(CONDITIONS[name].label),
         ]
-        cells += [score_cell(scores[metric, name]) for metric in MAIN_METRICS]
+        cells += [score_cell(scores[metric, name]) for metric in metrics]
         for metric in PROTOCOL_TEXT_METRICS:
             row = scores.get((metric, name))
             value = None if row is None else row.value

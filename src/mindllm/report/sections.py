@@ -1,5 +1,6 @@
 """A report as sections of paragraphs, figures and tables, the same for Markdown and HTML."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from mindllm.evaluation.results import (
     TrialRecord,
 )
 from mindllm.evaluation.text_scores import TEXT_METRICS, percent_factor
-from mindllm.metrics.calibration import CalibrationCurve, Estimate
+from mindllm.metrics.calibration import CalibrationCurve, Estimate, EvidenceCalibration
 from mindllm.report.formatting import UNDEFINED, format_percent
 from mindllm.report.methods_text import UNKNOWN, methods_text
 from mindllm.report.published import load_published_results
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
     from mindllm.report.brain_figures import BrainMaps, ParcelAttention
 
 EXAMPLES = 3  # per table
+COVERAGE_TEXT = (
+    "Risk and coverage: accuracy of the candidate with the most evidence, where only the surest "
+    "trials are answered."
+)
 ATTENTION_TEXT = (
     "Attention per voxel, averaged over the encoder's queries; 1 = as much as if every voxel got "
     "the same. The colors end at the 97th percentile. The map depends on the subject's anatomy and "
@@ -87,6 +92,11 @@ def calibration_section(result: EvaluationResult) -> Section:
         auroc_row("most likely candidate, by its log-likelihood ratio", calibration.top_candidate),
         auroc_row("most likely candidate, by its probability", calibration.probability),
     ]
+    paragraphs, figures = [], []
+    if (evidence := calibration.evidence) is not None:
+        rows.insert(0, auroc_row("most evidence, by its probability", evidence.probability))
+        paragraphs.append(evidence_paragraph(evidence, len(result.run_info.candidates)))
+        figures.append(FigureReference("coverage-all", COVERAGE_TEXT))
     paragraph = (
         "The log-likelihood ratio is log p(answer | fMRI) − log p(answer | null tokens), in nats; "
         "every prediction has one. AUROC: how often a correct answer has a higher one than a wrong "
@@ -100,7 +110,23 @@ def calibration_section(result: EvaluationResult) -> Section:
         "Fraction of trials that is correct, in bins of equal count, with Wilson's 95 % interval.",
     )
     table = Table(head, [rows], "95 % interval: bootstrap over trials.")
-    return Section("Calibration", [paragraph], [table], [figure])
+    return Section("Calibration", [*paragraphs, paragraph], [table], [figure, *figures])
+
+
+def evidence_paragraph(evidence: EvidenceCalibration, n_candidates: int) -> str:
+    """Return how well the probabilities by evidence are calibrated, in words."""
+    error, brier = evidence.expected_calibration_error, evidence.brier_score
+    surprise = evidence.negative_log_likelihood
+    return (
+        "Evidence is log p(fMRI | text) − log p(fMRI), in nats, by the encoding model. Among the "
+        "candidates, each as likely beforehand, it gives probabilities. They are off by "
+        f"{format_percent(error.value)} on average ({format_percent(error.ci_low)} to "
+        f"{format_percent(error.ci_high)}; expected calibration error); their Brier score is "
+        f"{brier.value:.3f} ({brier.ci_low:.3f} to {brier.ci_high:.3f}; 0 is best), the negative "
+        f"log-likelihood of the target {surprise.value:.2f} nats ({surprise.ci_low:.2f} to "
+        f"{surprise.ci_high:.2f}; guessing: {math.log(n_candidates):.2f}). 95 % intervals: "
+        "bootstrap over trials."
+    )
 
 
 def auroc_row(label: str, curve: CalibrationCurve) -> TableRow:

@@ -8,9 +8,13 @@ from mindllm.evaluation.text_scores import percent_factor
 from mindllm.report.formatting import format_p, format_percent, join_words
 
 ALPHA = 0.05
-MAIN_METRIC = "identification_top1"
 CONTROLS: tuple[Kind, ...] = ("shuffled", "blind", "trained")
 MAX_LISTED = 12  # subjects in one sentence
+
+
+def main_metric(result: EvaluationResult) -> str:
+    """Return the metric of the headline: top 1 by evidence, or by likelihood without evidence."""
+    return "identification_evidence_top1" if result.evidence else "identification_top1"
 
 
 def get_row(
@@ -69,15 +73,17 @@ def summarize_findings(result: EvaluationResult) -> list[str]:
 
 def identification_sentence(result: EvaluationResult) -> str:
     """Return how often the target ranked first, and whether that is above every control."""
-    row, run = get_row(result, MAIN_METRIC), result.run_info
+    metric, run = main_metric(result), result.run_info
+    row = get_row(result, metric)
     interval = f"{format_percent(row.ci_low)} to {format_percent(row.ci_high)}"
+    method = "by evidence" if result.evidence else "by likelihood"
     measured = (
-        f"Identification from fMRI: the target ranked first among {len(run.candidates)} candidates "
-        f"in {format_percent(row.value)} of {row.n_trials} trials "
+        f"Identification from fMRI {method}: the target ranked first among "
+        f"{len(run.candidates)} candidates in {format_percent(row.value)} of {row.n_trials} trials "
         f"(95 % interval {interval}; chance {format_percent(row.chance_level)})"
     )
-    below, not_below = compare_with_conditions(result, MAIN_METRIC, CONTROLS)
-    p = format_p(largest_p_value(result, MAIN_METRIC), run.n_permutations)
+    below, not_below = compare_with_conditions(result, metric, CONTROLS)
+    p = format_p(largest_p_value(result, metric), run.n_permutations)
     if not not_below:
         controls = join_words(below)
         return f"{measured}, above its controls: {controls}; {p} against each, in these subjects."
@@ -129,9 +135,10 @@ def largest_p_value(result: EvaluationResult, metric: str) -> float:
 def baselines_sentence(result: EvaluationResult) -> list[str]:
     """Return whether simpler methods score as high; nothing where none was measured."""
     parts = []
+    top1 = main_metric(result)
     for metric, words in (
-        (MAIN_METRIC, "by top 1"),
-        ("identification_2way", "by 2-way identification"),
+        (top1, "by top 1"),
+        (top1.replace("top1", "2way"), "by 2-way identification"),
     ):
         below, not_below = compare_with_conditions(result, metric, ("baseline",))
         outcomes = [f"above {join_words(below)}"] if below else []
@@ -153,12 +160,12 @@ def subjects_sentence(result: EvaluationResult) -> list[str]:
     n_subjects = len(subjects)
     if n_subjects == 1:
         return []
-    rows = [get_row(result, MAIN_METRIC, subject=subject) for subject in subjects]
+    rows = [get_row(result, main_metric(result), subject=subject) for subject in subjects]
     n_above = sum(row.p_value is not None and row.p_value < ALPHA for row in rows)
     values = [f"{row.subject} {format_percent(row.value)}" for row in rows[:MAX_LISTED]]
     n_hidden = n_subjects - MAX_LISTED
     more = f", and {n_hidden} more in the table" if n_hidden > 0 else ""
-    p = get_row(result, MAIN_METRIC, "shuffled_trials").group_p_value
+    p = get_row(result, main_metric(result), "shuffled_trials").group_p_value
     population = (
         ""
         if p is None
@@ -209,14 +216,37 @@ def text_score_clause(result: EvaluationResult, metric: str) -> str:
 
 def calibration_sentence(result: EvaluationResult) -> list[str]:
     """Return whether the log-likelihood ratio of a prediction tells right from wrong."""
+    sentences = evidence_sentence(result)
     auroc = result.calibration.prediction.auroc
     if auroc is None:
-        return []
+        return sentences
     verb = "tells" if auroc.ci_low > 0.5 else "does not tell"
     return [
+        *sentences,
         f"The log-likelihood ratio of a prediction {verb} right from wrong (AUROC "
         f"{auroc.value:.2f}, 95 % interval {auroc.ci_low:.2f} to {auroc.ci_high:.2f}; "
-        "0.5: not at all)."
+        "0.5: not at all).",
+    ]
+
+
+def evidence_sentence(result: EvaluationResult) -> list[str]:
+    """Return whether probabilities by evidence are right as often as they say."""
+    evidence = result.calibration.evidence
+    if evidence is None:
+        return []
+    error = evidence.expected_calibration_error
+    sentence = (
+        "Probabilities by evidence are off by "
+        f"{100 * error.value:.1f} points on average (expected calibration error, 95 % interval "
+        f"{100 * error.ci_low:.1f} to {100 * error.ci_high:.1f})"
+    )
+    auroc = evidence.probability.auroc
+    if auroc is None:
+        return [f"{sentence}."]
+    verb = "tell" if auroc.ci_low > 0.5 else "do not tell"
+    return [
+        f"{sentence} and {verb} right from wrong (AUROC {auroc.value:.2f}, "
+        f"{auroc.ci_low:.2f} to {auroc.ci_high:.2f})."
     ]
 
 

@@ -7,14 +7,22 @@ from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS, Kind
 from mindllm.evaluation.results import EvaluationResult, MetricRow
 from mindllm.metrics.registry import METRICS
 from mindllm.report.formatting import UNDEFINED, format_interval, format_p, format_percent
-from mindllm.report.summary import MAIN_METRIC
+from mindllm.report.summary import main_metric
 
-MAIN_METRICS = (
+LIKELIHOOD_METRICS = (
     "exact_match",
     "identification_top1",
     "identification_top5",
     "identification_2way",
     "identification_llr_top1",
+)
+EVIDENCE_METRICS = (
+    "identification_evidence_top1",
+    "identification_evidence_top5",
+    "identification_evidence_2way",
+    "identification_top1",
+    "identification_2way",
+    "exact_match",
 )
 
 
@@ -76,6 +84,11 @@ class Section:
     tables: Sequence[Table] = ()
     figures: Sequence[FigureReference] = ()
     collapsed: bool = False
+
+
+def main_metrics(result: EvaluationResult) -> tuple[str, ...]:
+    """Return the metrics of the main tables: by evidence first, where it was measured."""
+    return EVIDENCE_METRICS if result.evidence else LIKELIHOOD_METRICS
 
 
 def to_head(*columns: str | tuple[str, str]) -> list[Cell]:
@@ -158,15 +171,16 @@ def condition_table(result: EvaluationResult, caption: str, subject: str = ALL_S
     Table
         Its first row is that of fMRI.
     """
+    metrics, main = main_metrics(result), main_metric(result)
     head = to_head(
         "Condition",
-        *((METRICS[m].label, METRICS[m].meaning) for m in MAIN_METRICS),
+        *((METRICS[m].label, METRICS[m].meaning) for m in metrics),
         ("fMRI above it, top 1", "one-sided p, in these subjects"),
     )
     rows = []
-    for name in measured_conditions(result, MAIN_METRIC, subject):
-        scores = [score_cell(result.row(m, name, subject), bar=True) for m in MAIN_METRICS]
-        main_row = result.row(MAIN_METRIC, name, subject)
+    for name in measured_conditions(result, main, subject):
+        scores = [score_cell(result.row(m, name, subject), bar=True) for m in metrics]
+        main_row = result.row(main, name, subject)
         p = p_value_cell(main_row, result.run_info.n_permutations)
         rows.append(TableRow([condition_cell(name), *scores, p], CONDITIONS[name].kind))
     return Table(head, [rows], caption)
