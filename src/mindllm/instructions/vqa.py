@@ -20,6 +20,7 @@ from mindllm.instructions.file_formats import FileFormat
 from mindllm.instructions.schemas import Question, VQAAnnotation, parse_image_number
 from mindllm.instructions.source_files import SourceFiles
 from mindllm.utils.errors import InputError
+from mindllm.utils.text_files import read_text
 
 Annotation = TypeVar("Annotation", bound=VQAAnnotation)
 COCO_QA_FORMATS = (
@@ -67,7 +68,8 @@ def find_coco_qa_files(files: SourceFiles, folder: Path) -> list[Path]:
 def read_parallel_lines(paths: Sequence[Path]) -> list[list[str]]:
     """Read the stripped lines of three files, which must have equally many."""
     lines = [
-        [line.strip() for line in path.read_text("utf-8").rstrip().split("\n")] for path in paths
+        [line.strip() for line in read_text(path, "COCO-QA's lines").rstrip().split("\n")]
+        for path in paths
     ]
     if len({len(of_file) for of_file in lines}) != 1:
         first, *others = zip(paths, lines, strict=True)

@@ -1,6 +1,5 @@
 """The tasks of `mindllm score`: what a reference looks like in each, and its official scores."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from mindllm.metrics.captions import (
 )
 from mindllm.metrics.grounding import grounding
 from mindllm.utils.errors import InputError
+from mindllm.utils.text_files import parse_json, read_text
 
 N_ANNOTATORS = 10  # of the VQA protocol
 ItemScores = dict[str, np.ndarray]
@@ -341,15 +341,8 @@ def read_keyed(path: Path) -> Mapping[str, Any]:
     InputError
         If the file is missing, damaged or of another form, or gives a key twice.
     """
-    try:
-        content = json.loads(
-            path.read_text(encoding="utf-8"),
-            object_pairs_hook=lambda pairs: unique_keys(pairs, path),
-        )
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}.") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}).") from error
+    text = read_text(path, "predictions or references")
+    content = parse_json(text, path, "Make it anew.", lambda pairs: unique_keys(pairs, path))
     if isinstance(content, list):
         return read_results(content, path)
     if not isinstance(content, dict):

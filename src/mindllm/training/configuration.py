@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -21,6 +20,7 @@ from mindllm.language.hub import DEFAULT_SENTENCE_ENCODER
 from mindllm.model.configuration import PRESETS, Fraction, MindLLMConfig
 from mindllm.model.encoding_model import EncodingModelConfig
 from mindllm.utils.errors import InputError
+from mindllm.utils.text_files import read_yaml
 from mindllm.utils.validation import validate_model
 
 Stage = Literal["alignment", "instruction_tuning"]
@@ -200,15 +200,5 @@ def read_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
     >>> config.seed, config.instruction_tuning.max_steps, config.instruction_tuning.learning_rate
     (3, 300, 0.0005)
     """
-    content: object = {}
-    if path is not None:
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"configuration file {path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path}: expected keys and values, as `mindllm config` prints them; "
-            f"found {type(content).__name__}."
-        )
+    content = read_yaml(path, "a configuration (`mindllm config` prints one)") if path else {}
     return validate_model(TrainConfig, content | dict(options), str(path or "options"))

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mindllm.utils.errors import InputError
+from mindllm.utils.text_files import parse_json, read_text
 
 PARTIAL = ".partial"
 # A letter or digit first: neither hidden, nor a parent folder, nor a path.
@@ -267,14 +268,9 @@ def read_json(path: Path, what: str) -> Any:
     InputError
         If the file is missing or no JSON.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path.parent} is not {what}: it has no {path.name}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} is damaged and cannot be read as JSON ({error}). Make {what} anew."
-        ) from error
+    if not path.exists():
+        raise InputError(f"{path.parent} is not {what}: it has no {path.name}.")
+    return parse_json(read_text(path, f"the {path.name} of {what}"), path, f"Make {what} anew.")
 
 
 @contextmanager

@@ -1,0 +1,203 @@
+"""Text files of any origin, read within bounds: plain text, JSON and YAML."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mindllm.utils.errors import InputError
+
+MAX_DEPTH = 50  # of nested values in a configuration file
+TEXT_TAG = "tag:yaml.org,2002:str"
+# An escape in JSON: a pair of surrogates, a lone one (the group), or any other.
+ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}"
+    r"|(u[dD][89a-fA-F][\da-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+
+def check_regular_file(file: Path, what: str) -> None:
+    """Check that a path is a file, and neither a folder nor a pipe, which might never end.
+
+    Parameters
+    ----------
+    file : Path
+        The path.
+    what : str
+        What is expected there, for the message ("the design table").
+
+    Raises
+    ------
+    InputError
+        If there is nothing, or something else.
+    """
+    if file.is_file():
+        return
+    if not file.exists():
+        raise InputError(f"there is no file {file}: expected {what}.")
+    kind = "a folder" if file.is_dir() else "a pipe or a device"
+    raise InputError(f"{file} is {kind}; expected {what} in a regular file.")
+
+
+def read_text(file: Path, what: str) -> str:
+    """Read a text file, its line breaks as they are, without a byte order mark.
+
+    Parameters
+    ----------
+    file : Path
+        The file, in UTF-8.
+    what : str
+        What it is, for the message ("the design table").
+
+    Returns
+    -------
+    str
+        Its content.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it cannot be read, or it is no UTF-8.
+    """
+    check_regular_file(file, what)
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{file} is no text in UTF-8 ({error.reason} at byte {error.start}). "
+            f"Save {what} as UTF-8, or fetch it again if it is damaged."
+        ) from error
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}): expected {what}.") from error
+
+
+def parse_json(
+    text: str,
+    file: Path,
+    remedy: str,
+    pairs_hook: Callable[[Sequence[tuple[str, Any]]], Mapping[str, Any]] | None = None,
+) -> Any:
+    r"""Parse JSON; half a surrogate pair, which no text can hold, becomes U+FFFD.
+
+    Parameters
+    ----------
+    text : str
+        Content of the file.
+    file : Path
+        The file, for the message.
+    remedy : str
+        What to do about a damaged file, for the message.
+    pairs_hook : callable, optional
+        Called with the members of every object, in place of `dict`.
+
+    Returns
+    -------
+    object
+        The value.
+
+    Raises
+    ------
+    InputError
+        If it is no JSON or nested too deeply.
+
+    Examples
+    --------
+    >>> parse_json('["cut \\ud83d"]', Path("texts.json"), "Fetch it again.")
+    ['cut �']
+    """
+    if "\\ud" in text or "\\uD" in text:
+        text = ESCAPE.sub(lambda match: r"\ufffd" if match[1] else match[0], text)
+    try:
+        return json.loads(text, object_pairs_hook=pairs_hook)
+    except RecursionError as error:
+        raise InputError(f"{file} is damaged: its JSON is nested too deeply. {remedy}") from error
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(
+            f"{file} is damaged and cannot be read as JSON ({error}). {remedy}"
+        ) from error
+
+
+def read_yaml(file: Path, what: str) -> dict[str, object]:
+    """Read a YAML file of keys and values.
+
+    Parameters
+    ----------
+    file : Path
+        The file; an empty one has no keys.
+    what : str
+        What it is, for the message ("the configuration file").
+
+    Returns
+    -------
+    dict of str to object
+        Its content.
+
+    Raises
+    ------
+    InputError
+        If it is no YAML or no mapping, is nested too deeply, refers to a part of itself (`*name`),
+        or has a key that is no text or comes twice.
+    """
+    text = read_text(file, what)
+    try:
+        check_yaml_events(text, file)
+        check_yaml_keys(yaml.compose(text, yaml.SafeLoader), file)
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        message = " ".join(str(error).split())
+        raise InputError(f"{file} cannot be read as YAML ({message}). Mend {what}.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{file} holds {type(content).__name__}; expected keys and values in {what}."
+        )
+    return content
+
+
+def check_yaml_events(text: str, file: Path) -> None:
+    """Refuse nesting beyond MAX_DEPTH, and aliases, which a few bytes can make endless."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.AliasEvent):
+            raise InputError(
+                f"{file}, line {line}: the alias *{event.anchor} is not read here; "
+                "write the value out."
+            )
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise InputError(
+                f"{file}, line {line}: values are nested more than {MAX_DEPTH} deep; "
+                "expected a few levels of keys and values."
+            )
+
+
+def check_yaml_keys(node: yaml.Node | None, file: Path) -> None:
+    """Refuse keys that are no text, or that come twice in one mapping."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            check_yaml_keys(item, file)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    names: set[str] = set()
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.tag != TEXT_TAG:
+            shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+            raise InputError(
+                f"{file}, line {line}: the key {shown} is no text; expected the name of an option."
+            )
+        if key.value in names:
+            raise InputError(f"{file}, line {line}: the key {key.value} comes twice; keep one.")
+        names.add(key.value)
+        check_yaml_keys(value, file)
