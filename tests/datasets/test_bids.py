@@ -194,11 +194,11 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "gap": (
         lambda r: edit(r, lambda t: t.assign(stimulus=t["stimulus"].where(t.index > 0))),
-        r"trials.tsv has 1 rows without a stimulus",
+        r"trials.tsv, line 2 has no stimulus: it is empty or n/a in 1 of 12 lines",
     ),
     "empty table": (
         lambda r: one(r, "sub-01_ses-02*_trials.tsv").write_text(""),
-        "cannot be read as a tab-separated",
+        r"trials.tsv has the columns \[\]; expected a header",
     ),
     "other grid": (
         other_grid,
@@ -301,3 +301,180 @@ def test_the_actions_data_is_what_it_is_known_to_be(shared: Path, tmp_path: Path
     for subject in known.index:  # the others: masks alone, so that this stays fast
         mask = nib.load(one(root / subject, "*_desc-brain_mask.nii.gz"))
         assert np.count_nonzero(np.asarray(mask.dataobj)) == known[subject]
+
+
+def replace_text(root: Path, pattern: str, before: str, after: str) -> None:
+    for file in root.rglob(pattern):
+        file.write_text(file.read_text().replace(before, after))
+
+
+def captions(root: Path, rows: str) -> None:
+    (root / "stimuli").mkdir(exist_ok=True)
+    (root / "stimuli" / "captions.tsv").write_text("stimulus\tcaption\n" + rows)
+
+
+def test_captions_are_read_as_they_stand(root: Path) -> None:
+    """Quotation marks that do not balance, and words that other programs take for missing."""
+    texts = ['"Hi from here', 'a 12" pizza', "None", "null", "NA", '"']
+    captions(root, "".join(f"stim{n} \t{text}\n" for n, text in enumerate(texts)))
+    store = BIDSReader(root).prepare(root.parent / "store")
+    answers = dict(
+        zip(store.conversations["stimulus"], store.conversations["answers"], strict=True)
+    )
+    assert answers == {f"stim{n}": [text] for n, text in enumerate(texts)}
+
+
+@pytest.mark.parametrize("in_table", [True, False])
+def test_a_placeholder_in_a_caption_is_refused_by_its_row(root: Path, in_table: bool) -> None:
+    if in_table:
+        captions(root, "stim0\ta dog\nstim1\ta <fMRI> scan\n")
+        message = r"captions\.tsv, line 3: the caption 'a <fMRI> scan' holds <fMRI>"
+    else:
+        replace_text(root, "*_trials.tsv", "a dog runs", "a <fMRI> dog")
+        message = r"_trials\.tsv, volume \d+: the caption 'a <fMRI> dog' holds <fMRI>"
+    with pytest.raises(InputError, match=message):
+        BIDSReader(root).prepare(root.parent / "store")
+
+
+def test_volumes_may_be_written_as_pandas_does(root: Path) -> None:
+    edit_all(root, lambda t: t.assign(volume=t["volume"].astype(float)))
+    assert "0.0\t" in one(root, "*_trials.tsv").read_text()
+    BIDSReader(root).prepare(root.parent / "store")
+    edit_all(root, lambda t: t.assign(volume=t["volume"] + 0.5 * (t["volume"] == 3)))
+    with pytest.raises(InputError, match=r"_trials\.tsv, line 5: the volume '3\.5' is no whole"):
+        BIDSReader(root).prepare(root.parent / "other")
+
+
+def edit_all(root: Path, change: Any) -> None:
+    for file in root.rglob("*_trials.tsv"):
+        table = pd.read_csv(file, sep="\t", keep_default_na=False)
+        change(table).to_csv(file, sep="\t", index=False)
+
+
+@pytest.mark.parametrize("column", ["volume", "stimulus", "session", "run", "repetition", "split"])
+def test_a_missing_value_is_refused_by_its_row(root: Path, column: str) -> None:
+    def spoil(table: pd.DataFrame) -> pd.DataFrame:
+        default = "train" if column == "split" else "1"
+        values = table[column].astype(str) if column in table else default
+        table = table.assign(**{column: values})
+        table.loc[4, column] = "n/a"
+        return table
+
+    edit_all(root, spoil)
+    with pytest.raises(InputError, match=rf"_trials\.tsv, line 6 has no {column}: .* 1 of 12"):
+        BIDSReader(root).prepare(root.parent / "store")
+    assert not (root.parent / "store.partial").exists()
+
+
+def test_columns_of_all_kinds_are_kept(root: Path) -> None:
+    edit_all(
+        root,
+        lambda t: t.assign(
+            response=["a", "1", "n/a"] * 4, seconds=["1.5", "n/a", "2"] * 4, session="n/a"
+        ),
+    )
+    trials = BIDSReader(root).prepare(root.parent / "store").trials("sub-01")
+    assert trials["response"].fillna("").tolist()[:3] == ["a", "1", ""]
+    np.testing.assert_array_equal(trials["seconds"][:3], [1.5, np.nan, 2])
+    assert trials["session"].tolist() == ["01"] * 12 + ["02"] * 12  # n/a alone is no column
+
+
+@pytest.mark.parametrize(
+    ("entity", "other"), [("stat-effect", "stat-t"), ("space-MNI152", "space-T1w"), (".gz", "")]
+)
+def test_two_files_for_one_table_are_refused(root: Path, entity: str, other: str) -> None:
+    expected = BIDSReader(root).prepare(root.parent / "expected").betas("sub-01")
+    for file in sorted(root.rglob("*_desc-SingletrialBetas_statmap.nii.gz")):
+        nib.save(nib.load(file), file.with_name(file.name.replace(entity, other)))
+    with pytest.raises(InputError, match=r"both have the trials of .*_trials\.tsv.*--betas '") as e:
+        BIDSReader(root).prepare(root.parent / "store")
+    assert str(e.value).count("Betas_statmap.nii") == 2
+    pattern = f"*_{entity}_*_statmap.nii*" if entity != ".gz" else "*_statmap.nii.gz"
+    store = BIDSReader(root, betas=pattern).prepare(root.parent / "store")
+    np.testing.assert_array_equal(store.betas("sub-01"), expected)
+
+
+def test_subjects_sessions_and_runs_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """sub-10 and ses-1 to ses-10, two runs in file names each; each file shows one stimulus."""
+    affine = np.diag([3.0, 3, 3, 1])
+    for subject in ("sub-10", "sub-9"):
+        folder = tmp_path / "bids" / subject / "func"
+        folder.mkdir(parents=True)
+        nib.save(
+            nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), affine),
+            folder / f"{subject}_space-MNI_desc-brain_mask.nii.gz",
+        )
+        for session in range(1, 11):
+            for run in (2, 10):
+                stem = f"{subject}_ses-{session}_task-x_run-{run}"
+                data = np.random.default_rng(run).normal(session, size=(2, 2, 2, 1))
+                nib.save(
+                    nib.Nifti1Image(data.astype(np.float32), affine),
+                    folder / f"{stem}_space-MNI_desc-SingletrialBetas_statmap.nii.gz",
+                )
+                (folder / f"{stem}_desc-SingletrialBetas_trials.tsv").write_text(
+                    f"volume\tstimulus\n0\timg{session}-{run}\n"
+                )
+    store = BIDSReader(tmp_path / "bids").prepare(tmp_path / "store")
+    assert store.subjects == ["sub-9", "sub-10"]
+    trials = store.trials("sub-9")
+    expected = [(str(session), str(run)) for session in range(1, 11) for run in (2, 10)]
+    assert list(zip(trials["session"], trials["run"], strict=True)) == expected
+    assert trials["stimulus"].tolist() == [f"img{s}-{r}" for s, r in expected]
+
+
+def strip_orientation(root: Path, pattern: str) -> None:
+    for file in root.rglob(pattern):
+        img = nib.load(file)
+        img.set_qform(None, code=0)
+        img.set_sform(None, code=0)
+        nib.save(img, file)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("*_mask.nii.gz", "mask of sub-01 .* has no orientation"),
+        ("*_statmap.nii.gz", r"betas of sub-01 .*_statmap\.nii\.gz has no orientation"),
+        ("*_dseg.nii.gz", "atlas visual .* has no orientation"),
+    ],
+)
+def test_images_without_orientation_are_refused(root: Path, pattern: str, message: str) -> None:
+    strip_orientation(root, pattern)
+    with pytest.raises(InputError, match=message):
+        BIDSReader(root).prepare(root.parent / "store")
+
+
+def test_a_mask_that_is_not_binary_needs_a_threshold(root: Path) -> None:
+    expected = BIDSReader(root).prepare(root.parent / "expected").betas("sub-01")
+    for file in sorted(root.rglob("*_mask.nii.gz")):
+        img = nib.load(file)
+        smooth = np.where(img.get_fdata() > 0, 0.9, 1e-12).astype(np.float32)
+        nib.save(nib.Nifti1Image(smooth, img.affine), file)
+    with pytest.raises(InputError, match=r"_mask\.nii\.gz is not binary: .*--mask-threshold"):
+        BIDSReader(root).prepare(root.parent / "store")
+    store = BIDSReader(root, mask_threshold=0.5).prepare(root.parent / "store")
+    np.testing.assert_array_equal(store.betas("sub-01"), expected)
+
+
+def test_betas_too_small_for_float16_are_refused(root: Path) -> None:
+    for file in sorted(root.rglob("*_statmap.nii.gz")):
+        img = nib.load(file)
+        tiny = nib.Nifti1Image((img.get_fdata() * 1e-10).astype(np.float32), img.affine)
+        nib.save(tiny, file)
+    with pytest.raises(InputError, match=r"too small for float16.*use --dtype float32"):
+        BIDSReader(root).prepare(root.parent / "store", dtype="float16")
+    store = BIDSReader(root).prepare(root.parent / "store", dtype="float32")
+    assert 0 < np.abs(store.betas("sub-01")).min() < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("index", "message"), [("NA", "the index 'NA' is no whole"), ("1.5", "index '1.5' is no whole")]
+)
+def test_a_lookup_table_says_which_row_is_wrong(root: Path, index: str, message: str) -> None:
+    (root / "atlas-visual_dseg.tsv").write_text(f"index\tname\n1\tNA\n2\tV2\n{index}\tFFA\n")
+    with pytest.raises(InputError, match=rf"atlas-visual_dseg\.tsv, line 4: .*{message}"):
+        BIDSReader(root).prepare(root.parent / "store")
+    (root / "atlas-visual_dseg.tsv").write_text("index\tname\n1.0\tNA\n2.0\tV2\n3.0\tFFA\n")
+    store = BIDSReader(root).prepare(root.parent / "store")
+    assert store.parcel_names["visual"] == {1: "NA", 2: "V2", 3: "FFA"}

@@ -229,6 +229,28 @@ def test_nan_is_refused_or_left_out(root: Path, tmp_path: Path) -> None:
         prepare(root, tmp_path / "none", subjects=["sub-01"], nan="drop")
 
 
+def test_a_voxel_that_is_nan_in_later_trials_only_is_left_out(root: Path, tmp_path: Path) -> None:
+    def spoil(values: np.ndarray) -> np.ndarray:
+        values[3, 3, 2, 5:] = np.nan
+        return values
+
+    with h5py.File(root / "sub-01" / "ses-1" / f"{TYPED}.hdf5", "r+") as content:
+        content["betasmd"][...] = spoil(betas("sub-01", "1"))
+    with pytest.raises(InputError, match=r"NaN or infinite values in 1 of .*--nan drop"):
+        prepare(root, tmp_path / "store", subjects=["sub-01"])
+    n_voxels = len(prepare(root, tmp_path / "other", subjects=["sub-02"]).masker("sub-02")) - 1
+    store = prepare(root, tmp_path / "store", subjects=["sub-01"], nan="drop")
+    assert len(store.masker("sub-01")) == n_voxels - 1
+    assert [3, 3, 2] not in store.masker("sub-01").voxel_indices.tolist()
+
+
+def test_betas_too_small_for_float16_are_refused(root: Path, tmp_path: Path) -> None:
+    with h5py.File(root / "sub-01" / "ses-1" / f"{TYPED}.hdf5", "r+") as content:
+        content["betasmd"][...] = betas("sub-01", "1") * 1e-8
+    with pytest.raises(InputError, match=r"too small for float16.*use --dtype float32"):
+        prepare(root, tmp_path / "store", subjects=["sub-01"], dtype="float16")
+
+
 def test_nothing_in_a_pickle_is_run(root: Path, tmp_path: Path) -> None:
     class Bad:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -266,7 +288,7 @@ def test_nothing_in_a_pickle_is_run(root: Path, tmp_path: Path) -> None:
             r"there is no .*sub-09/TYPED_FITHRF_GLMDENOISE_RR\.hdf5, \.mat or \.npy "
             r"\(found: no output",
         ),
-        ({"stimulus": None}, "has 50 rows without a stimulus"),
+        ({"stimulus": None}, "line 2 has no stimulus: it is empty or n/a in 50 of 50 lines"),
         ({"mask": [f"masks/{n}.nii.gz" for n in range(50)]}, "sub-01 has 36 masks; expected one"),
     ],
 )

@@ -337,7 +337,7 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
     nib.save(nib.Nifti1Image(values, np.diag([2, 2, 2, 1])), betas)
     attempt("on another grid than the mask R2mean")
     save(betas, values[..., :8])
-    attempt(r"lists 9 trials \(0 to 8, 0 without a label\), but .* has 8 volumes")
+    attempt(r"lists 9 trials \(0 to 8\), but .* has 8 volumes")
     betas.write_bytes(whole)
     table.write_text(told.replace("ses-02", "ses-01"))
     attempt("is the table of session ses-01; expected that of session 2")

@@ -359,7 +359,7 @@ NSD0 = {
     "no text": (lambda d: shutil.rmtree(d / "cache"), "has no instruction files"),
     "a text cut": (
         lambda d: cut(d / "cache" / "coco-caption.json"),
-        r"coco-caption\.json is damaged or truncated",
+        r"coco-caption\.json is damaged and cannot be read as JSON",
     ),
     "another text": (
         lambda d: (d / "cache" / "coco-qa.json").write_text("{}"),

@@ -7,12 +7,14 @@ import sys
 from functools import partial as bind
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
 
 from mindllm.data.store import Store
 from mindllm.data.store_writer import StoreWriter
+from mindllm.datasets import parallel
 from mindllm.datasets.parallel import SessionReader, SubjectRecording, write_recordings
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.utils.errors import InputError
@@ -210,6 +212,28 @@ def test_on_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True
     ) as cluster:
         check(prepare(tmp_path / "store", tmp_path, dask_scheduler=cluster.scheduler_address))
+
+
+def test_there_are_no_more_workers_than_sessions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers, pool = [], joblib.Parallel
+
+    def count(n_jobs: int, **options: object) -> joblib.Parallel:
+        numbers.append(n_jobs)
+        return pool(n_jobs=1, **options)
+
+    monkeypatch.setattr(parallel.joblib, "Parallel", count)
+    task = parallel.ReadTask(
+        SessionReader("one", np.arange(TRIALS), bind(betas_of, 1)),
+        tmp_path / "0.npy",
+        VOXELS,
+        "float32",
+        "sub-01",
+    )
+    assert list(parallel.run_tasks([task], 400, None)) == [task]
+    assert list(parallel.run_tasks([], 400, None)) == []
+    assert numbers == [1, 1]
 
 
 def test_no_cluster_there(tmp_path: Path) -> None:

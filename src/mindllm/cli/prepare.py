@@ -31,6 +31,12 @@ Sessions = Annotated[
         help="Which sessions, e.g. 1-20. Default: all; a missing one is an error that names it."
     ),
 ]
+MaskThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="For a mask that is not binary, such as a probability map: voxels above it are inside."
+    ),
+]
 Nan = Annotated[str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")]
 ValFraction = Annotated[
     float,
@@ -143,6 +149,13 @@ def read_bids(
         ),
     ],
     subjects: Subjects = None,
+    betas: Annotated[
+        str | None,
+        typer.Option(
+            help="Glob of the files of betas within a subject's folder, e.g. '*_stat-effect_*'. "
+            "Default: *_desc-SingletrialBetas_statmap.nii*."
+        ),
+    ] = None,
     mask: Annotated[
         str | None,
         typer.Option(
@@ -150,6 +163,7 @@ def read_bids(
             "*_desc-brain_mask.nii.gz, else where *_desc-R2mean_statmap.nii.gz is above 0."
         ),
     ] = None,
+    mask_threshold: MaskThreshold = None,
     nan: Nan = "error",
     test_fraction: TestFraction = 0.0,
 ) -> "DatasetReader":
@@ -159,7 +173,9 @@ def read_bids(
     return BIDSReader(
         folder,
         subjects=parse_list(subjects),
+        betas=betas,
         mask=mask,
+        mask_threshold=mask_threshold,
         nan=nan,  # type: ignore[arg-type] # checked there
         test_fraction=test_fraction,
     )
@@ -272,6 +288,7 @@ def read_glmsingle(
         str | None,
         typer.Option(help="A subject's mask within FOLDER, e.g. 'masks/{subject}_mask.nii.gz'."),
     ] = None,
+    mask_threshold: MaskThreshold = None,
     subjects: Subjects = None,
     model: Annotated[
         str, typer.Option(help="TYPED, TYPEC or TYPEB, where the table names folders.")
@@ -292,6 +309,7 @@ def read_glmsingle(
         folder,
         design=design,
         mask=mask,
+        mask_threshold=mask_threshold,
         subjects=parse_list(subjects),
         model=model,  # type: ignore[arg-type] # checked there
         order=order,  # type: ignore[arg-type] # likewise

@@ -17,6 +17,7 @@ from mindllm.data.collate import TrialSample, collate_samples
 from mindllm.data.conversations import ConversationDataset
 from mindllm.data.store import Store
 from mindllm.utils.errors import InputError
+from mindllm.utils.sorting import natural_sorted
 
 if TYPE_CHECKING:
     from mindllm.data.collate import Processor
@@ -84,7 +85,7 @@ class TrialDataset(Dataset[TrialSample]):
         self._conversation_options = ConversationOptions(tuple(sources or ()), draw_conversations)
         names = list(subjects) if subjects is not None else store.subjects
         self.table = select_trials(store, names, split, sources)
-        self.subjects = sorted(set(self.table["subject"]))
+        self.subjects = natural_sorted(set(self.table["subject"]))
         if self.table.empty:
             of_sources = f" of {', '.join(sources)}" if sources else ""
             raise InputError(
@@ -167,7 +168,7 @@ class TrialDataset(Dataset[TrialSample]):
             return self
         subset = copy(self)
         subset.table = self.table[kept].reset_index(drop=True)
-        subset.subjects = sorted(set(subset.table["subject"]))
+        subset.subjects = natural_sorted(set(subset.table["subject"]))
         for name in ("stimulus_index", "conversations"):
             subset.__dict__.pop(name, None)
         return subset

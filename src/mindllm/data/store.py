@@ -23,6 +23,7 @@ from mindllm.fmri.scaling import SessionScaler
 from mindllm.language.conversation import check_conversation
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import atomic_write, describe_read_errors, partial_path, read_json
+from mindllm.utils.sorting import natural_sorted
 from mindllm.utils.validation import check_format
 
 FORMAT = 2
@@ -87,7 +88,7 @@ class Store:
             for atlas, names in parcels.items()
         }
         folders = (self.path / "subjects").glob("*")
-        self.subjects: list[str] = sorted(p.name for p in folders if p.is_dir())
+        self.subjects: list[str] = natural_sorted(p.name for p in folders if p.is_dir())
         if split not in (None, DEFAULT_SPLIT, *self.splits):
             raise InputError(
                 f"{self.path} has no split {split!r}; it holds "
@@ -123,7 +124,7 @@ class Store:
         Returns
         -------
         list of str
-            Sorted.
+            In the order of `subjects`.
 
         Raises
         ------
@@ -136,7 +137,7 @@ class Store:
                 f"{self.path} has no subject {', '.join(unknown)}; "
                 f"it holds {', '.join(self.subjects)}."
             )
-        return sorted(set(names)) if names else self.subjects
+        return natural_sorted(set(names)) if names else self.subjects
 
     @cache  # noqa: B019 - a store lives as long as the command that opened it
     def masker(self, subject: str) -> VoxelMasker:

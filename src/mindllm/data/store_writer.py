@@ -16,6 +16,7 @@ from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.masker_io import save_masker
 from mindllm.fmri.scaling import SessionScaler
 from mindllm.language.conversation import (
+    FMRI_TOKEN,
     QUESTION,
     Conversation,
     build_conversation,
@@ -36,6 +37,7 @@ from mindllm.utils.versions import package_version
 
 DTYPES = ("float32", "float16")
 TRIAL_COLUMNS = ("stimulus", "session", "run", "repetition", "split")
+SAMPLE_SIZE = 100_000  # betas whose median tells how small they are
 logger = logging.getLogger(__name__)
 
 BetaChunks = Iterable[tuple[np.ndarray, np.ndarray]]  # (trial indices, betas (n, V))
@@ -330,14 +332,22 @@ def cast_betas(betas: np.ndarray, n_voxels: int, dtype: str, where: str) -> np.n
     Raises
     ------
     InputError
-        If there are other voxels, NaN or infinity, or numbers too large for the type.
+        If there are other voxels, NaN or infinity, or numbers too large or small for the type.
     """
     check_values(betas, n_voxels, where)
     check_finite(betas, where)
-    highest = max(betas.max(initial=0), -betas.min(initial=0))
-    if highest > np.finfo(dtype).max:
+    sizes, limits = np.abs(betas), np.finfo(dtype)
+    if (highest := sizes.max(initial=0)) > limits.max:
         raise InputError(
             f"{where}: betas of up to {highest:.3g} do not fit {dtype}; use --dtype float32."
+        )
+    sample = sizes.ravel()[:: max(1, sizes.size // SAMPLE_SIZE)]
+    typical = float(np.median(sample[sample > 0])) if sample.any() else np.inf
+    if typical < limits.tiny:
+        remedy = "use --dtype float32" if dtype == "float16" else "multiply them by a constant"
+        raise InputError(
+            f"{where}: betas of about {typical:.3g} are too small for {dtype}, in which numbers "
+            f"below {limits.tiny:.3g} lose their digits or become 0; {remedy}."
         )
     return np.asarray(betas, dtype)
 
@@ -384,6 +394,29 @@ def conversations_from_captions(
             "answers": answers,
         }
     )
+
+
+def check_captions(table: pd.DataFrame, where: Sequence[str]) -> None:
+    """Check that captions can be answers, before anything else is read.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With the column caption.
+    where : sequence of str
+        File and row of each caption, for the message.
+
+    Raises
+    ------
+    InputError
+        If a caption holds the placeholder of a scan.
+    """
+    for caption, origin in zip(table["caption"], where, strict=True):
+        if FMRI_TOKEN in caption:
+            raise InputError(
+                f"{origin}: the caption {caption!r} holds {FMRI_TOKEN}, the placeholder of a scan "
+                "in a conversation; expected a text without it."
+            )
 
 
 def check_trials(trials: pd.DataFrame, subject: str) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_name, check_not_exists
 from mindllm.utils.progress import progress_bar
 from mindllm.utils.ranges import format_ranges
+from mindllm.utils.sorting import natural_sorted
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ class DatasetReader(ABC):
                 f"{self.location} has no subject {', '.join(unknown)}; "
                 f"it holds {', '.join(present)}. Choose among them."
             )
-        selected = sorted(set(self.subjects or present))
+        selected = natural_sorted(set(self.subjects or present))
         return [check_name(subject, "subject", self.location) for subject in selected]
 
     def prepare(

@@ -9,6 +9,7 @@
 
 The trials table has `volume` and `stimulus` (LAION-fMRI: `beta_index` and `label`), and `caption`
 where stimuli/captions.tsv does not exist; `session`, `run`, `repetition` and `split` are kept.
+Without `session` and `run` the entities `ses` and `run` of the file name say them.
 """
 
 import logging
@@ -18,21 +19,21 @@ from functools import partial as bind
 from pathlib import Path
 from typing import Literal
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from nibabel.spatialimages import SpatialImage
 
 from mindllm.data.splits import split_stimuli
-from mindllm.data.store_writer import conversations_from_captions
+from mindllm.data.store_writer import TRIAL_COLUMNS, check_captions, conversations_from_captions
 from mindllm.datasets.base import DatasetDescription, DatasetReader, drop_voxels
 from mindllm.datasets.parallel import SessionReader
-from mindllm.fmri.atlases import atlases_by_name
+from mindllm.fmri.atlases import select_atlases
 from mindllm.fmri.masker import VoxelMasker
-from mindllm.fmri.nifti import get_data, img_filename, load_img
+from mindllm.fmri.nifti import binarize_mask, check_orientation, load_img
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import read_json
-from mindllm.utils.tables import read_table
+from mindllm.utils.sorting import natural_key, natural_sorted
+from mindllm.utils.tables import read_table, require_values
 
 BETAS = "*_desc-SingletrialBetas_statmap.nii*"
 MASKS = ("*_desc-brain_mask.nii*", "*_desc-R2mean_statmap.nii*")
@@ -52,8 +53,14 @@ class BIDSReader(DatasetReader):
         Folder of the derivatives.
     subjects : sequence of str, optional
         Labels such as sub-01. Default: all that are there.
+    betas : str, optional
+        Pattern of the files of betas within a subject's folder, in place of BETAS; it chooses
+        where there are several for one table of trials, such as an effect map and a t map.
     mask : str, optional
         Pattern of the mask files within a subject's folder, in place of the usual names.
+    mask_threshold : float, optional
+        For masks that are not binary: voxels above it are inside. Default: 0 for a statmap; any
+        other mask must be binary.
     nan : {"error", "drop"}
         What to do about voxels with NaN: raise an error, or leave them out.
     test_fraction : float
@@ -69,17 +76,20 @@ class BIDSReader(DatasetReader):
         root: str | Path,
         *,
         subjects: Sequence[str] | None = None,
+        betas: str | None = None,
         mask: str | None = None,
+        mask_threshold: float | None = None,
         nan: Literal["error", "drop"] = "error",
         test_fraction: float = 0.0,
     ) -> None:
         super().__init__(root, subjects=subjects)
         if nan not in ("error", "drop"):
             raise InputError(f"nan={nan!r} is unknown; expected error or drop.")
-        self.mask, self.nan, self.test_fraction = mask, nan, test_fraction
+        self.betas, self.mask, self.mask_threshold = betas, mask, mask_threshold
+        self.nan, self.test_fraction = nan, test_fraction
 
     def find_subjects(self) -> list[str]:
-        subjects = sorted(path.name for path in self.root.glob("sub-*") if path.is_dir())
+        subjects = natural_sorted(p.name for p in self.root.glob("sub-*") if p.is_dir())
         if not subjects:
             raise InputError(
                 f"{self.root} holds no folder sub-*: "
@@ -88,12 +98,7 @@ class BIDSReader(DatasetReader):
         return subjects
 
     def read_trials(self, subject: str) -> pd.DataFrame:
-        files = sorted((self.root / subject).rglob(BETAS))
-        if not files:
-            raise InputError(
-                f"{self.root / subject} has no {BETAS}: "
-                "expected one 4-D file of single-trial betas per session."
-            )
+        files = find_statmaps(self.root / subject, self.betas or BETAS)
         return pd.concat([read_trials(file, subject) for file in files], ignore_index=True)
 
     def assign_splits(
@@ -122,8 +127,9 @@ class BIDSReader(DatasetReader):
             *sorted(self.root.glob("atlas-*_dseg.nii*")),
             *sorted(folder.rglob("*atlas-*_dseg.nii*")),
         ]
-        mask_img = load_mask(folder, self.mask)
-        masker = VoxelMasker.from_mask_img(mask_img, atlases_by_name(atlas_files), subject=subject)
+        mask_img = load_mask(folder, self.mask, self.mask_threshold)
+        atlases = select_atlases(atlas_files, mask_img)
+        masker = VoxelMasker.from_mask_img(mask_img, atlases, subject=subject)
         if "MNI" not in statmaps[0].name:
             logger.warning(
                 "%s: %s names no MNI space; its coordinates are taken as they are, "
@@ -158,7 +164,44 @@ class BIDSReader(DatasetReader):
         )
 
     def options(self) -> dict[str, object]:
-        return {"mask": self.mask, "nan": self.nan, "test_fraction": self.test_fraction}
+        return {
+            "betas": self.betas,
+            "mask": self.mask,
+            "mask_threshold": self.mask_threshold,
+            "nan": self.nan,
+            "test_fraction": self.test_fraction,
+        }
+
+
+def find_statmaps(folder: Path, pattern: str) -> list[Path]:
+    """Find the files of betas in a subject's folder, in the order of sessions and runs.
+
+    Raises
+    ------
+    InputError
+        If there is none, or two have one table of trials.
+    """
+    files = sorted(folder.rglob(pattern), key=lambda file: natural_key(str(file)))
+    if not files:
+        raise InputError(
+            f"{folder} has no {pattern}: expected one 4-D file of single-trial betas per session."
+        )
+    by_table: dict[Path, Path] = {}
+    for file in files:
+        first = by_table.setdefault(trials_file(file), file)
+        if first != file:
+            raise InputError(
+                f"{first} and {file.name} both have the trials of {trials_file(file).name}, which "
+                "would count twice. Choose between them with --betas, e.g. "
+                f"--betas '{distinguish(file, first)}'."
+            )
+    return files
+
+
+def distinguish(file: Path, other: Path) -> str:
+    """Return a pattern of statmaps that the file matches, and as a rule the other one does not."""
+    entities = [part for part in file.name.split("_")[:-1] if part not in other.name.split("_")]
+    return f"*_{entities[0]}_*_statmap.nii*" if entities else f"*_statmap.{file.name[-6:]}"
 
 
 def read_trials(statmap: Path, subject: str) -> pd.DataFrame:
@@ -173,18 +216,16 @@ def read_trials(statmap: Path, subject: str) -> pd.DataFrame:
     """
     file = trials_file(statmap)
     table = read_table(file, "the table of the trials in the statmap beside it")
-    table = table.rename(columns=ALIASES)
+    aliases = {name: new for name, new in ALIASES.items() if new not in table}
+    table = table.rename(columns=aliases).dropna(axis="columns", how="all")
     if not {"volume", "stimulus"} <= set(table.columns):
         raise InputError(
             f"{file} has the columns {list(table.columns)}; expected `volume` and `stimulus` "
             "(or `beta_index` and `label`)."
         )
-    if table["stimulus"].isna().any():
-        raise InputError(
-            f"{file} has {table['stimulus'].isna().sum()} rows without a stimulus; "
-            "expected one in each row."
-        )
+    require_values(table, ("volume", *TRIAL_COLUMNS), file)
     img = load_img(statmap, f"betas of {subject}")
+    check_orientation(img, f"betas of {subject}")
     n_volumes = img.shape[3] if img.ndim == 4 else 1
     if sorted(table["volume"]) != list(range(n_volumes)):
         raise InputError(
@@ -193,9 +234,10 @@ def read_trials(statmap: Path, subject: str) -> pd.DataFrame:
             "numbered from 0, is expected."
         )
     table = table.assign(file=str(statmap))
-    if "session" not in table:
-        session = re.search(r"_ses-([A-Za-z0-9]+)", statmap.name)
-        table["session"] = session[1] if session else "1"
+    for column, entity in (("session", "ses"), ("run", "run")):
+        if column not in table:
+            match = re.search(rf"_{entity}-([A-Za-z0-9]+)", statmap.name)
+            table[column] = match[1] if match else "1"
     return table.sort_values("volume")
 
 
@@ -205,13 +247,13 @@ def trials_file(statmap: Path) -> Path:
     return statmap.with_name(stem.replace("_statmap", "_trials") + ".tsv")
 
 
-def load_mask(folder: Path, pattern: str | None) -> SpatialImage:
+def load_mask(folder: Path, pattern: str | None, threshold: float | None) -> SpatialImage:
     """Load the mask in a subject's folder as zeros and ones.
 
     Raises
     ------
     InputError
-        If there is none, or several.
+        If there is none, there are several, or it is not binary and there is no threshold.
     """
     patterns = [pattern] if pattern else list(MASKS)
     matches = {name: sorted(folder.rglob(name)) for name in patterns}
@@ -223,11 +265,7 @@ def load_mask(folder: Path, pattern: str | None) -> SpatialImage:
             f"{folder.name} has {len(files)} masks that match {name}: "
             f"{', '.join(file.name for file in files[:3])}. Name one with --mask."
         )
-    img = load_img(files[0], f"mask of {folder.name}", dimensions=3)
-    in_mask = np.nan_to_num(get_data(img, f"mask of {folder.name}")) > 0
-    mask_img = nib.Nifti1Image(in_mask.astype(np.uint8), img.affine)
-    mask_img.file_map["image"].filename = img_filename(img)  # so that messages name the file
-    return mask_img
+    return binarize_mask(files[0], threshold, what=f"mask of {folder.name}")
 
 
 def drop_nan_voxels(masker: VoxelMasker, statmaps: Sequence[Path]) -> VoxelMasker:
@@ -249,13 +287,18 @@ def read_captions(file: Path, trials: Mapping[str, pd.DataFrame]) -> pd.DataFram
     shown = pd.concat(trials.values(), ignore_index=True)
     if file.is_file():
         table = read_table(file, "captions", ("stimulus", "caption"))
-        table = table[table["stimulus"].isin(set(shown["stimulus"]))]
+        table = table[table["stimulus"].isin(set(shown["stimulus"]))].dropna(
+            subset=["stimulus", "caption"]
+        )
+        check_captions(table, [f"{file}, line {line}" for line in table.index])
     elif "caption" in shown:
-        table = shown[["stimulus", "caption"]]
+        table = shown.dropna(subset=["caption"])
+        files = table["file"].map(lambda statmap: trials_file(Path(statmap)))
+        where = [f"{f}, volume {v}" for f, v in zip(files, table["volume"], strict=True)]
+        check_captions(table, where)
     else:
         table = pd.DataFrame({"stimulus": [], "caption": []})
-    table = table.dropna()
-    without_caption = sorted(set(shown["stimulus"]) - set(table["stimulus"]))
+    without_caption = natural_sorted(set(shown["stimulus"]) - set(table["stimulus"]))
     if without_caption:
         logger.warning(
             "%d of %d stimuli have no caption (first: %s): "

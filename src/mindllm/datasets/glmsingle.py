@@ -40,14 +40,16 @@ import numpy as np
 import pandas as pd
 
 from mindllm.data.splits import split_stimuli
-from mindllm.data.store_writer import conversations_from_captions
+from mindllm.data.store_writer import TRIAL_COLUMNS, check_captions, conversations_from_captions
 from mindllm.datasets.base import DatasetDescription, DatasetReader, drop_voxels
 from mindllm.datasets.parallel import SessionReader
-from mindllm.fmri.atlases import atlases_by_name
+from mindllm.fmri.atlases import select_atlases
 from mindllm.fmri.masker import CHUNK_BYTES, VoxelMasker
+from mindllm.fmri.nifti import binarize_mask
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_name
-from mindllm.utils.tables import read_table
+from mindllm.utils.sorting import natural_sorted
+from mindllm.utils.tables import read_table, require_values
 
 MODELS = {
     "TYPEB": "TYPEB_FITHRF",
@@ -159,6 +161,8 @@ class GLMsingleReader(DatasetReader):
     mask : str, optional
         A subject's mask, relative to `root`, with {subject} in it; where the table has no column
         `mask`.
+    mask_threshold : float, optional
+        For masks that are not binary: voxels above it are inside.
     subjects : sequence of str, optional
         Labels of the subjects to read. Default: all in the table.
     model : {"TYPED", "TYPEC", "TYPEB"}
@@ -179,6 +183,7 @@ class GLMsingleReader(DatasetReader):
         *,
         design: str | Path,
         mask: str | None = None,
+        mask_threshold: float | None = None,
         subjects: Sequence[str] | None = None,
         model: Literal["TYPEB", "TYPEC", "TYPED"] = "TYPED",
         order: Literal["C", "F"] | None = None,
@@ -189,8 +194,8 @@ class GLMsingleReader(DatasetReader):
         check_option("model", model, list(MODELS))
         check_option("order", order, ["C", "F", None])
         check_option("nan", nan, ["error", "drop"])
-        self.design, self.mask, self.model = Path(design), mask, model
-        self.order, self.nan, self.test_fraction = order, nan, test_fraction
+        self.design, self.mask, self.mask_threshold = Path(design), mask, mask_threshold
+        self.model, self.order, self.nan, self.test_fraction = model, order, nan, test_fraction
         self._voxel_indices: dict[str, dict[GLMsingleOutput, np.ndarray]] = {}
 
     @property
@@ -208,7 +213,7 @@ class GLMsingleReader(DatasetReader):
         return table[table["subject"] == subject].reset_index(drop=True)
 
     def find_subjects(self) -> list[str]:
-        return sorted(set(self.design_table["subject"]))
+        return natural_sorted(set(self.design_table["subject"]))
 
     def read_trials(self, subject: str) -> pd.DataFrame:
         table = self.select_rows(subject)
@@ -236,7 +241,9 @@ class GLMsingleReader(DatasetReader):
 
     def load_masker(self, subject: str, trials: pd.DataFrame) -> VoxelMasker:
         mask = find_mask(self.root, self.select_rows(subject), self.mask)
-        masker = VoxelMasker.from_mask_img(mask, find_atlases(mask, subject), subject=subject)
+        mask_img = binarize_mask(mask, self.mask_threshold, what=f"mask of {subject}")
+        atlases = select_atlases(find_atlases(mask, subject), mask_img)
+        masker = VoxelMasker.from_mask_img(mask_img, atlases, subject=subject)
         voxel_indices = {}
         for output, rows in self.outputs(subject).items():
             stimuli = trials["stimulus"].iloc[rows].tolist()
@@ -270,7 +277,9 @@ class GLMsingleReader(DatasetReader):
         table = self.design_table[self.design_table["subject"].isin(list(trials))]
         if "caption" not in table:
             table = pd.DataFrame({"stimulus": [], "caption": []})
-        return conversations_from_captions(table.dropna(subset=["caption"]))
+        table = table.dropna(subset=["caption"])
+        check_captions(table, [f"{self.design}, line {line}" for line in table.index])
+        return conversations_from_captions(table)
 
     def describe(self, subjects: Sequence[str]) -> DatasetDescription:
         return DatasetDescription(
@@ -281,6 +290,7 @@ class GLMsingleReader(DatasetReader):
         return {
             "model": self.model,
             "mask": self.mask,
+            "mask_threshold": self.mask_threshold,
             "order": self.order,
             "nan": self.nan,
             "test_fraction": self.test_fraction,
@@ -303,15 +313,11 @@ def read_design(file: Path) -> pd.DataFrame:
     """
     needed = ("subject", "file", "stimulus")
     table = read_table(file, "the design table", needed)
-    for column in needed:
-        if n_missing := table[column].isna().sum():
-            raise InputError(
-                f"{file} has {n_missing} rows without a {column}; expected one in each."
-            )
-    for line, subject in enumerate(table["subject"], 2):  # the header is line 1
+    require_values(table, needed, file)
+    table = table.dropna(axis="columns", how="all")
+    require_values(table, TRIAL_COLUMNS, file)
+    for line, subject in table["subject"].items():
         check_name(subject, "subject", f"{file}, line {line}")
-    if "coco_id" in table:
-        table["coco_id"] = table["coco_id"].astype("Int64")
     if "session" not in table:
         table["session"] = table["file"]  # an output is most often of one session
     return table
@@ -350,12 +356,10 @@ def find_mask(root: Path, design: pd.DataFrame, pattern: str | None) -> Path:
     return root / masks[0]
 
 
-def find_atlases(mask: Path, subject: str) -> dict[str, Path]:
-    """Find the atlases beside a mask that are the subject's or all subjects'."""
+def find_atlases(mask: Path, subject: str) -> list[Path]:
+    """Find the files of atlases beside a mask that are the subject's or all subjects'."""
     files = sorted(mask.parent.glob("*atlas-*_dseg.nii*"))
-    return atlases_by_name(
-        [file for file in files if file.name.startswith(("atlas-", f"{subject}_"))]
-    )
+    return [file for file in files if file.name.startswith(("atlas-", f"{subject}_"))]
 
 
 def locate_voxels(
@@ -413,14 +417,12 @@ def locate_voxels(
 def drop_nan_voxels(
     masker: VoxelMasker, voxel_indices: Mapping[GLMsingleOutput, np.ndarray]
 ) -> tuple[VoxelMasker, dict[GLMsingleOutput, np.ndarray]]:
-    """Leave out the voxels with NaN in some output, with a warning.
-
-    GLMsingle fits a voxel's trials together, so the first trial shows if there is a fit.
-    """
-    finite = np.all(
-        [np.isfinite(output.read(at, 0, 1)[0]) for output, at in voxel_indices.items()], axis=0
-    )
-    masker = drop_voxels(masker, finite, "hold NaN in some output", "Give another mask (--mask).")
+    """Leave out the voxels with NaN or infinity in some trial, with a warning."""
+    finite = np.ones(len(masker), bool)
+    for output, at in voxel_indices.items():
+        for start, trials in output.iter_chunks(np.arange(output.shape()[-1])):
+            finite &= np.isfinite(output.read(at, start, start + len(trials))).all(0)
+    masker = drop_voxels(masker, finite, "hold NaN in some trial", "Give another mask (--mask).")
     kept = {output: indices[finite] for output, indices in voxel_indices.items()}
     return masker, kept
 

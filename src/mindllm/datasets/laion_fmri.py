@@ -29,15 +29,22 @@ import numpy as np
 import pandas as pd
 from nibabel.spatialimages import SpatialImage
 
-from mindllm.data.store_writer import cast_betas, conversations_from_captions
+from mindllm.data.store_writer import cast_betas, check_captions, conversations_from_captions
 from mindllm.datasets.base import DatasetDescription, SessionFilesReader, SubjectFiles
 from mindllm.fmri.atlases import extract_label_values
 from mindllm.fmri.masker import VoxelMasker
-from mindllm.fmri.nifti import check_same_grid, get_data, img_filename, load_img
+from mindllm.fmri.nifti import (
+    binarize_mask,
+    check_same_grid,
+    get_data,
+    img_filename,
+    load_img,
+)
 from mindllm.fmri.noise_ceiling import ncsnr_from_noise_ceiling
 from mindllm.fmri.transforms import scanner_to_mni152
 from mindllm.utils.errors import InputError
-from mindllm.utils.tables import read_table
+from mindllm.utils.sorting import natural_sorted
+from mindllm.utils.tables import read_table, require_values
 
 # What LAION-fMRI is known to contain.
 SESSIONS = 30  # the main ones
@@ -138,7 +145,7 @@ class LAIONReader(SessionFilesReader):
 
     def find_subjects(self) -> list[str]:
         folder = self.root / "derivatives" / "glmsingle-tedana"
-        subjects = sorted(path.name for path in folder.glob("sub-*") if path.is_dir())
+        subjects = natural_sorted(path.name for path in folder.glob("sub-*") if path.is_dir())
         if subjects:
             return subjects
         raise InputError(
@@ -261,15 +268,18 @@ def read_trials(files: LAIONSubjectFiles, session: int) -> pd.DataFrame:
         If the table is not of this session, or does not list each volume of the betas once.
     """
     betas, file = files.session(session)
-    table = read_table(file, "the table of a session's trials", ("beta_index", "label"))
+    columns = ("beta_index", "label")
+    table = read_table(file, "the table of a session's trials", columns)
+    require_values(table, columns, file)
+    table = table.dropna(axis="columns", how="all")
+    require_values(table, ("session", "run"), file)
     img = load_img(betas, f"betas of {files.name}, session {session}")
     n_volumes = img.shape[3] if img.ndim == 4 else 1
-    if sorted(table["beta_index"]) != list(range(n_volumes)) or table["label"].isna().any():
+    if sorted(table["beta_index"]) != list(range(n_volumes)):
         raise InputError(
             f"{file} lists {len(table)} trials ({table['beta_index'].min()} to "
-            f"{table['beta_index'].max()}, {table['label'].isna().sum()} without a label), but "
-            f"{betas.name} has {n_volumes} volumes. One row per volume, numbered from 0, is "
-            "expected. Fetch both again."
+            f"{table['beta_index'].max()}), but {betas.name} has {n_volumes} volumes. "
+            "One row per volume, numbered from 0, is expected. Fetch both again."
         )
     names = set(table["session"].dropna()) if "session" in table else set()
     if others := sorted(name for name in names if int(re.sub(r"\D", "", name) or -1) != session):
@@ -320,9 +330,7 @@ def read_stimulus_kinds(metadata: Path, stimuli: pd.Series) -> pd.Series:
     """Read of each stimulus whether it is `shared` or `unique`: the metadata, else its label."""
     if not metadata.is_file():
         return stimuli.str.split("_").str[0]
-    table = pd.read_csv(metadata)
-    if missing := sorted({"image_name", "unique_or_shared"} - set(table.columns)):
-        raise InputError(f"{metadata} lacks the columns {', '.join(missing)}.")
+    table = read_table(metadata, "the table of images", ("image_name", "unique_or_shared"))
     return stimuli.map(dict(zip(table["image_name"], table["unique_or_shared"], strict=True)))
 
 
@@ -357,15 +365,18 @@ def load_mask_with_betas(
     files: LAIONSubjectFiles, mask: str, sessions: Sequence[int]
 ) -> SpatialImage:
     """Load the mask without voxels that have NaN in some session, of which a warning is given."""
-    img = load_img(find_mask(files, mask), f"mask of {files.name}", dimensions=3)
+    img = binarize_mask(find_mask(files, mask), what=f"mask of {files.name}")
     if img.shape != SHAPE:
         logger.warning("%s: the grid is %s; LAION-fMRI's is %s", files.name, img.shape, SHAPE)
-    in_mask = np.nan_to_num(get_data(img, f"mask of {files.name}")) > 0
+    in_mask = get_data(img, f"mask of {files.name}") > 0
     for session in sessions:
         betas = load_img(files.session(session)[0], f"betas of {files.name}, session {session}")
         check_same_grid(betas, img.shape, img.affine, "betas", f"the mask {mask}")
         # GLMsingle fits a voxel's trials of a session together: the first shows if there is a fit.
-        finite = np.isfinite(get_data(betas, "betas", (slice(0, 1),))[..., 0])
+        first = get_data(
+            betas, "betas", (slice(0, 1),), checked=False
+        )  # reading it all comes later
+        finite = np.isfinite(first[..., 0])
         if n_lost := int((in_mask & ~finite).sum()):
             logger.warning(
                 "%s, session %d: %d voxels have no number and are left out",
@@ -427,9 +438,10 @@ def read_captions(file: Path, shown: set[str]) -> pd.DataFrame:
     if not file.is_file():
         logger.info("no %s, so the store has no text", file)
         return conversations_from_captions(pd.DataFrame({"stimulus": [], "caption": []}))
-    table = pd.read_csv(file)
-    if missing := sorted({"image_name", "caption_idx", "source", "caption"} - set(table.columns)):
-        raise InputError(f"{file} lacks the columns {', '.join(missing)}.")
+    columns = ("image_name", "caption_idx", "source", "caption")
+    table = read_table(file, "the table of captions", columns)
     written = table[(table["source"] == "human") & table["image_name"].isin(shown)]
-    written = written.dropna(subset=["caption"]).sort_values(["image_name", "caption_idx"])
+    written = written.dropna(subset=["caption"])
+    check_captions(written, [f"{file}, line {line}" for line in written.index])
+    written = written.sort_values(["image_name", "caption_idx"])
     return conversations_from_captions(written.rename(columns={"image_name": "stimulus"}))

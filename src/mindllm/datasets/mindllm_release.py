@@ -9,7 +9,6 @@ References
 github.com/Graph-and-Geometric-Learning/MindLLM, src/dataset.py.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -28,6 +27,8 @@ from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.roi_volumes import find_roi_subjects, load_roi_maskers
 from mindllm.language.conversation import check_conversation
 from mindllm.utils.errors import InputError
+from mindllm.utils.tables import read_table, require_values
+from mindllm.utils.text_files import parse_json, read_text
 
 INFO = "nsd_stim_info_merged.csv"
 FIRST = "coco-caption"  # the source that a store's evaluation asks about
@@ -178,12 +179,13 @@ def read_coco_ids(file: Path, required: bool) -> dict[int, int] | None:
             )
         logger.info("no %s: stimuli are named by their COCO ids", file)
         return None
-    table = pd.read_csv(file)
+    table = read_table(file, "NSD's table of images")
     column = "nsdId" if "nsdId" in table else "Unnamed: 0"
     if not {column, "cocoId"} <= set(table.columns):
         raise InputError(
             f"{file} has the columns {list(table.columns)[:8]}; expected `nsdId` and `cocoId`."
         )
+    require_values(table, (column, "cocoId"), file)
     return dict(zip(table[column].astype(int), table["cocoId"].astype(int), strict=True))
 
 
@@ -331,10 +333,8 @@ def iter_conversations(
 
 def read_samples(file: Path) -> list[Any]:
     """Read the samples of an instruction file."""
-    try:
-        samples = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is damaged or truncated ({error}). Fetch it again.") from error
+    text = read_text(file, "instructions of the published data")
+    samples = parse_json(text, file, "Fetch it again.")
     if not isinstance(samples, list):
         raise InputError(f"{file} holds {type(samples).__name__}; expected a list of samples.")
     return samples

@@ -37,6 +37,7 @@ from mindllm.fmri.grayordinates import AREAS, GRAYORDINATES, SUBCORTEX, load_gra
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.noise_ceiling import ncsnr_from_noise_ceiling
 from mindllm.utils.errors import InputError
+from mindllm.utils.sorting import natural_sorted
 
 # What MOSAIC is known to contain: data set -> number of subjects.
 DATASETS = {
@@ -157,7 +158,7 @@ class MOSAICReader(DatasetReader):
         return select_parcels(self.grayordinates, self.parcels)
 
     def find_subjects(self) -> list[str]:
-        return sorted(self.files)
+        return natural_sorted(self.files)
 
     def select_subjects(self) -> list[str]:
         subjects = super().select_subjects()

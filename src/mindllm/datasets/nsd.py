@@ -38,6 +38,7 @@ from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import check_same_grid, get_data, load_img
 from mindllm.fmri.roi_volumes import MASK, load_roi_maskers
 from mindllm.utils.errors import InputError
+from mindllm.utils.tables import read_table, require_values
 
 # What NSD is known to contain (data manual; Allen et al. 2022).
 SESSIONS = {1: 40, 2: 40, 3: 32, 4: 30, 5: 40, 6: 32, 7: 40, 8: 30}
@@ -192,6 +193,7 @@ class NSDReader(SessionFilesReader):
             {subject.name: subject.functional / "roi" for subject in files},
             masks={subject.name: find_mask(subject, self.mask) for subject in files},
             lookups={subject.name: subject.labels for subject in files},
+            needs_orientation=False,  # the transform gives the coordinates
         )
 
     def read_trials(self, subject: str) -> pd.DataFrame:
@@ -371,10 +373,11 @@ def read_coco_ids(
         raise InputError(
             f"there is no {file}, which tells the COCO id of each image. Fetch it from NSD."
         )
-    table = pd.read_csv(file)
+    table = read_table(file, "NSD's table of images")
     needed = {"nsdId", "cocoId", *(f"subject{number}_rep0" for number in numbers)}
     if missing := sorted(needed - set(table.columns)):
         raise InputError(f"{file} lacks the columns {', '.join(missing)}. Fetch it from NSD again.")
+    require_values(table, ("nsdId", "cocoId"), file)
     by_id = table.set_index("nsdId")
     for number in numbers:
         first = by_id[f"subject{number}_rep0"]

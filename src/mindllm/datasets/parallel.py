@@ -196,10 +196,10 @@ def list_tasks(recording: SubjectRecording, folder: Path, dtype: str) -> list[Re
 def run_tasks(
     tasks: Sequence[ReadTask], n_jobs: int, dask_scheduler: str | None
 ) -> Iterator[ReadTask]:
-    """Run the tasks, several at once; yield each as it is done."""
+    """Run the tasks, several at once but no more than there are; yield each as it is done."""
     with joblib_backend(dask_scheduler):
         pool = joblib.Parallel(
-            n_jobs=-1 if dask_scheduler else n_jobs,
+            n_jobs=-1 if dask_scheduler else min(n_jobs, max(len(tasks), 1)),
             return_as="generator_unordered",
             max_nbytes=None,
         )

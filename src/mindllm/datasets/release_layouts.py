@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mindllm.utils.errors import InputError
+from mindllm.utils.sorting import natural_key
 
 
 class ReleaseLayout(ABC):
@@ -83,7 +84,7 @@ class HDF5Layout(ReleaseLayout):
                     raise InputError(
                         f"{file.filename} has the groups {sorted(file)}; expected train and test."
                     )
-                for key in sorted(file[split], key=sort_key):
+                for key in sorted(file[split], key=natural_key):
                     trial = file[split][key]
                     if missing := sorted({"visual_voxels", "coco_id"} - set(trial)):
                         raise InputError(
@@ -102,11 +103,6 @@ class HDF5Layout(ReleaseLayout):
         names = trials["split"].replace("val", "train") + "/" + trials["key"] + "/visual_voxels"
         with self.open(subject) as file:
             return np.stack([read_trial_betas(file, name, voxel_indices) for name in names])
-
-
-def sort_key(key: str) -> tuple[bool, int, str]:
-    """Return what trials are sorted by: numbers first, in their order."""
-    return not key.isdecimal(), int(key) if key.isdecimal() else 0, key
 
 
 def read_trial_betas(file: h5py.File, name: str, voxel_indices: np.ndarray) -> np.ndarray:

@@ -1,37 +1,93 @@
 """Atlases: parcel labels on a grid, and the lookup tables that name the parcels."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from nibabel.spatialimages import SpatialImage
 
-from mindllm.fmri.nifti import Image, check_same_grid, get_data, img_filename, load_img
+from mindllm.fmri.nifti import (
+    Image,
+    check_orientation,
+    check_same_grid,
+    get_data,
+    img_filename,
+    load_img,
+    same_grid,
+)
 from mindllm.utils.errors import InputError
+from mindllm.utils.tables import read_table, require_values
+
+# Of voxels.parquet, beside one column per atlas; see `mindllm.fmri.masker_io`.
+VOXEL_COLUMNS = ("i", "j", "k", "x_mm", "y_mm", "z_mm", "ncsnr")
 
 
-def atlases_by_name(files: Sequence[Path]) -> dict[str, Path]:
-    """Index atlas files by the BIDS entity `atlas`.
+def check_atlas_names(names: Iterable[str]) -> None:
+    """Check that no atlas is called as a column of the table of voxels.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Names of the atlases.
+
+    Raises
+    ------
+    InputError
+        If one is one of VOXEL_COLUMNS, or empty.
+    """
+    if refused := [name for name in names if not name or name in VOXEL_COLUMNS]:
+        raise InputError(
+            f"an atlas cannot be called {refused[0]!r}: the table of voxels has columns "
+            f"{', '.join(VOXEL_COLUMNS)} of its own. Give the atlas another name."
+        )
+
+
+def select_atlases(files: Sequence[Path], mask_img: SpatialImage) -> dict[str, Path]:
+    """Select one file of each atlas: where there are several, the one on the grid of the mask.
 
     Parameters
     ----------
     files : sequence of Path
-        Files named atlas-<NAME>_..._dseg.nii.gz; others are passed over.
+        Files whose names have the BIDS entity `atlas`, such as atlas-<NAME>_res-2_dseg.nii.gz;
+        others are passed over.
+    mask_img : nibabel image
+        The mask.
 
     Returns
     -------
     dict of str to Path
         Atlas name -> file.
 
-    Examples
-    --------
-    >>> list(atlases_by_name([Path("atlas-HCPEx_space-MNI152_dseg.nii.gz")]))
-    ['HCPEx']
+    Raises
+    ------
+    InputError
+        If several files of one atlas are on the grid of the mask, or none of several is.
     """
-    matches = [(re.search(r"atlas-([A-Za-z0-9]+)", file.name), file) for file in files]
-    return {match[1]: file for match, file in matches if match}
+    candidates: dict[str, list[Path]] = {}
+    for file in files:
+        if match := re.search(r"atlas-([A-Za-z0-9]+)", file.name):
+            candidates.setdefault(match[1], []).append(file)
+    selected = {}
+    for name, paths in candidates.items():
+        fitting = paths
+        if len(paths) > 1:
+            what = f"atlas {name}"
+            images = [load_img(path, what, dimensions=3) for path in paths]
+            fitting = [p for p, img in zip(paths, images, strict=True) if on_grid(img, mask_img)]
+        if len(fitting) != 1:
+            raise InputError(
+                f"atlas {name} has {len(paths)} files, of which {len(fitting)} are on the grid of "
+                f"the mask {img_filename(mask_img)}: {', '.join(map(str, fitting or paths))}. "
+                "Expected one that is; move the others elsewhere, or rename their entity `atlas`."
+            )
+        selected[name] = fitting[0]
+    return selected
+
+
+def on_grid(img: SpatialImage, mask_img: SpatialImage) -> bool:
+    """Return whether an image is on the grid of the mask."""
+    return same_grid(img, mask_img.shape[:3], mask_img.affine)
 
 
 def extract_parcel_labels(
@@ -88,6 +144,7 @@ def extract_label_values(
     voxel_indices: np.ndarray,
     mask_img: SpatialImage,
     lowest: int = 0,
+    needs_orientation: bool = True,
 ) -> np.ndarray:
     """Read the whole numbers of a label image at the voxels of a mask.
 
@@ -103,6 +160,8 @@ def extract_label_values(
         The mask.
     lowest : int
         Lowest number allowed.
+    needs_orientation : bool
+        Whether the image must say where its voxels are.
 
     Returns
     -------
@@ -116,6 +175,8 @@ def extract_label_values(
     """
     what = f"atlas {atlas_name}"
     img = load_img(atlas_img, what, dimensions=3)
+    if needs_orientation:
+        check_orientation(img, what)
     check_same_grid(img, mask_img.shape, mask_img.affine, what, "the mask")
     labels = get_data(img, what)[tuple(voxel_indices.T)]
     is_valid = np.isfinite(labels) & (labels >= lowest) & (labels == np.round(labels))
@@ -164,10 +225,12 @@ def load_atlas_lut(atlas_file: str | Path | None, atlas_name: str) -> dict[int, 
             f"atlas {atlas_name}: no lookup table with the parcel names beside {path}. Expected "
             f"{expected} with the columns `index` and `name`."
         )
-    table = pd.read_csv(table_file, sep="\t")
-    if not {"index", "name"} <= set(table.columns):
+    columns = ("index", "name")
+    table = read_table(table_file, f"the lookup table of the atlas {atlas_name}", columns)
+    require_values(table, columns, table_file)
+    if (repeated := table["index"].duplicated()).any():
         raise InputError(
-            f"lookup table {table_file} has the columns {list(table.columns)}; "
-            "expected `index` and `name`."
+            f"{table_file}, line {table.index[repeated][0]} gives the parcel "
+            f"{table['index'][repeated].iloc[0]} a second name; expected one line per parcel."
         )
-    return dict(zip(table["index"].astype(int), table["name"].astype(str), strict=True))
+    return dict(zip(table["index"].tolist(), table["name"], strict=True))

@@ -8,8 +8,16 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
 
-from mindllm.fmri.atlases import extract_parcel_labels
-from mindllm.fmri.nifti import Image, check_same_grid, get_data, img_filename, load_img, read_mask
+from mindllm.fmri.atlases import check_atlas_names, extract_parcel_labels
+from mindllm.fmri.nifti import (
+    Image,
+    check_orientation,
+    check_same_grid,
+    get_data,
+    img_filename,
+    load_img,
+    read_mask,
+)
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_name
 from mindllm.utils.validation import check_finite, check_values
@@ -76,6 +84,7 @@ class VoxelMasker:
 
     def __post_init__(self) -> None:
         check_name(self.subject, "subject")  # stores and checkpoints keep a folder of this name
+        check_atlas_names(self.parcel_labels)
 
     @classmethod
     def from_mask_img(
@@ -85,13 +94,14 @@ class VoxelMasker:
         *,
         parcel_names: Mapping[str, Mapping[int, str]] | None = None,
         subject: str = "scan",
+        threshold: float | None = None,
     ) -> Self:
-        """Make a masker of the voxels where a mask is above 0.
+        """Make a masker of the voxels inside a mask.
 
         Parameters
         ----------
         mask_img : str, Path or nibabel image
-            3-D mask in MNI space.
+            3-D binary mask in MNI space; voxels above 0 are inside.
         atlases : mapping of str to (str, Path or nibabel image), optional
             Atlas name -> 3-D label image on the grid of the mask; 0: no parcel.
         parcel_names : mapping of str to mapping of int to str, optional
@@ -99,6 +109,8 @@ class VoxelMasker:
             (columns `index`, `name`) beside each atlas file.
         subject : str
             Subject label.
+        threshold : float, optional
+            For a mask that is not binary, such as a probability map: voxels above it are inside.
 
         Returns
         -------
@@ -108,8 +120,8 @@ class VoxelMasker:
         Raises
         ------
         InputError
-            For an empty mask, an atlas on another grid, labels that are not whole numbers, or a
-            label without a name.
+            For a mask that is empty, not binary or without orientation, an atlas on another grid,
+            labels that are not whole numbers, or a label without a name.
 
         Examples
         --------
@@ -118,7 +130,7 @@ class VoxelMasker:
         >>> len(VoxelMasker.from_mask_img(nib.Nifti1Image(np.eye(3)[:, :, None], np.eye(4))))
         3
         """
-        img, voxel_indices = read_mask(mask_img)
+        img, voxel_indices = read_mask(mask_img, threshold)
         labels, names = {}, {}
         for atlas, atlas_img in (atlases or {}).items():
             labels[atlas], names[atlas] = extract_parcel_labels(
@@ -311,6 +323,7 @@ class VoxelMasker:
         [(5, 8)]
         """
         img = load_img(img, "scan")
+        check_orientation(img, "scan")
         check_same_grid(img, self.shape, self.affine, "scan", "the mask")
         count = count_volumes(img)
         numbers = np.arange(count) if volumes is None else np.asarray(volumes)

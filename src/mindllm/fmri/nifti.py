@@ -1,17 +1,22 @@
 """NIfTI images, opened and checked."""
 
+import bz2
+import gzip
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
+from nibabel.analyze import AnalyzeImage
+from nibabel.nifti1 import Nifti1Pair
 from nibabel.spatialimages import SpatialImage
 
 from mindllm.utils.errors import InputError
 
 GRID_TOLERANCE_MM = 1e-2
+COMPRESSED = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File}
 Image: TypeAlias = str | Path | SpatialImage
 
 
@@ -49,9 +54,11 @@ def load_img(img: Image, what: str, dimensions: int | None = None) -> SpatialIma
         try:
             # one forward pass through a .gz, not one per chunk
             img = nib.load(path, keep_file_open=True)
-        except (ImageFileError, OSError, EOFError) as error:
+        except Exception as error:
+            # gzip, zlib and nibabel each have their own error for a damaged header
             raise InputError(
-                f"{what}: {path} cannot be read as a NIfTI image ({error}). "
+                f"{what}: {path} cannot be read as a NIfTI image "
+                f"({type(error).__name__}: {error}). "
                 "Fetch or make the file again."
             ) from error
     is_expected = not dimensions or img.ndim == dimensions or img.shape[dimensions:] == (1,)
@@ -63,13 +70,118 @@ def load_img(img: Image, what: str, dimensions: int | None = None) -> SpatialIma
     return img.slicer[..., 0] if dimensions == 3 and img.ndim == 4 else img
 
 
-def read_mask(mask_img: Image) -> tuple[SpatialImage, np.ndarray]:
+def check_orientation(img: SpatialImage, what: str) -> None:
+    """Check that an image says where its voxels are.
+
+    Without an orientation nibabel makes an affine up: its voxels are put around the origin, and
+    left and right may be exchanged.
+
+    Parameters
+    ----------
+    img : nibabel image
+        The opened image.
+    what : str
+        What it is, for the message.
+
+    Raises
+    ------
+    InputError
+        If a NIfTI image has qform and sform codes of 0, or an Analyze image no matrix.
+
+    References
+    ----------
+    NIfTI-1 data format, "3D image (volume) orientation and location in space", method 1.
+    """
+    header = img.header
+    if not isinstance(img, AnalyzeImage):
+        return
+    if isinstance(img, Nifti1Pair) and (header["qform_code"] > 0 or header["sform_code"] > 0):
+        return
+    raise InputError(
+        f"{what} {img_filename(img)} has no orientation (its qform and sform codes are 0), so "
+        "where its voxels are is unknown; expected a NIfTI image that says so. Copy the "
+        "orientation of the image that it was made from, e.g. `fslcpgeom ORIGINAL FILE`, or set "
+        "it in nibabel: img.set_sform(affine, code=1)."
+    )
+
+
+def binarize_mask(
+    mask_img: Image, threshold: float | None = None, *, what: str = "mask"
+) -> SpatialImage:
+    """Make a mask of zeros and ones.
+
+    Parameters
+    ----------
+    mask_img : str, Path or nibabel image
+        3-D mask, or a map to threshold; NaN is outside.
+    threshold : float, optional
+        Voxels above it are inside. Default: for a statmap (by its file name, as BIDS has it) 0; any
+        other image must be binary.
+    what : str
+        What it is, for the message.
+
+    Returns
+    -------
+    nibabel image
+        On the same grid, uint8, with the same file name.
+
+    Raises
+    ------
+    InputError
+        If the image cannot be read, has no orientation, or is not binary and no threshold was
+        chosen.
+
+    Examples
+    --------
+    >>> probabilities = nib.Nifti1Image(np.array([[[0.2, 0.8]]]), np.eye(4))
+    >>> binarize_mask(probabilities, 0.5).get_fdata()
+    array([[[0., 1.]]])
+    """
+    img = load_img(mask_img, what, dimensions=3)
+    check_orientation(img, what)
+    if threshold is None and "_statmap.nii" in img_filename(img):
+        threshold = 0.0
+    inside = find_inside(img, np.nan_to_num(get_data(img, what)), threshold)
+    binary_img = nib.Nifti1Image(inside.astype(np.uint8), img.affine)
+    binary_img.file_map["image"].filename = img_filename(img)  # so that messages name the file
+    return binary_img
+
+
+def find_inside(img: SpatialImage, mask: np.ndarray, threshold: float | None) -> np.ndarray:
+    """Find the voxels inside a mask: above the threshold, else above 0 if it is binary."""
+    if threshold is not None:
+        return mask > threshold
+    inside = mask > 0
+    values = np.unique(mask[inside])
+    if len(values) > 1:
+        raise InputError(
+            f"mask {img_filename(img)} is not binary: it has {len(values)} different values above "
+            f"0, from {values[0]:.3g} to {values[-1]:.3g}, as after smoothing or resampling. "
+            "Expected 0 outside and one other value inside; give such a mask, or choose above "
+            "which value a voxel is inside (--mask-threshold 0.5; threshold=0.5 in Python)."
+        )
+    return inside
+
+
+def read_mask(
+    mask_img: Image,
+    threshold: float | None = None,
+    *,
+    is_roi: bool = False,
+    needs_orientation: bool = True,
+) -> tuple[SpatialImage, np.ndarray]:
     """Open a mask and find its voxels.
 
     Parameters
     ----------
     mask_img : str, Path or nibabel image
-        3-D mask; voxels above 0 are inside (NSD marks what is no cortex with -1).
+        3-D binary mask; voxels above 0 are inside (NSD marks what is no cortex with -1).
+    threshold : float, optional
+        Voxels above it are inside; the image need not be binary then.
+    is_roi : bool
+        Whether the image may be one of parcel labels, of which all above 0 are inside.
+    needs_orientation : bool
+        Whether the voxels' coordinates are taken from the image.
 
     Returns
     -------
@@ -81,7 +193,8 @@ def read_mask(mask_img: Image) -> tuple[SpatialImage, np.ndarray]:
     Raises
     ------
     InputError
-        If the mask cannot be read, holds NaN, is empty, or has a singular affine.
+        If the mask cannot be read, has no orientation, holds NaN, is not binary, is empty, or has
+        a singular affine.
 
     Examples
     --------
@@ -91,16 +204,20 @@ def read_mask(mask_img: Image) -> tuple[SpatialImage, np.ndarray]:
            [1, 1, 0]], dtype=int32)
     """
     img = load_img(mask_img, "mask", dimensions=3)
+    if needs_orientation:
+        check_orientation(img, "mask")
     mask = get_data(img, "mask")
     if not np.isfinite(mask).all():
         raise InputError(
             f"mask {img_filename(img)} holds NaN or infinite values; "
             "expected 0 outside and 1 inside."
         )
-    voxel_indices = np.argwhere(mask > 0).astype(np.int32)
+    if is_roi and threshold is None and (mask == np.round(mask)).all():
+        threshold = 0.0
+    voxel_indices = np.argwhere(find_inside(img, mask, threshold)).astype(np.int32)
     if not len(voxel_indices):
         raise InputError(
-            f"mask {img_filename(img)} is empty: no voxel is above 0. "
+            f"mask {img_filename(img)} is empty: no voxel is above {threshold or 0:g}. "
             "Give the mask of the voxels to read."
         )
     if not np.isfinite(img.affine).all() or abs(np.linalg.det(img.affine[:3, :3])) < 1e-9:
@@ -111,7 +228,9 @@ def read_mask(mask_img: Image) -> tuple[SpatialImage, np.ndarray]:
     return img, voxel_indices
 
 
-def get_data(img: SpatialImage, what: str, volumes: tuple[slice, ...] = ()) -> np.ndarray:
+def get_data(
+    img: SpatialImage, what: str, volumes: tuple[slice, ...] = (), *, checked: bool = True
+) -> np.ndarray:
     """Read the data of an image, slope and intercept applied.
 
     Parameters
@@ -122,6 +241,8 @@ def get_data(img: SpatialImage, what: str, volumes: tuple[slice, ...] = ()) -> n
         What it is, for the message.
     volumes : tuple of slice
         Slices of the dimensions behind the third; () for all of the image.
+    checked : bool
+        Whether a compressed file is first read to its end, to check it against its checksum.
 
     Returns
     -------
@@ -131,10 +252,13 @@ def get_data(img: SpatialImage, what: str, volumes: tuple[slice, ...] = ()) -> n
     Raises
     ------
     InputError
-        If the file is truncated or damaged.
+        If the file is truncated or damaged, which the checksum of a compressed one tells, or its
+        values are not single numbers.
     """
     try:
-        return np.asanyarray(img.dataobj[(slice(None),) * 3 + volumes] if volumes else img.dataobj)
+        if checked:
+            check_checksum(img)
+        data = np.asanyarray(img.dataobj[(slice(None),) * 3 + volumes] if volumes else img.dataobj)
     except Exception as error:
         # gzip, zlib, mmap and nibabel each have their own error for a damaged file
         raise InputError(
@@ -142,6 +266,51 @@ def get_data(img: SpatialImage, what: str, volumes: tuple[slice, ...] = ()) -> n
             f"{img.shape}, but reading failed ({type(error).__name__}: {error}). "
             "Fetch or make the file again."
         ) from error
+    if data.dtype.kind not in "biuf":
+        raise InputError(
+            f"{what} {img_filename(img)} has values of type {data.dtype}, as colors or complex "
+            "numbers have; expected one real number per voxel."
+        )
+    return data
+
+
+def check_checksum(img: SpatialImage) -> None:
+    """Check a compressed file of an image, which is to be read, against its own checksum.
+
+    Readers of images stop behind the last voxel, before the checksum at the end.
+
+    Parameters
+    ----------
+    img : nibabel image
+        The opened image.
+
+    Raises
+    ------
+    OSError, EOFError, zlib.error
+        If the file is damaged, as `gzip -t` would find.
+    """
+    if not nib.is_proxy(img.dataobj):
+        return
+    path = Path(str(img.file_map["image"].filename))
+    if path.suffix in COMPRESSED and path.is_file():
+        status = path.stat()
+        decompress(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def decompress(path: Path, size: int, mtime_ns: int) -> None:
+    """Decompress a file to its end, once per process and state of the file."""
+    with COMPRESSED[path.suffix](path) as file:
+        while file.read(2**20):
+            pass
+
+
+def same_grid(img: SpatialImage, shape: Sequence[int], affine: np.ndarray) -> bool:
+    """Return whether an image lies on a grid; see `check_same_grid`."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
+    apply_affine = nib.affines.apply_affine
+    distance = np.abs(apply_affine(img.affine, corners) - apply_affine(affine, corners)).max()
+    return tuple(img.shape[:3]) == tuple(shape) and bool(distance <= GRID_TOLERANCE_MM)
 
 
 def check_same_grid(
@@ -165,10 +334,7 @@ def check_same_grid(
     InputError
         If the image lies on another grid; the message states both.
     """
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
-    apply_affine = nib.affines.apply_affine
-    distance = np.abs(apply_affine(img.affine, corners) - apply_affine(affine, corners)).max()
-    if tuple(img.shape[:3]) != tuple(shape) or not distance <= GRID_TOLERANCE_MM:
+    if not same_grid(img, shape, affine):
         raise InputError(
             f"{what} {img_filename(img)} is on another grid than {other}.\n"
             f"expected shape {tuple(shape)}, affine\n{np.round(affine, 4)}\n"

@@ -12,6 +12,7 @@ from mindllm.fmri.atlases import extract_label_values, load_atlas_lut
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import read_mask
 from mindllm.utils.errors import InputError
+from mindllm.utils.sorting import natural_sorted
 
 MASK = "nsdgeneral"
 OUTSIDE = "not cortex"  # NSD labels it -1
@@ -58,7 +59,7 @@ def find_roi_subjects(root: Path) -> list[str]:
     InputError
         If there are none.
     """
-    subjects = sorted(folder.name for folder in root.glob("subj*") if folder.is_dir())
+    subjects = natural_sorted(folder.name for folder in root.glob("subj*") if folder.is_dir())
     if not subjects:
         raise InputError(
             f"{root} has no folder of a subject; expected subj01/{MASK}.nii.gz and so on."
@@ -72,6 +73,7 @@ def load_roi_maskers(
     *,
     masks: Mapping[str, Path] | None = None,
     lookups: Mapping[str, Sequence[Path]] | None = None,
+    needs_orientation: bool = True,
 ) -> dict[str, VoxelMasker]:
     """Load the maskers of subjects, with parcel labels that mean the same in all of them.
 
@@ -88,6 +90,8 @@ def load_roi_maskers(
         Subject -> further folders with lookup tables. Tables (NAME.tsv, or FreeSurfer's NAME.ctab)
         are looked for beside the volumes, in the folder above, then there; without one, parcels
         are named by their labels.
+    needs_orientation : bool
+        Whether the coordinates are taken from the volumes.
 
     Returns
     -------
@@ -100,7 +104,9 @@ def load_roi_maskers(
         For a missing file, another grid than the mask's, or a parcel label out of range.
     """
     subjects = {
-        subject: read_roi_volumes(subject, folder, (masks or {}).get(subject), atlases)
+        subject: read_roi_volumes(
+            subject, folder, (masks or {}).get(subject), atlases, needs_orientation
+        )
         for subject, folder in folders.items()
     }
     n_labels: dict[str, int] = {}
@@ -132,11 +138,15 @@ def load_roi_maskers(
 
 
 def read_roi_volumes(
-    subject: str, folder: Path, mask_file: Path | None, atlases: Mapping[str, int] | None
+    subject: str,
+    folder: Path,
+    mask_file: Path | None,
+    atlases: Mapping[str, int] | None,
+    needs_orientation: bool,
 ) -> ROIVolumes:
     """Read the mask and the atlases of a subject; see `load_roi_maskers`."""
     mask_file = mask_file or folder / f"{MASK}.nii.gz"
-    mask_img, voxel_indices = read_mask(mask_file)
+    mask_img, voxel_indices = read_mask(mask_file, is_roi=True, needs_orientation=needs_orientation)
     if atlases is None:
         files = [file for file in folder.glob("*.nii.gz") if file != mask_file]
         names = sorted(file.name.removesuffix(".nii.gz") for file in files)
@@ -145,7 +155,12 @@ def read_roi_volumes(
         names = list(atlases)
     labels = {
         name: extract_label_values(
-            folder / f"{name}.nii.gz", f"{name} of {subject}", voxel_indices, mask_img, lowest=-1
+            folder / f"{name}.nii.gz",
+            f"{name} of {subject}",
+            voxel_indices,
+            mask_img,
+            lowest=-1,
+            needs_orientation=needs_orientation,
         )
         for name in names
     }

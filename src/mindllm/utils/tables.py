@@ -1,25 +1,40 @@
-"""Tables on disk: tab-separated, or comma-separated (.csv)."""
+"""Tables on disk: tab-separated as BIDS says, or comma-separated (.csv)."""
 
-from collections.abc import Sequence
+import csv
+import io
+import logging
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from mindllm.utils.errors import InputError
+from mindllm.utils.text_files import read_text
 
 # Identifiers such as stimulus numbers stay text.
-TEXT_COLUMNS = dict.fromkeys(
-    ("subject", "stimulus", "label", "session", "run", "file", "mask", "split", "caption"), str
-)
+TEXT_COLUMNS = frozenset({
+    "subject", "stimulus", "label", "session", "run", "file", "mask", "split", "caption", "name",
+    "image_name", "source",
+})  # fmt: skip
+WHOLE_COLUMNS = frozenset({
+    "volume", "beta_index", "index", "repetition", "coco_id", "nsdId", "cocoId", "caption_idx",
+})  # fmt: skip
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
+MISSING = ("", "n/a")  # BIDS knows no other; None, null and NA are words
+logger = logging.getLogger(__name__)
 
 
 def read_table(file: Path, what: str, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a table, its identifiers as text.
+    """Read a table: identifiers as text, numbers as numbers.
+
+    Cells are stripped of blanks; an empty one and `n/a` are missing. A tab-separated table has no
+    quoting, as BIDS says. Columns of counts and indices are whole numbers.
 
     Parameters
     ----------
     file : Path
-        A .csv is comma-separated, any other tab-separated.
+        UTF-8. A .csv is comma-separated, any other tab-separated.
     what : str
         What the table is, for the message ("the design table").
     columns : sequence of str
@@ -28,24 +43,132 @@ def read_table(file: Path, what: str, columns: Sequence[str] = ()) -> pd.DataFra
     Returns
     -------
     pandas.DataFrame
-        One row per line after the header.
+        One row per line after the header; the index is the number of the line in the file.
 
     Raises
     ------
     InputError
-        If the file is missing or damaged, or lacks one of the columns.
+        If the file is missing or damaged, lacks one of the columns or has one twice, a line has
+        more or fewer cells than the header, or a count is no whole number.
+
+    References
+    ----------
+    Brain Imaging Data Structure 1.10, "Tabular files".
     """
-    is_csv = file.suffix == ".csv"
-    try:
-        table = pd.read_csv(file, sep="," if is_csv else "\t", dtype=TEXT_COLUMNS)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {file}: expected {what}.") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        kind = "comma" if is_csv else "tab"
-        raise InputError(f"{file} cannot be read as a {kind}-separated table ({error}).") from error
-    if not set(columns) <= set(table.columns):
-        raise InputError(
-            f"{file} has the columns {list(table.columns)}; "
-            f"expected {' and '.join(f'`{name}`' for name in columns)}."
+    rows = iter_rows(file, what)
+    header = [name or f"Unnamed: {n}" for n, name in enumerate(next(rows, (0, []))[1])]
+    if not set(columns) <= set(header) or not header:
+        expected = " and ".join(f"`{name}`" for name in columns) or "a header"
+        raise InputError(f"{file} has the columns {header}; expected {expected} in {what}.")
+    if repeated := sorted({name for name in header if header.count(name) > 1}):
+        raise InputError(f"{file} has the column {repeated[0]!r} twice; rename one of them.")
+    lines, cells, n_quoted = [], [], 0
+    for line, row in rows:
+        if len(row) != len(header):
+            raise InputError(
+                f"{file}, line {line} has {len(row)} cells; the header has {len(header)}. "
+                "Mend the line; a .tsv has no quoting, so no cell may hold a tab."
+            )
+        lines.append(line)
+        n_quoted += file.suffix.lower() != ".csv" and any(map(QUOTED.fullmatch, row))
+        cells.append([None if cell in MISSING else cell for cell in row])
+    if n_quoted:
+        logger.warning(
+            "%s: %d lines have cells in quotation marks, which are kept: a .tsv has no quoting. "
+            "If they are none of the text's, take them out, or save the table as .csv",
+            file,
+            n_quoted,
         )
-    return table
+    table = pd.DataFrame(cells, columns=header, index=lines, dtype=object)
+    return table.apply(lambda column: convert_column(column, file))
+
+
+def iter_rows(file: Path, what: str) -> Iterator[tuple[int, list[str]]]:
+    """Iterate over the number and the stripped cells of every line that is not empty."""
+    text = read_text(file, what)
+    if "\0" in text:
+        raise InputError(f"{file} holds the character NUL: it is no text. Save {what} as UTF-8.")
+    if file.suffix.lower() != ".csv":
+        # Not splitlines: a caption may hold other line separators.
+        for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+            if line.strip():
+                yield number, [cell.strip() for cell in line.split("\t")]
+        return
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    try:
+        for row in reader:
+            if any(row):
+                yield reader.line_num, [cell.strip() for cell in row]
+    except csv.Error as error:
+        raise InputError(
+            f"{file}, line {reader.line_num} is no line of a comma-separated table ({error}). "
+            "A quotation mark may lack its partner."
+        ) from error
+
+
+def convert_column(column: pd.Series, file: Path) -> pd.Series:
+    """Convert the texts of a column: to whole numbers, to numbers where all are, or not at all."""
+    if column.name in TEXT_COLUMNS:
+        return column
+    if column.name in WHOLE_COLUMNS:
+        return to_whole_numbers(column, file)
+    try:
+        return pd.to_numeric(column)
+    except (ValueError, TypeError):
+        return column
+
+
+def to_whole_numbers(column: pd.Series, file: Path) -> pd.Series:
+    """Convert texts to whole numbers; 3.0 is 3.
+
+    Parameters
+    ----------
+    column : pandas.Series
+        Texts, None where missing; its index is the numbers of the lines.
+    file : Path
+        The table, for the message.
+
+    Returns
+    -------
+    pandas.Series
+        int64, or Int64 where a number is missing.
+
+    Raises
+    ------
+    InputError
+        If a text is no whole number; the message names the line.
+    """
+    numbers = pd.to_numeric(column, errors="coerce").astype("Float64")
+    is_whole = ((numbers % 1 == 0) & (numbers.abs() < 2**53)).fillna(False)
+    if (invalid := column.notna() & ~is_whole.astype(bool)).any():
+        line = column.index[invalid][0]
+        raise InputError(
+            f"{file}, line {line}: the {column.name} {column[line]!r} is no whole number; "
+            "expected one such as 0 or 3."
+        )
+    return numbers.astype("Int64" if column.isna().any() else "int64")
+
+
+def require_values(table: pd.DataFrame, columns: Sequence[str], file: Path) -> None:
+    """Check that no value is missing in some columns of a table, as far as it has them.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        A table of `read_table`.
+    columns : sequence of str
+        The columns.
+    file : Path
+        The table, for the message.
+
+    Raises
+    ------
+    InputError
+        If a value is missing; the message names column and line.
+    """
+    for column in columns:
+        if column in table and (missing := table[column].isna()).any():
+            raise InputError(
+                f"{file}, line {table.index[missing][0]} has no {column}: it is empty or n/a in "
+                f"{missing.sum()} of {len(table)} lines; expected a value in every line."
+            )
