@@ -331,7 +331,7 @@ def test_a_placeholder_in_a_caption_is_refused_by_its_row(root: Path, in_table: 
         message = r"captions\.tsv, line 3: the caption 'a <fMRI> scan' holds <fMRI>"
     else:
         replace_text(root, "*_trials.tsv", "a dog runs", "a <fMRI> dog")
-        message = r"_trials\.tsv, volume \d+: the caption 'a <fMRI> dog' holds <fMRI>"
+        message = r"_trials\.tsv, line \d+: the caption 'a <fMRI> dog' holds <fMRI>"
     with pytest.raises(InputError, match=message):
         BIDSReader(root).prepare(root.parent / "store")
 

@@ -1039,8 +1039,7 @@ ANNOTATIONS, QUESTIONS = (
         wrong(
             "caption",
             lambda f: put(f / "t.csv", "stimulus,caption\nknown,A dog, running, far\n"),
-            "t.csv, row 1: found other than 2 columns. A caption that holds the separator stands "
-            "in quotation marks",
+            r"t\.csv, line 2 has 4 cells; the header has 2\. .* stands in quotation marks",
         ),
         wrong(
             "tally-qa",
@@ -1356,3 +1355,77 @@ def test_the_page_lists_every_source() -> None:
         assert (
             not source.prompt or source.prompt in said or "as COCO-QA" in said or name == "caption"
         ), name
+
+
+MIXED = [
+    {"id": 1, "image": "000000000100.jpg", "conversations": talk("<image>\nWhat is it?")},
+    {"id": "2", "image": "vg/VG_100K/101.jpg", "conversations": talk("<image>\nWhat?")},
+    {"id": "3", "image": "ocr_vqa/images/0101.jpg", "conversations": talk("<image>\nTitle?")},
+    {"id": "4", "image": "gqa/images/101.jpg", "conversations": talk("<image>\nWhat?")},
+    {"id": "5", "image": "textvqa/train_images/ab101.jpg", "conversations": talk("What?")},
+    {"id": "6", "conversations": [{"from": "gpt", "value": "Roses"}]},
+    {"id": "7", "conversations": [{"from": "system", "value": "Be brief."}, *talk("Write.")]},
+    {"id": "8", "image": "coco/train2017/000000000101.jpg", "conversations": talk("Where?")},
+    {"id": "9", "image": "x/COCO_val2014_000000000101.jpg", "conversations": talk("Who?")},
+]
+
+
+def store_of_images(folder: Path) -> Store:
+    """A store of the images 100 and 101 of COCO."""
+    space, betas = make_space(voxels=8), np.random.default_rng(0).normal(size=(8, 8))
+    trials = pd.DataFrame({"stimulus": ["a", "b"] * 4, "coco_id": [100, 101] * 4})
+    return write_store(
+        folder,
+        [(space, betas, trials)],
+        pd.DataFrame({"stimulus": [], "source": [], "turns": [], "answers": []}),
+        name="two images",
+    )
+
+
+def test_images_of_other_data_sets_are_no_images_of_coco(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their numbers are those of COCO's images, which show something else."""
+    store = store_of_images(tmp_path / "store")
+    put(tmp_path / "mix.json", MIXED)
+    attach_source(store, "llava", [tmp_path / "mix.json"])
+    table = store.conversations
+    assert table["stimulus"].tolist() == ["a", "b"]
+    assert "Where?" in table["turns"][1][0]["content"]
+    assert "2 conversations have no image and are left out" in caplog.text
+    assert "5 conversations are about images of other data sets" in caplog.text
+    assert "(first: vg/VG_100K/101.jpg)" in caplog.text
+
+
+def test_captions_of_a_table_are_read_as_they_stand(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A quotation mark without its partner swallows nothing; a blank behind a name is no name."""
+    store = store_of_images(tmp_path / "store")
+    rows = 'stimulus\tcaption\na \t"Hi from here\nb\tNone\nb\ta 12" pizza\nzebra\tx\na\t\n'
+    put(tmp_path / "captions.tsv", "\ufeff" + rows)
+    attach_source(store, "caption", [tmp_path / "captions.tsv"])
+    answers = store.conversations["answers"].tolist()
+    assert answers == [['"Hi from here'], ["None", 'a 12" pizza'], ['a 12" pizza', "None"]]
+    assert "1 of 5 lines are about stimuli that the store does not have (first: 'zebra')" in (
+        caplog.text
+    )
+    assert "1 items have no answer" in caplog.text
+    put(tmp_path / "captions.tsv", "stimulus\tcaption\na\tx\nb\ta <fMRI> scan\n")
+    with pytest.raises(InputError, match=r"captions\.tsv, line 3: the caption .* holds <fMRI>"):
+        attach_source(store, "caption", [tmp_path / "captions.tsv"])
+
+
+def test_a_placeholder_in_a_source_is_refused_by_its_record(tmp_path: Path) -> None:
+    store = store_of_images(tmp_path / "store")
+    put(tmp_path / "x.json", [MIXED[0] | {"conversations": talk("<image> What <fMRI> is <fMRI>?")}])
+    with pytest.raises(InputError, match=r"llava, x-1: <fMRI> must stand exactly once"):
+        attach_source(store, "llava", [tmp_path / "x.json"])
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":', '[{"annotations":'])
+def test_deep_nesting_is_refused_at_once(tmp_path: Path, opening: str) -> None:
+    store = store_of_images(tmp_path / "store")
+    put(tmp_path / "x.json", opening * 50_000)
+    with pytest.raises(InputError, match=r"x\.json is damaged: .* nested"):
+        attach_source(store, "coco-caption", [tmp_path / "x.json"])

@@ -396,26 +396,26 @@ def conversations_from_captions(
     )
 
 
-def check_captions(table: pd.DataFrame, where: Sequence[str]) -> None:
+def check_captions(table: pd.DataFrame, file: Path) -> None:
     """Check that captions can be answers, before anything else is read.
 
     Parameters
     ----------
     table : DataFrame
-        With the column caption.
-    where : sequence of str
-        File and row of each caption, for the message.
+        With the column caption; the index is the number of the line in the file.
+    file : Path
+        The table's file, for the message.
 
     Raises
     ------
     InputError
         If a caption holds the placeholder of a scan.
     """
-    for caption, origin in zip(table["caption"], where, strict=True):
+    for line, caption in table["caption"].items():
         if FMRI_TOKEN in caption:
             raise InputError(
-                f"{origin}: the caption {caption!r} holds {FMRI_TOKEN}, the placeholder of a scan "
-                "in a conversation; expected a text without it."
+                f"{file}, line {line}: the caption {caption!r} holds {FMRI_TOKEN}, the placeholder "
+                "of a scan in a conversation; expected a text without it."
             )
 
 

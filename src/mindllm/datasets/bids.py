@@ -224,6 +224,8 @@ def read_trials(statmap: Path, subject: str) -> pd.DataFrame:
             "(or `beta_index` and `label`)."
         )
     require_values(table, ("volume", *TRIAL_COLUMNS), file)
+    if "caption" in table:
+        check_captions(table.dropna(subset="caption"), file)
     img = load_img(statmap, f"betas of {subject}")
     check_orientation(img, f"betas of {subject}")
     n_volumes = img.shape[3] if img.ndim == 4 else 1
@@ -290,12 +292,9 @@ def read_captions(file: Path, trials: Mapping[str, pd.DataFrame]) -> pd.DataFram
         table = table[table["stimulus"].isin(set(shown["stimulus"]))].dropna(
             subset=["stimulus", "caption"]
         )
-        check_captions(table, [f"{file}, line {line}" for line in table.index])
+        check_captions(table, file)
     elif "caption" in shown:
         table = shown.dropna(subset=["caption"])
-        files = table["file"].map(lambda statmap: trials_file(Path(statmap)))
-        where = [f"{f}, volume {v}" for f, v in zip(files, table["volume"], strict=True)]
-        check_captions(table, where)
     else:
         table = pd.DataFrame({"stimulus": [], "caption": []})
     without_caption = natural_sorted(set(shown["stimulus"]) - set(table["stimulus"]))

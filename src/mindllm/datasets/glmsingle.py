@@ -278,7 +278,7 @@ class GLMsingleReader(DatasetReader):
         if "caption" not in table:
             table = pd.DataFrame({"stimulus": [], "caption": []})
         table = table.dropna(subset=["caption"])
-        check_captions(table, [f"{self.design}, line {line}" for line in table.index])
+        check_captions(table, self.design)
         return conversations_from_captions(table)
 
     def describe(self, subjects: Sequence[str]) -> DatasetDescription:

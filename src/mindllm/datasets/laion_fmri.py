@@ -442,6 +442,6 @@ def read_captions(file: Path, shown: set[str]) -> pd.DataFrame:
     table = read_table(file, "the table of captions", columns)
     written = table[(table["source"] == "human") & table["image_name"].isin(shown)]
     written = written.dropna(subset=["caption"])
-    check_captions(written, [f"{file}, line {line}" for line in written.index])
+    check_captions(written, file)
     written = written.sort_values(["image_name", "caption_idx"])
     return conversations_from_captions(written.rename(columns={"image_name": "stimulus"}))

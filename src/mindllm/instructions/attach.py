@@ -20,6 +20,7 @@ from mindllm.instructions.registry import (
     get_source,
 )
 from mindllm.instructions.source_files import SourceFiles
+from mindllm.language.conversation import Conversation, check_conversation
 from mindllm.utils.errors import InputError
 
 COLUMNS = ("stimulus", "subject", "trial_index", "source", "turns", "answers", "key")
@@ -169,6 +170,7 @@ def collect(
             n_unanswered += 1
             continue
         turns, answers = format_sample(sample, description, style)
+        check_sample(turns, f"{source}, {sample.key}")
         for target in targets[sample.image]:
             row = (*target, source, turns, answers, sample.key)
             for name, value in zip(COLUMNS, row, strict=True):
@@ -193,6 +195,14 @@ def collect(
     if coverage.covered < coverage.total:
         logger.info("%s; %d have none", coverage, coverage.total - coverage.covered)
     return table
+
+
+def check_sample(turns: Conversation, where: str) -> None:
+    """Check a conversation as `check_conversation` does; the message says where it is from."""
+    try:
+        check_conversation(turns)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def no_conversation_message(

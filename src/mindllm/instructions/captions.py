@@ -3,15 +3,22 @@
 The reading functions have the interface of `mindllm.instructions.base.SampleReader`.
 """
 
-import csv
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
+from mindllm.data.store_writer import check_captions
 from mindllm.instructions import file_formats
-from mindllm.instructions.base import ImageIds, InstructionSample, read_genome_coco_ids
+from mindllm.instructions.base import (
+    UNANSWERED,
+    ImageIds,
+    InstructionSample,
+    read_genome_coco_ids,
+)
 from mindllm.instructions.source_files import SourceFiles
-from mindllm.utils.errors import InputError
+from mindllm.utils.tables import read_table, require_values
+
+logger = logging.getLogger(__name__)
 
 
 def read_coco_captions(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
@@ -47,26 +54,24 @@ def read_caption_tables(files: SourceFiles, image_ids: ImageIds) -> Iterator[Ins
     """Yield one sample per caption of a stimulus in a table of captions."""
     captions: dict[str, dict[str, str]] = defaultdict(dict)
     for path in files.paths[file_formats.TABLE]:
-        for number, row in enumerate(iter_rows(path), 1):
-            if row["stimulus"] in image_ids:
-                key = f"{path.stem}-{number}"
-                captions[row["stimulus"]].setdefault(row["caption"].strip(), key)
+        table = read_table(path, "captions", ("stimulus", "caption"))
+        require_values(table, ("stimulus",), path)
+        table = table.assign(key=[f"{path.stem}-{number}" for number in range(1, len(table) + 1)])
+        is_shown = table["stimulus"].map(lambda stimulus: stimulus in image_ids)
+        if not is_shown.all():
+            logger.warning(
+                "%s: %d of %d lines are about stimuli that the store does not have (first: %r)",
+                path,
+                (~is_shown).sum(),
+                len(table),
+                table["stimulus"][~is_shown].iloc[0],
+            )
+        written = table[is_shown & table["caption"].notna()]
+        check_captions(written, path)
+        yield from [UNANSWERED] * int(is_shown.sum() - len(written))
+        for stimulus, caption, key in written[["stimulus", "caption", "key"]].to_numpy():
+            captions[stimulus].setdefault(caption, key)
     yield from iter_captions(captions)
-
-
-def iter_rows(path: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of a table; a row with more or fewer columns is an `InputError`."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        separator = "\t" if "\t" in file.readline() else ","
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=separator, skipinitialspace=True)
-        for number, row in enumerate(reader, 1):
-            if None in row or None in row.values():
-                raise InputError(
-                    f"{path}, row {number}: found other than {len(row) - (None in row)} columns. "
-                    "A caption that holds the separator stands in quotation marks."
-                )
-            yield row
 
 
 def iter_captions(

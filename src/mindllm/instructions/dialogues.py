@@ -3,6 +3,7 @@
 The reading functions have the interface of `mindllm.instructions.base.SampleReader`.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from mindllm.instructions.file_formats import FileFormat
 from mindllm.instructions.schemas import LlavaConversation
 from mindllm.instructions.source_files import SourceFiles, validate_record
 from mindllm.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def read_visdial(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSample]:
@@ -64,9 +67,23 @@ def read_lvis(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSa
 def read_conversations(
     files: SourceFiles, file_format: FileFormat[LlavaConversation], image_ids: ImageIds
 ) -> Iterator[InstructionSample]:
-    """Yield the rounds of human and gpt; the reference is the last answer."""
+    """Yield the rounds of human and gpt about images of COCO; the reference is the last answer."""
+    n_without, n_others, example = 0, 0, ""
     for _, key, record in files.iter_records(file_format):
-        if record.image in image_ids:
+        if record.coco_id is None:
+            n_without += not record.image
+            n_others += bool(record.image)
+            example = example or record.image or ""
+        elif record.coco_id in image_ids:
             texts = [turn.value for turn in record.conversations]
             turns = list(zip(texts[::2], texts[1::2], strict=True))
-            yield InstructionSample(record.image, key, turns, [texts[-1]])
+            yield InstructionSample(record.coco_id, key, turns, [texts[-1]])
+    if n_without:
+        logger.warning("%d conversations have no image and are left out", n_without)
+    if n_others:
+        logger.warning(
+            "%d conversations are about images of other data sets than COCO (first: %s) and are "
+            "left out",
+            n_others,
+            example,
+        )

@@ -14,29 +14,47 @@ from mindllm.utils.progress import Advance
 # The one object whose lists are told apart: VisDial keeps dialogs, questions and answers in it.
 NESTED = "data"
 BOM = b"\xef\xbb\xbf"
+MAX_OPEN = 10_000  # brackets, those in texts included; official files are less than ten deep
 DEPTH_CHANGES = {"start_map": 1, "start_array": 1, "end_map": -1, "end_array": -1}
 
 
-class ProgressFile:
-    """A binary file that reports how many MiB were read.
+class JSONFile:
+    """A binary file that reports how many MiB were read, and refuses deep nesting.
 
     Parameters
     ----------
+    path : Path
+        The file, for the message.
     file : binary file
         The opened file.
-    advance : Advance
+    advance : Advance, optional
         Callback of a progress bar that counts MiB.
     """
 
-    def __init__(self, file: IO[bytes], advance: Advance) -> None:
-        self.file, self.advance, self.n_reported = file, advance, 0
+    def __init__(self, path: Path, file: IO[bytes], advance: Advance | None = None) -> None:
+        self.path, self.file, self.advance = path, file, advance
+        self.n_reported = self.n_open = 0
 
     def read(self, size: int = -1) -> bytes:
-        """Read as a file does, and report."""
+        """Read as a file does, and report.
+
+        Raises
+        ------
+        InputError
+            If more than MAX_OPEN brackets are open: the parser keeps the path to each of them.
+        """
         chunk = self.file.read(size)
-        position = count_mebibytes(self.file.tell())
-        self.advance(position - self.n_reported)
-        self.n_reported = position
+        self.n_open += chunk.count(b"[") + chunk.count(b"{")
+        self.n_open -= chunk.count(b"]") + chunk.count(b"}")
+        if self.n_open > MAX_OPEN:
+            raise InputError(
+                f"{self.path} is damaged: its JSON is nested more than {MAX_OPEN} deep. "
+                "Fetch it again."
+            )
+        if self.advance:
+            position = count_mebibytes(self.file.tell())
+            self.advance(position - self.n_reported)
+            self.n_reported = position
         return chunk
 
 
@@ -58,7 +76,7 @@ def open_json(path: Path, advance: Advance | None = None) -> Iterator[Any]:
         if file.read(len(BOM)) != BOM:
             file.seek(0)
         try:
-            yield ProgressFile(file, advance) if advance else file
+            yield JSONFile(path, file, advance)
         except (ijson.JSONError, UnicodeDecodeError) as error:
             message = str(error).splitlines()[0].strip()
             raise InputError(

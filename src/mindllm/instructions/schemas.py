@@ -3,7 +3,15 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 class Record(BaseModel):
@@ -34,11 +42,42 @@ def parse_image_number(name: Any) -> Any:
     return int(match[1]) if match else name
 
 
+def parse_coco_image(path: str) -> int | None:
+    """Parse the COCO id in the path of an image.
+
+    Other data sets number their images too, so the path must say that it is COCO's: by a folder, by
+    the name of the file, or by being the bare file name that LLaVA has for images of COCO.
+
+    Parameters
+    ----------
+    path : str
+        Path of an image.
+
+    Returns
+    -------
+    int or None
+        The id; None for an image of another data set.
+
+    Examples
+    --------
+    >>> parse_coco_image("coco/train2017/000000033471.jpg"), parse_coco_image("000000033471.jpg")
+    (33471, 33471)
+    >>> parse_coco_image("vg/VG_100K/101.jpg") is None
+    True
+    """
+    match = COCO_IMAGE.fullmatch(path)
+    return int(match[1]) if match else None
+
+
 def take_first(value: Any) -> Any:
     """Take the first element of a list: VQA-E has numbers behind its explanation."""
     return value[0] if isinstance(value, list) and value else value
 
 
+COCO_FOLDER = r"(?:coco|(?:train|val|test)20(?:14|15|17))"
+COCO_IMAGE = re.compile(
+    rf"(?:(?:.*/)?{COCO_FOLDER}/(?:.*/)?)?(?:COCO_[a-z]+20\d\d_)?(\d+)\.\w+", re.IGNORECASE
+)
 ImageFile = Annotated[int, BeforeValidator(parse_image_number)]
 
 
@@ -194,22 +233,31 @@ class Dialogue(Record):
 class Turn(Record):
     """A turn of one speaker."""
 
-    speaker: Literal["human", "gpt"] = Field(alias="from")
+    speaker: str = Field(alias="from")
     value: str
 
 
 class LlavaConversation(Record):
-    """A conversation in LLaVA's layout."""
+    """A conversation in LLaVA's layout; without an image, or one of another data set than COCO.
 
-    id: str
-    image: ImageFile
-    conversations: list[Turn] = Field(min_length=2)
+    Only those about an image of COCO are used, and must be well-formed.
+    """
+
+    image: str | None = None
+    conversations: list[Turn]
+
+    @property
+    def coco_id(self) -> int | None:
+        """COCO id of the image; None where it is none of COCO's."""
+        return parse_coco_image(self.image) if self.image else None
 
     @field_validator("conversations")
     @classmethod
-    def check_speakers(cls, turns: list[Turn]) -> list[Turn]:
+    def check_speakers(cls, turns: list[Turn], info: ValidationInfo) -> list[Turn]:
         """Human and gpt take turns, an answer after each question."""
-        if [turn.speaker for turn in turns] != ["human", "gpt"] * (len(turns) // 2):
+        speakers, image = [turn.speaker for turn in turns], info.data.get("image")
+        is_used = image and parse_coco_image(image) is not None
+        if is_used and (speakers != ["human", "gpt"] * (len(turns) // 2) or not turns):
             raise ValueError("human and gpt must speak in turn")
         return turns
 

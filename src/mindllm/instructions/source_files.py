@@ -220,7 +220,7 @@ def detect_file_formats(path: Path) -> list[FileFormat[Any]]:
             text = file.read(HEAD_BYTES)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no text ({error}). Unpack the archives first.") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         raise InputError(f"{path} is empty. Fetch it again.")
     if lines[0][0] not in "[{":
@@ -244,8 +244,8 @@ def read_first_line(lines: Sequence[str], path: Path) -> list[tuple[str, Mapping
         return []
     try:
         value = json.loads(lines[0])
-    except ValueError:
-        return []  # a value that goes on in the next line
+    except (ValueError, RecursionError):
+        return []  # a value that goes on in the next line, or is nested too deeply
     return [("", value)] if isinstance(value, dict) else []
 
 

@@ -1,4 +1,4 @@
-"""Tables on disk: tab-separated as BIDS says, or comma-separated (.csv)."""
+"""Tables on disk: tab-separated as BIDS says, or comma-separated."""
 
 import csv
 import io
@@ -20,6 +20,7 @@ TEXT_COLUMNS = frozenset({
 WHOLE_COLUMNS = frozenset({
     "volume", "beta_index", "index", "repetition", "coco_id", "nsdId", "cocoId", "caption_idx",
 })  # fmt: skip
+LINE_BREAK = re.compile(r"\r\n|\r|\n")
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 MISSING = ("", "n/a")  # BIDS knows no other; None, null and NA are words
 logger = logging.getLogger(__name__)
@@ -28,13 +29,14 @@ logger = logging.getLogger(__name__)
 def read_table(file: Path, what: str, columns: Sequence[str] = ()) -> pd.DataFrame:
     """Read a table: identifiers as text, numbers as numbers.
 
-    Cells are stripped of blanks; an empty one and `n/a` are missing. A tab-separated table has no
-    quoting, as BIDS says. Columns of counts and indices are whole numbers.
+    Cells are separated by tabs where the header has one, and then have no quoting, as BIDS says;
+    else by commas. They are stripped of blanks; an empty one and `n/a` are missing. Columns of
+    counts and indices are whole numbers.
 
     Parameters
     ----------
     file : Path
-        UTF-8. A .csv is comma-separated, any other tab-separated.
+        The table, in UTF-8.
     what : str
         What the table is, for the message ("the design table").
     columns : sequence of str
@@ -62,23 +64,16 @@ def read_table(file: Path, what: str, columns: Sequence[str] = ()) -> pd.DataFra
         raise InputError(f"{file} has the columns {header}; expected {expected} in {what}.")
     if repeated := sorted({name for name in header if header.count(name) > 1}):
         raise InputError(f"{file} has the column {repeated[0]!r} twice; rename one of them.")
-    lines, cells, n_quoted = [], [], 0
+    lines, cells = [], []
     for line, row in rows:
         if len(row) != len(header):
             raise InputError(
                 f"{file}, line {line} has {len(row)} cells; the header has {len(header)}. "
-                "Mend the line; a .tsv has no quoting, so no cell may hold a tab."
+                "A cell may hold no tab in a table with tabs, which has no quoting; one that holds "
+                "a comma in a table with commas stands in quotation marks."
             )
         lines.append(line)
-        n_quoted += file.suffix.lower() != ".csv" and any(map(QUOTED.fullmatch, row))
         cells.append([None if cell in MISSING else cell for cell in row])
-    if n_quoted:
-        logger.warning(
-            "%s: %d lines have cells in quotation marks, which are kept: a .tsv has no quoting. "
-            "If they are none of the text's, take them out, or save the table as .csv",
-            file,
-            n_quoted,
-        )
     table = pd.DataFrame(cells, columns=header, index=lines, dtype=object)
     return table.apply(lambda column: convert_column(column, file))
 
@@ -88,11 +83,17 @@ def iter_rows(file: Path, what: str) -> Iterator[tuple[int, list[str]]]:
     text = read_text(file, what)
     if "\0" in text:
         raise InputError(f"{file} holds the character NUL: it is no text. Save {what} as UTF-8.")
-    if file.suffix.lower() != ".csv":
-        # Not splitlines: a caption may hold other line separators.
-        for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
-            if line.strip():
-                yield number, [cell.strip() for cell in line.split("\t")]
+    lines = LINE_BREAK.split(text)  # not splitlines: a caption may hold other line separators
+    if "\t" in lines[0]:
+        rows = [[cell.strip() for cell in line.split("\t")] for line in lines]
+        if n_quoted := sum(any(map(QUOTED.fullmatch, row)) for row in rows):
+            logger.warning(
+                "%s: %d lines have cells in quotation marks, which are kept, since a table with "
+                "tabs has no quoting. If they are none of the text's, save the table with commas",
+                file,
+                n_quoted,
+            )
+        yield from ((number, row) for number, row in enumerate(rows, 1) if any(row))
         return
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     try:
