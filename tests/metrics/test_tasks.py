@@ -141,6 +141,28 @@ def test_choice() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("B", "B"), ("b.", "B"), ("B)", "B"), ("[B] it is", "B"), ("**B**", "B"), ("'B'", "B"),
+        ("B: because", "B"), ("B, because it barks", "B"), ("B - a dog", "B"), ("B\nbecause", "B"),
+        ("The answer is B.", "B"), ("Answer: (b)", "B"), ("the correct option is B", "B"),
+        ("A. A dog runs", "A"), ("(A) a dog or a cat", "A"), ("A. I think so", "A"),
+        ("A dog runs on the beach", None), ("a", "A"), ("A red car", None), ("I think B", None),
+        ("A or B", None), ("A, B", None), ("A. B.", None), ("A and B", None), ("(A) or (B)", None),
+        ("A/B", None), ("Because", None), ("D", None), ("b&w", None), ("A-frame", None),
+    ],
+)  # fmt: skip
+def test_an_option_counts_only_where_it_is_stated(text: str, chosen: str | None) -> None:
+    assert vqa.stated_letter(text, ["A", "B", "C"]) == chosen
+
+
+def test_a_short_answer_counts_as_whole_words() -> None:
+    texts = ["it is snowing", "no, it is not", "There are 12", "a red-brick house", "C'est l'été."]
+    answers = ["no", "No", "2", "red", "été"]
+    assert vqa.contained(texts, answers) == ["", "no", "", "red", "été"]
+
+
 def test_anls() -> None:
     assert vqa.distance("kitten", "sitting") == 3
     said, right = (
@@ -148,6 +170,23 @@ def test_anls() -> None:
         [["coca-cola"], ["pepsi", "coca"], [""], ["x"], ["shop"], ["abxy"]],
     )
     assert vqa.anls(said, right) == pytest.approx([8 / 9, 1, 1, 0, 3 / 4, 0])  # half wrong is wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("twelve", 12), ("a dozen", 12), ("two dozen", 24), ("half a dozen", 6), ("3 dozen", 36),
+        ("twenty-one", 21), ("Twenty one dogs", 21), ("ninety-nine", 99), ("nineteen", 19),
+        ("one hundred and five", 105), ("a hundred", 100), ("hundred twelve", 112),
+        ("two hundred and thirty-four", 234), ("a thousand", 1000), ("2 thousand", 2000),
+        ("three thousand two hundred", 3200), ("two million", 2e6), ("two or three", 2),
+        ("two three", 2), ("five and six", 5), ("twenty and one", 20), ("one hundred and a", 100),
+        ("21 dogs and two cats", 21), ("dozens", None), ("someone", None), ("9" * 400, None),
+        ("-3", -3), ("zero", 0), ("2-3", 2), ("twenty twelve", 20), ("1,000", 1000),
+    ],
+)  # fmt: skip
+def test_numbers_in_words(text: str, count: float | None) -> None:
+    assert vqa.number(text) == count
 
 
 def test_counts() -> None:

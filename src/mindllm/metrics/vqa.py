@@ -1,5 +1,6 @@
 """Answers to questions, scored by each data set's own protocol, one score per answer."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -28,6 +29,25 @@ CONTRACTIONS = {word.replace("'", ""): word for word in ONE_APOSTROPHE.split()} 
 CONTRACTIONS["somebody'd"] = "somebodyd"  # as in the official table
 NUMBER_WORDS = "none zero one two three four five six seven eight nine ten"
 NUMBERS = dict(zip(NUMBER_WORDS.split(), map(str, [0, *range(11)]), strict=True))
+# Of counts, in which the VQA evaluation has no part.
+TEENS = "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+COUNTS = {word: int(digits) for word, digits in NUMBERS.items()}
+COUNTS |= {word: count for count, word in enumerate(TEENS.split(), 11)}
+COUNTS |= {word: 10 * count for count, word in enumerate(TENS.split(), 2)}
+SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6}
+MAX_COUNT = 1e12
+# A letter that is stated as the answer, and one that is another.
+STATED_LETTER = re.compile(
+    r"""\W*(?:(?:the\ )?(?:correct\ |right\ |best\ )?(?:answer|option|choice)(?:\ is)?\W*)?
+    (?:[(\[]\s*([a-z])\s*[)\]]        # (B) a cat
+    |([a-z])["'*]*(?=\s*(?:$|[.:;,)\n])|\s+[-–—]\s))  # B; B. a cat; B) a cat; B - a cat
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+OTHER_LETTER = re.compile(
+    r"[\s.,;:/)]*(?:and\b|or\b|&)?\s*[(\[]?([a-z])[)\]]?\s*(?:$|[.,;:)])", re.IGNORECASE
+)
 ARTICLES = {"a", "an", "the"}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 PERIOD, COMMA = re.compile(r"\.(?!\d)"), re.compile(r"\d,\d")
@@ -111,7 +131,8 @@ def choice(
     Parameters
     ----------
     predictions : sequence of str, length B
-        `B`, `(b)`, `B. a dog`, or the words of option B.
+        `B`, `(b)`, `B. a dog`, `The answer is B`, or the words of option B. A text that only
+        begins with a letter, such as `A dog`, or states two, chooses none.
     answers : sequence of str, length B
         Correct letters.
     options : sequence of sequence of str, length B
@@ -120,13 +141,22 @@ def choice(
     scores = []
     for text, letter, texts in zip(predictions, answers, options, strict=True):
         letters = [chr(ord("A") + i) for i in range(len(texts) or 26)]
-        match = re.fullmatch(r"\W*([A-Za-z])(?:[\W].*)?", text.strip(), re.S)
-        chosen = match[1].upper() if match and match[1].upper() in letters else None
+        chosen = stated_letter(text.strip(), letters)
         for name, words in zip(letters, texts, strict=False):
             if short(text) == short(words):
                 chosen = name
         scores.append(float(chosen == short(letter).upper()))
     return np.array(scores)
+
+
+def stated_letter(text: str, letters: Sequence[str]) -> str | None:
+    """Return the letter that a text states as its answer; None where it states none, or two."""
+    match = STATED_LETTER.match(text)
+    letter = (match[1] or match[2]).upper() if match else ""
+    if not match or letter not in letters:
+        return None
+    other = OTHER_LETTER.match(text, match.end())
+    return None if other and other[1].upper() in letters and other[1].upper() != letter else letter
 
 
 def distance(one: str, other: str) -> int:
@@ -173,11 +203,49 @@ def anls(
 
 
 def number(text: str) -> float | None:
-    """Read the number that a text names, in digits or as a word up to ten; None: it names none."""
-    words = re.findall(r"[a-z]+|-?\d+(?:\.\d+)?", text.lower().replace(",", ""))
-    digits = [NUMBERS.get(word, word) for word in words]
-    numbers = [word for word in digits if word[-1].isdigit()]
-    return float(numbers[0]) if numbers else None
+    """Read the first number that a text names, in digits or in words.
+
+    Parameters
+    ----------
+    text : str
+        Such as `There are twenty-one.`
+
+    Returns
+    -------
+    float or None
+        The number; None where there is none, or one of MAX_COUNT or more, which counts nothing.
+
+    Examples
+    --------
+    >>> number("twenty-one"), number("half a dozen dogs"), number("2 or 3"), number("many")
+    (21.0, 6.0, 2.0, None)
+    """
+    plain = text.lower().replace(",", "").replace("half a dozen", "six")
+    words = re.findall(r"[a-z]+|-?\d+(?:\.\d+)?", plain)
+    for start, word in enumerate(words):
+        if word in COUNTS or word in SCALES or word[-1].isdigit():
+            value = read_count(words[start:])
+            return value if abs(value) < MAX_COUNT else None
+    return None
+
+
+def read_count(words: Sequence[str]) -> float:
+    """Read the number that words begin with, such as two hundred and five, or 3 dozen."""
+    total, part, room = 0.0, 0.0, math.inf  # room: what a further word must be below
+    for n, word in enumerate(words):
+        following = COUNTS.get(words[n + 1], math.inf) if n + 1 < len(words) else math.inf
+        if word[-1].isdigit() and n == 0:
+            part, room = float(word), 0
+        elif word in COUNTS and COUNTS[word] < room:
+            part += COUNTS[word]
+            room = 10 if COUNTS[word] >= 20 else 0
+        elif word == "hundred" and part < 10:
+            part, room = 100 * (part or 1), 100
+        elif word in SCALES and word != "hundred":
+            total, part, room = total + SCALES[word] * (part or 1), 0.0, 1000
+        elif word != "and" or room < 100 or following >= room:
+            break
+    return total + part
 
 
 def squared_errors(predictions: Sequence[str], answers: Sequence[str]) -> np.ndarray:
@@ -207,16 +275,23 @@ def split_explanation(text: str) -> tuple[str, str]:
 
 
 def contained(predictions: Sequence[str], answers: Sequence[str]) -> list[str]:
-    """Return the short answer where a full sentence contains it, else "".
+    """Return the short answer where a full sentence contains it as whole words, else "".
 
     This is what FSVQA scores by VQA accuracy.
 
     References
     ----------
     Shin, Ushiku & Harada 2016, arXiv 1609.06657.
+
+    Examples
+    --------
+    >>> contained(["No, it is snow.", "It is snow."], ["no", "no"])
+    ['no', '']
     """
     return [
-        answer.lower() if answer.lower() in text.lower() else ""
+        answer.lower()
+        if re.search(rf"(?<!\w){re.escape(answer.lower())}(?!\w)", text.lower())
+        else ""
         for text, answer in zip(predictions, answers, strict=True)
     ]
 
