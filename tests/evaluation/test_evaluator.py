@@ -16,10 +16,13 @@ from rich.console import Console
 
 from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
+from mindllm.evaluation.compare import compare
 from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
 from mindllm.evaluation.evaluator import evaluate
 from mindllm.evaluation.results import EvaluationResult, MetricRow, SubjectInfo
 from mindllm.fmri.masker import VoxelMasker
+from mindllm.metrics import captions
+from mindllm.metrics.java import JavaError, java_problem
 from mindllm.metrics.registry import METRICS
 from mindllm.model.model_card import ModelCard
 from mindllm.model.modeling import MindLLM
@@ -354,3 +357,35 @@ def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> N
     )
     with np.load(tmp_path / "out" / "candidate_log_likelihoods.npz", allow_pickle=False) as file:
         assert set(file.files) == {"candidates", "null_tokens", "sub-01", "sub-02"}
+
+
+@pytest.mark.skipif(java_problem() is not None, reason="no Java that runs")
+@pytest.mark.parametrize("program", ["meteor", "tokenize_lines"])
+def test_a_report_is_kept_where_java_dies(
+    tiny_model: MindLLM,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+) -> None:
+    def die(*args: object) -> None:
+        raise JavaError("the Java program died (exit code 1).")
+
+    monkeypatch.setattr(captions, program, die)
+    model = planted(tiny_model)
+    result = quick(model, store)
+    write_report(result, tmp_path / "out", model=model, store=store)
+    page = (tmp_path / "out" / "report.html").read_text()
+    text = (tmp_path / "out" / "result.json").read_text()
+    assert "NaN" not in text
+    if program == "meteor":
+        assert get_row(result.text_scores, "METEOR").value is None
+        assert get_row(result.text_scores, "BLEU-1").value == pytest.approx(1)
+        assert result.run_info.text_scores_skipped is None
+    else:
+        assert result.text_scores == []
+        assert result.run_info.text_scores_skipped == "the Java program died (exit code 1)."
+        assert "Not measured: the Java program died (exit code 1)." in page
+    assert EvaluationResult.load(tmp_path / "out").run_info == result.run_info
+    rows = compare(tmp_path / "out", tmp_path / "out").rows
+    assert ("BLEU-1" in {row.metric for row in rows}) == (program == "meteor")

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from mindllm.cli import app
 from mindllm.metrics import captions, grounding, vqa
+from mindllm.metrics.java import java_problem
 from mindllm.metrics.tasks import TASKS, read_keyed, score
 from mindllm.utils.errors import InputError
 
@@ -16,7 +17,7 @@ PUBLISHED = {
     "umbrae": (59.44, 40.48, 27.66, 19.03, 19.45, 43.71, 61.06),
     "sdrecon": (36.21, 17.11, 7.72, 3.43, 10.03, 25.13, 13.83),
 }
-java = pytest.mark.skipif(captions.shutil.which("java") is None, reason="no Java on the PATH")
+java = pytest.mark.skipif(java_problem() is not None, reason="no Java that runs")
 
 
 @java
@@ -309,7 +310,7 @@ def test_bad_input(said, right, task: str, message: str) -> None:
 
 
 def test_without_java(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+    monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match=r"BLEU-1, .*METEOR, ROUGE-L, CIDEr, SPICE need Java"):
         score({"a": "x"}, {"a": "x"}, "caption")
     right = {"x": {"answers": ["2"] * 10, "explanation": "there are two"}}

@@ -19,7 +19,7 @@ from mindllm.evaluation.score import (
     score_predictions,
     summarize_scores,
 )
-from mindllm.evaluation.text_scores import TEXT_METRICS, text_scores
+from mindllm.evaluation.text_scores import TEXT_METRICS, try_text_scores
 from mindllm.metrics.captions import java_unavailable_reason
 from mindllm.metrics.inference import p_value, sign_flip_null
 from mindllm.metrics.registry import METRICS
@@ -91,8 +91,9 @@ def compare(first: str | Path, second: str | Path, seed: int = 0) -> ComparisonR
     p_values = p_value(np.abs(difference.sum(0)), np.abs(null))
     rows = comparison_rows(scores, list(METRICS), [float(p) for p in p_values])
     if java_unavailable_reason() is None:
-        texts = text_scores(subjects, task, seed)
-        rows += comparison_rows(texts, TEXT_METRICS, [None] * len(TEXT_METRICS))
+        texts, _ = try_text_scores(subjects, task, seed)
+        metrics = TEXT_METRICS if texts else ()
+        rows += comparison_rows(texts, metrics, [None] * len(metrics))
     return ComparisonResult(
         first=str(first),
         second=str(second),

@@ -35,7 +35,7 @@ from mindllm.evaluation.results import (
     RunInfo,
 )
 from mindllm.evaluation.score import pool_subjects, score_predictions, summarize_scores
-from mindllm.evaluation.text_scores import text_scores
+from mindllm.evaluation.text_scores import try_text_scores
 from mindllm.model.model_card import ModelCard
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
@@ -133,7 +133,7 @@ def run_steps(
     )
     result = score_all(model.model_card, store, task, predictions, run_info, progress)
     seconds = round(time.monotonic() - begun, 1)
-    return replace(result, run_info=replace(run_info, seconds=seconds))
+    return replace(result, run_info=replace(result.run_info, seconds=seconds))
 
 
 def check_controls(controls: str) -> Controls:
@@ -175,7 +175,8 @@ def score_all(
     texts: list[MetricRow] = []
     if run_info.text_scores_skipped is None:
         with spinner(progress, "text scores"):
-            texts = rows_of_all(text_scores(subjects, task, seed))
+            rows, skipped = try_text_scores(subjects, task, seed)
+        texts, run_info = rows_of_all(rows), replace(run_info, text_scores_skipped=skipped)
     records = [
         record
         for p in subjects

@@ -16,7 +16,7 @@ from mindllm.evaluation.results import (
     SubjectPredictions,
 )
 from mindllm.evaluation.score import pool_subjects, score_predictions, summarize_scores
-from mindllm.evaluation.text_scores import text_scores
+from mindllm.evaluation.text_scores import try_text_scores
 from mindllm.model.model_card import ModelCard
 from mindllm.utils.seeds import subject_seed
 
@@ -101,7 +101,7 @@ def score_protocol(protocol: Protocol, seed: int, with_texts: bool) -> ProtocolR
         len(protocol.task.candidates),
         seed=seed,
     )
-    texts = text_scores(protocol.subjects, protocol.task, seed) if with_texts else []
+    texts = try_text_scores(protocol.subjects, protocol.task, seed)[0] if with_texts else []
     return protocol_result(protocol, rows, texts)
 
 

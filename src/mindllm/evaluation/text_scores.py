@@ -1,5 +1,6 @@
 """BLEU, METEOR, ROUGE-L and CIDEr of every condition's texts, with intervals."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from mindllm.evaluation.results import ConditionPredictions, MetricRow, SubjectP
 from mindllm.evaluation.score import N_RESAMPLES
 from mindllm.metrics.captions import sentence_scores, tokenize
 from mindllm.metrics.inference import bootstrap_interval
+from mindllm.metrics.java import JavaError
 
 TEXT_METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 # Largest value of each; CIDEr-D as pycocoevalcap computes it is in [0, 10].
@@ -20,6 +22,7 @@ MEANS = TEXT_METRICS[4:]  # means over texts; METEOR's official value weighs tex
 N_COLUMNS = 2 + 4 + 4 + len(MEANS)  # BLEU's lengths, predicted n-grams and matching n-grams
 N_DRAWS = 3  # texts per trial, where a condition has many of which none is the trial's own
 TokenLines = Mapping[str, str]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,13 @@ def text_scores(
     -------
     list of MetricRow
         For each subject, condition and score, and for ALL_SUBJECTS where there are several; values
-        in [0, 1] (CIDEr / 10). `human` is the stimulus' second reference, scored against the
-        others, where every stimulus has two.
+        in [0, 1] (CIDEr / 10), None for METEOR where its program died. `human` is the stimulus'
+        second reference, scored against the others, where every stimulus has two.
+
+    Raises
+    ------
+    JavaError
+        If the tokenizer dies; see `try_text_scores`.
     """
     pairs = {
         predictions.subject: text_pairs(predictions, task, [seed, n])
@@ -95,6 +103,30 @@ def text_scores(
     if len(measured) > 1:
         parts.append(measured)
     return [row for part in parts for row in summarize_text_scores(part, targets, stimuli, seed)]
+
+
+def try_text_scores(
+    subjects: Sequence[SubjectPredictions], task: EvaluationSet, seed: int = 0
+) -> tuple[list[MetricRow], str | None]:
+    """Score the texts of every condition as `text_scores`; where Java dies, return why instead.
+
+    Parameters
+    ----------
+    subjects, task, seed
+        As for `text_scores`.
+
+    Returns
+    -------
+    rows : list of MetricRow
+        Empty where Java dies, of which a warning is given.
+    reason : str or None
+        Why there are none.
+    """
+    try:
+        return text_scores(subjects, task, seed), None
+    except JavaError as error:
+        logger.warning("text scores are left out: %s", error)
+        return [], str(error)
 
 
 def text_pairs(
@@ -173,10 +205,10 @@ def measure(
     for n, ((i, _), counts) in enumerate(zip(keys, bleu.ctest, strict=True)):
         length = counts["testlen"]
         closest = min((abs(other - length), other) for other in counts["reflen"])[1]
-        means = [per_text[name][n] for name in MEANS]
+        means = [per_text[name][n] if name in per_text else np.nan for name in MEANS]
         row = [closest, length, *counts["guess"], *counts["correct"], *means]
         table[i] += np.array(row) / len(texts[i])
-    return TextStatistics(np.array([total[name] for name in TEXT_METRICS]), table)
+    return TextStatistics(np.array([total.get(name, np.nan) for name in TEXT_METRICS]), table)
 
 
 def corpus_scores(sums: np.ndarray, n_trials: np.ndarray) -> np.ndarray:
@@ -234,20 +266,25 @@ def summarize_text_scores(
             subject=label,
             condition=condition,
             metric=metric,
-            value=float(values[0, n, m]),
-            ci_low=float(lows[0, n, m]),
-            ci_high=float(highs[0, n, m]),
+            value=finite_or_none(values[0, n, m]),
+            ci_low=finite_or_none(lows[0, n, m]),
+            ci_high=finite_or_none(highs[0, n, m]),
             chance_level=None,
             n_trials=len(shown),
             n_subjects=len(subjects),
-            difference=float(values[1, n, m]) if condition != "fmri" else None,
-            difference_ci_low=float(lows[1, n, m]) if condition != "fmri" else None,
-            difference_ci_high=float(highs[1, n, m]) if condition != "fmri" else None,
+            difference=finite_or_none(values[1, n, m]) if condition != "fmri" else None,
+            difference_ci_low=finite_or_none(lows[1, n, m]) if condition != "fmri" else None,
+            difference_ci_high=finite_or_none(highs[1, n, m]) if condition != "fmri" else None,
             n_stimuli=len(np.unique(shown)),
         )
         for n, condition in enumerate(names)
         for m, metric in enumerate(TEXT_METRICS)
     ]
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return a number as it is saved; None for one that was not measured."""
+    return float(value) if np.isfinite(value) else None
 
 
 def mean_scores(statistics: TextStatistics) -> np.ndarray:

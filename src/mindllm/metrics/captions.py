@@ -14,20 +14,22 @@ import importlib.util
 import io
 import logging
 import os
-import shutil
-import threading
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
-from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from mindllm.utils.errors import InputError
+from mindllm.metrics.java import (
+    JavaError,
+    java_problem,
+    meteor,
+    tokenize_lines,
+    utf8_environment,
+)
 
 Texts = Mapping[str, Sequence[str]]
 CaptionScores = tuple[dict[str, float], dict[str, np.ndarray]]
@@ -38,9 +40,9 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def java_environment() -> Iterator[None]:
-    """Let Java read and write UTF-8, whatever the locale, and keep it off the terminal."""
+    """Let SPICE read and write UTF-8, whatever the locale, and keep it off the terminal."""
     before = os.environ.get("LC_ALL")
-    os.environ["LC_ALL"] = "C.UTF-8"
+    os.environ |= utf8_environment()
     quiet, kept = os.open(os.devnull, os.O_WRONLY), os.dup(2)
     os.dup2(quiet, 2)
     try:
@@ -56,19 +58,18 @@ def java_environment() -> Iterator[None]:
 
 
 def java_unavailable_reason() -> str | None:
-    """Say what cannot be computed without Java, and how to get it.
+    """Say what cannot be computed without Java, why, and how to get it.
 
     Returns
     -------
     str or None
-        None where there is a Java on the PATH.
+        None where there is a Java on the PATH, and it runs.
     """
-    if shutil.which("java") is not None:
+    if (problem := java_problem()) is None:
         return None
     return (
         f"{', '.join(METRICS)} need Java (for the PTB tokenizer, on whose tokens all are computed, "
-        "METEOR and SPICE), and there is none on the PATH. Install a Java runtime, e.g. "
-        "`apt install default-jre-headless` or `conda install openjdk`."
+        f"METEOR and SPICE): {problem}"
     )
 
 
@@ -87,22 +88,13 @@ def tokenize(texts: Texts) -> dict[str, list[str]]:
 
     Raises
     ------
-    InputError
-        Without Java, or if the tokenizer's folder cannot be written.
+    JavaError
+        Without a Java that runs, or if the tokenizer dies.
     """
     if reason := java_unavailable_reason():
-        raise InputError(reason)
-    captions = {
-        key: [{"caption": " ".join(text.split())} for text in group] for key, group in texts.items()
-    }
-    try:
-        with java_environment():
-            return PTBTokenizer().tokenize(captions)
-    except PermissionError as error:
-        raise InputError(
-            f"the PTB tokenizer must write beside its own program, and may not: {error}. "
-            "Install mindllm where you may write, e.g. in a virtual environment."
-        ) from error
+        raise JavaError(reason)
+    tokens = iter(tokenize_lines([" ".join(t.split()) for group in texts.values() for t in group]))
+    return {key: [next(tokens) for _ in group] for key, group in texts.items()}
 
 
 def caption_scores(predictions: Mapping[str, str], references: Texts) -> CaptionScores:
@@ -118,19 +110,18 @@ def caption_scores(predictions: Mapping[str, str], references: Texts) -> Caption
     Returns
     -------
     corpus : dict of str to float
-        In percent, as papers print them (CIDEr-D times 100); SPICE only where its models are.
+        In percent, as papers print them (CIDEr-D times 100); SPICE only where its models are, and
+        neither METEOR nor SPICE where their programs died, of which a warning is given.
     per_text : dict of str to ndarray
         Likewise of each text, in the order of `predictions`.
     """
     keys = list(predictions)
     targets = tokenize({key: references[key] for key in keys})
     texts = tokenize({key: [predictions[key]] for key in keys})
-    lost = any(len(targets[key]) != len(references[key]) for key in keys if key in targets)
-    if targets.keys() != texts.keys() or lost:
-        raise AssertionError("a text was lost in tokenization")
     corpus, per_text = sentence_scores(texts, targets)
     if spice_available():
-        corpus["SPICE"], per_text["SPICE"] = spice_scores(texts, targets)
+        with left_out("SPICE"):
+            corpus["SPICE"], per_text["SPICE"] = spice_scores(texts, targets)
     return {n: 100 * float(v) for n, v in corpus.items()}, {
         n: 100 * np.asarray(v, float) for n, v in per_text.items()
     }
@@ -140,50 +131,24 @@ def spice_scores(predictions: Texts, references: Texts) -> tuple[float, np.ndarr
     """Return SPICE in [0, 1] of all texts, and of each (n_texts,)."""
     from pycocoevalcap.spice.spice import Spice
 
-    with java_environment(), contextlib.redirect_stdout(io.StringIO()):  # the scorers print
-        corpus, details = Spice().compute_score(references, predictions)
+    try:
+        with java_environment(), contextlib.redirect_stdout(io.StringIO()):  # the scorers print
+            corpus, details = Spice().compute_score(references, predictions)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise JavaError(
+            f"SPICE's Java program died ({error}). It needs 8 GiB of memory."
+        ) from error
     order = {key: i for i, key in enumerate(sorted(predictions))}  # SPICE answers in sorted order
     return corpus, np.array([details[order[key]]["All"]["f"] for key in predictions])
 
 
-class BatchedMeteor(Meteor):
-    """METEOR that aligns each pair of texts once, and sends all pairs before it waits."""
-
-    def __init__(self) -> None:
-        with java_environment():
-            super().__init__()
-        self.known: dict[tuple[str, ...], str] = {}
-
-    def compute_score(self, references: Texts, predictions: Texts) -> tuple[float, list[float]]:
-        pairs = sorted(
-            {(predictions[key][0], *references[key]) for key in predictions} - self.known.keys()
-        )
-        writer = threading.Thread(target=self.send, args=(pairs,))
-        writer.start()
-        self.known |= {pair: self.meteor_p.stdout.readline().decode().strip() for pair in pairs}
-        writer.join()
-        return super().compute_score(references, predictions)
-
-    def send(self, pairs: Sequence[tuple[str, ...]]) -> None:
-        """Ask for the alignment statistics of texts, each followed by its references."""
-        for text, *references in pairs:
-            line = f"SCORE ||| {' ||| '.join(references)} ||| {self.plain(text)}\n"
-            self.meteor_p.stdin.write(line.encode())
-        self.meteor_p.stdin.flush()
-
-    def _stat(self, hypothesis_str: str, reference_list: Sequence[str]) -> str:
-        return self.known[(hypothesis_str, *reference_list)]
-
-    @staticmethod
-    def plain(text: str) -> str:
-        """Return a text as pycocoevalcap hands it on."""
-        return text.replace("|||", "").replace("  ", " ")
-
-
-@cache
-def meteor() -> BatchedMeteor:
-    """Return METEOR's program of this process: it takes seconds to begin."""
-    return BatchedMeteor()
+@contextlib.contextmanager
+def left_out(metric: str) -> Iterator[None]:
+    """Leave a score out, with a warning, where its Java program dies in the block."""
+    try:
+        yield
+    except JavaError as error:
+        logger.warning("%s is left out: %s", metric, error)
 
 
 def sentence_scores(predictions: Texts, references: Texts) -> CaptionScores:
@@ -197,7 +162,7 @@ def sentence_scores(predictions: Texts, references: Texts) -> CaptionScores:
     Returns
     -------
     corpus : dict of str to float
-        In [0, 1]; CIDEr-D in [0, 10].
+        In [0, 1]; CIDEr-D in [0, 10]. Without METEOR where its program died.
     per_text : dict of str to ndarray of shape (n_texts,)
         Likewise of each text.
     """
@@ -207,8 +172,10 @@ def sentence_scores(predictions: Texts, references: Texts) -> CaptionScores:
         bleu, bleus = Bleu(4).compute_score(references, predictions, verbose=0)
         for n in range(4):
             corpus[f"BLEU-{n + 1}"], per_text[f"BLEU-{n + 1}"] = bleu[n], np.array(bleus[n])
-        corpus["METEOR"], meteors = meteor().compute_score(references, predictions)
-        per_text["METEOR"] = np.array(meteors)
+        with left_out("METEOR"):
+            texts, targets = [predictions[key][0] for key in predictions], references.values()
+            corpus["METEOR"], meteors = meteor().score(texts, list(targets))
+            per_text["METEOR"] = np.array(meteors)
         corpus["ROUGE-L"], per_text["ROUGE-L"] = Rouge().compute_score(references, predictions)
         corpus["CIDEr"], per_text["CIDEr"] = Cider().compute_score(references, predictions)
     return corpus, per_text

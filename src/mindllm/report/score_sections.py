@@ -78,11 +78,13 @@ def text_scores_section(result: EvaluationResult) -> Section:
 
 def text_score_cell(row: MetricRow) -> Cell:
     """Return a text score as papers print it, marked where fMRI is not above the condition."""
+    if row.value is None:
+        return Cell(UNDEFINED)
     factor = percent_factor(row.metric)
     is_compared = row.condition != "fmri" and CONDITIONS[row.condition].kind != "reference"
     is_tied = is_compared and (row.difference_ci_low or 0) <= 0
     mark = " ≈" if is_tied else ""
-    return Cell(f"{factor * (row.value or 0):.2f}{mark}", format_interval(row, factor))
+    return Cell(f"{factor * row.value:.2f}{mark}", format_interval(row, factor))
 
 
 def protocols_section(result: EvaluationResult) -> Section:

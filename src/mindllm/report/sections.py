@@ -332,7 +332,11 @@ def published_section(result: EvaluationResult) -> Section | None:
     if not result.text_scores:
         return None
     published = load_published_results()
-    values = {m: percent_factor(m) * (get_row(result, m).value or 0) for m in TEXT_METRICS}
+    values = {
+        metric: percent_factor(metric) * value
+        for metric in TEXT_METRICS
+        if (value := get_row(result, metric).value) is not None
+    }
     store = result.run_info.data.store or UNKNOWN
     rows = [
         TableRow([Cell("this report", store), Cell("all"), *published_cells(values)], kind="fmri")
