@@ -12,6 +12,7 @@ from rich.markup import escape
 from mindllm.cli.options import (
     BatchSize,
     LanguageModelPath,
+    MaskThreshold,
     MaxNewTokens,
     ModelFolder,
     bars,
@@ -21,6 +22,8 @@ from mindllm.cli.options import (
 from mindllm.utils.errors import InputError
 
 if TYPE_CHECKING:
+    from nibabel.spatialimages import SpatialImage
+
     from mindllm.fmri.masker import VoxelMasker
     from mindllm.model.decode import DecodedVolume
     from mindllm.model.modeling import MindLLM
@@ -70,6 +73,7 @@ def decode(
     model: ModelFolder,
     scan: Scan,
     mask: Mask = None,
+    mask_threshold: MaskThreshold = None,
     subject: MaskerSubject = None,
     atlas: Atlases = None,
     volumes: Volumes = None,
@@ -87,6 +91,7 @@ def decode(
 ) -> None:
     """Decode the volumes of a scan into text, one prediction per volume."""
     check_options(mask, subject, stream, as_json)
+    mask_img = mask if mask_threshold is None else threshold_mask(mask, mask_threshold)
     atlases, indices = parse_atlases(atlas or []), parse_int_ranges(volumes)
     loaded = load_model(model, llm, seed)
     sampling = {"do_sample": True, "temperature": temperature} if do_sample else {}
@@ -96,7 +101,7 @@ def decode(
         decoded = decode_scan(
             loaded,
             scan,
-            get_masker(loaded, model, subject) if subject is not None else mask,
+            get_masker(loaded, model, subject) if subject is not None else mask_img,
             atlases,
             volumes=indices,
             question=question,
@@ -120,6 +125,15 @@ def check_options(mask: Path | None, subject: str | None, stream: bool, as_json:
         )
     if stream and as_json:
         raise InputError("--stream prints as it goes, --json at the end: choose one of them.")
+
+
+def threshold_mask(mask: Path | None, threshold: float) -> "SpatialImage":
+    """Make a binary mask of one that is not."""
+    from mindllm.fmri.nifti import binarize_mask
+
+    if mask is None:
+        raise InputError("--mask-threshold is for --mask: give one, or leave it out.")
+    return binarize_mask(mask, threshold)
 
 
 def load_model(folder: Path, language_model: str | None, seed: int) -> "MindLLM":

@@ -37,6 +37,12 @@ LanguageModelPath = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length limit of a prediction, in tokens.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Trials the language model reads at once.")]
+MaskThreshold = Annotated[
+    float | None,
+    typer.Option(
+        help="For a mask that is not binary, such as a probability map: voxels above it are inside."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -10,6 +10,7 @@ import typer
 
 from mindllm.cli.options import (
     DaskScheduler,
+    MaskThreshold,
     NewStore,
     NJobs,
     Seed,
@@ -29,12 +30,6 @@ Sessions = Annotated[
     str | None,
     typer.Option(
         help="Which sessions, e.g. 1-20. Default: all; a missing one is an error that names it."
-    ),
-]
-MaskThreshold = Annotated[
-    float | None,
-    typer.Option(
-        help="For a mask that is not binary, such as a probability map: voxels above it are inside."
     ),
 ]
 Nan = Annotated[str, typer.Option(help="Voxels with NaN: `error`, or `drop` to leave them out.")]

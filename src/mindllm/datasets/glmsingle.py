@@ -48,6 +48,7 @@ from mindllm.fmri.masker import CHUNK_BYTES, VoxelMasker
 from mindllm.fmri.nifti import binarize_mask
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_name
+from mindllm.utils.hdf5 import get_dataset
 from mindllm.utils.sorting import natural_sorted
 from mindllm.utils.tables import read_table, require_values
 
@@ -87,8 +88,10 @@ class GLMsingleOutput:
                 yield unpickle(self.file)["betasmd"]
                 return
             with h5py.File(self.file) as content:
-                yield content["modelmd" if self.is_matlab else "betasmd"]
-        except (OSError, KeyError, EOFError, RuntimeError) as error:
+                yield get_dataset(content, "modelmd" if self.is_matlab else "betasmd")
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:  # h5py has many errors for a damaged file
             raise InputError(
                 f"{self.file} is damaged, truncated, or holds no single-trial betas of GLMsingle "
                 f"({type(error).__name__}: {error}). A .mat file must be saved with -v7.3. "
@@ -457,10 +460,14 @@ def read_conditions(file: Path) -> np.ndarray:
     try:
         if file.suffix == ".mat":
             with h5py.File(file) as content:
-                return np.asarray(content["stimorder"]).ravel()
+                return np.asarray(get_dataset(content, "stimorder")).ravel()
         return np.asarray(unpickle(file)["stimorder"]).ravel()
-    except (OSError, KeyError) as error:
-        raise InputError(f"{file} is damaged or holds no stimorder ({error}).") from error
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # h5py has many errors for a damaged file
+        raise InputError(
+            f"{file} is damaged or holds no stimorder ({error}). Make it anew."
+        ) from error
 
 
 class SafeUnpickler(pickle.Unpickler):

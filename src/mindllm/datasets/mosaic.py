@@ -37,6 +37,7 @@ from mindllm.fmri.grayordinates import AREAS, GRAYORDINATES, SUBCORTEX, load_gra
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.noise_ceiling import ncsnr_from_noise_ceiling
 from mindllm.utils.errors import InputError
+from mindllm.utils.hdf5 import get_dataset
 from mindllm.utils.sorting import natural_sorted
 
 # What MOSAIC is known to contain: data set -> number of subjects.
@@ -281,7 +282,9 @@ def open_file(file: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(file) as content:
             yield content
-    except (OSError, KeyError, RuntimeError) as error:  # h5py has several errors for a damaged file
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # h5py has many errors for a damaged file
         raise InputError(
             f"{file} is damaged, truncated or not of MOSAIC ({error}). Fetch it again."
         ) from error
@@ -409,7 +412,7 @@ def read_betas(file: Path, keys: Sequence[str], grayordinates: np.ndarray) -> np
     betas = np.empty((len(keys), len(grayordinates)), np.float32)
     with open_file(file) as content:
         for row, key in enumerate(keys):
-            betas[row] = content["betas"][key][()][grayordinates]
+            betas[row] = get_dataset(content["betas"], key)[()][grayordinates]
             if not np.isfinite(betas[row]).all():
                 raise InputError(
                     f"{file}: betas/{key} holds NaN or infinity at grayordinates that its "

@@ -38,6 +38,7 @@ from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import check_same_grid, get_data, load_img
 from mindllm.fmri.roi_volumes import MASK, load_roi_maskers
 from mindllm.utils.errors import InputError
+from mindllm.utils.hdf5 import get_dataset
 from mindllm.utils.tables import read_table, require_values
 
 # What NSD is known to contain (data manual; Allen et al. 2022).
@@ -498,7 +499,7 @@ def read_hdf5_betas(
     """Fill `out` (750, V), a slice at a time; MATLAB's (X, Y, Z, 750) reads as (750, Z, Y, X)."""
     try:
         with h5py.File(file) as content:
-            betas = content["betas"]
+            betas = get_dataset(content, "betas")
             if betas.shape != (TRIALS, *shape[::-1]):
                 raise InputError(
                     f"{file} has shape {betas.shape}; expected {(TRIALS, *shape[::-1])}."
@@ -508,7 +509,9 @@ def read_hdf5_betas(
                 columns = np.flatnonzero(slices == z)
                 in_slice = betas[:, int(z)][:, y[columns], x[columns]]
                 out[:, columns] = in_slice / np.float32(SCALE)
-    except (OSError, KeyError) as error:
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # h5py has many errors for a damaged file
         raise InputError(
             f"betas {file} are damaged or truncated ({error}). Fetch the file again."
         ) from error

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mindllm.utils.errors import InputError
+from mindllm.utils.hdf5 import get_dataset
 from mindllm.utils.sorting import natural_key
 
 
@@ -108,8 +109,10 @@ class HDF5Layout(ReleaseLayout):
 def read_trial_betas(file: h5py.File, name: str, voxel_indices: np.ndarray) -> np.ndarray:
     """Read the betas (n_voxels,) of one trial."""
     try:
-        betas = file[name][()]
-    except OSError as error:
+        betas = get_dataset(file, name)[()]
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # h5py has many errors for a damaged file
         raise InputError(
             f"{file.filename} is damaged at {name} ({error}). Fetch it again."
         ) from error
