@@ -694,7 +694,7 @@ def test_a_question_goes_to_its_image_and_to_no_other(
         check_conversation(turns)
     if full:
         monkeypatch.setattr(
-            "mindllm.metrics.tasks.java_unavailable_reason", lambda: "there is no Java"
+            "mindllm.metrics.captions.java_problem", lambda: "there is no Java"
         )  # accuracies alone
         task = question_answering.SOURCES.get(source, "exact")
         found = score(

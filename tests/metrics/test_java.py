@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mindllm.cli import app
+from mindllm.evaluation.question_answering import try_score
 from mindllm.metrics import captions, java
 from mindllm.metrics.tasks import score
 from mindllm.utils.errors import InputError
@@ -94,6 +95,19 @@ def test_a_tokenizer_that_dies_is_told(fake: Fake, script: str, message: str) ->
     fake(f'case "$*" in *PTBTokenizer*) {script};; *) exec {REAL} "$@";; esac')
     with pytest.raises(InputError, match=message):
         score(PREDICTIONS, REFERENCES, "caption")
+
+
+@needs_java
+def test_accuracies_and_answers_are_kept_where_the_tokenizer_dies(
+    fake: Fake, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake(f'case "$*" in *PTBTokenizer*) exit 1;; *) exec {REAL} "$@";; esac')
+    right = {"x": {"answers": ["2"] * 10, "explanation": "there are two"}}
+    assert score({"x": "two. Because."}, right, "vqa-e").values == {"accuracy": 100}
+    assert "left out: BLEU-1" in caplog.text
+    result = try_score(PREDICTIONS, REFERENCES, "caption")
+    assert (result.values, result.keys) == ({}, ["a"])
+    assert "the answers are kept without scores" in caplog.text
 
 
 @needs_java

@@ -1,5 +1,6 @@
 """Questions of a source about test trials, scored by the source's own protocol, with controls."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from mindllm.data.splits import describe_split
 from mindllm.data.store import Store
 from mindllm.evaluation.evaluation_set import check_split
 from mindllm.language.conversation import Conversation
+from mindllm.metrics.java import JavaError
 from mindllm.metrics.tasks import TASKS, MetricResult, score
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
@@ -37,6 +39,7 @@ SOURCES = {
     "tdiuc": "tdiuc",
     "gqa": "exact",
 }
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +283,19 @@ def score_answers(
         predictions=answers.texts,
         log_likelihood_ratios=answers.log_likelihood_ratios,
         references=references,
-        scores={c: score(texts, references, task) for c, texts in answers.texts.items()},
+        scores={c: try_score(texts, references, task) for c, texts in answers.texts.items()},
     )
+
+
+def try_score(
+    predictions: Mapping[str, str], references: Mapping[str, Any], task: str
+) -> MetricResult:
+    """Return the scores of answers; none, with a warning, where they need Java and it dies."""
+    try:
+        return score(predictions, references, task)
+    except JavaError as error:
+        logger.warning("the answers are kept without scores: %s", error)
+        return MetricResult(task, {}, {}, list(references))
 
 
 def iter_batches(

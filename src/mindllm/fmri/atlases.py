@@ -13,8 +13,8 @@ from mindllm.fmri.nifti import (
     check_same_grid,
     get_data,
     img_filename,
+    is_on_grid,
     load_img,
-    same_grid,
 )
 from mindllm.utils.errors import InputError
 from mindllm.utils.tables import read_table, require_values
@@ -72,9 +72,9 @@ def select_atlases(files: Sequence[Path], mask_img: SpatialImage) -> dict[str, P
     for name, paths in candidates.items():
         fitting = paths
         if len(paths) > 1:
-            what = f"atlas {name}"
+            what, grid = f"atlas {name}", (mask_img.shape[:3], mask_img.affine)
             images = [load_img(path, what, dimensions=3) for path in paths]
-            fitting = [p for p, img in zip(paths, images, strict=True) if on_grid(img, mask_img)]
+            fitting = [p for p, img in zip(paths, images, strict=True) if is_on_grid(img, *grid)]
         if len(fitting) != 1:
             raise InputError(
                 f"atlas {name} has {len(paths)} files, of which {len(fitting)} are on the grid of "
@@ -83,11 +83,6 @@ def select_atlases(files: Sequence[Path], mask_img: SpatialImage) -> dict[str, P
             )
         selected[name] = fitting[0]
     return selected
-
-
-def on_grid(img: SpatialImage, mask_img: SpatialImage) -> bool:
-    """Return whether an image is on the grid of the mask."""
-    return same_grid(img, mask_img.shape[:3], mask_img.affine)
 
 
 def extract_parcel_labels(

@@ -305,7 +305,7 @@ def decompress(path: Path, size: int, mtime_ns: int) -> None:
             pass
 
 
-def same_grid(img: SpatialImage, shape: Sequence[int], affine: np.ndarray) -> bool:
+def is_on_grid(img: SpatialImage, shape: Sequence[int], affine: np.ndarray) -> bool:
     """Return whether an image lies on a grid; see `check_same_grid`."""
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1).T
     apply_affine = nib.affines.apply_affine
@@ -334,7 +334,7 @@ def check_same_grid(
     InputError
         If the image lies on another grid; the message states both.
     """
-    if not same_grid(img, shape, affine):
+    if not is_on_grid(img, shape, affine):
         raise InputError(
             f"{what} {img_filename(img)} is on another grid than {other}.\n"
             f"expected shape {tuple(shape)}, affine\n{np.round(affine, 4)}\n"

@@ -13,9 +13,9 @@ from mindllm.metrics.captions import (
     METRICS,
     CaptionScores,
     caption_scores,
-    java_unavailable_reason,
 )
 from mindllm.metrics.grounding import grounding
+from mindllm.metrics.java import JavaError
 from mindllm.utils.errors import InputError
 from mindllm.utils.text_files import parse_json, read_text
 
@@ -143,11 +143,12 @@ def score_tdiuc(predictions: Texts, references: References) -> Scores:
 def captions_with_java(
     predictions: Texts, references: Mapping[str, Sequence[str]]
 ) -> CaptionScores:
-    """Return caption scores; none, with a warning, where there is no Java."""
-    if reason := java_unavailable_reason():
-        logger.warning("left out: %s. %s", ", ".join(METRICS), reason)
+    """Return caption scores; none, with a warning, where there is no Java or it dies."""
+    try:
+        return caption_scores(predictions, references)
+    except JavaError as error:
+        logger.warning("left out: %s. %s", ", ".join(METRICS), error)
         return {}, {}
-    return caption_scores(predictions, references)
 
 
 def score_grounding(predictions: Mapping[str, Any], references: References) -> Scores:
