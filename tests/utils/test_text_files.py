@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mindllm.training.configuration import read_config
 from mindllm.utils.errors import InputError
@@ -64,8 +65,9 @@ def test_damaged_json_is_one_sentence_at_once(tmp_path: Path, content: str) -> N
         ("alignment: {null: 2}", "the key null is no text"),
         ("? [a]\n: 2", "the key a list or mapping is no text"),
         ("seed: 1\nseed: 2", "line 2: the key seed comes twice"),
-        (BOMB, r"line 2: the alias \*a0 is not read here"),
-        ("a: &a [*a]", r"the alias \*a is not read here"),
+        (BOMB, r"line 5: with its aliases .* more than 10000"),
+        ("a: &a [*a]", r"line 1: with its aliases .* or itself"),
+        ("a: &a {b: {c: *a}}", r"line 1: with its aliases .* or itself"),
         ("a: " + "[" * 100_000, "nested more than 50 deep"),
         ("\n".join(" " * n + f"k{n}:" for n in range(1000)), "nested more than 50 deep"),
         ("a: [", "cannot be read as YAML"),
@@ -85,6 +87,17 @@ def test_bad_configurations_are_one_sentence_at_once(
     assert time.monotonic() - start < 2
     assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
+
+
+def test_aliases_stand_for_what_they_name(tmp_path: Path) -> None:
+    stage = {"max_steps": 3}
+    content = yaml.safe_dump({"alignment": stage, "instruction_tuning": stage})
+    assert "*id001" in content
+    (tmp_path / "x.yaml").write_text(content)
+    config = read_config(tmp_path / "x.yaml", {})
+    assert config.alignment.max_steps == config.instruction_tuning.max_steps == 3
+    (tmp_path / "x.yaml").write_text("a: &a {b: 1, c: 2}\nd:\n  <<: *a\n  c: 3\n")
+    assert read_yaml(tmp_path / "x.yaml", "options")["d"] == {"b": 1, "c": 3}
 
 
 def test_an_empty_configuration_is_none(tmp_path: Path) -> None:

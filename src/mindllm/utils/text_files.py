@@ -11,7 +11,8 @@ import yaml
 from mindllm.utils.errors import InputError
 
 MAX_DEPTH = 50  # of nested values in a configuration file
-TEXT_TAG = "tag:yaml.org,2002:str"
+MAX_VALUES = 10_000  # in a configuration file
+TEXT_TAG, MERGE_TAG = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 # An escape in JSON: a pair of surrogates, a lone one (the group), or any other.
 ESCAPE = re.compile(
     r"\\(?:u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}"
@@ -141,13 +142,14 @@ def read_yaml(file: Path, what: str) -> dict[str, object]:
     Raises
     ------
     InputError
-        If it is no YAML or no mapping, is nested too deeply, refers to a part of itself (`*name`),
-        or has a key that is no text or comes twice.
+        If it is no YAML or no mapping, is nested too deeply, is huge or endless with its aliases
+        written out, or has a key that is no text or comes twice.
     """
     text = read_text(file, what)
     try:
-        check_yaml_events(text, file)
-        check_yaml_keys(yaml.compose(text, yaml.SafeLoader), file)
+        check_yaml_depth(text, file)
+        if (node := yaml.compose(text, yaml.SafeLoader)) is not None:
+            check_yaml_node(node, file, {})
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         if isinstance(error, InputError):
@@ -163,36 +165,65 @@ def read_yaml(file: Path, what: str) -> dict[str, object]:
     return content
 
 
-def check_yaml_events(text: str, file: Path) -> None:
-    """Refuse nesting beyond MAX_DEPTH, and aliases, which a few bytes can make endless."""
+def check_yaml_depth(text: str, file: Path) -> None:
+    """Refuse nesting beyond MAX_DEPTH, before anything is built of it."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
-        line = event.start_mark.line + 1 if event.start_mark else 1
-        if isinstance(event, yaml.AliasEvent):
-            raise InputError(
-                f"{file}, line {line}: the alias *{event.anchor} is not read here; "
-                "write the value out."
-            )
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
+            line = event.start_mark.line + 1 if event.start_mark else 1
             raise InputError(
                 f"{file}, line {line}: values are nested more than {MAX_DEPTH} deep; "
                 "expected a few levels of keys and values."
             )
 
 
-def check_yaml_keys(node: yaml.Node | None, file: Path) -> None:
-    """Refuse keys that are no text, or that come twice in one mapping."""
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            check_yaml_keys(item, file)
-    if not isinstance(node, yaml.MappingNode):
-        return
+def check_yaml_node(node: yaml.Node, file: Path, sizes: dict[int, int]) -> int:
+    """Refuse keys that are no text or come twice, and aliases that make a file huge or endless.
+
+    Parameters
+    ----------
+    node : yaml.Node
+        A value and all that is in it; an alias (`*name`) is the node that it stands for.
+    file : Path
+        The file, for the message.
+    sizes : dict of int to int
+        Number of values in the nodes that were checked before, by their identity; 0: in those that
+        are being checked.
+
+    Returns
+    -------
+    int
+        Number of values in the node, aliases written out.
+    """
+    line = node.start_mark.line + 1
+    if id(node) in sizes and sizes[id(node)]:
+        return sizes[id(node)]
+    size = MAX_VALUES + 1 if id(node) in sizes else 1  # a part of itself has no end
+    if size == 1 and isinstance(node, yaml.CollectionNode):
+        sizes[id(node)] = 0
+        children = list(node.value)
+        if isinstance(node, yaml.MappingNode):
+            check_yaml_keys([key for key, _ in node.value], file)
+            children = [value for _, value in node.value]
+        for child in children:
+            size += check_yaml_node(child, file, sizes)
+    if size > MAX_VALUES:
+        raise InputError(
+            f"{file}, line {line}: with its aliases (*name) written out, a value holds more than "
+            f"{MAX_VALUES} others or itself; expected a few options."
+        )
+    sizes[id(node)] = size
+    return size
+
+
+def check_yaml_keys(keys: Sequence[yaml.Node], file: Path) -> None:
+    """Refuse keys of a mapping that are no text, or that come twice."""
     names: set[str] = set()
-    for key, value in node.value:
+    for key in keys:
         line = key.start_mark.line + 1
-        if key.tag != TEXT_TAG:
+        if key.tag not in (TEXT_TAG, MERGE_TAG):
             shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
             raise InputError(
                 f"{file}, line {line}: the key {shown} is no text; expected the name of an option."
@@ -200,4 +231,3 @@ def check_yaml_keys(node: yaml.Node | None, file: Path) -> None:
         if key.value in names:
             raise InputError(f"{file}, line {line}: the key {key.value} comes twice; keep one.")
         names.add(key.value)
-        check_yaml_keys(value, file)
