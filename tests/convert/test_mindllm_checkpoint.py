@@ -115,9 +115,8 @@ def test_golden_conversations(golden: Path, converted) -> None:
 
 
 def greedy(model: MindLLM, tokens: torch.Tensor, chats: list) -> list[list[int]]:
-    return generate_ids(model, tokens, [chat[:-1] for chat in chats], max_new_tokens=24)[
-        :, :24
-    ].tolist()
+    asked = [chat[:-1] for chat in chats]
+    return [ids[:24] for ids in generate_ids(model, tokens, asked, max_new_tokens=24)]
 
 
 @pytest.mark.parametrize(

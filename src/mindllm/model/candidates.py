@@ -2,66 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mindllm.model.logits import (
+    TokenTrie,
+    forward_logits,
+    max_tree_length,
+    read_prompt,
+    score_tree,
+)
 from mindllm.model.processing import IGNORE_INDEX, EncodedPrompt
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache
-
     from mindllm.model.modeling import MindLLM
 
-
-class TokenTrie:
-    """Token sequences as a prefix tree of n nodes, so that a shared beginning is read once.
-
-    Parameters
-    ----------
-    sequences : sequence of sequence of int
-        Token ids of each text.
-
-    Attributes
-    ----------
-    tokens, depth : Tensor of shape (n,)
-        Token id and depth of each node.
-    parents : Tensor of shape (n,)
-        Parent of each node; -1 for a first token.
-    ends : Tensor of shape (n_sequences,)
-        Last node of each sequence.
-    ancestors : Tensor of shape (n, n)
-        Whether the column is an ancestor of the row; a node is its own ancestor.
-
-    Examples
-    --------
-    >>> trie = TokenTrie([[5, 6], [5, 7]])
-    >>> trie.tokens.tolist(), trie.parents.tolist()
-    ([5, 6, 7], [-1, 0, 0])
-    """
-
-    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
-        nodes: dict[tuple[int, ...], int] = {}
-        for sequence in sequences:
-            for stop in range(1, len(sequence) + 1):
-                nodes.setdefault(tuple(sequence[:stop]), len(nodes))
-        self.tokens = torch.tensor([path[-1] for path in nodes])
-        self.depth = torch.tensor([len(path) - 1 for path in nodes])
-        self.parents = torch.tensor([nodes.get(path[:-1], -1) for path in nodes])
-        self.ends = torch.tensor([nodes[tuple(sequence)] for sequence in sequences])
-        self.ancestors = torch.eye(len(nodes), dtype=torch.bool)
-        for node, parent in enumerate(self.parents.tolist()):
-            if parent >= 0:
-                self.ancestors[node] |= self.ancestors[parent]
-
-    def to(self, device: torch.device) -> TokenTrie:
-        """Move all tensors in place."""
-        for name, tensor in vars(self).items():
-            setattr(self, name, tensor.to(device))
-        return self
+MAX_LOGITS = 2**27  # that are in memory at once
+ROWS_AT_ONCE = 32  # candidates that are read at once where they are not read as a tree
 
 
 @torch.no_grad()
@@ -74,8 +37,9 @@ def score_candidates(
 ) -> Tensor:
     """Log-likelihood of every candidate answer given every trial's fMRI tokens.
 
-    The prompt is read once per trial. The candidates are read as one tree: a node attends to the
-    prompt and its ancestors, and an answer's log-likelihood is the sum along its path.
+    The prompt is read once per trial. The candidates are read as trees: a node attends to the
+    prompt and its ancestors, and an answer's log-likelihood is the sum along its path. Where the
+    language model cannot read trees, each candidate is read with its prompt.
 
     Parameters
     ----------
@@ -94,36 +58,94 @@ def score_candidates(
     """
     conversations = [model.build_conversation(question, text) for text in candidates]
     prompts = [model.processor(turns) for turns in conversations]
-    first = min(int((p.labels != IGNORE_INDEX).argmax()) for p in prompts)
-    answers = [p.labels[first:][p.labels[first:] != IGNORE_INDEX].tolist() for p in prompts]
-    trie = TokenTrie(answers).to(model.device)
-    ids = torch.as_tensor(prompts[0].input_ids[:first], device=model.device)[None]
+    length = shared_length(prompts)
+    trees = plan_trees(model, prompts, length, min(batch_size, len(fmri_tokens)))
+    if trees is None:
+        return score_rows(model, fmri_tokens, prompts)
+    ids = torch.as_tensor(prompts[0].input_ids[:length], device=model.device)[None]
     positions = torch.as_tensor(prompts[0].fmri_token_positions, device=model.device)[None]
     scores = []
     for batch in fmri_tokens.split(batch_size):
         n = len(batch)
         inputs = model.prepare_inputs_embeds(ids.expand(n, -1), positions.expand(n, -1), batch)
-        log_probs = score_trie(model, inputs, trie)
-        scores.append((log_probs @ trie.ancestors[trie.ends].float().T).cpu())
+        logits, cache = read_prompt(model.language_model.model, inputs)
+        parts = []
+        for trie, weights in trees:
+            cache_of_tree = cache if len(trees) == 1 else copy.deepcopy(cache)
+            log_probs = score_tree(model.language_model.model, trie, logits, cache_of_tree)
+            parts.append((log_probs @ weights.T).cpu())
+        scores.append(torch.cat(parts, 1))
     return torch.cat(scores)
 
 
-def score_trie(model: MindLLM, inputs_embeds: Tensor, trie: TokenTrie) -> Tensor:
-    """Log-probability (n_trials, n_nodes) of every node of a tree after a prompt (n_trials, L)."""
-    body = model.language_model.model.base_model
-    head = model.language_model.model.get_output_embeddings()
-    n, length = inputs_embeds.shape[:2]
-    context = body(inputs_embeds=inputs_embeds, use_cache=True)
-    visible = torch.cat([trie.ancestors.new_ones(len(trie.tokens), length), trie.ancestors], 1)
-    hidden = body(
-        input_ids=trie.tokens.expand(n, -1),
-        attention_mask=visible.expand(n, 1, -1, -1),
-        position_ids=(length + trie.depth).expand(n, -1),
-        past_key_values=context.past_key_values,
-    ).last_hidden_state
-    before = torch.cat([context.last_hidden_state[:, -1:], hidden], 1)[:, trie.parents + 1]
-    losses = [F.cross_entropy(head(row).float(), trie.tokens, reduction="none") for row in before]
-    return -torch.stack(losses)
+def shared_length(prompts: Sequence[EncodedPrompt]) -> int:
+    """Number of tokens that all prompts begin with and of which none counts."""
+    longest = min(int((p.labels != IGNORE_INDEX).argmax()) for p in prompts)
+    beginnings = np.stack([p.input_ids[:longest] for p in prompts])
+    return int((beginnings == beginnings[0]).all(0).cumprod().sum())
+
+
+def plan_trees(
+    model: MindLLM, prompts: Sequence[EncodedPrompt], length: int, n_trials: int
+) -> list[tuple[TokenTrie, Tensor]] | None:
+    """Trees of what follows `length` shared tokens, with the nodes that count in each prompt.
+
+    The weights of a tree are (n_prompts_of_the_tree, n_nodes). None where the language model
+    cannot read trees, or not such long ones.
+    """
+    language_model = model.language_model
+    if not language_model.shortcuts.token_tree or not length:
+        return None
+    limit = max_tree_length(language_model.model)
+    max_nodes = MAX_LOGITS // (language_model.num_embeddings * max(n_trials, 1))
+    if limit is not None:
+        max_nodes = min(max_nodes, limit - length)
+    trees = []
+    for group in group_sequences([answer_tokens(p, length) for p in prompts], max_nodes):
+        trie = TokenTrie([ids for ids, _ in group]).to(model.device)
+        weights = torch.zeros(len(group), len(trie.tokens), device=model.device)
+        for row, (_, counted) in enumerate(group):
+            path = torch.tensor(trie.paths[row], device=model.device)
+            weights[row, path] = torch.as_tensor(counted, device=model.device).float()
+        trees.append((trie, weights))
+        if len(trie.tokens) > max_nodes:
+            return None
+    return trees
+
+
+def answer_tokens(prompt: EncodedPrompt, start: int) -> tuple[list[int], np.ndarray]:
+    """Token ids from `start` to the last that counts, and which of them count."""
+    counted = prompt.labels != IGNORE_INDEX
+    stop = int(np.flatnonzero(counted)[-1]) + 1
+    return prompt.input_ids[start:stop].tolist(), counted[start:stop]
+
+
+def group_sequences(
+    sequences: Sequence[tuple[list[int], np.ndarray]], max_nodes: int
+) -> list[list[tuple[list[int], np.ndarray]]]:
+    """Consecutive groups of sequences whose trees have at most `max_nodes`, or one sequence."""
+    groups: list[list[tuple[list[int], np.ndarray]]] = []
+    nodes: set[tuple[int, ...]] = set()
+    for ids, counted in sequences:
+        prefixes = {tuple(ids[:stop]) for stop in range(1, len(ids) + 1)}
+        if not groups or len(nodes | prefixes) > max_nodes:
+            groups.append([])
+            nodes = set()
+        groups[-1].append((ids, counted))
+        nodes |= prefixes
+    return groups
+
+
+def score_rows(model: MindLLM, fmri_tokens: Tensor, prompts: Sequence[EncodedPrompt]) -> Tensor:
+    """Log-likelihood (n_trials, n_prompts) of prompts, each read with every trial's tokens."""
+    scores = torch.empty(len(fmri_tokens), len(prompts))
+    for start in range(0, len(prompts), ROWS_AT_ONCE):
+        part = prompts[start : start + ROWS_AT_ONCE]
+        for trial, tokens in enumerate(fmri_tokens):
+            repeated = tokens.expand(len(part), -1, -1)
+            log_likelihoods, _ = prompt_log_likelihood(model, repeated, part)
+            scores[trial, start : start + len(part)] = log_likelihoods.cpu()
+    return scores
 
 
 def prompt_log_likelihood(
@@ -131,7 +153,7 @@ def prompt_log_likelihood(
 ) -> tuple[Tensor, Tensor]:
     """Log-likelihood of the assistant's turns of each prompt; gradients reach the fMRI tokens.
 
-    The beginning that all prompts share is read once.
+    The beginning that all prompts share is read once, where the language model can do so.
 
     Parameters
     ----------
@@ -148,32 +170,32 @@ def prompt_log_likelihood(
     """
     batch = model.processor.pad(prompts).to(model.device)
     ids, positions = batch["input_ids"], batch["fmri_token_positions"]
-    shared = int((ids == ids[:1]).all(0).cumprod(0)[: int(positions.min())].sum())
-    past = prefill_prefix(model, ids[:1, :shared], len(prompts)) if shared else None
+    shared, past = 0, None
+    if model.language_model.shortcuts.prefix_cache and positions.numel():
+        shared = int((ids == ids[:1]).all(0).cumprod(0)[: int(positions.min())].sum())
+    if shared:
+        past = prefill_prefix(model, ids[:1, :shared], len(prompts))
     inputs = model.prepare_inputs_embeds(ids, positions, fmri_tokens)[:, shared:]
-    hidden = model.language_model.model.base_model(
-        inputs_embeds=inputs, attention_mask=batch["attention_mask"], past_key_values=past
-    ).last_hidden_state
-    return sum_token_log_probs(model, hidden[:, :-1], batch["labels"][:, shared + 1 :])
+    labels = F.pad(batch["labels"], (0, 1), value=IGNORE_INDEX)[:, shared + 1 :]
+    counted = labels != IGNORE_INDEX
+    columns = counted.any(0).nonzero()[:, 0]  # logits are computed at these alone
+    logits, _ = forward_logits(
+        model.language_model.model,
+        columns,
+        inputs_embeds=inputs,
+        attention_mask=batch["attention_mask"],
+        past_key_values=past,
+    )
+    selected = counted[:, columns]
+    log_probs = -F.cross_entropy(logits[selected].float(), labels[counted], reduction="none")
+    sums = torch.zeros(len(labels), device=log_probs.device)
+    return sums.index_add(0, counted.nonzero()[:, 0], log_probs), counted.sum(1)
 
 
 @torch.no_grad()
-def prefill_prefix(model: MindLLM, input_ids: Tensor, repeats: int) -> DynamicCache:
+def prefill_prefix(model: MindLLM, input_ids: Tensor, repeats: int) -> Any:
     """Key-value cache of a text (1, L) that begins every row of a batch of `repeats` rows."""
-    body = model.language_model.model.base_model
-    cache = body(input_ids=input_ids, use_cache=True).past_key_values
+    language_model = model.language_model.model
+    _, cache = read_prompt(language_model, language_model.get_input_embeddings()(input_ids))
     cache.batch_repeat_interleave(repeats)
     return cache
-
-
-def sum_token_log_probs(model: MindLLM, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of labels (n, L) from hidden states (n, L, hidden_size), and token counts.
-
-    Logits are computed only where a label counts.
-    """
-    counted = labels != IGNORE_INDEX
-    logits = model.language_model.model.get_output_embeddings()(hidden[counted]).float()
-    log_probs = -F.cross_entropy(logits, labels[counted], reduction="none")
-    rows = counted.nonzero()[:, 0]
-    sums = torch.zeros(len(labels), device=log_probs.device).index_add(0, rows, log_probs)
-    return sums, counted.sum(1)

@@ -16,8 +16,10 @@ from mindllm.language.hub import (
     quiet_transformers,
     resolve_model_id,
 )
+from mindllm.model.shortcuts import Shortcuts, find_shortcuts
 from mindllm.utils.errors import InputError
 
+POSITIONS = ("max_position_embeddings", "max_seq_len")  # names of their number
 logger = logging.getLogger(__name__)
 
 
@@ -32,11 +34,24 @@ class FrozenLanguageModel(nn.Module):
         The causal model; its parameters are set not to require gradients.
     tokenizer : transformers.PreTrainedTokenizerBase
         Its tokenizer.
+
+    Attributes
+    ----------
+    shortcuts : Shortcuts
+        Ways to read several texts at once that give the logits of its own forward.
+
+    Raises
+    ------
+    InputError
+        If the model is not causal, cannot read embeddings, or has weights that are not finite.
     """
+
+    shortcuts: Shortcuts
 
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
         super().__init__()
         self.name, self.tokenizer = name, tokenizer
+        self.shortcuts = find_shortcuts(model, tokenizer, name)
         self.fingerprint = fingerprint(model)
         self.model = model.requires_grad_(False)
 
@@ -46,16 +61,22 @@ class FrozenLanguageModel(nn.Module):
         return int(self.model.get_input_embeddings().embedding_dim)
 
     @property
+    def num_embeddings(self) -> int:
+        """Number of token ids that have an embedding."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    @property
     def max_length(self) -> int | None:
         """Number of positions, or None where the configuration does not state one."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        config = self.model.config.get_text_config(decoder=True)
+        lengths = (getattr(config, name, None) for name in POSITIONS)
+        return next((length for length in lengths if length and length > 0), None)
 
     @property
     def pad_id(self) -> int:
         """A token id to pad with; padding is masked, so any with an embedding will do."""
-        rows = self.model.get_input_embeddings().num_embeddings
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(i for i in ids if i is not None and i < rows)
+        return next(i for i in ids if i is not None and i < self.num_embeddings)
 
 
 def load_language_model(

@@ -543,7 +543,8 @@ class MindLLM(PretrainedModule):
 
 def init_projector(projector: nn.Linear, language_model: FrozenLanguageModel) -> None:
     """Start with fMRI tokens as large as word embeddings, whatever the language model."""
-    rows = language_model.model.get_input_embeddings().weight
-    sample = rows[:: max(1, language_model.model.config.vocab_size // 1024)]
+    count = language_model.num_embeddings
+    ids = torch.arange(0, count, max(1, count // 1024), device=language_model.model.device)
+    sample = language_model.model.get_input_embeddings()(ids)
     size = float(sample.float().square().mean().sqrt())
     nn.init.normal_(projector.weight, std=size * (3 / projector.in_features) ** 0.5)

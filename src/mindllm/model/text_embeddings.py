@@ -64,7 +64,6 @@ def embed_texts(
         On the language model's device.
     """
     model, tokenizer = language_model.model, language_model.tokenizer
-    layer = 2 * model.config.num_hidden_layers // 3
     embeddings = []
     for start in range(0, len(texts), batch_size):
         encoded = [
@@ -76,7 +75,8 @@ def embed_texts(
         )
         mask = torch.arange(ids.shape[1]) < torch.tensor([len(e) for e in encoded])[:, None]
         ids, mask = ids.to(model.device), mask.to(model.device)
-        outputs = model.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-        hidden = outputs.hidden_states[layer].float()
+        outputs = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        layers = outputs.hidden_states  # the word embeddings first
+        hidden = layers[2 * (len(layers) - 1) // 3].float()
         embeddings.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
     return torch.cat(embeddings)
