@@ -1,6 +1,5 @@
 """Images of betas to text, in one function."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,7 @@ from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import Image
 from mindllm.fmri.scaling import apply_mean_std, fit_mean_std
 from mindllm.model.modeling import MindLLM
-from mindllm.utils.errors import InputError
-
-logger = logging.getLogger(__name__)
+from mindllm.model.scan_voxels import resolve_masker
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,32 +124,3 @@ def decode_betas(
         if on_volume:
             on_volume(len(predictions))
     return predictions
-
-
-def resolve_masker(
-    model: MindLLM, mask_or_masker: Image | VoxelMasker, atlases: Mapping[str, Image]
-) -> VoxelMasker:
-    """The masker itself, or one of a mask and atlases; InputError for an atlas that is unknown.
-
-    A model may know parcels by number alone; such an atlas needs no lookup table.
-    """
-    if isinstance(mask_or_masker, VoxelMasker):
-        return mask_or_masker
-    known = model.encoder.parcel_names
-    if unknown := sorted(set(atlases) - set(known)):
-        raise InputError(
-            f"the model knows no atlas {', '.join(unknown)}; "
-            f"it knows {', '.join(known) or 'none'}. "
-            "Give these names to your atlases, or leave an atlas out."
-        )
-    if missing := sorted(set(known) - set(atlases)):
-        logger.warning(
-            "the model also knows the atlas %s; without it only the position of a voxel counts",
-            ", ".join(missing),
-        )
-    numbered = {
-        atlas: {int(name): name for name in names if name.isdecimal()}
-        for atlas, names in known.items()
-    }
-    parcel_names = {atlas: names for atlas, names in numbered.items() if names}
-    return VoxelMasker.from_mask_img(mask_or_masker, atlases, parcel_names=parcel_names)

@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import TextStreamer
 
-from mindllm.language.conversation import Conversation
+from mindllm.language.chat_templates import strip_thinking
+from mindllm.language.conversation import FMRI_TOKEN, Conversation
 from mindllm.model.processing import EncodedPrompt
+from mindllm.utils.errors import InputError
 
 if TYPE_CHECKING:
     from mindllm.model.modeling import MindLLM
 
 MAX_NEW_TOKENS = 48
+logger = logging.getLogger(__name__)
 
 
 class CallbackStreamer(TextStreamer):
     """Passes each finished piece of text to a function instead of printing it."""
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+    def __init__(
+        self, tokenizer: Any, on_text: Callable[[str], None], end_token_ids: Sequence[int] = ()
+    ) -> None:
         super().__init__(tokenizer, skip_special_tokens=True)
-        self.on_text = on_text
+        self.on_text, self.end_token_ids = on_text, set(end_token_ids)
+
+    def put(self, value: Tensor) -> None:
+        if not self.end_token_ids.intersection(value.flatten().tolist()):
+            super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self.on_text(text)
+
+
+def generate_texts(
+    model: MindLLM,
+    fmri_tokens: Tensor,
+    conversations: Sequence[Conversation],
+    on_text: Callable[[str], None] | None = None,
+    **options: Any,
+) -> list[str]:
+    """Text of the generated turns; see `MindLLM.generate`."""
+    tokenizer = model.language_model.tokenizer
+    streamer = CallbackStreamer(tokenizer, on_text, end_token_ids(model)) if on_text else None
+    texts = []
+    for ids in generate_ids(model, fmri_tokens, conversations, streamer, **options):
+        text = strip_thinking(tokenizer.decode(ids, skip_special_tokens=True))
+        for mark in model.processor.chat_template.stop_strings:
+            text = text.partition(mark)[0]
+        texts.append(text.replace(FMRI_TOKEN, "").strip())
+    return texts
 
 
 @torch.no_grad()
@@ -71,14 +101,53 @@ def continue_prompts(
     inputs = model.prepare_inputs_embeds(
         batch["input_ids"], batch["fmri_token_positions"], fmri_tokens
     )
-    # Sampling settings that come with a language model would warn under greedy decoding.
-    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    settings = {"max_new_tokens": MAX_NEW_TOKENS, "pad_token_id": model.language_model.pad_id}
-    settings |= ({} if options.get("do_sample") else greedy) | dict(options)
-    ids = model.language_model.model.generate(
+    template, language_model = model.processor.chat_template, model.language_model
+    settings = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, **options}
+    settings["max_new_tokens"] = limit_new_tokens(
+        inputs.shape[1], settings["max_new_tokens"], language_model.max_length
+    )
+    if template.stop_strings:
+        tokenizer = language_model.tokenizer
+        settings = {"stop_strings": template.stop_strings, "tokenizer": tokenizer} | settings
+    ids = language_model.model.generate(
         inputs_embeds=inputs,
         attention_mask=batch["attention_mask"],
         streamer=streamer,
-        **settings,
+        **{"eos_token_id": end_token_ids(model), "pad_token_id": language_model.pad_id} | settings,
     )
-    return ids.tolist()
+    ends = set(end_token_ids(model))
+    return [list(takewhile(lambda token: token not in ends, row)) for row in ids.tolist()]
+
+
+def find_end_token_ids(model: Any) -> list[int]:
+    """Tokens that end a text, by the model's configuration and that of its generation."""
+    configs = (model.config, model.config.get_text_config(decoder=True), model.generation_config)
+    values = [getattr(config, "eos_token_id", None) for config in configs]
+    ids = [value if isinstance(value, list) else [value] for value in values]
+    return sorted({i for group in ids for i in group if isinstance(i, int)})
+
+
+def end_token_ids(model: MindLLM) -> list[int]:
+    """Tokens that end an answer: the language model's, and those that close a turn."""
+    closing = model.processor.chat_template.end_token_ids
+    return sorted({*model.language_model.end_token_ids, *closing})
+
+
+def limit_new_tokens(prompt_length: int, max_new_tokens: int, max_length: int | None) -> int:
+    """Tokens that can be generated within the positions of the language model."""
+    if max_length is None or prompt_length + max_new_tokens <= max_length:
+        return max_new_tokens
+    if prompt_length >= max_length:
+        raise InputError(
+            f"a prompt has {prompt_length} tokens, and the language model reads and writes at "
+            f"most {max_length}: no room for an answer. Shorten the question."
+        )
+    logger.warning(
+        "answers are cut at %d tokens instead of %d: the prompt has %d, and the language model "
+        "reads and writes at most %d",
+        max_length - prompt_length,
+        max_new_tokens,
+        prompt_length,
+        max_length,
+    )
+    return max_length - prompt_length

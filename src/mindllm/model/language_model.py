@@ -1,6 +1,5 @@
 """A frozen language model from the hub, a folder or a GGUF file."""
 
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mindllm.language.hub import (
     DEFAULT_LANGUAGE_MODEL,
@@ -16,6 +15,8 @@ from mindllm.language.hub import (
     quiet_transformers,
     resolve_model_id,
 )
+from mindllm.model.checkpoint import fingerprint
+from mindllm.model.generation import find_end_token_ids
 from mindllm.model.shortcuts import Shortcuts, find_shortcuts
 from mindllm.utils.errors import InputError
 
@@ -37,6 +38,8 @@ class FrozenLanguageModel(nn.Module):
 
     Attributes
     ----------
+    end_token_ids : list of int
+        Tokens with which its configuration ends a text.
     shortcuts : Shortcuts
         Ways to read several texts at once that give the logits of its own forward.
 
@@ -51,6 +54,9 @@ class FrozenLanguageModel(nn.Module):
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
         super().__init__()
         self.name, self.tokenizer = name, tokenizer
+        self.end_token_ids = find_end_token_ids(model)
+        # Greedy unless a caller says otherwise, whatever options come with the weights.
+        model.generation_config = GenerationConfig()
         self.shortcuts = find_shortcuts(model, tokenizer, name)
         self.fingerprint = fingerprint(model)
         self.model = model.requires_grad_(False)
@@ -147,14 +153,6 @@ def load_language_model(
     if device_map is None and quantization_config is None:
         model = model.to(target)
     return FrozenLanguageModel(name, model.eval(), tokenizer)
-
-
-def fingerprint(model: Any) -> str:
-    """Twelve hexadecimal digits from the shapes and a sample of the input embeddings."""
-    weights = model.get_input_embeddings().weight
-    sample = weights[:: max(1, len(weights) // 64), :16].detach().float().half().cpu().numpy()
-    shapes = repr([tuple(p.shape) for p in model.parameters()])
-    return hashlib.sha256(shapes.encode() + sample.tobytes()).hexdigest()[:12]
 
 
 def default_device() -> str:

@@ -14,13 +14,13 @@ from transformers.utils import ModelOutput
 
 from mindllm.fmri.inputs import FMRIInputs
 from mindllm.fmri.masker import VoxelMasker
-from mindllm.language.conversation import FMRI_TOKEN, Conversation, build_conversation
+from mindllm.language.conversation import Conversation, build_conversation
 from mindllm.language.sentence_embeddings import embed_sentences
 from mindllm.model import candidates
 from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder, VoxelFeatures
 from mindllm.model.encoding_model import EncodingModel
-from mindllm.model.generation import CallbackStreamer, generate_ids
+from mindllm.model.generation import generate_texts
 from mindllm.model.language_model import FrozenLanguageModel
 from mindllm.model.model_card import ModelCard
 from mindllm.model.pretrained import (
@@ -498,13 +498,14 @@ class MindLLM(PretrainedModule):
         ----------
         fmri_tokens : Tensor of shape (n, num_fmri_tokens, token_dim)
         conversations : sequence of Conversation
-            One per row, each ending on an assistant turn.
+            One per row, each ending on an assistant turn, which is cut where the language model
+            has no more positions.
 
         Returns
         -------
         Tensor of shape (n,)
         """
-        prompts = [self.processor(turns) for turns in conversations]
+        prompts = [self.processor(turns, cut=True) for turns in conversations]
         null_tokens = self.null_tokens.expand_as(fmri_tokens)
         with_fmri, _ = candidates.prompt_log_likelihood(self, fmri_tokens, prompts)
         without, _ = candidates.prompt_log_likelihood(self, null_tokens, prompts)
@@ -534,11 +535,7 @@ class MindLLM(PretrainedModule):
         list of str
             One text per conversation.
         """
-        tokenizer = self.language_model.tokenizer
-        streamer = CallbackStreamer(tokenizer, on_text) if on_text else None
-        ids = generate_ids(self, fmri_tokens, conversations, streamer, **options)
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text.replace(FMRI_TOKEN, "").strip() for text in texts]
+        return generate_texts(self, fmri_tokens, conversations, on_text, **options)
 
 
 def init_projector(projector: nn.Linear, language_model: FrozenLanguageModel) -> None:

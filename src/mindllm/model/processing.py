@@ -1,5 +1,6 @@
 """From conversations to model inputs: token ids, positions of fMRI tokens, labels."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from mindllm.language.conversation import FMRI_TOKEN, Conversation, check_conver
 from mindllm.utils.errors import InputError
 
 IGNORE_INDEX = -100
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,12 @@ class MindLLMProcessor:
     def encode_text(self, text: str, length: int) -> list[int]:
         """The first `length` token ids of a text, padded with line breaks."""
         blank = self.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.chat_template.data_tokenizer.tokenize(text)[0].tolist()
         return (ids + blank * length)[:length]
 
-    def __call__(self, turns: Conversation, generate: bool = False) -> EncodedPrompt:
+    def __call__(
+        self, turns: Conversation, generate: bool = False, *, cut: bool = False
+    ) -> EncodedPrompt:
         """Tokenize one conversation.
 
         Parameters
@@ -77,6 +81,8 @@ class MindLLMProcessor:
             Messages with the keys role and content; one holds `<fMRI>`.
         generate : bool
             Whether it ends on a user turn, and the prompt on the opened assistant turn.
+        cut : bool
+            Whether a last answer that is too long is cut, with a warning.
 
         Returns
         -------
@@ -98,11 +104,15 @@ class MindLLMProcessor:
         labels = np.repeat(np.where(counts, ids, IGNORE_INDEX), repeats)
         ids = np.repeat(ids, repeats)
         if self.max_length and len(ids) > self.max_length:
-            raise InputError(
-                f"a conversation has {len(ids)} tokens, {self.num_fmri_tokens} of them for the "
-                f"scan, and the language model reads at most {self.max_length}. "
-                f"Shorten it: {str(turns)[:200]}..."
-            )
+            n_tokens, ids = len(ids), ids[: self.max_length]
+            labels = labels[: self.max_length]
+            if not (cut and labels[-1] != IGNORE_INDEX):
+                raise InputError(
+                    f"a conversation has {n_tokens} tokens, {self.num_fmri_tokens} of them for the "
+                    f"scan, and the language model reads at most {self.max_length}. "
+                    f"Shorten it: {str(turns)[:200]}..."
+                )
+            logger.warning("an answer is cut: %d tokens of %d are read", self.max_length, n_tokens)
         return EncodedPrompt(ids, labels, np.flatnonzero(ids == self.fmri_token_id))
 
     def pad(self, prompts: Sequence[EncodedPrompt], *, left: bool = False) -> BatchEncoding:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mindllm.language.chat_templates import DataTokenizer
 from mindllm.model.language_model import FrozenLanguageModel
 
 MIN_SINGULAR_VALUE = 1e-3  # of a component that is kept, relative to the largest
@@ -63,11 +64,11 @@ def embed_texts(
     Tensor of shape (n_texts, hidden_size), float32
         On the language model's device.
     """
-    model, tokenizer = language_model.model, language_model.tokenizer
+    model, tokenizer = language_model.model, DataTokenizer(language_model.tokenizer)
     embeddings = []
     for start in range(0, len(texts), batch_size):
         encoded = [
-            torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+            torch.from_numpy(tokenizer.tokenize(text)[0])
             for text in texts[start : start + batch_size]
         ]
         ids = torch.nn.utils.rnn.pad_sequence(
