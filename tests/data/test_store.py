@@ -209,9 +209,11 @@ def test_an_existing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for name in ("file", "nowhere", "."):
+    for name in ("file", "."):
         with pytest.raises(InputError, match=r"is not a store .*it has no dataset.json"):
             Store(tmp_path / name)
+    with pytest.raises(InputError, match=r"nowhere is not a store .*: there is no such folder"):
+        Store(tmp_path / "nowhere")
     store = make(tmp_path / "store", values(), table())
     with pytest.raises(InputError, match=r"has no subject sub-99; it holds sub-01"):
         store.select_subjects(["sub-01", "sub-99"])

@@ -94,7 +94,7 @@ def test_a_model_card_with_unknown_entries(saved: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model"])
 def test_what_is_no_model(name: str) -> None:
-    with pytest.raises(InputError, match="is not a model"):
+    with pytest.raises(InputError, match=r"there is no folder .*expected a model"):
         MindLLM.from_pretrained(name)
 
 
@@ -223,7 +223,7 @@ def test_a_model_comes_from_the_hub(hub: LocalHub, saved: Path, tmp_path: Path) 
         hub.endpoint,
         tmp_path / "home",
     )
-    assert "neither a model folder nor a model on the hub" in missing.stderr
+    assert "there is no folder lab/none, and no model of that name that can be" in missing.stderr
 
 
 def test_a_push_uploads_every_file(hub: LocalHub, saved: Path, tmp_path: Path) -> None:

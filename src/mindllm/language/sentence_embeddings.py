@@ -12,12 +12,13 @@ from transformers import AutoModel, AutoTokenizer
 
 from mindllm.language.hub import (
     DEFAULT_SENTENCE_ENCODER,
+    load_local_first,
     model_not_found_message,
     quiet_transformers,
-    resolve_model_id,
 )
 from mindllm.utils.errors import InputError
 from mindllm.utils.progress import Advance
+from mindllm.utils.weights import check_finite_weights
 
 TOKENIZE_OPTIONS = {
     "padding": True,
@@ -79,14 +80,21 @@ def embed_sentences(
 @lru_cache(maxsize=1)
 def load_sentence_encoder(name: str) -> tuple[Any, Any]:
     """Tokenizer and encoder; InputError, saying how to get it, where it cannot be loaded."""
+
+    def load(location: str) -> tuple[Any, Any]:
+        tokenizer = AutoTokenizer.from_pretrained(location)
+        return tokenizer, AutoModel.from_pretrained(location).eval()
+
     try:
         with quiet_transformers():
-            location = resolve_model_id(name)
-            tokenizer = AutoTokenizer.from_pretrained(location)
-            return tokenizer, AutoModel.from_pretrained(location).eval()
+            tokenizer, model = load_local_first(name, load)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(model_not_found_message(name, reason)) from error
+    check_finite_weights(model, f"sentence encoder {name}")
+    return tokenizer, model
 
 
 def cluster_embeddings(embeddings: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:

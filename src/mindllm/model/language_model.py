@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mindllm.language.hub import (
     DEFAULT_LANGUAGE_MODEL,
+    load_local_first,
     model_not_found_message,
     quiet_transformers,
-    resolve_model_id,
 )
 from mindllm.model.checkpoint import fingerprint
 from mindllm.model.generation import find_end_token_ids
@@ -137,11 +137,16 @@ def load_language_model(
         "attn_implementation": attn_implementation,
     }
     options = {key: value for key, value in options.items() if value is not None} | kwargs
-    location = resolve_model_id(name)
+
+    def load(location: str) -> tuple[Any, Any]:
+        tokenizer = AutoTokenizer.from_pretrained(location)
+        return tokenizer, AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
+
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(location)
-            model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype, **options)
+            tokenizer, model = load_local_first(name, load)
+    except InputError:
+        raise
     except ImportError as error:
         raise InputError(
             f"language model {name} needs a library that is not installed ({error}). "

@@ -15,7 +15,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import nn
 
 from mindllm.fmri.masker import VoxelMasker
+from mindllm.language.hub import offline, why_hub_unreachable
 from mindllm.model.checkpoint import (
+    WHAT,
     CheckpointParts,
     LanguageModelRef,
     check_weights,
@@ -133,7 +135,8 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
                 ref.fingerprint,
             )
         if parts.adapter:
-            language_model.model.load_adapter(str(parts.adapter))
+            with offline():
+                language_model.model.load_adapter(str(parts.adapter))
             language_model.model.requires_grad_(False)
         model = cls(parts.config, parts.parcel_names, language_model, ref.chat_template)
         model.encoding_model = EncodingModel.from_state_dict(parts.state_dict, "encoding_model.")
@@ -147,7 +150,8 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
         """Write all parts; called by `save_pretrained` and `push_to_hub`."""
         language_model = self.language_model
         if getattr(language_model.model, "peft_config", None):
-            language_model.model.save_pretrained(save_directory / "adapter")
+            with offline():
+                language_model.model.save_pretrained(save_directory / "adapter")
         ref = LanguageModelRef(language_model.name, language_model.fingerprint, self.chat_template)
         parts = CheckpointParts(
             config=self.encoder.config,
@@ -216,14 +220,22 @@ def resolve_checkpoint(name: str | Path, **options: Any) -> Path:
     InputError
         If there is no such folder or repository, or the hub cannot be reached.
     """
-    path = Path(name)
-    if path.is_dir() or path.exists() or path.is_absolute() or str(name).startswith("."):
+    path, text = Path(name), str(name)
+    if path.exists():
         return path
+    # A hub id is "owner/name"; anything else, or what lies in a folder that exists, is a path.
+    is_id = text.count("/") == 1 and not text.startswith((".", "~", "/"))
+    if not is_id or path.parent.is_dir():
+        raise InputError(f"there is no folder {name}: expected {WHAT}.")
+    unreachable = why_hub_unreachable()
+    if unreachable:
+        options["local_files_only"] = True
     try:
-        return Path(snapshot_download(str(name), **options))
+        return Path(snapshot_download(text, **options))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = unreachable or type(error).__name__
         raise InputError(
-            f"{name} is neither a model folder nor a model on the hub that can be fetched "
-            f"({type(error).__name__}). Give a folder made by `mindllm train`, or check the hub id "
-            "and the connection."
+            f"there is no folder {name}, and no model of that name that can be fetched from the "
+            f"hub ({reason}). Give a folder made by `mindllm train`, or check the hub id and the "
+            "connection."
         ) from error

@@ -16,7 +16,7 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mindllm.model.logits import (
     TokenTrie,
@@ -26,6 +26,7 @@ from mindllm.model.logits import (
     score_tree,
 )
 from mindllm.utils.errors import InputError
+from mindllm.utils.weights import check_finite_weights
 
 PROBE = "A person rides a bicycle along the river while two dogs play on the beach."
 PREFIX_LENGTH = 6  # tokens of a prompt, which both rows of the probe begin with
@@ -92,7 +93,7 @@ def find_shortcuts(model: Any, tokenizer: Any, name: str) -> Shortcuts:
         If weights or logits are not finite, the model is not causal, or it cannot read and
         continue embeddings, which fMRI tokens are.
     """
-    check_finite_weights(model, name)
+    check_finite_weights(model, f"language model {name}")
     pass_embeds_on(model)
     with describe_unusable(name, "does not read a text"):
         probe = make_probe(model, tokenizer)
@@ -135,34 +136,6 @@ def check_usable(
                 name,
                 f"it {reason} (log-probabilities are off by {difference:.2g} nats from those of "
                 f"its own forward; expected at most {tolerance:.2g})",
-            )
-
-
-def check_finite_weights(model: nn.Module, name: str) -> None:
-    """Check that no weight of a model is NaN or infinite.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    name : str
-        Hub id, folder or file, for the message.
-
-    Raises
-    ------
-    InputError
-        If one is; the message names the tensor.
-    """
-    for parameter_name, parameter in model.named_parameters():
-        weights = parameter.detach()
-        if not weights.is_floating_point() or not weights.numel() or weights.is_meta:
-            continue
-        low, high = torch.aminmax(weights)  # NaN if one weight is
-        if not (low.isfinite() and high.isfinite()):
-            count = int((~weights.isfinite()).sum())
-            raise InputError(
-                f"{name}: {count} of {weights.numel()} weights of {parameter_name} are NaN or "
-                "infinite. The file is damaged or its training diverged: fetch it again, or "
-                "choose another."
             )
 
 

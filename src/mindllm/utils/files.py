@@ -269,7 +269,8 @@ def read_json(path: Path, what: str) -> Any:
         If the file is missing or no JSON.
     """
     if not path.exists():
-        raise InputError(f"{path.parent} is not {what}: it has no {path.name}.")
+        reason = f"it has no {path.name}" if path.parent.exists() else "there is no such folder"
+        raise InputError(f"{path.parent} is not {what}: {reason}.")
     return parse_json(read_text(path, f"the {path.name} of {what}"), path, f"Make {what} anew.")
 
 
