@@ -1,5 +1,6 @@
 """Checks of arrays, format numbers and options."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from mindllm.utils.errors import InputError
+from mindllm.utils.files import write_json
 from mindllm.utils.validation import check_finite, check_format, check_values, validate_model
 
 
@@ -43,3 +45,18 @@ def test_unknown_options_are_named() -> None:
     assert validate_model(Options, {"seed": 3}, "here").seed == 3
     with pytest.raises(InputError, match=r"here: seeds: .* found 3"):
         validate_model(Options, {"seeds": 3}, "here")
+
+
+def test_json_is_valid_whatever_the_numbers(tmp_path: Path) -> None:
+    content = {"a": float("nan"), "b": [1.5, -float("inf"), (float("inf"), "NaN")], "c": None}
+    write_json(tmp_path / "file.json", content)
+
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is no JSON")
+
+    text = (tmp_path / "file.json").read_text()
+    assert json.loads(text, parse_constant=refuse) == {
+        "a": None,
+        "b": [1.5, None, [None, "NaN"]],
+        "c": None,
+    }

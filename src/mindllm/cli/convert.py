@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from mindllm.cli.options import NewModel, console, parse_list
+from mindllm.cli.options import NewModel, console, finite, parse_list
+from mindllm.utils.files import check_output
 
 app = typer.Typer()
 
@@ -28,12 +29,18 @@ def convert(
     ] = None,
     lora_alpha: Annotated[
         float,
-        typer.Option(help="Alpha of its LoRA part, which it does not state; the authors use 16."),
+        typer.Option(
+            min=0.001,
+            max=1e6,
+            callback=finite,
+            help="Alpha of its LoRA part, which it does not state; the authors use 16.",
+        ),
     ] = 16,
 ) -> None:
     """Convert a published checkpoint to a model folder, to decode, evaluate or train further."""
     from mindllm.convert.mindllm_checkpoint import convert_checkpoint
 
+    check_output(out, inputs=[checkpoint, roi_dir])
     with console.status(f"reading {checkpoint}"):
         model = convert_checkpoint(
             checkpoint, roi_dir, llm, out, trained_on=parse_list(trained_on), lora_alpha=lora_alpha

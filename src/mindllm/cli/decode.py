@@ -1,6 +1,5 @@
 """The command decode."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +16,12 @@ from mindllm.cli.options import (
     ModelFolder,
     bars,
     console,
+    finite,
     parse_int_ranges,
 )
 from mindllm.utils.errors import InputError
+from mindllm.utils.files import check_file, to_json
+from mindllm.utils.seeds import MAX_SEED
 
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
@@ -60,8 +62,11 @@ Standardized = Annotated[
 DoSample = Annotated[
     bool, typer.Option("--do-sample", help="Sample instead of taking the likeliest token.")
 ]
-Temperature = Annotated[float, typer.Option(help="With --do-sample: the temperature.")]
-SamplingSeed = Annotated[int, typer.Option(help="With --do-sample: the seed.")]
+Temperature = Annotated[
+    float,
+    typer.Option(min=0.01, max=100, callback=finite, help="With --do-sample: the temperature."),
+]
+SamplingSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="With --do-sample: the seed.")]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON: volume, text, log_likelihood_ratio.")
 ]
@@ -91,8 +96,9 @@ def decode(
 ) -> None:
     """Decode the volumes of a scan into text, one prediction per volume."""
     check_options(mask, subject, stream, as_json)
-    mask_img = mask if mask_threshold is None else threshold_mask(mask, mask_threshold)
     atlases, indices = parse_atlases(atlas or []), parse_int_ranges(volumes)
+    check_files(scan, mask, atlases, standardize_with)
+    mask_img = mask if mask_threshold is None else threshold_mask(mask, mask_threshold)
     loaded = load_model(model, llm, seed)
     sampling = {"do_sample": True, "temperature": temperature} if do_sample else {}
     from mindllm.model.decode import decode as decode_scan
@@ -134,6 +140,19 @@ def threshold_mask(mask: Path | None, threshold: float) -> "SpatialImage":
     if mask is None:
         raise InputError("--mask-threshold is for --mask: give one, or leave it out.")
     return binarize_mask(mask, threshold)
+
+
+def check_files(
+    scan: Path, mask: Path | None, atlases: dict[str, str], standardize_with: Path | None
+) -> None:
+    """Refuse files that are not there, before anything is loaded."""
+    if mask is not None:
+        check_file(mask, "mask")
+    for name, file in atlases.items():
+        check_file(Path(file), f"atlas {name}")
+    check_file(scan, "scan")
+    if standardize_with is not None:
+        check_file(standardize_with, "--standardize-with")
 
 
 def load_model(folder: Path, language_model: str | None, seed: int) -> "MindLLM":
@@ -196,7 +215,7 @@ def show(decoded: Sequence["DecodedVolume"], as_json: bool) -> None:
             }
             for d in decoded
         ]
-        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        print(to_json(rows))
         return
     for d in decoded:
         ratio = f"[dim](log-likelihood ratio {d.log_likelihood_ratio:+.1f})[/dim]"

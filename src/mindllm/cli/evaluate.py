@@ -1,6 +1,5 @@
 """Commands that evaluate models: evaluate and compare."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +20,8 @@ from mindllm.cli.options import (
     errors,
     parse_list,
 )
+from mindllm.utils.files import check_output, to_json
+from mindllm.utils.seeds import MAX_SEED
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from mindllm.evaluation.compare import ComparisonResult
 
 app = typer.Typer()
-
+# One of them shows that a folder holds a report, or an evaluation that was interrupted.
+REPORT_FILES = ("result.json", "partial", "permuted-pairs")
 
 ReportFolder = Annotated[
     Path,
@@ -91,8 +93,9 @@ def evaluate(
     from mindllm.report.write import to_table, write_report
 
     # Checked before the language model is loaded, which takes a while.
-    Store(store, split_scheme).select_subjects(parse_list(subjects))
     checked_controls = check_controls(controls)
+    check_output(out, inputs=[model, store], resumable=REPORT_FILES)
+    Store(store, split_scheme).select_subjects(parse_list(subjects))
     loaded = MindLLM.from_pretrained(model, language_model=llm)
     opened = open_store(store, loaded.model_card, split_scheme)
     if not resume:
@@ -121,7 +124,9 @@ def evaluate(
 def compare(
     first: ResultFolder,
     second: Annotated[Path, typer.Argument(help="Another model's report on the same trials.")],
-    seed: Annotated[int, typer.Option(help="Of the bootstrap and the sign flips.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of the bootstrap and the sign flips.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Compare two models on the same trials, paired: every score's difference and interval."""
@@ -130,7 +135,7 @@ def compare(
     with errors.status("comparing"):
         comparison = run(first, second, seed)
     if as_json:
-        print(json.dumps(asdict(comparison), indent=1))
+        print(to_json(asdict(comparison)))
     else:
         console.print(comparison_table(comparison))
 

@@ -1,5 +1,6 @@
 """What commands share: consoles, progress bars, and the options that several of them have."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,9 @@ from rich.progress import Progress
 
 from mindllm.utils import progress
 from mindllm.utils.errors import InputError
+from mindllm.utils.seeds import MAX_SEED
+
+MAX_COUNT = 100_000  # of what is read or written at once
 
 ModelFolder = Annotated[Path, typer.Argument(help="A model folder.")]
 StoreFolder = Annotated[Path, typer.Argument(help="A prepared store.")]
@@ -35,15 +39,20 @@ LanguageModelPath = Annotated[
     str | None,
     typer.Option(help="Folder of the language model, if not found under the model's name for it."),
 ]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Length limit of a prediction, in tokens.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Trials the language model reads at once.")]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option(min=1, max=MAX_COUNT, help="Length limit of a prediction, in tokens."),
+]
+BatchSize = Annotated[
+    int, typer.Option(min=1, max=MAX_COUNT, help="Trials the language model reads at once.")
+]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of all random draws.")]
 MaskThreshold = Annotated[
     float | None,
     typer.Option(
         help="For a mask that is not binary, such as a probability map: voxels above it are inside."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 console = Console()
@@ -58,12 +67,29 @@ def bars() -> Progress:
 def parse_list(text: str | None) -> list[str] | None:
     """Split a comma-separated option; None stays None.
 
+    Raises
+    ------
+    InputError
+        If the text names nothing.
+
     Examples
     --------
     >>> parse_list("sub-01, sub-02")
     ['sub-01', 'sub-02']
     """
-    return [part.strip() for part in text.split(",") if part.strip()] if text else None
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise InputError(f"{text!r} names nothing; expected names or numbers between commas.")
+    return parts
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse NaN and infinity, which ranges of options let through."""
+    if value is not None and not math.isfinite(value):
+        raise InputError(f"an option is {value}; expected a finite number.")
+    return value
 
 
 def parse_int_ranges(text: str | None) -> list[int] | None:
@@ -72,7 +98,7 @@ def parse_int_ranges(text: str | None) -> list[int] | None:
     Raises
     ------
     InputError
-        If the text names no number, or something else.
+        If the text names nothing, or something else than numbers.
 
     Examples
     --------
@@ -85,6 +111,4 @@ def parse_int_ranges(text: str | None) -> list[int] | None:
         if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
             raise InputError(f"{text!r} is no list of whole numbers; expected e.g. 0,3,5 or 0-9.")
         numbers += range(int(first), int(last or first) + 1)
-    if text is not None and not numbers:
-        raise InputError(f"{text!r} names no number; expected e.g. 0,3,5 or 0-9.")
     return numbers or None

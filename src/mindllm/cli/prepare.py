@@ -18,6 +18,7 @@ from mindllm.cli.options import (
     Subjects,
     bars,
     console,
+    finite,
     parse_int_ranges,
     parse_list,
 )
@@ -36,13 +37,21 @@ Nan = Annotated[str, typer.Option(help="Voxels with NaN: `error`, or `drop` to l
 ValFraction = Annotated[
     float,
     typer.Option(
+        min=0,
+        max=1,
+        callback=finite,
         help="Fraction of the training stimuli for validation. For bids: of all stimuli, where the "
-        "trials tables have no `split`."
+        "trials tables have no `split`.",
     ),
 ]
 TestFraction = Annotated[
     float,
-    typer.Option(help="Fraction of the stimuli for testing, where the tables have no `split`."),
+    typer.Option(
+        min=0,
+        max=1,
+        callback=finite,
+        help="Fraction of the stimuli for testing, where the tables have no `split`.",
+    ),
 ]
 
 RESUME_HELP = "Run it again after an interruption: it goes on."

@@ -1,12 +1,12 @@
 """The commands evaluate-qa and score."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mindllm.cli.options import (
+    MAX_COUNT,
     AsJson,
     LanguageModelPath,
     MaxNewTokens,
@@ -19,6 +19,8 @@ from mindllm.cli.options import (
     errors,
     parse_list,
 )
+from mindllm.utils.files import check_output, to_json
+from mindllm.utils.seeds import MAX_SEED
 
 app = typer.Typer()
 Source = Annotated[str, typer.Option(help="Whose questions to ask, e.g. coco-caption or vqa-v2.")]
@@ -55,8 +57,10 @@ def evaluate_qa(
     average_repetitions: AverageRepetitions = False,
     task: QATask = None,
     max_new_tokens: MaxNewTokens = 48,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions read at once.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of the shuffling.")] = 0,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=MAX_COUNT, help="Questions read at once.")
+    ] = 16,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the shuffling.")] = 0,
     llm: LanguageModelPath = None,
 ) -> None:
     """Ask a source's questions about trials and score the answers, with two controls."""
@@ -65,7 +69,10 @@ def evaluate_qa(
     from mindllm.evaluation.question_answering import evaluate_qa as run
     from mindllm.model.modeling import MindLLM
 
-    Store(store, split_scheme)  # before the language model is loaded, which takes a while
+    check_output(out, inputs=[model, store])
+    Store(store, split_scheme).select_subjects(
+        parse_list(subjects)
+    )  # before the language model is loaded, which takes a while
     loaded = MindLLM.from_pretrained(model, language_model=llm)
     with bars() as progress:
         bar = progress.add_task("answering", total=None)
@@ -110,7 +117,7 @@ def score(
             "source": tasks.TASKS[task].source,
             "scores": result.values,
         }
-        print(json.dumps(content, indent=1))
+        print(to_json(content))
         return
     rows = {name: [value] for name, value in result.values.items()}
     print_scores(f"{task}, {len(result.keys)} items", ["value"], rows)

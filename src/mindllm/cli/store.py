@@ -10,6 +10,7 @@ from rich.table import Column, Table
 
 from mindllm.cli.options import Seed, SplitScheme, StoreFolder, bars, console, parse_list
 from mindllm.utils.errors import InputError
+from mindllm.utils.files import check_output
 
 if TYPE_CHECKING:
     from mindllm.report.store_report import StoreReport, TextTable
@@ -30,11 +31,10 @@ def qc(
     """Show what a store holds, check that it looks right, and draw figures of it."""
     from mindllm.data.store import Store
     from mindllm.report.store_report import inspect_store, write_store_report
-    from mindllm.utils.files import check_not_exists
 
     data = Store(store, split_scheme)
     if out is not None:
-        check_not_exists(out)
+        check_output(out, inputs=[store])
     with bars() as progress:
         report = inspect_store(data, seed, progress)
     print_report(report)
@@ -101,7 +101,7 @@ StartSplit = Annotated[
         help="By subject or sessions: another split to start from. Default: that of `prepare`.",
     ),
 ]
-NumClusters = Annotated[int, typer.Option(help="By cluster: number of clusters.")]
+NumClusters = Annotated[int, typer.Option(min=2, help="By cluster: number of clusters.")]
 TrainSessions = Annotated[
     int, typer.Option(min=1, help="By sessions: how many are trained on (one is about an hour).")
 ]
@@ -151,9 +151,12 @@ def split(
 
 def parse_fractions(texts: dict[str, str]) -> dict[str, float]:
     """Return fractions of the stimuli as numbers."""
+    expected = "expected fractions of the stimuli, e.g. --test 0.2 --val 0.1."
     try:
-        return {part: float(text) for part, text in texts.items()}
+        fractions = {part: float(text) for part, text in texts.items()}
     except ValueError as error:
-        raise InputError(
-            f"{error}: expected fractions of the stimuli, e.g. --test 0.2 --val 0.1."
-        ) from error
+        raise InputError(f"{error}: {expected}") from error
+    for part, fraction in fractions.items():
+        if not 0 <= fraction < 1:  # not for NaN either
+            raise InputError(f"--{part} {texts[part]}: {expected}")
+    return fractions

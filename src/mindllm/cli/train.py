@@ -15,6 +15,8 @@ from mindllm.cli.options import (
     console,
     parse_list,
 )
+from mindllm.utils.files import check_output
+from mindllm.utils.seeds import MAX_SEED
 
 app = typer.Typer()
 
@@ -32,7 +34,9 @@ Preset = Annotated[
 ConfigFile = Annotated[
     Path | None, typer.Option(help="YAML or JSON file of training options; see `mindllm config`.")
 ]
-TrainingSeed = Annotated[int | None, typer.Option(help="Seed of all random draws.")]
+TrainingSeed = Annotated[
+    int | None, typer.Option(min=0, max=MAX_SEED, help="Seed of all random draws.")
+]
 InitFrom = Annotated[
     str | None,
     typer.Option(help="A model to train further, with its own encoder, instead of a new one."),
@@ -64,6 +68,8 @@ def train(
     from mindllm.training import trainer
     from mindllm.training.configuration import read_config
 
+    inputs = [store, *([Path(init_from)] if init_from else []), *([Path(llm)] if llm else [])]
+    check_output(out, inputs=inputs, resumable=("config.json", "training"))
     options = {"language_model": llm, "preset": preset, "seed": seed, "init_from": init_from}
     settings = read_config(config, {k: v for k, v in options.items() if v is not None})
     with bars() as progress:
@@ -94,7 +100,10 @@ def demo(
         Path, typer.Option(help="Folder for the simulated data, the store, the model, the report.")
     ] = Path("runs/demo"),
     n_subjects: Annotated[
-        int, typer.Option(min=3, help="Subjects to simulate; the last one is left out of training.")
+        int,
+        typer.Option(
+            min=3, max=1000, help="Subjects to simulate; the last one is left out of training."
+        ),
     ] = 8,
     seed: Seed = 0,
     llm: LanguageModel = None,
@@ -102,4 +111,5 @@ def demo(
     """Simulate subjects, train, and evaluate on one left out: the whole pipeline, on a CPU."""
     from mindllm.cli.demo import demo as run
 
+    check_output(out, inputs=[Path(llm)] if llm else [], resumable=("bids", "bids.partial"))
     run(out, console, bars, n_subjects, seed, llm)

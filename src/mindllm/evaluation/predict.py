@@ -30,7 +30,7 @@ from mindllm.training.configuration import TrainConfig
 from mindllm.training.trainer import train
 from mindllm.utils.errors import InputError
 from mindllm.utils.progress import progress_bar, spinner
-from mindllm.utils.seeds import subject_seed
+from mindllm.utils.seeds import check_seed, subject_seed
 
 N_ORACLE_CLUSTERS = 8
 PERMUTED_PAIRS_DIR = "permuted-pairs"  # within cache_dir
@@ -69,6 +69,7 @@ class PredictOptions:
     generate_options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.controls == "all" and self.cache_dir is None:
             raise InputError(
                 "controls='all' trains a model on permuted pairs; "

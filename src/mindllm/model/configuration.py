@@ -19,7 +19,7 @@ class MindLLMConfig(BaseModel):
     256
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     num_queries: PositiveInt = 1024
     """N: queries of the attention over voxels."""

@@ -8,6 +8,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -20,6 +21,7 @@ from mindllm.language.hub import DEFAULT_SENTENCE_ENCODER
 from mindllm.model.configuration import PRESETS, Fraction, MindLLMConfig
 from mindllm.model.encoding_model import EncodingModelConfig
 from mindllm.utils.errors import InputError
+from mindllm.utils.seeds import MAX_SEED
 from mindllm.utils.text_files import read_yaml
 from mindllm.utils.validation import validate_model
 
@@ -36,7 +38,7 @@ class StageConfig(BaseModel):
     0.001
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     max_steps: NonNegativeInt
     """Optimizer steps; 0 leaves the stage out."""
@@ -46,7 +48,7 @@ class StageConfig(BaseModel):
     """Subjects per step: the attention is computed once per subject, however many trials it has."""
     learning_rate: PositiveFloat = 1e-3
     """Learning rate after the warmup."""
-    weight_decay: float = 0.05
+    weight_decay: NonNegativeFloat = 0.05
     """Weight decay of the token head and the projector."""
 
 
@@ -64,7 +66,7 @@ class TrainConfig(BaseModel):
     12
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     preset: str = "default"
     """Sizes of the encoder: default, walkthrough or paper."""
@@ -84,7 +86,7 @@ class TrainConfig(BaseModel):
     """A model folder to train further, with its own encoder; null: a new encoder. Without options
     for `alignment`, that stage is left out, because its fMRI embeddings are aligned already, and
     instruction tuning trains the complete encoder."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of all random draws."""
     alignment: StageConfig = StageConfig(max_steps=200, batch_size=480)
     """First stage: fMRI embeddings are aligned with text embeddings."""
@@ -98,16 +100,16 @@ class TrainConfig(BaseModel):
     """Least and greatest fraction of a subject's voxels left out in a step."""
     mixup_prob: Fraction = 0.5
     """Fraction of samples that mix two trials of one stimulus, of two subjects or of one."""
-    repetition_noise_scale: float = 2.0
+    repetition_noise_scale: NonNegativeFloat = 2.0
     """Greatest multiple of the difference between two trials of another stimulus that is added to
     a sample as noise."""
-    coord_jitter_mm: float = 2.0
+    coord_jitter_mm: NonNegativeFloat = 2.0
     """Standard deviation of a shift of a subject's coordinates, drawn each step."""
-    affine_jitter_sd: float = 0.02
+    affine_jitter_sd: NonNegativeFloat = 0.02
     """Standard deviation of the entries of a random linear map about identity, likewise."""
-    query_noise_sd: float = 0.3
+    query_noise_sd: NonNegativeFloat = 0.3
     """Standard deviation of noise on the query outputs, relative to their own."""
-    embedding_noise_scale: float = 1.0
+    embedding_noise_scale: NonNegativeFloat = 1.0
     """Greatest length of noise on an fMRI embedding, relative to its own, in instruction tuning."""
     warmup_ratio: Fraction = 0.1
     """Fraction of a stage's steps in which the learning rate rises; it then falls as a cosine."""

@@ -2,12 +2,14 @@
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from safetensors import SafetensorError
@@ -232,6 +234,82 @@ def check_not_exists(path: Path) -> None:
         )
 
 
+def check_file(path: Path, what: str) -> None:
+    """Check that a file is there, before anything that takes long.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    what : str
+        What it is, for the message.
+
+    Raises
+    ------
+    InputError
+        If there is no such file.
+    """
+    if not path.is_file():
+        kind = "is a folder, not a file" if path.is_dir() else ""
+        raise InputError(f"{what}: {f'{path} {kind}' if kind else f'there is no file {path}'}.")
+
+
+def check_output(path: Path, inputs: Sequence[Path] = (), resumable: Sequence[str] = ()) -> None:
+    """Check that a folder can be written, before anything that takes long.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    inputs : sequence of Path
+        What is read; the folder must be none of them, and lie in none.
+    resumable : sequence of str
+        Names in a folder that this command has written before, one of which shows that it may go
+        on there. None: the folder must be new or empty.
+
+    Raises
+    ------
+    InputError
+        If it is a file, an input, not writable, or holds other files.
+    """
+    for source in inputs:
+        if source.exists() and path.resolve().is_relative_to(source.resolve()):
+            raise InputError(f"{path} lies in {source}, which is read. Choose another folder.")
+    if path.is_dir() and any(path.iterdir()):
+        if not any((path / name).exists() for name in resumable):
+            names = sorted(entry.name for entry in path.iterdir())
+            raise InputError(
+                f"{path} already exists and holds other files ({', '.join(names[:3])}"
+                f"{', ...' if len(names) > 3 else ''}). Choose another name, or an empty folder."
+            )
+    elif path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; expected a folder to write. Choose another name.")
+    check_writable(path)
+
+
+def check_writable(directory: Path) -> None:
+    """Check that a folder can be created and written; nothing is left there.
+
+    Parameters
+    ----------
+    directory : Path
+
+    Raises
+    ------
+    InputError
+        If the folder is not writable.
+    """
+    missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    try:
+        with disk_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=directory).close()
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON, completely or not at all.
 
@@ -243,9 +321,37 @@ def write_json(path: Path, content: Any) -> None:
         What `json.dumps` takes.
     """
     with atomic_write(path) as temporary:
-        temporary.write_text(
-            json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        temporary.write_text(to_json(content) + "\n", encoding="utf-8")
+
+
+def to_json(content: Any) -> str:
+    """Format content as indented JSON.
+
+    Parameters
+    ----------
+    content : object
+        What `json.dumps` takes.
+
+    Returns
+    -------
+    str
+        Valid JSON: NaN and infinities, for which it has no number, are null.
+
+    Examples
+    --------
+    >>> to_json([1.5, float("nan")])
+    '[\\n 1.5,\\n null\\n]'
+    """
+    return json.dumps(without_nan(content), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def without_nan(content: Any) -> Any:
+    """The same content with None in place of NaN and infinities."""
+    if isinstance(content, Mapping):
+        return {name: without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def read_json(path: Path, what: str) -> Any:
