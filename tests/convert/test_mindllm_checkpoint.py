@@ -209,6 +209,14 @@ STATES = {
         reshape("projector.weight"),
         r"head\.weight makes 30 numbers, which is no multiple of the 9",
     ),
+    "numbers whose product is too large": (
+        lambda s: [
+            tensor.fill_(1e30)
+            for name, tensor in s.items()
+            if "transform" in name or "region_feature_project" in name
+        ],
+        r"converted to single precision: \d+ of \d+ weights of \S+ are NaN or infinite",
+    ),
     "NaN": (
         spoil(f"{ENCODER}mlp.1.0.weight"),
         r"NaN or infinity in fmri_encoder\.mlp\.1\.0\.weight",

@@ -39,6 +39,7 @@ from mindllm.model.model_card import ConvertedFrom, ModelCard
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import atomic_directory, check_not_exists
+from mindllm.utils.weights import check_finite_weights
 
 LORA_ALPHA = 16  # the checkpoint does not hold it; the authors' main.py does
 CHAT_TEMPLATE = "vicuna"
@@ -136,6 +137,7 @@ def build_model(
     outside = {atlas for atlas, names in parcel_names.items() if names[-1:] == [OUTSIDE]}
     model = MindLLM(dims.config(), parcel_names, language_model, CHAT_TEMPLATE).eval()
     state = convert_state_dict(checkpoint.state_dict, dims, outside)
+    check_finite_weights(state.items(), f"{checkpoint.file}, converted to single precision")
     model.load_state_dict(state | {"null_tokens": model.null_tokens})
     # The checkpoint has no mean tokens: the tokens of an average scan (every voxel 0) replace them.
     head = model.encoder.head
@@ -341,6 +343,7 @@ def load_lora_adapter(
         If the tensors do not fit the language model.
     """
     model, name = language_model.model, language_model.name
+    check_finite_weights(weights.items(), str(file))
     rank, layers = infer_lora_layers(weights, dict(model.named_modules()), name, file)
     config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, target_modules=layers)
     try:

@@ -93,7 +93,7 @@ def load_sentence_encoder(name: str) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(model_not_found_message(name, reason)) from error
-    check_finite_weights(model, f"sentence encoder {name}")
+    check_finite_weights(model.named_parameters(), f"sentence encoder {name}")
     return tokenizer, model
 
 

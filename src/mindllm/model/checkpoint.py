@@ -25,6 +25,7 @@ from mindllm.utils.errors import InputError
 from mindllm.utils.files import atomic_write, read_json, write_json
 from mindllm.utils.validation import check_format
 from mindllm.utils.versions import package_version
+from mindllm.utils.weights import check_finite_weights
 
 FORMAT = 2
 WHAT = "a model (made by `mindllm train` or `mindllm convert`)"
@@ -92,6 +93,7 @@ def fingerprint(model: Any) -> str:
 
 def save_checkpoint(parts: CheckpointParts, folder: Path) -> None:
     """Write a model folder; config.json comes last: without it the folder is no model."""
+    check_finite_weights(parts.state_dict.items(), f"the model for {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "model.safetensors") as temporary:
         tensors = {n: t.detach().cpu().contiguous() for n, t in parts.state_dict.items()}
@@ -123,7 +125,7 @@ def load_checkpoint(folder: Path) -> CheckpointParts:
     Raises
     ------
     InputError
-        If it is no model, is damaged, or has another format.
+        If it is no model, is damaged, has weights that are not finite, or another format.
     """
     content = read_json(folder / "config.json", WHAT)
     check_format(folder, "model", content.get("format"), FORMAT, "Train or convert it again.")
@@ -163,11 +165,13 @@ def load_checkpoint(folder: Path) -> CheckpointParts:
 def load_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file."""
     try:
-        return load_file(file)
+        tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{file} is missing or damaged ({error}). Train or fetch the model again."
         ) from error
+    check_finite_weights(tensors.items(), str(file))
+    return tensors
 
 
 def check_weights(

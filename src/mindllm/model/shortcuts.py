@@ -93,7 +93,7 @@ def find_shortcuts(model: Any, tokenizer: Any, name: str) -> Shortcuts:
         If weights or logits are not finite, the model is not causal, or it cannot read and
         continue embeddings, which fMRI tokens are.
     """
-    check_finite_weights(model, f"language model {name}")
+    check_finite_weights(model.named_parameters(), f"language model {name}")
     pass_embeds_on(model)
     with describe_unusable(name, "does not read a text"):
         probe = make_probe(model, tokenizer)
