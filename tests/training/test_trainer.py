@@ -241,6 +241,68 @@ def test_a_finished_folder(tiny_store: Store, tiny_llm_folder: Path, trained: Pa
     assert {p.name: p.stat().st_mtime_ns for p in trained.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"seed": 7}, "seed: 0 then, 7 now"),
+        ({"query_noise_sd": 0.9}, "query_noise_sd: 0.3 then, 0.9 now"),
+        ({"align": 9}, "alignment: .*'max_steps': 6.* then, .*'max_steps': 9.* now"),
+    ],
+)
+def test_a_finished_training_is_not_taken_for_another(
+    tiny_store: Store, tiny_llm_folder: Path, trained: Path, others: dict, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train(tiny_store, trained, options(tiny_llm_folder, **others), resume=True)
+
+
+def test_a_finished_training_of_other_data_is_not_taken(
+    tiny_store: Store, tiny_llm_folder: Path, trained: Path, tmp_path: Path
+) -> None:
+    config = options(tiny_llm_folder)
+    with pytest.raises(InputError, match=r"subjects: .*'sub-03': .* then, .* now"):
+        train(tiny_store, trained, config, subjects=["sub-01", "sub-02"], resume=True)
+    other = small_store(tmp_path / "other", {"sub-01": ["train"] * 6})
+    with pytest.raises(InputError, match="store: 'tiny' then, 'small' now"):
+        train(other, trained, config, resume=True)
+    folder = shutil.copytree(tiny_store.path, tmp_path / "changed")
+    changed = Store(folder)
+    betas = np.array(changed.betas("sub-02"))
+    betas[0] *= 1.5
+    np.save(folder / "subjects" / "sub-02" / "betas.npy", betas)
+    with pytest.raises(InputError, match=r"subjects: .*'sub-02'"):
+        train(Store(folder), trained, config, resume=True)
+    unknown = Path(shutil.copytree(trained, tmp_path / "unknown"))
+    (unknown / "training.json").write_text("{}")
+    with pytest.raises(InputError, match="does not say which training it comes from"):
+        train(tiny_store, unknown, config, resume=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_model_whose_weights_are_not_finite_is_refused(
+    trained: Path, tmp_path: Path, value: float
+) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("projector.weight", "null_tokens", "encoder.queries"):
+        broken = {n: tensor.clone() for n, tensor in tensors.items()}
+        broken[name].view(-1)[3] = value
+        save_file(broken, folder / "model.safetensors")
+        with pytest.raises(
+            InputError, match=rf"model.safetensors: 1 of \d+ weights of {name} are NaN or infinite"
+        ):
+            MindLLM.from_pretrained(folder)
+
+
+def test_a_model_whose_weights_are_not_finite_is_not_written(trained: Path, tmp_path: Path) -> None:
+    model = MindLLM.from_pretrained(trained)
+    with torch.no_grad():
+        model.projector.bias[0] = torch.inf
+    with pytest.raises(InputError, match=r"weights of projector.bias are NaN or infinite"):
+        model.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.rglob("config.json"))
+
+
 def small_store(
     path: Path, split: dict[str, list[str]], conversations: pd.DataFrame | None = None
 ) -> Store:

@@ -131,6 +131,10 @@ class History(TrainerCallback):
 
     def on_train_end(self, trainer: Trainer, directory: Path) -> None:
         rows = [entry.to_row() for entry in trainer.state.history]
-        content = {"history": rows, "best": trainer.state.best_val_loss}
+        content = {
+            "history": rows,
+            "best": trainer.state.best_val_loss,
+            "fingerprint": trainer.fingerprint(),
+        }
         write_json(directory / "training.json", content)
         plot_training_curve(rows, directory / "training.png")

@@ -1,11 +1,13 @@
 """State of a training on disk: an interrupted one goes on to the same weights."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -14,10 +16,11 @@ from torch import Tensor, nn
 from mindllm.data.store import Store
 from mindllm.training.configuration import TrainConfig
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import atomic_write
+from mindllm.utils.files import atomic_write, read_json
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 METADATA_KEY = "trainer_state"
+N_HASHED_TRIALS = 32
 TensorDict = dict[str, Tensor]
 HistoryRow = dict[str, float | int | str | None]
 
@@ -123,15 +126,25 @@ def run_fingerprint(
     Returns
     -------
     dict
-        JSON values: the training options, store, split, subjects with the shapes of their betas,
-        and the language model's fingerprint.
+        JSON values: the training options, store, split, subjects with the shapes and hashes of
+        their betas and trials, and the language model's fingerprint.
     """
     return config.model_dump(mode="json") | {
         "store": store.meta["name"],
         "split": store.split["name"],
-        "subjects": {subject: list(store.betas(subject).shape) for subject in subjects},
+        "subjects": {s: [*store.betas(s).shape, hash_data(store, s)] for s in subjects},
         "language_model_fingerprint": language_model,
     }
+
+
+def hash_data(store: Store, subject: str) -> str:
+    """Hash of a subject's trials, voxels, scaling and of some of the betas, evenly spread."""
+    trials, masker = store.trials(subject), store.masker(subject)
+    rows = np.linspace(0, len(trials) - 1, min(len(trials), N_HASHED_TRIALS)).astype(int)
+    betas = store.betas(subject, rows.tolist(), standardize=True)
+    digest = hashlib.sha256(trials.to_csv().encode())
+    digest.update(masker.coords_mm.tobytes() + betas.tobytes())
+    return digest.hexdigest()[:12]
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, fingerprint: Mapping[str, object]) -> None:
@@ -219,6 +232,36 @@ def check_fingerprint(current: Mapping[str, object], saved: Mapping[str, object]
             f"this training was begun with other options: {'; '.join(differences)}. "
             "Repeat them, or train into another folder."
         )
+
+
+def check_same_training(
+    out: Path, config: TrainConfig, store: Store, subjects: Sequence[str]
+) -> None:
+    """Check that a finished training is the one that is asked for.
+
+    Parameters
+    ----------
+    out : Path
+        The model folder.
+    config : TrainConfig
+    store : Store
+    subjects : sequence of str
+        Training subjects.
+
+    Raises
+    ------
+    InputError
+        If an option, the store or the data differs; the message has both values.
+    """
+    saved = read_json(out / "training.json", "a trained model").get("fingerprint")
+    if not isinstance(saved, dict):
+        raise InputError(
+            f"{out} does not say which training it comes from, so it cannot be resumed. "
+            "Train into another folder."
+        )
+    # The language model is compared when it is loaded.
+    language_model = str(saved.get("language_model_fingerprint"))
+    check_fingerprint(run_fingerprint(config, store, subjects, language_model), saved)
 
 
 def collect_optimizer_state(

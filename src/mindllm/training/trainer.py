@@ -42,6 +42,7 @@ from mindllm.training.resume import (
     Checkpoint,
     HistoryEntry,
     TrainerState,
+    check_same_training,
     collect_optimizer_state,
     load_checkpoint,
     restore_optimizer_state,
@@ -50,7 +51,7 @@ from mindllm.training.resume import (
 )
 from mindllm.training.trials import select_training_data
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import disk_errors
+from mindllm.utils.files import check_output
 from mindllm.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def train(
     ------
     InputError
         If no trial is left, `out` holds a finished model or an unfinished training and `resume`
-        is False, the training was begun with other options, or it diverges.
+        is False, the training was begun or finished with other options or data, or it diverges.
 
     Examples
     --------
@@ -103,12 +104,14 @@ def train(
     out = Path(out)
     if (out / "config.json").exists():
         if resume:
+            data = select_training_data(store, store.select_subjects(subjects), config)
+            check_same_training(out, config, store, data.training.subjects)
             logger.info("%s is already trained", out)
             return MindLLM.from_pretrained(out)
         raise InputError(
             f"{out} already holds a trained model. Choose another folder, or remove it."
         )
-    check_writable(out)
+    check_output(out, [store.path], ("training",))
     trainer = Trainer(store, store.select_subjects(subjects), config, callbacks)
     checkpoint = out / "training" / "state.safetensors"
     if checkpoint.exists() and not resume:
@@ -121,15 +124,6 @@ def train(
         logger.info("going on after step %d", trainer.state.step)
     trainer.run(checkpoint, progress)
     return trainer.finalize(out)
-
-
-def check_writable(directory: Path) -> None:
-    """Raise InputError if a folder cannot be created, before anything is loaded."""
-    with disk_errors(directory):
-        is_new = not directory.exists()
-        directory.mkdir(parents=True, exist_ok=True)
-        if is_new:
-            directory.rmdir()
 
 
 class Trainer:
