@@ -9,6 +9,7 @@ import typer
 from rich.logging import RichHandler
 
 from mindllm.cli import convert, decode, evaluate, prepare, score, store, train
+from mindllm.cli.interruption import Interruption, describe, end_children, interruptible
 from mindllm.cli.options import errors
 from mindllm.utils.errors import InputError
 from mindllm.utils.versions import package_version
@@ -43,7 +44,7 @@ def every_command(
 
 
 def main() -> None:
-    """Run a command; bad input ends in one message and exit status 1."""
+    """Run a command; bad input ends in one message and exit status 1, a signal in 128 more."""
     logging.basicConfig(
         level=logging.INFO,
         format="%(message)s",
@@ -54,8 +55,18 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     for library in ("httpx", "httpcore", "huggingface_hub", "filelock", "matplotlib"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    with interruptible():
+        run()
+
+
+def run() -> None:
+    """Run the command of the arguments; every end that is no success has its exit code."""
     try:
         app()
+    except Interruption as end:
+        end_children()
+        errors.print(describe(end.number), highlight=False, markup=False, soft_wrap=True)
+        sys.exit(end.exit_code)
     except InputError as error:
         errors.print(
             f"[bold red]error:[/bold red] {str(error).replace('[', chr(92) + '[')}",

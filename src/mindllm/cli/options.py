@@ -64,6 +64,13 @@ def bars() -> Progress:
     return progress.make_progress(errors)
 
 
+def check_model(folder: Path) -> None:
+    """Refuse what is no model folder, before anything is loaded."""
+    from mindllm.model.pretrained import check_model_name
+
+    check_model_name(folder)
+
+
 def parse_list(text: str | None) -> list[str] | None:
     """Split a comma-separated option; None stays None.
 

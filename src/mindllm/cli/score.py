@@ -15,6 +15,7 @@ from mindllm.cli.options import (
     StoreFolder,
     Subjects,
     bars,
+    check_model,
     console,
     errors,
     parse_list,
@@ -70,6 +71,7 @@ def evaluate_qa(
     from mindllm.model.modeling import MindLLM
 
     check_output(out, inputs=[model, store])
+    check_model(model)
     Store(store, split_scheme).select_subjects(
         parse_list(subjects)
     )  # before the language model is loaded, which takes a while

@@ -5,10 +5,15 @@ workers see the same files. A session's file is complete or absent; a session th
 has read is not read again.
 """
 
+import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Self
 
@@ -97,6 +102,7 @@ class ReadTask:
 
     def run(self) -> Self:
         """Read the session and write it, completely or not at all."""
+        end_with_parent()
         name, rows = self.session.name, self.session.rows
         betas = cast_betas(self.session.read(), self.n_voxels, self.dtype, name)
         if len(betas) != len(rows):
@@ -210,6 +216,21 @@ def run_tasks(
                 "a worker was killed, most likely because memory ran out. Take fewer workers "
                 "(--n-jobs) and run the same command again: it goes on where it stopped."
             ) from error
+
+
+@cache
+def end_with_parent() -> None:
+    """End a process that joblib has started on this machine when the one that started it ends."""
+    if not current_process().name.startswith("LokyProcess"):
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def iter_chunks(

@@ -212,6 +212,29 @@ def ignore_language_model(module: nn.Module, incompatible_keys: Any) -> None:
     missing[:] = [n for n in missing if LANGUAGE_MODEL_PREFIX not in n]
 
 
+def check_model_name(path: Path) -> None:
+    """Check that a path is a model folder or can be a hub id, which takes no time.
+
+    Parameters
+    ----------
+    path : Path
+        A model folder, or a hub id such as "lab/mindllm-nsd".
+
+    Raises
+    ------
+    InputError
+        If there is no such folder and it is no hub id, or the folder holds no model.
+    """
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path} is not {WHAT}: it has no config.json.")
+        return
+    # A hub id is "owner/name"; anything else, or what lies in a folder that exists, is a path.
+    is_id = len(path.parts) == 2 and path.parts[0] not in ("..", "~", path.anchor)
+    if not is_id or path.parent.is_dir():
+        raise InputError(f"there is no folder {path}: expected {WHAT}.")
+
+
 def resolve_checkpoint(name: str | Path, **options: Any) -> Path:
     """The folder of a checkpoint: itself, or a snapshot of a hub repository.
 
@@ -220,18 +243,15 @@ def resolve_checkpoint(name: str | Path, **options: Any) -> Path:
     InputError
         If there is no such folder or repository, or the hub cannot be reached.
     """
-    path, text = Path(name), str(name)
+    path = Path(name)
+    check_model_name(path)
     if path.exists():
         return path
-    # A hub id is "owner/name"; anything else, or what lies in a folder that exists, is a path.
-    is_id = text.count("/") == 1 and not text.startswith((".", "~", "/"))
-    if not is_id or path.parent.is_dir():
-        raise InputError(f"there is no folder {name}: expected {WHAT}.")
     unreachable = why_hub_unreachable()
     if unreachable:
         options["local_files_only"] = True
     try:
-        return Path(snapshot_download(text, **options))
+        return Path(snapshot_download(str(name), **options))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = unreachable or type(error).__name__
         raise InputError(
