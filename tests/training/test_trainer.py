@@ -241,6 +241,20 @@ def test_a_finished_folder(tiny_store: Store, tiny_llm_folder: Path, trained: Pa
     assert {p.name: p.stat().st_mtime_ns for p in trained.iterdir()} == before
 
 
+def test_a_conversation_that_is_too_long_is_refused_before_the_first_step(
+    tmp_path: Path, tiny_llm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = conversations_from_captions(
+        pd.DataFrame(
+            {"stimulus": [f"stim{i}" for i in range(6)], "caption": [*TEXTS[:5], "x" * 300]}
+        )
+    )
+    store = small_store(tmp_path / "store", {"sub-01": ["train"] * 6}, captions)
+    monkeypatch.setattr(Trainer, "run", lambda *arguments: pytest.fail("it began"))
+    with pytest.raises(InputError, match=r"has 3\d\d tokens, 3 of .* reads at most 256"):
+        train(store, tmp_path / "model", options(tiny_llm_folder))
+
+
 @pytest.mark.parametrize(
     ("others", "message"),
     [

@@ -15,6 +15,28 @@ from mindllm.training.augmentation import jitter_coordinates
 from mindllm.training.configuration import Stage, TrainConfig
 from mindllm.training.losses import AlignmentBatch, InstructionBatch, MixedTrials
 
+N_LONGEST = 16  # conversations that are tokenized before a training
+
+
+def check_longest_conversations(model: MindLLM, conversations: ConversationDataset) -> None:
+    """Check before a training that the language model can read the longest conversations.
+
+    Parameters
+    ----------
+    model : MindLLM
+    conversations : ConversationDataset
+        The longest by number of characters are tokenized.
+
+    Raises
+    ------
+    InputError
+        If one has more tokens than the language model has positions.
+    """
+    turns = conversations.table["turns"]
+    lengths = [sum(len(turn["content"]) for turn in conversation) for conversation in turns]
+    for row in np.argsort(lengths)[-N_LONGEST:]:
+        model.processor(turns.iloc[int(row)])
+
 
 class BatchBuilder:
     """Makes the inputs of `MindLLMLoss` from batches of trials.

@@ -24,7 +24,7 @@ from mindllm.data.sampler import SubjectBatchSampler, iter_eval_batches
 from mindllm.data.store import Store
 from mindllm.model.language_model import load_language_model
 from mindllm.model.modeling import MindLLM
-from mindllm.training.batches import BatchBuilder
+from mindllm.training.batches import BatchBuilder, check_longest_conversations
 from mindllm.training.callbacks import (
     EVAL_BATCH_SIZE,
     BestWeights,
@@ -161,6 +161,8 @@ class Trainer:
         self.data = select_training_data(store, subjects, config)
         texts = self.data.conversations.texts
         self.model, memory_texts = self.build_model()
+        if config.instruction_tuning.max_steps:
+            check_longest_conversations(self.model, self.data.conversations)
         self.loss_fn = MindLLMLoss(self.model, texts, config)
         if memory_texts:
             embeddings = self.loss_fn.text_embeddings[memory_texts]
