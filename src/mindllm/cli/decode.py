@@ -98,7 +98,7 @@ def decode(
     """Decode the volumes of a scan into text, one prediction per volume."""
     check_options(mask, subject, stream, as_json)
     atlases, indices = parse_atlases(atlas or []), parse_int_ranges(volumes)
-    check_model(model)
+    check_model(model, llm)
     check_files(scan, mask, atlases, standardize_with)
     mask_img = mask if mask_threshold is None else threshold_mask(mask, mask_threshold)
     loaded = load_model(model, llm, seed)

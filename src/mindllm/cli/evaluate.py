@@ -96,7 +96,7 @@ def evaluate(
     # Checked before the language model is loaded, which takes a while.
     checked_controls = check_controls(controls)
     check_output(out, inputs=[model, store], resumable=REPORT_FILES)
-    check_model(model)
+    check_model(model, llm)
     Store(store, split_scheme).select_subjects(parse_list(subjects))
     loaded = MindLLM.from_pretrained(model, language_model=llm)
     opened = open_store(store, loaded.model_card, split_scheme)

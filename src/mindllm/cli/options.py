@@ -64,11 +64,14 @@ def bars() -> Progress:
     return progress.make_progress(errors)
 
 
-def check_model(folder: Path) -> None:
-    """Refuse what is no model folder, before anything is loaded."""
+def check_model(folder: Path, language_model: str | None) -> None:
+    """Refuse what is no model folder or no language model, before anything is loaded."""
+    from mindllm.language.hub import check_path
     from mindllm.model.pretrained import check_model_name
 
     check_model_name(folder)
+    if language_model is not None:
+        check_path(language_model)
 
 
 def parse_list(text: str | None) -> list[str] | None:

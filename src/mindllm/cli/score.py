@@ -71,7 +71,7 @@ def evaluate_qa(
     from mindllm.model.modeling import MindLLM
 
     check_output(out, inputs=[model, store])
-    check_model(model)
+    check_model(model, llm)
     Store(store, split_scheme).select_subjects(
         parse_list(subjects)
     )  # before the language model is loaded, which takes a while

@@ -69,11 +69,7 @@ def resolve_model_id(name: str) -> str:
         return str(convert_gguf(path))
     if path.is_dir():
         return name
-    if path.is_absolute() or name.startswith((".", "~")):
-        raise InputError(
-            f"language model: there is no folder {path}. Expected a folder with config.json and "
-            f"weights, a .gguf file, or a hub id such as {DEFAULT_LANGUAGE_MODEL}."
-        )
+    check_path(name)
     try:
         with offline():
             AutoConfig.from_pretrained(name)  # fetched from the hub before
@@ -86,6 +82,27 @@ def resolve_model_id(name: str) -> str:
     logger.info("%s is read from the installed package %s", name, folder.name)
     model_folder = folder / "model"
     return str(model_folder if model_folder.is_dir() else convert_gguf(next(folder.glob("*.gguf"))))
+
+
+def check_path(name: str) -> None:
+    """Check that a language model that is named by a path is there, which takes no time.
+
+    Parameters
+    ----------
+    name : str
+        Hub id, folder, or .gguf file.
+
+    Raises
+    ------
+    InputError
+        If it is a path and there is nothing.
+    """
+    path = Path(name)
+    if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
+        raise InputError(
+            f"language model: there is no folder {path}. Expected a folder with config.json and "
+            f"weights, a .gguf file, or a hub id such as {DEFAULT_LANGUAGE_MODEL}."
+        )
 
 
 def find_fallback_folder(name: str) -> Path | None:
