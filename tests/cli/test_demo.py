@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from mindllm.cli import demo as module
+from mindllm.evaluation.results import EvaluationResult
 from mindllm.simulate.configuration import SimulateConfig
 from mindllm.training.configuration import TrainConfig
 from mindllm.utils.progress import make_progress
@@ -37,6 +38,12 @@ def test_the_demo_runs_to_its_report(
             tmp_path / "demo", console, lambda: make_progress(quiet), 3, llm=str(tiny_llm_folder)
         )
     assert result.value("identification_top1") is not None
+    by_evidence = "identification_evidence_top1"
+    for condition in ("fmri", "shuffled_trials", "zero", "noise", "ridge", "nearest_neighbor"):
+        assert result.value(by_evidence, condition) is not None
+    assert result.row(by_evidence, "null_tokens").value is None  # has no scan to speak of
+    assert result.calibration.evidence is not None
+    assert EvaluationResult.load(tmp_path / "demo" / "report").evidence.keys() == {"sub-03"}
     assert [s.subject for s in result.run_info.subjects] == ["sub-03"]
     printed = console.export_text()
     assert "the best linear observer" in printed

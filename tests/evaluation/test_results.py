@@ -74,7 +74,7 @@ def test_a_damaged_result_is_refused(tiny_model: MindLLM, store: Store, tmp_path
     path = tmp_path / "result.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(content | {"format": 2}))
-    with pytest.raises(InputError, match="report format 2; this version of mindllm reads 3"):
+    with pytest.raises(InputError, match="report format 2; this version of mindllm reads 4"):
         EvaluationResult.load(tmp_path)
     del content["rows"][0]["value"]
     path.write_text(json.dumps(content))
@@ -110,7 +110,7 @@ def test_a_failure_in_scoring_loses_no_prediction(
         patch.setattr(Predictor, "log_likelihood_ratio", lambda *a, **k: 1 / 0)
         quick(model, store, cache_dir=out).save(out)
     assert without_times(out / "result.json") == without_times(tmp_path / "whole" / "result.json")
-    for name in ("predictions.jsonl", "candidate_log_likelihoods.npz"):
+    for name in ("predictions.jsonl", "candidate_log_likelihoods.npz", "candidate_evidence.npz"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 

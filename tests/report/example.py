@@ -25,11 +25,13 @@ from mindllm.metrics.calibration import (
     CalibrationCurve,
     CalibrationResult,
     Estimate,
+    EvidenceCalibration,
 )
 from mindllm.metrics.registry import METRICS
 
 SKIPPED = {"shuffled_within_session": "every subject has one session"}
 REPORT_FILES = [
+    "candidate_evidence.npz",
     "candidate_log_likelihoods.npz",
     "figures",
     "predictions.jsonl",
@@ -88,6 +90,10 @@ def make_records(n: int = 12, text: str = "scene 1") -> list[TrialRecord]:
             top_candidates=CANDIDATES[:5],
             top_candidate_llr=1.0,
             top_candidate_probability=0.5,
+            target_evidence=2.0,
+            evidence_rank=1.0,
+            top_evidence_candidates=CANDIDATES[:5],
+            top_evidence_probability=0.5,
             control_predictions={},
         )
         for i in range(n)
@@ -97,7 +103,9 @@ def make_records(n: int = 12, text: str = "scene 1") -> list[TrialRecord]:
 def make_calibration(ci_low: float = 0.6) -> CalibrationResult:
     bins = (CalibrationBin(0.2, 0.4, 6, 0.1, 0.7), CalibrationBin(0.9, 0.8, 6, 0.4, 0.9))
     curve = CalibrationCurve(Estimate(0.7, ci_low, 0.8), 0.6, bins)
-    return CalibrationResult(curve, curve, replace(curve, auroc=None), 0.25)
+    error = Estimate(0.05, 0.02, 0.09)
+    evidence = EvidenceCalibration(curve, error, error, error, (0.5, 1.0), (0.9, 0.6))
+    return CalibrationResult(curve, curve, replace(curve, auroc=None), 0.25, evidence)
 
 
 def make_run_info(subjects: tuple[str, ...], **changes: Any) -> RunInfo:
@@ -157,6 +165,7 @@ def make_result(n_subjects: int = 2, **changes: Any) -> EvaluationResult:
         ablation=[AblationRow("lobes", "Occipital_L", 0.2, 2, 12, loss, loss)],
         log_likelihoods={s: np.zeros((6, len(CANDIDATES)), np.float32) for s in subjects},
         null_log_likelihoods=np.zeros(len(CANDIDATES), np.float32),
+        evidence={s: np.zeros((6, len(CANDIDATES)), np.float32) for s in subjects},
     )
     return replace(result, **changes)
 

@@ -15,12 +15,16 @@ from tests.report.example import (
 
 
 def test_above_every_control() -> None:
-    first, baselines, subjects, text, calibration, ceiling, training = summarize_findings(
+    first, baselines, subjects, text, evidence, calibration, ceiling, training = summarize_findings(
         make_result()
     )
+    assert evidence == (
+        "Probabilities by evidence are off by 5.0 points on average (expected calibration error, "
+        "95 % interval 2.0 to 9.0) and tell right from wrong (AUROC 0.70, 0.60 to 0.80)."
+    )
     assert first.startswith(
-        "Identification from fMRI: the target ranked first among 10 candidates in 60.0 % of 12 "
-        "trials (95 % interval 55.0 % to 65.0 %; chance 10.0 %), above its controls: "
+        "Identification from fMRI by evidence: the target ranked first among 10 candidates in "
+        "60.0 % of 12 trials (95 % interval 55.0 % to 65.0 %; chance 10.0 %), above its controls: "
     )
     assert first.endswith("; p < 0.0005 against each, in these subjects.")
     assert "not above" not in first
@@ -70,7 +74,8 @@ def test_population_level_and_single_subjects() -> None:
 
 def test_text_scores_and_calibration_may_be_missing() -> None:
     result = replace(make_result(), text_scores=[], calibration=make_calibration(ci_low=0.4))
-    text, calibration = summarize_findings(result)[3:5]
+    text, evidence, calibration = summarize_findings(result)[3:6]
+    assert "do not tell right from wrong" in evidence
     assert "BLEU" not in text
     assert "does not tell right from wrong" in calibration
 

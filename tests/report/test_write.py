@@ -65,7 +65,12 @@ def test_the_folder_holds_the_result_and_the_report(tmp_path: Path) -> None:
     assert write_report(result, tmp_path / "out") == tmp_path / "out" / "report.html"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == REPORT_FILES
     figures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
-    assert figures == ["calibration-all.png", "confusion-all.png", "intervals-all.png"]
+    assert figures == [
+        "calibration-all.png",
+        "confusion-all.png",
+        "coverage-all.png",
+        "intervals-all.png",
+    ]
     loaded = EvaluationResult.load(tmp_path / "out")
     assert loaded.scores == result.scores
 
@@ -88,7 +93,7 @@ def test_the_page_is_complete_and_fetches_nothing(tmp_path: Path) -> None:
     page = Page()
     page.feed(html)
     assert not page.open
-    assert len(page.links) == 2 * 3, "light and dark"
+    assert len(page.links) == 2 * 4, "light and dark"
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert not re.search(r"<script|<link|@import|url\(", html)
     for kind in ("fmri", "shuffled", "blind", "baseline", "reference"):

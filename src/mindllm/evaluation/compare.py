@@ -89,7 +89,9 @@ def compare(first: str | Path, second: str | Path, seed: int = 0) -> ComparisonR
     difference, _ = centred_difference(pooled, "other_model")
     null = sign_flip_null(difference, pooled.target_indices, seed=seed)
     p_values = p_value(np.abs(difference.sum(0)), np.abs(null))
-    rows = comparison_rows(scores, list(METRICS), [float(p) for p in p_values])
+    measured = {row.metric for row in scores}
+    tested = {m: float(p) for m, p in zip(METRICS, p_values, strict=True) if m in measured}
+    rows = comparison_rows(scores, list(tested), list(tested.values()))
     if java_unavailable_reason() is None:
         texts, _ = try_text_scores(subjects, task, seed)
         metrics = TEXT_METRICS if texts else ()

@@ -187,12 +187,14 @@ def summarize_scores(
     Returns
     -------
     list of MetricRow
-        Differences are fMRI minus the condition.
+        Differences are fMRI minus the condition. Metrics that fMRI has no score of, such as those
+        by evidence for a model without encoding model, have no rows.
     """
+    measured = np.flatnonzero(np.isfinite(scores.scores["fmri"]).any(0)).tolist()
     return [
         metric_row(scores, condition, column, summary, n_candidates)
         for condition, summary in summarize_conditions(scores, resamples, seed).items()
-        for column in range(len(METRICS))
+        for column in measured
     ]
 
 
