@@ -173,6 +173,7 @@ def test_evaluate_writes_its_report(place: Path, model: Path, run: Run, tmp_path
     ) - {
         "human",
         "other_model",
+        "linear_discriminant",
     }
     assert {row["subject"] for row in report["rows"]} >= {"sub-01", "sub-03"}
     lines = (tmp_path / "r" / "predictions.jsonl").read_text().splitlines()

@@ -332,7 +332,9 @@ def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> N
     } <= set(content["rows"][0])
     found = {(r["subject"], r["condition"], r["metric"]) for r in content["rows"]}
     measured = (
-        set(CONDITIONS) - set(content["run_info"]["skipped_conditions"]) - {"human", "other_model"}
+        set(CONDITIONS)
+        - set(content["run_info"]["skipped_conditions"])
+        - {"human", "other_model", "linear_discriminant"}
     )
     assert found == {
         (s, c, m)

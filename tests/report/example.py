@@ -66,7 +66,11 @@ def make_row(subject: str, condition: str, metric: str, **changes: Any) -> Metri
 
 
 def make_rows(subjects: tuple[str, ...], metrics: tuple[str, ...]) -> list[MetricRow]:
-    conditions = [name for name in CONDITIONS if name not in {*SKIPPED, "human", "other_model"}]
+    conditions = [
+        name
+        for name in CONDITIONS
+        if name not in {*SKIPPED, "human", "other_model", "linear_discriminant"}
+    ]
     return [make_row(s, c, m) for s in subjects for c in conditions for m in metrics]
 
 

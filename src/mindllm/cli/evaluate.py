@@ -1,4 +1,4 @@
-"""Commands that evaluate models: evaluate and compare."""
+"""Commands that evaluate models: evaluate, cross-validate and compare."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +15,7 @@ from mindllm.cli.options import (
     Seed,
     SplitScheme,
     StoreFolder,
+    Subjects,
     bars,
     check_model,
     console,
@@ -22,6 +23,7 @@ from mindllm.cli.options import (
     parse_list,
 )
 from mindllm.utils.files import check_output, to_json
+from mindllm.utils.progress import progress_bar
 from mindllm.utils.seeds import MAX_SEED
 
 if TYPE_CHECKING:
@@ -60,6 +62,14 @@ ControlsOption = Annotated[
         "training took; goes on where it was interrupted) and leaves out parcels."
     ),
 ]
+CrossValidationFolder = Annotated[
+    Path,
+    typer.Option(
+        help="Folder for cross_validation.json, cross_validation.md and reliability.png. What an "
+        "interrupted run has computed is kept there, and taken up by the same command."
+    ),
+]
+Folds = Annotated[int, typer.Option(min=2, max=1000, help="Folds of the answers.")]
 Resume = Annotated[
     bool,
     typer.Option(
@@ -120,6 +130,35 @@ def evaluate(
     clear_cache(out)
     console.print(to_table(result))
     console.print(f"report: {out / 'report.html'}")
+
+
+@app.command(name="cross-validate")
+def cross_validate(
+    store: StoreFolder,
+    subjects: Subjects = None,
+    out: CrossValidationFolder = Path("cross-validation"),
+    folds: Folds = 10,
+    seed: Seed = 0,
+) -> None:
+    """Leave every subject out in turn, with seen and with new answers: evidence and baselines."""
+    from mindllm.data.store import Store
+    from mindllm.evaluation.cache import clear_cache
+    from mindllm.evaluation.cross_validation import CrossValidation, CrossValidationOptions
+    from mindllm.report.cross_validation import cross_validation_table, write_cross_validation
+
+    check_output(out, inputs=[store], resumable=("cross_validation.json", "partial"))
+    options = CrossValidationOptions(n_folds=folds, seed=seed)
+    validation = CrossValidation(Store(store), parse_list(subjects), options, out)
+    with (
+        bars() as progress,
+        progress_bar(progress, "leaving out", validation.n_steps) as advance,
+    ):
+        results = validation.run(advance)
+    write_cross_validation(results, out)
+    clear_cache(out)
+    for scores in results.values():
+        console.print(cross_validation_table(scores))
+    console.print(f"tables: {out / 'cross_validation.md'}")
 
 
 @app.command()

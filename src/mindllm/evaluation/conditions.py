@@ -110,6 +110,12 @@ CONDITIONS = {
         words="the nearest neighbor",
         meaning="the training stimulus whose mean pattern correlates most",
     ),
+    "linear_discriminant": Condition(
+        kind="baseline",
+        label="shrunk LDA",
+        words="linear discriminant analysis",
+        meaning="linear discriminant analysis of the answers, its covariance shrunk",
+    ),
     "cluster_oracle": Condition(
         kind="reference",
         label="cluster oracle",

@@ -105,7 +105,7 @@ def fit_encoding_model(
     if stimulus_texts is None:
         stimulus_texts = torch.arange(len(text_embeddings))
     model = fit_closed_form(subjects, text_embeddings, stimulus_texts, config)
-    if len(subjects) > 2:
+    if len(subjects) > 1:
         temperature = choose_temperature(subjects, text_embeddings, stimulus_texts, config)
         model.temperature.fill_(temperature)
     return model
@@ -126,7 +126,10 @@ def choose_temperature(
         rows = torch.isin(texts, known)
         if not rows.any():
             continue
-        model = fit_closed_form(others, text_embeddings, stimulus_texts, config)
+        try:
+            model = fit_closed_form(others, text_embeddings, stimulus_texts, config)
+        except InputError:  # of two subjects, the one that is left may have too few trials
+            continue
         transform = model.subject_transform(left_out.values)
         evidence.append(model.evidence(left_out.values[rows], transform, text_embeddings[known]))
         targets.append(torch.searchsorted(known, texts[rows]))

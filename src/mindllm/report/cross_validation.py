@@ -1,0 +1,162 @@
+"""Tables and figure of a cross-validation, for the terminal and as files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table as ScreenTable
+
+from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
+from mindllm.evaluation.cross_validation import ProtocolScores, save_cross_validation
+from mindllm.evaluation.results import MetricRow
+from mindllm.metrics.calibration import Estimate
+from mindllm.metrics.registry import METRICS
+from mindllm.plotting.style import FOREGROUND, new_figure, style_axes, to_png
+from mindllm.report.figures import COLORS, draw_bins
+from mindllm.report.formatting import UNDEFINED, format_percent
+from mindllm.utils.files import atomic_write
+
+PROTOCOL_METRICS = tuple(
+    f"identification_evidence_{name}" for name in ("top1", "top5", "10way", "2way")
+)
+CAPTION = (
+    "Percent of trials, mean of the subjects' means; 95 % bootstrap interval over answers and "
+    "subjects. Difference: fMRI minus the condition, 2-way, paired. There are no p-values, because "
+    "every subject is both tested and fitted to, so that tests of subjects are not independent."
+)
+
+
+def condition_rows(scores: ProtocolScores) -> list[list[str]]:
+    """Return the cells of each condition: label, scores with intervals, difference."""
+    by_key = {
+        (row.condition, row.metric): row for row in scores.rows if row.subject == ALL_SUBJECTS
+    }
+    rows = []
+    for name, condition in CONDITIONS.items():
+        cells = [by_key.get((name, metric)) for metric in measured_metrics(scores)]
+        if all(row is None for row in cells):
+            continue
+        label = "fMRI, encoding model" if name == "fmri" else condition.label
+        rows.append([label, *map(score_text, cells), difference_text(cells[-1])])
+    return rows
+
+
+def measured_metrics(scores: ProtocolScores) -> list[str]:
+    """Return the metrics that mean something among so many candidates, 2-way last."""
+    return [m for m in PROTOCOL_METRICS if METRICS[m].number < scores.n_candidates]
+
+
+def score_text(row: MetricRow | None) -> str:
+    """Return a score in percent with its interval."""
+    if row is None or row.value is None or row.ci_low is None or row.ci_high is None:
+        return UNDEFINED
+    return f"{format_percent(row.value)} ({100 * row.ci_low:.1f} – {100 * row.ci_high:.1f})"
+
+
+def difference_text(row: MetricRow | None) -> str:
+    """Return fMRI minus a condition in points, with its interval."""
+    if row is None or row.difference is None:
+        return ""
+    ends = (row.difference_ci_low or 0.0, row.difference_ci_high or 0.0)
+    return f"{100 * row.difference:+.1f} ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})"
+
+
+def calibration_text(scores: ProtocolScores) -> str:
+    """Return the calibration of the probabilities in words."""
+    c = scores.calibration
+    parts = [
+        f"expected calibration error {estimate_text(c.expected_calibration_error)}",
+        f"Brier score {estimate_text(c.brier_score)}",
+        f"negative log-likelihood {estimate_text(c.negative_log_likelihood)} nats",
+    ]
+    if c.probability.auroc is not None:
+        parts.insert(1, f"AUROC of right against wrong {estimate_text(c.probability.auroc)}")
+    return f"Probabilities by evidence: {', '.join(parts)}."
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """Return a value with its interval."""
+    return f"{estimate.value:.3f} ({estimate.ci_low:.3f} – {estimate.ci_high:.3f})"
+
+
+def title(scores: ProtocolScores) -> str:
+    """Return what a table is about."""
+    return (
+        f"{scores.name}: {scores.n_subjects} subjects, each left out in turn; {scores.n_trials} "
+        f"trials, each identified among {scores.n_candidates} answers"
+    )
+
+
+def cross_validation_table(scores: ProtocolScores) -> ScreenTable:
+    """Return the scores of one protocol, for the terminal.
+
+    Parameters
+    ----------
+    scores : ProtocolScores
+
+    Returns
+    -------
+    rich.table.Table
+    """
+    table = ScreenTable(
+        title=escape(title(scores)),
+        title_justify="left",
+        caption=escape(calibration_text(scores)),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for column in (
+        "condition",
+        *(METRICS[m].label for m in measured_metrics(scores)),
+        "fMRI minus it",
+    ):
+        table.add_column(column)
+    for n, row in enumerate(condition_rows(scores)):
+        table.add_row(*map(escape, row), style="bold" if n == 0 else None)
+    return table
+
+
+def write_cross_validation(results: Mapping[str, ProtocolScores], directory: Path) -> None:
+    """Write cross_validation.json, cross_validation.md and reliability.png.
+
+    Parameters
+    ----------
+    results : mapping of str to ProtocolScores
+    directory : Path
+        Made if it does not exist.
+    """
+    lines = ["# Cross-validation of evidence", "", CAPTION, ""]
+    for scores in results.values():
+        head = ["Condition", *(METRICS[m].label for m in measured_metrics(scores)), "fMRI minus it"]
+        lines += [f"## {scores.name.capitalize()}", "", f"{title(scores)}.", ""]
+        lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        lines += [f"| {' | '.join(row)} |" for row in condition_rows(scores)]
+        lines += ["", calibration_text(scores), ""]
+    lines += ["![Reliability](reliability.png)", ""]
+    with atomic_write(directory / "cross_validation.md") as path:
+        path.write_text("\n".join(lines), encoding="utf-8")
+    with atomic_write(directory / "reliability.png") as path:
+        path.write_bytes(reliability_figure(results))
+    save_cross_validation(results, directory)
+
+
+def reliability_figure(results: Mapping[str, ProtocolScores]) -> bytes:
+    """Draw the fraction that is correct against the probability, and against coverage."""
+    figure = new_figure(8, 3.1)
+    left, right = figure.subplots(1, 2, sharey=True)
+    left.plot([0, 100], [0, 100], color=FOREGROUND[False], lw=1, ls=(0, (2, 3)), alpha=0.7)
+    for scores, color in zip(results.values(), (COLORS["fmri"], COLORS["blind"]), strict=True):
+        curve = scores.calibration
+        draw_bins(left, curve.probability.bins, color, scores.name, 100)
+        coverage = [100 * value for value in curve.coverage]
+        right.plot(coverage, [100 * value for value in curve.accuracy], color=color, lw=1.6)
+    left.set(xlabel="probability of the answer with the most evidence (%)", xlim=(-4, 104))
+    left.set(ylabel="correct (%)", ylim=(-4, 104))
+    right.set(xlabel="trials that are answered, the surest first (%)", xlim=(0, 104))
+    for axes in (left, right):
+        style_axes(axes, False)
+        axes.grid(color=FOREGROUND[False], alpha=0.12)
+    left.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    return to_png(figure)
