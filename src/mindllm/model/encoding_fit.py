@@ -20,8 +20,10 @@ from mindllm.model.encoding_model import (
     weighted_means,
 )
 from mindllm.model.subject_alignment import (
+    MAX_ALIGNMENT_TRIALS,
     MIN_ALIGNMENT_TRIALS,
     align_subjects,
+    evenly_spaced,
     matrix_power,
     mean_and_std,
 )
@@ -123,16 +125,19 @@ def choose_temperature(
         others = {other: part for other, part in subjects.items() if other != name}
         known = torch.unique(stimulus_texts[torch.cat([part.stimuli for part in others.values()])])
         texts = stimulus_texts[left_out.stimuli]
-        rows = torch.isin(texts, known)
-        if not rows.any():
+        rows = torch.isin(texts, known).nonzero()[:, 0]
+        if not len(rows):
             continue
+        rows = rows[evenly_spaced(len(rows), MAX_ALIGNMENT_TRIALS)]
         try:
             model = fit_closed_form(others, text_embeddings, stimulus_texts, config)
         except InputError:  # of two subjects, the one that is left may have too few trials
             continue
         transform = model.subject_transform(left_out.values)
-        evidence.append(model.evidence(left_out.values[rows], transform, text_embeddings[known]))
-        targets.append(torch.searchsorted(known, texts[rows]))
+        candidates, of_rows = torch.unique(texts[rows], return_inverse=True)
+        values = left_out.values[rows]
+        evidence.append(model.evidence(values, transform, text_embeddings[candidates]))
+        targets.append(of_rows)
     if not evidence:
         return 1.0
 

@@ -209,7 +209,7 @@ class EncodingModel(nn.Module):
 
     def expected_responses(self, trials: Tensor) -> Tensor:
         """Mean response (n_trials, rank) to the training stimuli, by their probabilities."""
-        responses = self.predict(self.text_embeddings)
+        responses = self.predict(self.text_embeddings, torch.arange(len(self.text_embeddings)))
         shown = len(responses.texts) - len(self.text_embeddings)  # the rest are new stimuli
         mean, variance = responses.mean[:shown], responses.variance[:shown]
         expected = []
@@ -217,56 +217,66 @@ class EncodingModel(nn.Module):
             expected.append(gaussian_log_density(part, mean, variance).softmax(1) @ mean)
         return torch.cat(expected)
 
-    def predict_text(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def find_texts(self, embeddings: Tensor) -> Tensor:
+        """Number of the training text with each embedding, int64 (n_texts,); -1: it is new."""
+        trained = center_embeddings(self.text_embeddings, self.text_center).T
+        known = []
+        for part in embeddings.split(max(MAX_DENSITIES // len(self.text_embeddings), 1)):
+            similarity, number = (center_embeddings(part, self.text_center) @ trained).max(1)
+            known.append(torch.where(similarity > SAME_TEXT, number, -1))
+        return torch.cat(known)
+
+    def predict_text(self, embeddings: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         """Predict the part of the response that all stimuli with a text share.
 
         Parameters
         ----------
         embeddings : Tensor of shape (n_texts, embedding_dim)
+        known : Tensor of int64, shape (n_texts,)
+            As `find_texts` returns it.
 
         Returns
         -------
         mean, variance : Tensor of shape (n_texts, rank)
-        known : Tensor of int64, shape (n_texts,)
-            Number of the training text with that embedding; -1: it is new.
         """
-        e = center_embeddings(embeddings.to(self.components), self.text_center)
+        e = center_embeddings(embeddings, self.text_center)
         semantic, of_text, _ = self.signal
         mean = e @ self.weights
         along = (e @ self.axes).square()
         posterior = semantic / (1 + semantic * self.precision * self.information[:, None])
         rest = (e.square().sum(1) - along.sum(1)).clamp_min(0)[:, None]
         spread = along @ posterior + rest * semantic
-        similarity = e @ center_embeddings(self.text_embeddings, self.text_center).T
-        nearest = similarity.max(1)
-        known = torch.where(nearest.values > SAME_TEXT, nearest.indices, -1)
         measured, precision = self.text_means()
         rows = known[known >= 0]
         gain = of_text / (of_text + 1 / precision[rows])
         mean[known >= 0] += gain * (measured[rows] - mean[known >= 0])
         variance = spread + of_text
         variance[known >= 0] = (1 - gain).square() * spread[known >= 0] + of_text * (1 - gain)
-        return mean, variance, known
+        return mean, variance
 
     def text_means(self) -> tuple[Tensor, Tensor]:
         """Mean over stimuli of each training text's response, and its precision (n_texts, rank)."""
         weights = 1 / (self.signal[2] + 1 / self.stimulus_counts[:, None])
         return weighted_means(self.stimulus_means, weights, self.stimulus_texts)
 
-    def predict(self, embeddings: Tensor) -> Responses:
+    def predict(self, embeddings: Tensor, known: Tensor | None = None) -> Responses:
         """Predict trials of texts: of each known stimulus with the text, and of a new one.
 
         Parameters
         ----------
         embeddings : Tensor of shape (n_texts, embedding_dim)
             Sentence embeddings; a text that was trained on is known by its embedding.
+        known : Tensor of int64, shape (n_texts,), optional
+            Numbers of the training texts; None: found by `find_texts`.
 
         Returns
         -------
         Responses
             First of known stimuli, sorted by number, then of a new stimulus of each text.
         """
-        mean, variance, known = self.predict_text(embeddings)
+        embeddings = embeddings.to(self.components)
+        known = self.find_texts(embeddings) if known is None else known
+        mean, variance = self.predict_text(embeddings, known)
         of_stimulus = self.signal[2]
         number = torch.full((len(self.text_embeddings),), -1)
         number[known[known >= 0]] = torch.arange(len(known))[known >= 0]
