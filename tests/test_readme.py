@@ -20,7 +20,7 @@ from mindllm.data.store_writer import conversations_from_captions, write_store
 from mindllm.language.hub import DEFAULT_SENTENCE_ENCODER
 from mindllm.model.configuration import PRESETS, MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder
-from mindllm.model.encoding_model import SubjectFeatures, fit_encoding_model
+from mindllm.model.encoding_fit import SubjectFeatures, fit_encoding_model
 from mindllm.model.language_model import FrozenLanguageModel
 from mindllm.model.modeling import MindLLM
 from mindllm.training.configuration import TrainConfig
