@@ -492,7 +492,7 @@ def test_lists_of_volumes(text: str | None, expected: list[int] | None) -> None:
 
 @pytest.mark.parametrize("text", ["", ",", "a", "1-", "-1", "1-b", "5-3", "1.5", "1-2-3", "²"])
 def test_what_is_no_list_of_volumes(text: str) -> None:
-    with pytest.raises(InputError, match="expected (e\\.g\\. 0,3,5 or 0-9|names or numbers)"):
+    with pytest.raises(InputError, match=r"expected (e\.g\. 0,3,5 or 0-9|names or numbers)"):
         options.parse_int_ranges(text)
 
 
