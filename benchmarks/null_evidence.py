@@ -11,7 +11,6 @@ from the truth.
 
 import argparse
 import json
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -60,7 +59,7 @@ def p_value(evidence: np.ndarray, targets: np.ndarray, seed: int) -> float:
     fmri = ConditionPredictions(None, [""] * len(evidence), evidence=evidence)
     conditions = {"fmri": fmri, "shuffled_trials": fmri.broadcast_to_trials(len(evidence))}
     predictions = SubjectPredictions("sub", np.array([names[t] for t in targets]), conditions)
-    scores = replace(score_predictions(predictions, task, seed=seed))
+    scores = score_predictions(predictions, task, seed=seed)
     p_values = permutation_p_values(scores, "shuffled_trials", seed)
     assert p_values is not None
     return float(p_values[METRIC])

@@ -1,5 +1,6 @@
 """Cross-validation of evidence: what it finds where something is planted, and where nothing is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +36,7 @@ def make_store(path: Path, space: VoxelMasker, signal: float) -> Store:
         order = np.arange(len(stimuli))
         betas = responses[order] + rng.normal(size=(len(order), len(space)))
         trials = pd.DataFrame({"stimulus": [stimuli[i] for i in order], "split": "train"})
-        masker = VoxelMasker(
-            f"sub-{n + 1:02d}",
-            space.shape,
-            space.affine,
-            space.voxel_indices,
-            space.coords_mm,
-            space.parcel_labels,
-            space.parcel_names,
-        )
+        masker = replace(space, subject=f"sub-{n + 1:02d}")
         subjects.append((masker, betas.astype(np.float32), trials))
     table = pd.DataFrame({"stimulus": stimuli, "caption": captions})
     return write_store(

@@ -89,15 +89,7 @@ def make_store(
         betas = noise * rng.normal(size=(len(shown), len(space)))
         betas[np.arange(len(shown)), shown] += 1
         trials = pd.DataFrame({"stimulus": [f"s{i:02d}" for i in shown], "split": split})
-        own = VoxelMasker(
-            f"sub-{n + 1:02d}",
-            space.shape,
-            space.affine,
-            space.voxel_indices,
-            space.coords_mm,
-            space.parcel_labels,
-            space.parcel_names,
-        )
+        own = replace(space, subject=f"sub-{n + 1:02d}")
         subjects.append((own, betas.astype(np.float32), trials))
     table = pd.DataFrame(
         {

@@ -21,8 +21,9 @@ from mindllm.cli.options import (
     parse_int_ranges,
 )
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import check_file, to_json
+from mindllm.utils.files import to_json
 from mindllm.utils.seeds import MAX_SEED
+from mindllm.utils.text_files import check_regular_file
 
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
@@ -149,12 +150,12 @@ def check_files(
 ) -> None:
     """Refuse files that are not there, before anything is loaded."""
     if mask is not None:
-        check_file(mask, "mask")
+        check_regular_file(mask, "the mask")
     for name, file in atlases.items():
-        check_file(Path(file), f"atlas {name}")
-    check_file(scan, "scan")
+        check_regular_file(Path(file), f"the atlas {name}")
+    check_regular_file(scan, "the scan")
     if standardize_with is not None:
-        check_file(standardize_with, "--standardize-with")
+        check_regular_file(standardize_with, "the image of --standardize-with")
 
 
 def load_model(folder: Path, language_model: str | None, seed: int) -> "MindLLM":

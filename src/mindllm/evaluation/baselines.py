@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 from mindllm.data.conversations import ConversationDataset
 from mindllm.data.dataset import TrialDataset
@@ -175,13 +176,7 @@ class TrainingTrials:
         ndarray of shape (B, 512)
             Fields of 4 mm standard deviation, at the same coordinates in every subject.
         """
-        voxels = self.fields.prepare_voxels(self.store.masker(subject))
-        batches = [
-            torch.from_numpy(self.store.mean_betas(subject, groups[i : i + BATCH_SIZE]))
-            for i in range(0, len(groups), BATCH_SIZE)
-        ]
-        with torch.no_grad():
-            return torch.cat([self.fields.attend(voxels, batch) for batch in batches]).numpy()
+        return attend_groups(self.fields, self.store, subject, groups).numpy()
 
     @cached_property
     def fields(self) -> FMRIEncoder:
@@ -312,6 +307,17 @@ class TrainingTrials:
             order = np.argsort(indices)
             numbers.append(order[np.searchsorted(indices[order], common)])
         return dict(zip(names, numbers, strict=True))
+
+
+@torch.no_grad()
+def attend_groups(encoder: FMRIEncoder, store: Store, subject: str, groups: Groups) -> Tensor:
+    """Return the query outputs (B, num_queries) of the mean of each group of trials."""
+    voxels = encoder.prepare_voxels(store.masker(subject))
+    batches = (
+        torch.from_numpy(store.mean_betas(subject, groups[i : i + BATCH_SIZE]))
+        for i in range(0, len(groups), BATCH_SIZE)
+    )
+    return torch.cat([encoder.attend(voxels, batch) for batch in batches])
 
 
 def unit_rows(patterns: np.ndarray) -> np.ndarray:

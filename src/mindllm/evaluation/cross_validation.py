@@ -15,7 +15,7 @@ Bengio & Grandvalet 2004, No unbiased estimator of the variance of k-fold cross-
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -29,8 +29,9 @@ from torch import Tensor
 from mindllm.data.conversations import ConversationDataset
 from mindllm.data.dataset import TrialDataset
 from mindllm.data.store import Store
-from mindllm.evaluation.baselines import ALPHAS, BATCH_SIZE
-from mindllm.evaluation.cache import PredictionCache, hash_scaling, hash_texts
+from mindllm.evaluation.baselines import ALPHAS, attend_groups
+from mindllm.evaluation.cache import PARTIAL_DIR, PredictionCache, hash_scaling, hash_texts
+from mindllm.evaluation.conditions import ALL_SUBJECTS
 from mindllm.evaluation.evaluation_set import EvaluationSet
 from mindllm.evaluation.results import ConditionPredictions, MetricRow, SubjectPredictions
 from mindllm.evaluation.score import (
@@ -52,12 +53,9 @@ from mindllm.model.encoding_fit import SubjectFeatures, fit_closed_form, fit_enc
 from mindllm.model.encoding_model import EncodingModel, EncodingModelConfig, center_embeddings
 from mindllm.model.subject_alignment import mean_and_std
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import write_json
 from mindllm.utils.progress import Advance
 from mindllm.utils.seeds import subject_seed
 
-RESULT_FILE = "cross_validation.json"
-PARTIAL_DIR = "partial"
 Method = Callable[[np.ndarray, np.ndarray], np.ndarray]
 MIN_SUBJECTS = 3  # two are left to fit when one is left out
 
@@ -110,7 +108,7 @@ class ProtocolScores:
 
     def value(self, metric: str, condition: str = "fmri") -> float | None:
         """Return the value over all subjects; None where it was not measured."""
-        keys = (metric, condition, "all")
+        keys = (metric, condition, ALL_SUBJECTS)
         rows = [r for r in self.rows if (r.metric, r.condition, r.subject) == keys]
         return rows[0].value if rows else None
 
@@ -313,7 +311,9 @@ class SubjectFit:
         features = {}
         for subject in self.validation.subjects:
             index = torch.from_numpy(self.validation.stimulus_index(subject))
-            features[subject] = SubjectFeatures(query_outputs(encoder, store, subject), index)
+            trials = list(np.arange(len(index))[:, None])
+            outputs = attend_groups(encoder, store, subject, trials)
+            features[subject] = SubjectFeatures(outputs, index)
         return features
 
     @cached_property
@@ -437,16 +437,6 @@ def first_answers(store: Store, subjects: Sequence[str], names: Sequence[str]) -
     return [answers[name] for name in names]
 
 
-@torch.no_grad()
-def query_outputs(encoder: FMRIEncoder, store: Store, subject: str) -> Tensor:
-    """Query outputs (n_trials, num_queries) of all trials of a subject."""
-    voxels = encoder.prepare_voxels(store.masker(subject))
-    rows = np.arange(len(store.trials(subject)))
-    batches = np.array_split(rows, max(1, len(rows) // BATCH_SIZE))
-    betas = (store.betas(subject, batch, standardize=True) for batch in batches)
-    return torch.cat([encoder.attend(voxels, torch.from_numpy(b).float()) for b in betas])
-
-
 def standardize(part: SubjectFeatures) -> np.ndarray:
     """Return the z-scored query outputs of a subject."""
     values = part.values.double()
@@ -459,15 +449,3 @@ def pool_by_subject(parts: Sequence[TrialScores]) -> list[TrialScores]:
     names = sorted({part.subject for part in parts})
     pooled = [(name, pool_subjects([p for p in parts if p.subject == name])) for name in names]
     return [replace(scores, subject=name) for name, scores in pooled]
-
-
-def save_cross_validation(results: Mapping[str, ProtocolScores], directory: Path) -> None:
-    """Write cross_validation.json.
-
-    Parameters
-    ----------
-    results : mapping of str to ProtocolScores
-    directory : Path
-        Made if it does not exist.
-    """
-    write_json(directory / RESULT_FILE, {name: asdict(scores) for name, scores in results.items()})

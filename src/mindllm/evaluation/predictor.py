@@ -123,20 +123,23 @@ class Predictor:
             In nats; None if the model has no encoding model.
         """
         model = self.model.encoding_model
-        if model is None or self.candidate_embeddings is None:
+        if model is None:
             return None
         outputs = self._query_outputs(store, subject, groups)
-        averaged = max(map(len, groups)) > 1 and len(groups) >= MIN_ALIGNMENT_TRIALS
-        transform = (
-            model.subject_transform(outputs) if averaged else self._transform(store, subject)
-        )
-        return model.evidence(outputs, transform, self.candidate_embeddings).numpy()
+        if max(map(len, groups)) > 1 and len(groups) >= MIN_ALIGNMENT_TRIALS:
+            return self._evidence(outputs, model.subject_transform(outputs))
+        return self._evidence(outputs, self._transform(store, subject))
+
+    def _evidence(self, outputs: Tensor, transform: SubjectTransform) -> np.ndarray:
+        """Return the evidence (B, C) of query outputs for the candidates."""
+        assert self.model.encoding_model is not None
+        embeddings = self.candidate_embeddings
+        return self.model.encoding_model.evidence(outputs, transform, embeddings).numpy()
 
     @cached_property
-    def candidate_embeddings(self) -> Tensor | None:
-        """Sentence embeddings (C, embedding_dim) of the candidates; None: no sentence encoder."""
-        if self.model.sentence_encoder is None:
-            return None
+    def candidate_embeddings(self) -> Tensor:
+        """Sentence embeddings (C, embedding_dim) of the candidates, for the encoding model."""
+        assert self.model.sentence_encoder is not None
         texts = list(self.evaluation_set.candidates)
         return torch.from_numpy(embed_sentences(texts, self.model.sentence_encoder))
 
@@ -221,14 +224,10 @@ class Predictor:
             noise = np.random.default_rng(seed).normal(size=(N_NOISE_INPUTS, len(masker)))
             betas = noise.astype(np.float32)
         predictions = self.predict_tokens(self.model.encode(betas, masker), f"{name} input")
-        model = self.model.encoding_model
-        if model is None or self.candidate_embeddings is None:
+        if self.model.encoding_model is None:
             return predictions
-        outputs, transform = (
-            self.model.query_outputs(betas, masker),
-            self._transform(store, subject),
-        )
-        evidence = model.evidence(outputs, transform, self.candidate_embeddings).numpy()
+        outputs = self.model.query_outputs(betas, masker)
+        evidence = self._evidence(outputs, self._transform(store, subject))
         return replace(predictions, evidence=evidence)
 
     def log_likelihood_ratio(

@@ -485,15 +485,10 @@ class EvaluationResult:
         with atomic_write(out / RECORDS_FILE) as path:
             lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in self.predictions)
             path.write_text("".join(lines), encoding="utf-8", newline="\n")
-        candidates = {"candidates": np.array(self.run_info.candidates)}
-        for name, arrays in (
-            (LOG_LIKELIHOODS_FILE, {"null_tokens": self.null_log_likelihoods}),
-            (EVIDENCE_FILE, {}),
-        ):
-            values = self.evidence if name == EVIDENCE_FILE else self.log_likelihoods
-            with atomic_write(out / name) as path:
-                arrays = {**candidates, **arrays, **values}
-                np.savez_compressed(path, **arrays)  # type: ignore[arg-type] # its stub has a flag
+        candidates = np.array(self.run_info.candidates)
+        null = {"null_tokens": self.null_log_likelihoods}
+        save_arrays(out / LOG_LIKELIHOODS_FILE, candidates, {**null, **self.log_likelihoods})
+        save_arrays(out / EVIDENCE_FILE, candidates, self.evidence)
         write_json(out / RESULT_FILE, self.summary())
 
     def summary(self) -> dict[str, object]:
@@ -555,8 +550,14 @@ class EvaluationResult:
         return result
 
 
+def save_arrays(path: Path, candidates: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays per subject, with the names of their columns."""
+    with atomic_write(path) as temporary:
+        np.savez_compressed(temporary, candidates=candidates, **arrays)  # type: ignore[arg-type]
+
+
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays per subject that `EvaluationResult.save` wrote."""
+    """Return the arrays per subject that `save_arrays` wrote."""
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files if name != "candidates"}
 

@@ -61,14 +61,16 @@ class Stimuli:
         Trials of each.
     embeddings : Tensor of shape (n_texts, embedding_dim)
         Sentence embeddings, each one once.
-    center : Tensor of shape (embedding_dim,)
-        Their mean.
     """
 
     texts: Tensor
     counts: Tensor
     embeddings: Tensor
-    center: Tensor
+
+    @property
+    def center(self) -> Tensor:
+        """Mean (embedding_dim,) of the embeddings."""
+        return self.embeddings.mean(0)
 
 
 def fit_encoding_model(
@@ -217,7 +219,7 @@ def number_stimuli(
             f"{len(index)} training trials of {len(embeddings)} texts cannot fit an encoding "
             "model; expected at least two texts, and a text with at least two trials."
         )
-    return index, Stimuli(of_stimulus, counts, embeddings, embeddings.mean(0))
+    return index, Stimuli(of_stimulus, counts, embeddings)
 
 
 def standardize_subjects(parts: Sequence[SubjectFeatures]) -> tuple[Tensor, Tensor, list[Tensor]]:

@@ -1,21 +1,23 @@
 """Tables and figure of a cross-validation, for the terminal and as files."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table as ScreenTable
 
 from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
-from mindllm.evaluation.cross_validation import ProtocolScores, save_cross_validation
+from mindllm.evaluation.cross_validation import ProtocolScores
 from mindllm.evaluation.results import MetricRow
 from mindllm.metrics.calibration import Estimate
 from mindllm.metrics.registry import METRICS
 from mindllm.plotting.style import FOREGROUND, new_figure, style_axes, to_png
 from mindllm.report.figures import COLORS, draw_bins
-from mindllm.report.formatting import UNDEFINED, format_percent
-from mindllm.utils.files import atomic_write
+from mindllm.report.render import table_lines
+from mindllm.report.tables import Cell, Table, TableRow, score_cell, to_head
+from mindllm.report.write import screen_table
+from mindllm.utils.files import atomic_write, write_json
 
 PROTOCOL_METRICS = tuple(
     f"identification_evidence_{name}" for name in ("top1", "top5", "10way", "2way")
@@ -27,31 +29,27 @@ CAPTION = (
 )
 
 
-def condition_rows(scores: ProtocolScores) -> list[list[str]]:
-    """Return the cells of each condition: label, scores with intervals, difference."""
+def scores_table(scores: ProtocolScores) -> Table:
+    """Return conditions by metrics, with the difference of fMRI; its caption is the calibration."""
     by_key = {
         (row.condition, row.metric): row for row in scores.rows if row.subject == ALL_SUBJECTS
     }
-    rows = []
+    metrics, rows = measured_metrics(scores), []
     for name, condition in CONDITIONS.items():
-        cells = [by_key.get((name, metric)) for metric in measured_metrics(scores)]
-        if all(row is None for row in cells):
+        measured = [by_key.get((name, metric)) for metric in metrics]
+        if all(row is None for row in measured):
             continue
         label = "fMRI, encoding model" if name == "fmri" else condition.label
-        rows.append([label, *map(score_text, cells), difference_text(cells[-1])])
-    return rows
+        cells = [score_cell(row).text_and_note for row in measured]
+        texts = [label, *cells, difference_text(measured[-1])]
+        rows.append(TableRow([Cell(text) for text in texts], condition.kind))
+    head = to_head("Condition", *(METRICS[m].label for m in metrics), "fMRI minus it")
+    return Table(head, [rows], calibration_text(scores))
 
 
 def measured_metrics(scores: ProtocolScores) -> list[str]:
     """Return the metrics that mean something among so many candidates, 2-way last."""
     return [m for m in PROTOCOL_METRICS if METRICS[m].number < scores.n_candidates]
-
-
-def score_text(row: MetricRow | None) -> str:
-    """Return a score in percent with its interval."""
-    if row is None or row.value is None or row.ci_low is None or row.ci_high is None:
-        return UNDEFINED
-    return f"{format_percent(row.value)} ({100 * row.ci_low:.1f} – {100 * row.ci_high:.1f})"
 
 
 def difference_text(row: MetricRow | None) -> str:
@@ -99,21 +97,8 @@ def cross_validation_table(scores: ProtocolScores) -> ScreenTable:
     -------
     rich.table.Table
     """
-    table = ScreenTable(
-        title=escape(title(scores)),
-        title_justify="left",
-        caption=escape(calibration_text(scores)),
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    for column in (
-        "condition",
-        *(METRICS[m].label for m in measured_metrics(scores)),
-        "fMRI minus it",
-    ):
-        table.add_column(column)
-    for n, row in enumerate(condition_rows(scores)):
-        table.add_row(*map(escape, row), style="bold" if n == 0 else None)
+    table = screen_table(scores_table(scores))
+    table.title, table.title_justify = escape(title(scores)), "left"
     return table
 
 
@@ -128,17 +113,16 @@ def write_cross_validation(results: Mapping[str, ProtocolScores], directory: Pat
     """
     lines = ["# Cross-validation of evidence", "", CAPTION, ""]
     for scores in results.values():
-        head = ["Condition", *(METRICS[m].label for m in measured_metrics(scores)), "fMRI minus it"]
         lines += [f"## {scores.name.capitalize()}", "", f"{title(scores)}.", ""]
-        lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        lines += [f"| {' | '.join(row)} |" for row in condition_rows(scores)]
-        lines += ["", calibration_text(scores), ""]
+        table = scores_table(scores)
+        lines += [*table_lines(replace(table, caption="")), table.caption, ""]
     lines += ["![Reliability](reliability.png)", ""]
     with atomic_write(directory / "cross_validation.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
     with atomic_write(directory / "reliability.png") as path:
         path.write_bytes(reliability_figure(results))
-    save_cross_validation(results, directory)
+    content = {name: asdict(scores) for name, scores in results.items()}
+    write_json(directory / "cross_validation.json", content)
 
 
 def reliability_figure(results: Mapping[str, ProtocolScores]) -> bytes:

@@ -16,7 +16,7 @@ from mindllm.report.render import FIGURES, to_html, to_markdown
 from mindllm.report.score_sections import scores_section
 from mindllm.report.sections import build_sections
 from mindllm.report.summary import summarize_findings
-from mindllm.report.tables import Cell
+from mindllm.report.tables import Cell, Table
 from mindllm.utils.files import atomic_write
 
 
@@ -79,7 +79,13 @@ def to_table(result: EvaluationResult) -> Group:
     rich.console.Group
         To be printed with rich; text of the data is escaped.
     """
-    table = scores_section(result).tables[0]
+    table = screen_table(scores_section(result).tables[0])
+    sentences = [f"{escape(sentence)}\n" for sentence in summarize_findings(result)]
+    return Group(*sentences, table)
+
+
+def screen_table(table: Table) -> ScreenTable:
+    """Return a table of a report for the terminal, the row of fMRI in bold."""
     screen = ScreenTable(caption=escape(table.caption), caption_justify="left", box=SIMPLE_HEAD)
     for cell in table.head:
         screen.add_column(escape(cell.text))
@@ -87,8 +93,7 @@ def to_table(result: EvaluationResult) -> Group:
         label, *cells = row.cells
         style = "bold" if row.kind == "fmri" else None
         screen.add_row(escape(label.text), *map(cell_markup, cells), style=style)
-    sentences = [f"{escape(sentence)}\n" for sentence in summarize_findings(result)]
-    return Group(*sentences, screen)
+    return screen
 
 
 def cell_markup(cell: Cell) -> str:

@@ -234,26 +234,6 @@ def check_not_exists(path: Path) -> None:
         )
 
 
-def check_file(path: Path, what: str) -> None:
-    """Check that a file is there, before anything that takes long.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    what : str
-        What it is, for the message.
-
-    Raises
-    ------
-    InputError
-        If there is no such file.
-    """
-    if not path.is_file():
-        kind = "is a folder, not a file" if path.is_dir() else ""
-        raise InputError(f"{what}: {f'{path} {kind}' if kind else f'there is no file {path}'}.")
-
-
 def check_output(path: Path, inputs: Sequence[Path] = (), resumable: Sequence[str] = ()) -> None:
     """Check that a folder can be written, before anything that takes long.
 
