@@ -230,7 +230,10 @@ ERRORS: dict[str, tuple[list[object], str]] = {
         ["decode", "model", "scan.nii", "--mask", "m.nii", "--atlas", "a.nii"],
         "--atlas a.nii: expected NAME=FILE",
     ),
-    "no mask": (["decode", "model", "scan.nii", "--mask", "m.nii"], "mask: there is no file m.nii"),
+    "no mask": (
+        ["decode", "model", "scan.nii", "--mask", "m.nii"],
+        "there is no file m.nii: expected the mask",
+    ),
     "no volume": (
         ["decode", "model", "scan.nii", "--mask", "m.nii", "--volumes", "9-2"],
         "'9-2' is no list of whole numbers",

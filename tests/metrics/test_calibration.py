@@ -2,8 +2,15 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
-from mindllm.metrics.calibration import evidence_calibration
+from mindllm.metrics.calibration import (
+    calibration_errors,
+    evidence_calibration,
+    expected_calibration_error,
+    reliability,
+    roc_areas,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -38,3 +45,15 @@ def test_scores_of_a_few_trials_by_hand() -> None:
     assert result.coverage == (0.5, 1.0)
     assert result.accuracy == (1.0, 0.5)
     assert result.probability.accuracy == 0.5
+
+
+def test_areas_and_errors_of_many_samples_are_those_of_each() -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.integers(6, size=40) / 6  # with ties
+    correct = (rng.random(40) < scores).astype(float)
+    samples = np.vstack([np.arange(40), rng.integers(40, size=(20, 40))])
+    areas = [roc_auc_score(correct[s], scores[s]) for s in samples]
+    np.testing.assert_allclose(roc_areas(scores, correct, samples), areas)
+    errors = [expected_calibration_error(reliability(scores[s], correct[s])) for s in samples]
+    np.testing.assert_allclose(calibration_errors(scores, correct, samples), errors)
+    assert np.isnan(roc_areas(scores, np.ones(40), samples)).all()

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.special import log_softmax
 from scipy.stats import binomtest
-from sklearn.metrics import roc_auc_score
 
 N_BINS = 8
 N_RESAMPLES = 500
 N_COVERAGES = 40  # points of the risk-coverage curve
+MAX_NUMBERS = 2**22  # in the samples of trials that are held at once
+Statistic = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,32 +166,41 @@ def evidence_calibration(probabilities: np.ndarray, targets: np.ndarray) -> Evid
     rows = np.arange(len(targets))
     of_target, largest = probabilities[rows, targets], probabilities.max(1)
     correct = (probabilities.argmax(1) == targets).astype(float)
-    brier = (probabilities**2).sum(1) - 2 * of_target + 1
-
-    def error(sample: np.ndarray) -> float:
-        return expected_calibration_error(reliability(largest[sample], correct[sample]))
-
+    brier, loss = (probabilities**2).sum(1) - 2 * of_target + 1, -np.log(of_target.clip(1e-300))
     order = np.argsort(-largest, kind="stable")
     counts = np.unique(np.linspace(1, len(order), min(N_COVERAGES, len(order))).astype(int))
     accuracy = np.cumsum(correct[order])[counts - 1] / counts
     return EvidenceCalibration(
         probability=calibration_curve(largest, correct),
-        expected_calibration_error=bootstrap_estimate(error, len(rows)),
-        brier_score=bootstrap_estimate(lambda sample: float(brier[sample].mean()), len(rows)),
-        negative_log_likelihood=bootstrap_estimate(
-            lambda sample: float(-np.log(of_target[sample].clip(1e-300)).mean()), len(rows)
+        expected_calibration_error=bootstrap_estimate(
+            partial(calibration_errors, largest, correct), len(rows)
         ),
+        brier_score=bootstrap_estimate(lambda sample: brier[sample].mean(1), len(rows)),
+        negative_log_likelihood=bootstrap_estimate(lambda sample: loss[sample].mean(1), len(rows)),
         coverage=tuple((counts / len(order)).tolist()),
         accuracy=tuple(accuracy.tolist()),
     )
 
 
-def bootstrap_estimate(statistic: Callable[[np.ndarray], float], n_trials: int) -> Estimate:
-    """Return a statistic of trials, by their numbers, with its 95 % bootstrap interval."""
-    rng = np.random.default_rng(0)
-    values = [statistic(rng.integers(n_trials, size=n_trials)) for _ in range(N_RESAMPLES)]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Estimate(statistic(np.arange(n_trials)), float(low), float(high))
+def bootstrap_estimate(statistic: Statistic, n_trials: int) -> Estimate:
+    """Return a statistic with its 95 % bootstrap interval over trials.
+
+    Parameters
+    ----------
+    statistic : callable
+        Gets numbers of trials (n_samples, n_trials), and returns a value for each sample.
+    n_trials : int
+
+    Returns
+    -------
+    Estimate
+        Samples whose value is NaN are left out of the interval.
+    """
+    rng, step = np.random.default_rng(0), max(MAX_NUMBERS // n_trials, 1)
+    sizes = [min(step, N_RESAMPLES - start) for start in range(0, N_RESAMPLES, step)]
+    values = [statistic(rng.integers(n_trials, size=(size, n_trials))) for size in sizes]
+    low, high = np.nanquantile(np.concatenate(values), [0.025, 0.975])
+    return Estimate(float(statistic(np.arange(n_trials)[None])[0]), float(low), float(high))
 
 
 def calibration_curve(scores: np.ndarray, correct: np.ndarray) -> CalibrationCurve:
@@ -228,14 +239,49 @@ def auroc(scores: np.ndarray, correct: np.ndarray) -> Estimate | None:
     """
     if not 0 < correct.sum() < len(correct):
         return None
-    values: list[float] = []
-    rng = np.random.default_rng(0)
-    while len(values) < N_RESAMPLES:
-        sample = rng.integers(len(correct), size=len(correct))
-        if 0 < correct[sample].sum() < len(sample):
-            values.append(roc_auc_score(correct[sample], scores[sample]))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Estimate(float(roc_auc_score(correct, scores)), float(low), float(high))
+    return bootstrap_estimate(partial(roc_areas, scores, correct), len(correct))
+
+
+def roc_areas(scores: np.ndarray, correct: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Return the area under the ROC curve of each sample; NaN where all are right, or none is.
+
+    Parameters
+    ----------
+    scores, correct : ndarray of shape (B,)
+    samples : ndarray of int, shape (n_samples, n)
+        Numbers of trials.
+    """
+    values, ranks = np.unique(scores, return_inverse=True)
+    cells = np.arange(len(samples))[:, None] * len(values) + ranks[samples]
+    size, shape = len(samples) * len(values), (len(samples), len(values))
+    total = np.bincount(cells.ravel(), minlength=size).reshape(shape)
+    right = np.bincount(cells.ravel(), correct[samples].ravel(), size).reshape(shape)
+    wrong = total - right
+    pairs = (right * (wrong.cumsum(1) - wrong / 2)).sum(1)  # a tie counts one half
+    n_pairs = right.sum(1) * wrong.sum(1)
+    return np.where(n_pairs > 0, pairs / np.maximum(n_pairs, 1), np.nan)
+
+
+def calibration_errors(
+    probabilities: np.ndarray, correct: np.ndarray, samples: np.ndarray
+) -> np.ndarray:
+    """Return the expected calibration error of each sample of trials, in bins of equal count.
+
+    Parameters
+    ----------
+    probabilities, correct : ndarray of shape (B,)
+    samples : ndarray of int, shape (n_samples, n)
+        Numbers of trials.
+    """
+    order = np.argsort(probabilities[samples], axis=1, kind="stable")
+    surplus = np.take_along_axis(probabilities[samples] - correct[samples], order, 1)
+    starts = [part[0] for part in split_into_bins(np.arange(samples.shape[1]))]
+    return np.abs(np.add.reduceat(surplus, starts, axis=1)).sum(1) / samples.shape[1]
+
+
+def split_into_bins(order: np.ndarray) -> list[np.ndarray]:
+    """Split sorted trials into at most 8 bins, of at least 5 trials where there are as many."""
+    return np.array_split(order, min(N_BINS, max(1, len(order) // 5)))
 
 
 def reliability(scores: np.ndarray, correct: np.ndarray) -> tuple[CalibrationBin, ...]:
@@ -257,7 +303,7 @@ def reliability(scores: np.ndarray, correct: np.ndarray) -> tuple[CalibrationBin
     """
     bins = []
     order = np.argsort(scores, kind="stable")
-    for members in np.array_split(order, min(N_BINS, max(1, len(scores) // 5))):
+    for members in split_into_bins(order):
         n_correct = int(correct[members].sum())
         low, high = binomtest(n_correct, len(members)).proportion_ci(method="wilson")
         bins.append(

@@ -238,11 +238,12 @@ def standardize_subjects(parts: Sequence[SubjectFeatures]) -> tuple[Tensor, Tens
 
 def principal_components(parts: Sequence[Tensor], rank: int) -> Tensor:
     """Leading principal axes (d, rank) of all rows of the parts (n, d)."""
-    n_rows = sum(len(part) for part in parts)
+    n_rows, size = sum(len(part) for part in parts), parts[0].shape[1]
+    rank = min(rank, size, n_rows - 1)
+    if n_rows < size:
+        return torch.linalg.svd(torch.cat(list(parts)), full_matrices=False)[2][:rank].T
     covariance = torch.stack([part.T @ part for part in parts]).sum(0) / n_rows
-    _, vectors = torch.linalg.eigh(covariance)
-    rank = min(rank, len(covariance), n_rows - 1)
-    return vectors[:, -rank:].flip(1)
+    return torch.linalg.eigh(covariance)[1][:, -rank:].flip(1)
 
 
 def discriminant_basis(
