@@ -24,8 +24,9 @@ ANSWERS = [
 ]
 
 
-def make_store(path: Path, space: VoxelMasker, signal: float) -> Store:
+def make_store(path: Path, space: VoxelMasker, signal: float, n_test: int = 0) -> Store:
     """Three subjects whose voxels answer linearly to the sentence embeddings."""
+    last = 2 * (len(ANSWERS) - n_test)
     rng, subjects = np.random.default_rng(0), []
     stimuli = [f"s{i:02d}" for i in range(2 * len(ANSWERS))]
     captions = [ANSWERS[i // 2] for i in range(len(stimuli))]
@@ -35,7 +36,8 @@ def make_store(path: Path, space: VoxelMasker, signal: float) -> Store:
     for n in range(3):
         order = np.arange(len(stimuli))
         betas = responses[order] + rng.normal(size=(len(order), len(space)))
-        trials = pd.DataFrame({"stimulus": [stimuli[i] for i in order], "split": "train"})
+        splits = np.where(order < last, "train", "test")
+        trials = pd.DataFrame({"stimulus": [stimuli[i] for i in order], "split": splits})
         masker = replace(space, subject=f"sub-{n + 1:02d}")
         subjects.append((masker, betas.astype(np.float32), trials))
     table = pd.DataFrame({"stimulus": stimuli, "caption": captions})
@@ -76,6 +78,21 @@ def test_planted_meaning_is_read_in_seen_and_new_answers(
     assert CrossValidation(store, None, OPTIONS, tmp_path / "cv").run() == results
     with pytest.raises(InputError, match="another evaluation: its options"):
         CrossValidation(store, None, CrossValidationOptions(n_folds=4), tmp_path / "cv")
+
+
+def test_new_answers_are_those_of_a_split(tmp_path: Path, space: VoxelMasker) -> None:
+    store = make_store(tmp_path / "store", space, signal=2.0, n_test=6)
+    options = replace(OPTIONS, test_split="test")
+    validation = CrossValidation(store, None, options, left_out=["sub-02"])
+    results = validation.run()
+    assert validation.n_steps == 2
+    sizes = {name: (s.n_subjects, s.n_trials, s.n_candidates) for name, s in results.items()}
+    assert sizes == {"seen answers": (1, 2 * 18, 18), "new answers": (1, 2 * 6, 6)}
+    assert results["seen answers"].value("identification_evidence_2way") > 0.7
+    with pytest.raises(InputError, match="0 of 24 answers are those of the split 'val'"):
+        CrossValidation(store, None, replace(OPTIONS, test_split="val"))
+    with pytest.raises(InputError, match="cannot leave out sub-09: the subjects that take part"):
+        CrossValidation(store, None, OPTIONS, left_out=["sub-09"])
 
 
 def test_with_nothing_planted_nothing_is_read(tmp_path: Path, space: VoxelMasker) -> None:

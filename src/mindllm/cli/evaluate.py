@@ -70,6 +70,14 @@ CrossValidationFolder = Annotated[
     ),
 ]
 Folds = Annotated[int, typer.Option(min=2, max=1000, help="Folds of the answers.")]
+LeftOut = Annotated[
+    str | None,
+    typer.Option(help="Subjects that are left out in turn. Default: all that take part."),
+]
+TestSplit = Annotated[
+    str | None,
+    typer.Option(help="Instead of folds: the new answers are those of this split, such as test."),
+]
 Resume = Annotated[
     bool,
     typer.Option(
@@ -137,7 +145,9 @@ def cross_validate(
     store: StoreFolder,
     subjects: Subjects = None,
     out: CrossValidationFolder = Path("cross-validation"),
+    left_out: LeftOut = None,
     folds: Folds = 10,
+    test_split: TestSplit = None,
     seed: Seed = 0,
 ) -> None:
     """Leave every subject out in turn, with seen and with new answers: evidence and baselines."""
@@ -147,8 +157,9 @@ def cross_validate(
     from mindllm.report.cross_validation import cross_validation_table, write_cross_validation
 
     check_output(out, inputs=[store], resumable=("cross_validation.json", "partial"))
-    options = CrossValidationOptions(n_folds=folds, seed=seed)
-    validation = CrossValidation(Store(store), parse_list(subjects), options, out)
+    options = CrossValidationOptions(n_folds=folds, test_split=test_split, seed=seed)
+    taking_part, tested = parse_list(subjects), parse_list(left_out)
+    validation = CrossValidation(Store(store), taking_part, options, out, tested)
     with (
         bars() as progress,
         progress_bar(progress, "leaving out", validation.n_steps) as advance,

@@ -4,7 +4,8 @@ Each subject is evaluated by an encoding model that was fitted to the other subj
 outputs of an encoder whose queries are receptive fields spread over their voxels. `seen answers`:
 among all answers, all of which were shown to the other subjects. `new answers`: the answers are
 divided into folds; the trials of a fold are identified among its answers, by a model that was
-fitted without them. No language model is read, so a fold takes seconds.
+fitted without them. Or the new answers are those of a split of the store, and the seen ones all
+others. No language model is read, so a fold takes seconds.
 
 There are no p-values: every subject is both tested and fitted to, so that the tests of different
 subjects are not independent, and permutations within subjects would be too narrow.
@@ -68,6 +69,8 @@ class CrossValidationOptions:
     ----------
     n_folds : int
         Folds of answers.
+    test_split : str, optional
+        Instead of folds: the new answers are those of the stimuli with this split.
     seed : int
         Of folds, permutations and bootstrap.
     sentence_encoder : str
@@ -78,6 +81,7 @@ class CrossValidationOptions:
     """
 
     n_folds: int = 10
+    test_split: str | None = None
     seed: int = 0
     sentence_encoder: str = DEFAULT_SENTENCE_ENCODER
     encoding_model: EncodingModelConfig = field(default_factory=EncodingModelConfig)
@@ -121,6 +125,8 @@ class CrossValidation:
     store : Store
     subjects : sequence of str, optional
         Subjects that take part, three or more. None: all.
+    left_out : sequence of str, optional
+        Those of them that are left out in turn. None: all.
     options : CrossValidationOptions, optional
     directory : Path, optional
         What is computed is kept here until the end: called again, it is read.
@@ -128,7 +134,8 @@ class CrossValidation:
     Raises
     ------
     InputError
-        If the subjects are fewer than three, or the answers fewer than two folds of two.
+        If the subjects are fewer than three, the answers fewer than two folds of two, or the
+        split has fewer than two answers, or none but its own are left.
 
     Examples
     --------
@@ -144,9 +151,11 @@ class CrossValidation:
         subjects: Sequence[str] | None = None,
         options: CrossValidationOptions | None = None,
         directory: Path | None = None,
+        left_out: Sequence[str] | None = None,
     ) -> None:
         self.store, self.options = store, options or CrossValidationOptions()
         self.subjects = store.select_subjects(subjects)
+        self.left_out = self.subjects if left_out is None else select(left_out, self.subjects)
         if len(self.subjects) < MIN_SUBJECTS:
             raise InputError(
                 f"{len(self.subjects)} subjects: leaving one out needs at least {MIN_SUBJECTS}."
@@ -157,11 +166,7 @@ class CrossValidation:
         self.answers = sorted(set(answers))
         number = {text: i for i, text in enumerate(self.answers)}
         self.names, self.stimulus_texts = names, np.array([number[text] for text in answers])
-        if len(self.answers) < 2 * self.options.n_folds:
-            raise InputError(
-                f"{len(self.answers)} answers cannot be divided into {self.options.n_folds} folds "
-                "of two or more; choose fewer folds."
-            )
+        self.folds = self.split_folds() if self.options.test_split else self.random_folds()
         self.cache = PredictionCache(
             None if directory is None else directory / PARTIAL_DIR, self.fingerprint()
         )
@@ -172,6 +177,7 @@ class CrossValidation:
             "store": str(self.store.meta.get("name")),
             "trials": hash_texts(*(hash_scaling(self.store, s) for s in self.subjects)),
             "subjects": ", ".join(self.subjects),
+            "left out": ", ".join(self.left_out),
             "answers": hash_texts(*self.answers),
             "options": repr(self.options),
         }
@@ -182,11 +188,29 @@ class CrossValidation:
         vectors = embed_sentences(self.answers, self.options.sentence_encoder)
         return torch.from_numpy(vectors).double()
 
-    @cached_property
-    def folds(self) -> list[np.ndarray]:
-        """Numbers of the answers of each fold."""
-        order = np.random.default_rng(self.options.seed).permutation(len(self.answers))
-        return [np.sort(order[i :: self.options.n_folds]) for i in range(self.options.n_folds)]
+    def random_folds(self) -> list[np.ndarray]:
+        """Divide the answers into folds: the numbers of each one's."""
+        n_answers, n_folds = len(self.answers), self.options.n_folds
+        if n_answers < 2 * n_folds:
+            raise InputError(
+                f"{n_answers} answers cannot be divided into {n_folds} folds of two or more; "
+                "choose fewer folds."
+            )
+        order = np.random.default_rng(self.options.seed).permutation(n_answers)
+        return [np.sort(order[i::n_folds]) for i in range(n_folds)]
+
+    def split_folds(self) -> list[np.ndarray]:
+        """Return one fold: the numbers of the answers to stimuli of the test split."""
+        split = self.options.test_split
+        trials = [self.store.trials(s) for s in self.subjects]
+        tested = {name for t in trials for name in t["stimulus"][t["split"] == split]}
+        fold = np.unique(self.stimulus_texts[np.isin(self.names, sorted(tested))])
+        if min(len(fold), len(self.answers) - len(fold)) < 2:
+            raise InputError(
+                f"{len(fold)} of {len(self.answers)} answers are those of the split {split!r}; "
+                "expected at least two, and at least two others."
+            )
+        return [fold]
 
     def run(self, advance: Advance | None = None) -> dict[str, ProtocolScores]:
         """Fit and evaluate every fold of every subject.
@@ -202,27 +226,32 @@ class CrossValidation:
             `seen answers` and `new answers`.
         """
         of_seen, of_new = [], []
-        for subject in self.subjects:
+        for subject in self.left_out:
             fit = SubjectFit(self, subject, advance)
             of_seen.append(self.predictions(fit, None))
-            of_new += [self.predictions(fit, fold) for fold in range(self.options.n_folds)]
-        everything = np.arange(len(self.answers))
+            of_new += [self.predictions(fit, fold) for fold in range(len(self.folds))]
+        seen = [self.seen_answers] * len(of_seen)
         return {
-            "seen answers": self.score("seen answers", of_seen, [everything] * len(of_seen)),
-            "new answers": self.score("new answers", of_new, self.folds * len(self.subjects)),
+            "seen answers": self.score("seen answers", of_seen, seen),
+            "new answers": self.score("new answers", of_new, self.folds * len(self.left_out)),
         }
 
     @property
     def n_steps(self) -> int:
         """Fits in all."""
-        return len(self.subjects) * (1 + self.options.n_folds)
+        return len(self.left_out) * (1 + len(self.folds))
+
+    @property
+    def seen_answers(self) -> np.ndarray:
+        """Numbers of the answers that seen answers are identified among."""
+        everything = np.arange(len(self.answers))
+        return np.setdiff1d(everything, self.folds[0]) if self.options.test_split else everything
 
     def predictions(self, fit: "SubjectFit", fold: int | None) -> SubjectPredictions:
         """Return the predictions of a left-out subject, of one fold of new answers or of all."""
         texts = self.stimulus_texts[self.stimulus_index(fit.subject)]
-        rows = np.arange(len(texts))
-        if fold is not None:
-            rows = np.flatnonzero(np.isin(texts, self.folds[fold]))
+        answers = self.seen_answers if fold is None else self.folds[fold]
+        rows = np.flatnonzero(np.isin(texts, answers))
         conditions = fit.predict(fold, rows)
         conditions["shuffled_trials"] = conditions["fmri"].broadcast_to_trials(len(rows))
         return SubjectPredictions(fit.subject, self.stimuli[fit.subject][rows], conditions)
@@ -260,7 +289,7 @@ class CrossValidation:
         ]
         return ProtocolScores(
             name,
-            len(self.subjects),
+            len(self.left_out),
             sum(len(t) for t in targets),
             n_candidates,
             tuple(rows),
@@ -319,7 +348,7 @@ class SubjectFit:
     @cached_property
     def alpha(self) -> float:
         """Penalty of ridge regression, chosen with subjects left out."""
-        x, y, groups = self.regression_data(np.arange(len(self.validation.answers)))
+        x, y, groups = self.regression_data(self.validation.seen_answers)
         folds = GroupKFold(min(5, len(self.others)))
         search = GridSearchCV(Ridge(), {"alpha": ALPHAS}, cv=folds).fit(x, y, groups=groups)
         return float(search.best_params_["alpha"])
@@ -327,11 +356,11 @@ class SubjectFit:
     def predict(self, fold: int | None, rows: np.ndarray) -> dict[str, ConditionPredictions]:
         """Predict trials (rows) by evidence and by simpler methods; what was kept is read."""
         cache = self.validation.cache
-        answers = np.arange(len(self.validation.answers))
-        shown, name = answers, "seen"
+        answers, name = self.validation.seen_answers, "seen"
+        shown = answers
         if fold is not None:
             answers, name = self.validation.folds[fold], f"fold-{fold}"
-            shown = np.setdiff1d(shown, answers)
+            shown = np.setdiff1d(np.arange(len(self.validation.answers)), answers)
         conditions = {}
         for condition, predict in self.methods(fold):
             compute = partial(predict, shown, answers)
@@ -435,6 +464,17 @@ def first_answers(store: Store, subjects: Sequence[str], names: Sequence[str]) -
             f"(first: {missing[0]}); cross-validation needs one about each."
         )
     return [answers[name] for name in names]
+
+
+def select(names: Sequence[str], subjects: Sequence[str]) -> list[str]:
+    """Return the names; InputError if one is not among the subjects that take part."""
+    missing = [name for name in names if name not in subjects]
+    if missing or not names:
+        raise InputError(
+            f"cannot leave out {', '.join(missing) or 'nobody'}: "
+            f"the subjects that take part are {', '.join(subjects)}."
+        )
+    return list(names)
 
 
 def standardize(part: SubjectFeatures) -> np.ndarray:

@@ -81,8 +81,8 @@ def estimate_text(estimate: Estimate) -> str:
 def title(scores: ProtocolScores) -> str:
     """Return what a table is about."""
     return (
-        f"{scores.name}: {scores.n_subjects} subjects, each left out in turn; {scores.n_trials} "
-        f"trials, each identified among {scores.n_candidates} answers"
+        f"{scores.name}: {scores.n_subjects} left-out subject{'s' * (scores.n_subjects > 1)}; "
+        f"{scores.n_trials} trials, each identified among {scores.n_candidates} answers"
     )
 
 
