@@ -120,6 +120,33 @@ def test_decode_prints_json_alone_on_stdout(place: Path, model: Path, run: Run) 
     assert all("(log-likelihood ratio " in line for line in out.splitlines())
 
 
+def test_decode_chooses_by_evidence_among_a_corpus(
+    place: Path, model: Path, run: Run, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("a [bold]dog[/bold] swims\na train stops\n")
+    words = ["decode", model, *scan_of(place, "sub-03"), "--by", "evidence", "--n-texts", 0]
+    words += ["--corpus", corpus, "--n-best", 8]
+    status, out, err = run(*words, "--json", "--volumes", "5,0-2", "--abstain-below", 0.99)
+    assert status == 0, err
+    rows = json.loads(out)
+    assert [row["volume"] for row in rows] == [5, 0, 1, 2]
+    for row in rows:
+        texts = [row, *row["alternatives"]]
+        assert len({t["text"] for t in texts}) == len(texts) == 6
+        assert {"a [bold]dog[/bold] swims", "a train stops"} <= {t["text"] for t in texts}
+        gains = [t["similarity_gain"] for t in texts]
+        assert gains == sorted(gains, reverse=True)
+        assert sum(t["probability"] for t in texts) == pytest.approx(1, abs=1e-3)
+        assert row["abstained"] == (row["probability"] < 0.99)
+    status, out, _ = run(*words, "--volumes", "5,0-2", "--abstain-below", 1)
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["5", "0", "1", "2"]
+    assert all("abstained" in line and " nats, probability " in line for line in out.splitlines())
+    everything = json.loads(run(*words, "--json", "--abstain-below", 0.99)[1])
+    assert [everything[i] for i in (5, 0, 1, 2)] == rows  # aligned by the same volumes
+
+
 def test_text_that_looks_like_markup_is_printed_as_it_is(
     place: Path, model: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,45 @@ def test_new_answers_are_those_of_a_split(tmp_path: Path, space: VoxelMasker) ->
         CrossValidation(store, None, OPTIONS, left_out=["sub-09"])
 
 
+def test_free_text_is_nearer_to_its_answer(
+    tmp_path: Path, space: VoxelMasker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts to choose among: answers that are shown, and some that no stimulus has."""
+    store = make_store(tmp_path / "store", space, signal=2.0)
+    others = [
+        f"{who} {place}"
+        for who in ("puppies", "kittens", "a guitar player", "a locomotive", "a cake", "kids")
+        for place in ("at the sea", "beside an oven", "on a road", "in the grass")
+    ]
+    examples = []
+
+    def write(_: CrossValidation, shown: list[str]) -> list[str]:
+        examples.append(shown)
+        return others
+
+    monkeypatch.setattr(CrossValidation, "sample", write)
+    options = replace(OPTIONS, n_texts=24)
+    validation = CrossValidation(store, None, options, tmp_path / "cv")
+    steps: list[int] = []
+    scores = validation.run(lambda count, _=None: steps.append(count))["free text"]
+    assert sum(steps) == validation.n_steps == 3 * 4 + 3
+    assert [len(shown) for shown in examples] == [16] * 3
+    for fold, shown in zip(validation.folds.folds, examples, strict=True):
+        assert not {validation.folds.answers[i] for i in fold} & set(shown)
+    assert scores.calibration is None
+    two_way = "text_similarity_2way"
+    assert scores.value(two_way) > 0.7
+    assert scores.value(two_way, "shuffled_trials") == pytest.approx(0.5, abs=0.02)
+    assert scores.value(two_way, "trained_on_permuted_pairs") < 0.65
+    assert scores.value(two_way, "ridge") > 0.6
+    assert len(scores.texts) == scores.n_trials == 3 * 48
+    assert {t.text for t in scores.texts} & set(others)
+    assert all(t.text != t.answer for t in scores.texts)
+    count = len(examples)
+    assert CrossValidation(store, None, options, tmp_path / "cv").run()["free text"] == scores
+    assert len(examples) == count  # what was written is read
+
+
 def test_with_nothing_planted_nothing_is_read(tmp_path: Path, space: VoxelMasker) -> None:
     store = make_store(tmp_path / "store", space, signal=0.0)
     for scores in CrossValidation(store, None, OPTIONS).run().values():

@@ -1,14 +1,16 @@
 """The command decode."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 
 from mindllm.cli.options import (
+    MAX_COUNT,
     BatchSize,
     LanguageModelPath,
     MaskThreshold,
@@ -17,11 +19,13 @@ from mindllm.cli.options import (
     bars,
     check_model,
     console,
+    errors,
     finite,
     parse_int_ranges,
 )
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import to_json
+from mindllm.utils.progress import progress_bar
 from mindllm.utils.seeds import MAX_SEED
 from mindllm.utils.text_files import check_regular_file
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
     from mindllm.fmri.masker import VoxelMasker
     from mindllm.model.decode import DecodedVolume
+    from mindllm.model.decode_by_evidence import RankedVolume
     from mindllm.model.modeling import MindLLM
 
 app = typer.Typer()
@@ -69,8 +74,36 @@ Temperature = Annotated[
     typer.Option(min=0.01, max=100, callback=finite, help="With --do-sample: the temperature."),
 ]
 SamplingSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="With --do-sample: the seed.")]
+By = Annotated[
+    Literal["generation", "evidence"],
+    typer.Option(
+        help="How a text is found: generated from the scan's tokens, or chosen by the evidence of "
+        "the scan among texts that the model was trained on, that its language model writes, and "
+        "of --corpus."
+    ),
+]
+Corpus = Annotated[
+    list[Path] | None,
+    typer.Option(help="With --by evidence: texts to choose among too, one per line. Repeatable."),
+]
+NTexts = Annotated[
+    int,
+    typer.Option(min=0, max=MAX_COUNT, help="With --by evidence: texts the language model writes."),
+]
+NBest = Annotated[
+    int, typer.Option(min=1, max=1000, help="With --by evidence: alternatives per volume in JSON.")
+]
+AbstainBelow = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        callback=finite,
+        help="With --by evidence: mark texts less probable than this.",
+    ),
+]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Print JSON: volume, text, log_likelihood_ratio.")
+    bool, typer.Option("--json", help="Print JSON: volume, text, and what speaks for it.")
 ]
 StreamText = Annotated[bool, typer.Option("--stream", help="Print text as it is generated.")]
 
@@ -87,6 +120,11 @@ def decode(
     question: Question = None,
     standardize_with: StandardizeWith = None,
     standardized: Standardized = False,
+    by: By = "generation",
+    corpus: Corpus = None,
+    n_texts: NTexts = 400,
+    n_best: NBest = 5,
+    abstain_below: AbstainBelow = 0.0,
     do_sample: DoSample = False,
     temperature: Temperature = 0.7,
     max_new_tokens: MaxNewTokens = 48,
@@ -98,32 +136,114 @@ def decode(
 ) -> None:
     """Decode the volumes of a scan into text, one prediction per volume."""
     check_options(mask, subject, stream, as_json)
+    check_way(by, corpus, stream or do_sample or question is not None)
     atlases, indices = parse_atlases(atlas or []), parse_int_ranges(volumes)
     check_model(model, llm)
     check_files(scan, mask, atlases, standardize_with)
+    corpus_texts = read_corpora(corpus or [])
     mask_img = mask if mask_threshold is None else threshold_mask(mask, mask_threshold)
     loaded = load_model(model, llm, seed)
+    masker = get_masker(loaded, model, subject) if subject is not None else mask_img
+    data = ScanData(scan, masker, atlases, indices, standardize_with, standardized)
+    if by == "evidence":
+        texts = collect_texts(loaded, corpus_texts, n_texts, seed)
+        show_ranked(rank_volumes(loaded, data, texts, n_best), abstain_below, as_json)
+        return
     sampling = {"do_sample": True, "temperature": temperature} if do_sample else {}
+    options = {"max_new_tokens": max_new_tokens, **sampling}
+    decoded = generate(loaded, data, question, batch_size, stream, options)
+    if not stream:
+        show(decoded, as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class ScanData:
+    """The files of a scan, and how its betas are read."""
+
+    scan: Path
+    masker: "Path | SpatialImage | VoxelMasker | None"
+    atlases: dict[str, str]
+    volumes: list[int] | None
+    standardize_with: Path | None
+    standardized: bool
+
+
+def generate(
+    model: "MindLLM",
+    data: ScanData,
+    question: str | None,
+    batch_size: int,
+    stream: bool,
+    options: Mapping[str, object],
+) -> list["DecodedVolume"]:
+    """Generate a text about each volume, with a bar, or printed as it is generated."""
     from mindllm.model.decode import decode as decode_scan
 
-    with decode_progress(stream, len(indices) if indices else None) as on_volume:
-        decoded = decode_scan(
-            loaded,
-            scan,
-            get_masker(loaded, model, subject) if subject is not None else mask_img,
-            atlases,
-            volumes=indices,
+    with decode_progress(stream, len(data.volumes) if data.volumes else None) as on_volume:
+        return decode_scan(
+            model,
+            data.scan,
+            data.masker,
+            data.atlases,
+            volumes=data.volumes,
             question=question,
-            standardize_with=standardize_with,
-            standardized=standardized,
+            standardize_with=data.standardize_with,
+            standardized=data.standardized,
             batch_size=batch_size,
             on_text=(lambda text: print(text, end="", flush=True)) if stream else None,
             on_volume=on_volume,
-            max_new_tokens=max_new_tokens,
-            **sampling,
+            **options,
         )
-    if not stream:
-        show(decoded, as_json)
+
+
+def rank_volumes(
+    model: "MindLLM", data: ScanData, texts: Sequence[str], n_best: int
+) -> list["RankedVolume"]:
+    """Choose among texts by the evidence of each volume."""
+    from mindllm.model.decode_by_evidence import decode_by_evidence
+
+    with errors.status(f"choosing among {len(texts)} texts"):
+        return decode_by_evidence(
+            model,
+            data.scan,
+            data.masker,
+            texts,
+            data.atlases,
+            volumes=data.volumes,
+            standardize_with=data.standardize_with,
+            standardized=data.standardized,
+            n_best=n_best,
+        )
+
+
+def check_way(by: str, corpus: list[Path] | None, of_generation: bool) -> None:
+    """Refuse options of the other way to find a text, before anything is loaded."""
+    if by == "evidence" and of_generation:
+        raise InputError(
+            "--by evidence chooses among texts about the stimulus: --question, --do-sample and "
+            "--stream are for --by generation. Leave them out."
+        )
+    if by == "generation" and corpus:
+        raise InputError("--corpus holds texts to choose among: add --by evidence.")
+
+
+def read_corpora(files: Sequence[Path]) -> list[str]:
+    """Read the texts of all files."""
+    for file in files:
+        check_regular_file(file, "a corpus of one text per line")
+    if not files:
+        return []
+    from mindllm.model.proposals import read_corpus
+
+    return [text for file in files for text in read_corpus(file)]
+
+
+def collect_texts(model: "MindLLM", corpus: Sequence[str], n_texts: int, seed: int) -> list[str]:
+    """Collect the texts to choose among, with a bar while the language model writes."""
+    from mindllm.model.proposals import collect_proposals
+
+    with bars() as progress, progress_bar(progress, "writing texts", n_texts) as advance:
+        return collect_proposals(model, corpus, n_texts, seed, advance)
 
 
 def check_options(mask: Path | None, subject: str | None, stream: bool, as_json: bool) -> None:
@@ -223,3 +343,27 @@ def show(decoded: Sequence["DecodedVolume"], as_json: bool) -> None:
     for d in decoded:
         ratio = f"[dim](log-likelihood ratio {d.log_likelihood_ratio:+.1f})[/dim]"
         console.print(f"{d.volume:5d}  {escape(d.text)}  {ratio}", highlight=False, soft_wrap=True)
+
+
+def show_ranked(ranked: Sequence["RankedVolume"], abstain_below: float, as_json: bool) -> None:
+    """Print the best texts as one JSON document, or a line per volume."""
+    rows = []
+    for volume in ranked:
+        best = volume.texts[0]
+        abstained = best.probability < abstain_below
+        alternatives = [
+            {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(text).items()}
+            for text in volume.texts
+        ]
+        rows.append(
+            {"volume": volume.volume, "abstained": abstained}
+            | alternatives[0]
+            | {"alternatives": alternatives[1:]}
+        )
+        if not as_json:
+            note = f"(evidence {best.evidence:+.1f} nats, probability {best.probability:.0%})"
+            text = "abstained, not sure: " * abstained + best.text
+            line = f"{volume.volume:5d}  {escape(text)}  [dim]{note}[/dim]"
+            console.print(line, highlight=False, soft_wrap=True)
+    if as_json:
+        print(to_json(rows))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mindllm.cli.options import (
+    MAX_COUNT,
     AsJson,
     BatchSize,
     LanguageModelPath,
@@ -78,6 +79,18 @@ TestSplit = Annotated[
     str | None,
     typer.Option(help="Instead of folds: the new answers are those of this split, such as test."),
 ]
+NTexts = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=MAX_COUNT,
+        help="Free text: how many texts the language model writes for each fold, to choose one "
+        "about each trial. Default: no free text.",
+    ),
+]
+WritesTexts = Annotated[
+    str | None, typer.Option(help="With --n-texts: the language model. Default: the small one.")
+]
 Resume = Annotated[
     bool,
     typer.Option(
@@ -148,16 +161,21 @@ def cross_validate(
     left_out: LeftOut = None,
     folds: Folds = 10,
     test_split: TestSplit = None,
+    n_texts: NTexts = 0,
+    llm: WritesTexts = None,
     seed: Seed = 0,
 ) -> None:
     """Leave every subject out in turn, with seen and with new answers: evidence and baselines."""
     from mindllm.data.store import Store
     from mindllm.evaluation.cache import clear_cache
     from mindllm.evaluation.cross_validation import CrossValidation, CrossValidationOptions
+    from mindllm.language.hub import check_path
     from mindllm.report.cross_validation import cross_validation_table, write_cross_validation
 
     check_output(out, inputs=[store], resumable=("cross_validation.json", "partial"))
-    options = CrossValidationOptions(n_folds=folds, test_split=test_split, seed=seed)
+    if llm is not None:
+        check_path(llm)
+    options = CrossValidationOptions(folds, test_split, n_texts, llm, seed)
     taking_part, tested = parse_list(subjects), parse_list(left_out)
     validation = CrossValidation(Store(store), taking_part, options, out, tested)
     with (

@@ -87,6 +87,15 @@ class PredictionCache:
         with describe_read_errors(path, REMEDY), np.load(path, allow_pickle=False) as file:
             return np.asarray(file["values"])
 
+    def texts(self, name: str, compute: Callable[[], list[str]]) -> list[str]:
+        """Return saved texts that are the same for all subjects, or make and save them."""
+        if self.directory is None:
+            return compute()
+        path = self.directory / f"{name}.json"
+        if not path.exists():
+            write_json(path, compute())
+        return list(read_json(path, "a list of texts"))
+
     def has(self, subject: str, condition: str) -> bool:
         """Return whether these predictions are saved."""
         return (

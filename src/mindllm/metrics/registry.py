@@ -66,3 +66,10 @@ METRICS = {"exact_match": Metric("Exact match", "the generated text equals a ref
     for prefix, (ranking, suffix, words) in RANKINGS.items()
     for name, (label, meaning, kind, number) in RANK_METRICS.items()
 }
+# Of a cross-validation: the answers are ranked by their similarity with a text.
+TEXT_SIMILARITY_METRICS = {
+    f"text_similarity_{name}": Metric(
+        f"{label} by the text", f"{meaning}, by similarity with the text", "evidence", kind, number
+    )
+    for name, (label, meaning, kind, number) in RANK_METRICS.items()
+}

@@ -453,12 +453,8 @@ class MindLLM(PretrainedModule):
         >>> model.evidence(betas, masker, texts, subject_betas=betas)  # doctest: +SKIP
         tensor([[ 3.1, -2.4]], dtype=torch.float64)
         """
-        if self.encoding_model is None or self.sentence_encoder is None:
-            raise InputError(
-                "this model has no encoding model, so it gives no evidence for texts. Train it "
-                "anew, or rank texts by log_likelihood."
-            )
-        embeddings = torch.from_numpy(embed_sentences(texts, self.sentence_encoder))
+        embeddings = self.embed_texts(texts)
+        assert self.encoding_model is not None
         outputs = self.query_outputs(betas, masker)
         if subject_betas is None or subject_betas is betas:
             others = None if subject_betas is None else outputs
@@ -466,6 +462,30 @@ class MindLLM(PretrainedModule):
             others = self.query_outputs(subject_betas, masker)
         subject = self.encoding_model.subject_transform(others)
         return self.encoding_model.evidence(outputs, subject, embeddings)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts as the encoding model reads them.
+
+        Parameters
+        ----------
+        texts : sequence of str
+
+        Returns
+        -------
+        Tensor of shape (n_texts, embedding_dim)
+            Unit vectors.
+
+        Raises
+        ------
+        InputError
+            If the model has no encoding model.
+        """
+        if self.encoding_model is None or self.sentence_encoder is None:
+            raise InputError(
+                "this model has no encoding model, so it gives no evidence for texts. Train it "
+                "anew, or rank texts by log_likelihood."
+            )
+        return torch.from_numpy(embed_sentences(texts, self.sentence_encoder))
 
     def score_candidates(
         self,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pandas as pd
 from rich.markup import escape
 from rich.table import Table as ScreenTable
 
@@ -11,7 +12,7 @@ from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
 from mindllm.evaluation.cross_validation import ProtocolScores
 from mindllm.evaluation.results import MetricRow
 from mindllm.metrics.calibration import Estimate
-from mindllm.metrics.registry import METRICS
+from mindllm.metrics.registry import METRICS, TEXT_SIMILARITY_METRICS
 from mindllm.plotting.style import FOREGROUND, new_figure, style_axes, to_png
 from mindllm.report.figures import COLORS, draw_bins
 from mindllm.report.render import table_lines
@@ -19,8 +20,11 @@ from mindllm.report.tables import Cell, Table, TableRow, score_cell, to_head
 from mindllm.report.write import screen_table
 from mindllm.utils.files import atomic_write, write_json
 
+LABELS = METRICS | TEXT_SIMILARITY_METRICS
 PROTOCOL_METRICS = tuple(
-    f"identification_evidence_{name}" for name in ("top1", "top5", "10way", "2way")
+    f"{prefix}_{name}"
+    for prefix in ("identification_evidence", "text_similarity")
+    for name in ("top1", "top5", "10way", "2way")
 )
 CAPTION = (
     "Percent of trials, mean of the subjects' means; 95 % bootstrap interval over answers and "
@@ -43,13 +47,14 @@ def scores_table(scores: ProtocolScores) -> Table:
         cells = [score_cell(row).text_and_note for row in measured]
         texts = [label, *cells, difference_text(measured[-1])]
         rows.append(TableRow([Cell(text) for text in texts], condition.kind))
-    head = to_head("Condition", *(METRICS[m].label for m in metrics), "fMRI minus it")
+    head = to_head("Condition", *(LABELS[m].label for m in metrics), "fMRI minus it")
     return Table(head, [rows], calibration_text(scores))
 
 
 def measured_metrics(scores: ProtocolScores) -> list[str]:
     """Return the metrics that mean something among so many candidates, 2-way last."""
-    return [m for m in PROTOCOL_METRICS if METRICS[m].number < scores.n_candidates]
+    measured = {row.metric for row in scores.rows}
+    return [m for m in PROTOCOL_METRICS if m in measured and LABELS[m].number < scores.n_candidates]
 
 
 def difference_text(row: MetricRow | None) -> str:
@@ -63,6 +68,11 @@ def difference_text(row: MetricRow | None) -> str:
 def calibration_text(scores: ProtocolScores) -> str:
     """Return the calibration of the probabilities in words."""
     c = scores.calibration
+    if c is None:
+        return (
+            "Answers by their similarity with the text that is chosen about a trial, among the "
+            "answers of training and texts that the language model writes like them."
+        )
     parts = [
         f"expected calibration error {estimate_text(c.expected_calibration_error)}",
         f"Brier score {estimate_text(c.brier_score)}",
@@ -103,7 +113,7 @@ def cross_validation_table(scores: ProtocolScores) -> ScreenTable:
 
 
 def write_cross_validation(results: Mapping[str, ProtocolScores], directory: Path) -> None:
-    """Write cross_validation.json, cross_validation.md and reliability.png.
+    """Write cross_validation.json, cross_validation.md, reliability.png; texts.tsv of free text.
 
     Parameters
     ----------
@@ -116,12 +126,18 @@ def write_cross_validation(results: Mapping[str, ProtocolScores], directory: Pat
         lines += [f"## {scores.name.capitalize()}", "", f"{title(scores)}.", ""]
         table = scores_table(scores)
         lines += [*table_lines(replace(table, caption="")), table.caption, ""]
+        if scores.texts:
+            lines += ["The texts are in [texts.tsv](texts.tsv).", ""]
     lines += ["![Reliability](reliability.png)", ""]
     with atomic_write(directory / "cross_validation.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
     with atomic_write(directory / "reliability.png") as path:
         path.write_bytes(reliability_figure(results))
-    content = {name: asdict(scores) for name, scores in results.items()}
+    texts = [asdict(text) for scores in results.values() for text in scores.texts]
+    if texts:
+        with atomic_write(directory / "texts.tsv") as path:
+            pd.DataFrame(texts).to_csv(path, sep="\t", index=False)
+    content = {name: asdict(replace(scores, texts=())) for name, scores in results.items()}
     write_json(directory / "cross_validation.json", content)
 
 
@@ -130,9 +146,9 @@ def reliability_figure(results: Mapping[str, ProtocolScores]) -> bytes:
     figure = new_figure(8, 3.1)
     left, right = figure.subplots(1, 2, sharey=True)
     left.plot([0, 100], [0, 100], color=FOREGROUND[False], lw=1, ls=(0, (2, 3)), alpha=0.7)
-    for scores, color in zip(results.values(), (COLORS["fmri"], COLORS["blind"]), strict=True):
-        curve = scores.calibration
-        draw_bins(left, curve.probability.bins, color, scores.name, 100)
+    curves = {name: s.calibration for name, s in results.items() if s.calibration}
+    for (name, curve), color in zip(curves.items(), (COLORS["fmri"], COLORS["blind"]), strict=True):
+        draw_bins(left, curve.probability.bins, color, name, 100)
         coverage = [100 * value for value in curve.coverage]
         right.plot(coverage, [100 * value for value in curve.accuracy], color=color, lw=1.6)
     left.set(xlabel="probability of the answer with the most evidence (%)", xlim=(-4, 104))
