@@ -193,7 +193,7 @@ class LeftOutSubject:
         parts = self.training_features(fold)
         x = np.concatenate([standardize(part) for part in parts.values()])
         _, _, axes = torch.linalg.svd(torch.from_numpy(x), full_matrices=False)
-        axes = axes[: self.options.encoding_model.rank].T.numpy()
+        axes = axes[: self.options.encoding_model.ranks[0]].T.numpy()
         y = np.concatenate(
             [self.folds.stimulus_texts[part.stimuli.numpy()] for part in parts.values()]
         )

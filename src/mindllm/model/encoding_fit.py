@@ -1,8 +1,9 @@
-"""Fit of the encoding model in closed form; its shares of variance and temperature are learned.
+"""Fit of the encoding model in closed form; shares of variance, rank, temperature are learned.
 
 The shares of the signal variance that belong to meaning, text and stimulus are those of the
 largest marginal likelihood, in groups of dimensions: the dimensions that tell stimuli apart best
-carry the most meaning. The temperature is chosen by leaving each training subject out in turn.
+carry the most meaning. Rank and temperature are chosen by leaving each training subject out in
+turn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,7 +80,7 @@ def fit_encoding_model(
     stimulus_texts: Tensor | None = None,
     config: EncodingModelConfig | None = None,
 ) -> EncodingModel:
-    """Fit an encoding model in closed form; its temperature by leaving one subject out.
+    """Fit an encoding model in closed form; its rank and temperature by leaving one subject out.
 
     Parameters
     ----------
@@ -108,21 +109,44 @@ def fit_encoding_model(
     config = config or EncodingModelConfig()
     if stimulus_texts is None:
         stimulus_texts = torch.arange(len(text_embeddings))
-    model = fit_closed_form(subjects, text_embeddings, stimulus_texts, config)
-    if len(subjects) > 1:
-        temperature = choose_temperature(subjects, text_embeddings, stimulus_texts, config)
-        model.temperature.fill_(temperature)
+    ranks = limit_ranks(config.ranks, subjects)
+    if len(subjects) < 2:
+        return fit_closed_form(subjects, text_embeddings, stimulus_texts, config, ranks[0])
+    choices = {}
+    for rank in ranks:
+        left_out = leave_subjects_out(subjects, text_embeddings, stimulus_texts, config, rank)
+        choices[rank] = choose_temperature(left_out)
+    rank = min(choices, key=lambda rank: choices[rank].loss)
+    model = fit_closed_form(subjects, text_embeddings, stimulus_texts, config, rank)
+    model.temperature.fill_(choices[rank].temperature)
     return model
 
 
-def choose_temperature(
+def limit_ranks(ranks: Sequence[int], subjects: Mapping[str, SubjectFeatures]) -> list[int]:
+    """Ranks to choose among, each once, that fits to all but the largest subject can have."""
+    sizes = sorted(len(part.values) for part in subjects.values())
+    width = next(iter(subjects.values())).values.shape[1]
+    limit = max(min(width, sum(sizes[:-1] or sizes) - 1), 1)
+    return sorted({min(rank, limit) for rank in ranks})
+
+
+@dataclass(frozen=True)
+class TemperatureChoice:
+    """The best temperature, and the mean loss of left-out trials at it, in nats."""
+
+    temperature: float
+    loss: float
+
+
+def leave_subjects_out(
     subjects: Mapping[str, SubjectFeatures],
     text_embeddings: Tensor,
     stimulus_texts: Tensor,
     config: EncodingModelConfig,
-) -> float:
-    """Temperature at which left-out subjects' true texts are most probable, in [0.5, 5]."""
-    evidence, targets = [], []
+    rank: int,
+) -> list[tuple[Tensor, Tensor]]:
+    """Evidence of each left-out subject's trials, and the numbers of their true texts in it."""
+    results = []
     for name, left_out in subjects.items():
         others = {other: part for other, part in subjects.items() if other != name}
         known = torch.unique(stimulus_texts[torch.cat([part.stimuli for part in others.values()])])
@@ -132,27 +156,33 @@ def choose_temperature(
             continue
         rows = rows[evenly_spaced(len(rows), MAX_ALIGNMENT_TRIALS)]
         try:
-            model = fit_closed_form(others, text_embeddings, stimulus_texts, config)
+            model = fit_closed_form(others, text_embeddings, stimulus_texts, config, rank)
         except InputError:  # of two subjects, the one that is left may have too few trials
             continue
         transform = model.subject_transform(left_out.values)
         candidates, of_rows = torch.unique(texts[rows], return_inverse=True)
         values = left_out.values[rows]
-        evidence.append(model.evidence(values, transform, text_embeddings[candidates]))
-        targets.append(of_rows)
-    if not evidence:
-        return 1.0
+        evidence = model.evidence(values, transform, text_embeddings[candidates])
+        results.append((evidence, of_rows))
+    return results
+
+
+def choose_temperature(left_out: Sequence[tuple[Tensor, Tensor]]) -> TemperatureChoice:
+    """Choose the temperature at which the true texts are most probable, in [0.5, 5]."""
+    if not left_out:
+        return TemperatureChoice(1.0, 0.0)
+    n_trials = sum(len(targets) for _, targets in left_out)
 
     def loss(log_temperature: float) -> float:
         factor = torch.tensor(-log_temperature).exp()
         losses = [
-            nn.functional.cross_entropy(e * factor, t, reduction="sum")
-            for e, t in zip(evidence, targets, strict=True)
+            nn.functional.cross_entropy(evidence * factor, targets, reduction="sum")
+            for evidence, targets in left_out
         ]
-        return float(sum(losses))
+        return float(sum(losses)) / n_trials
 
     best = minimize_scalar(loss, bounds=(-0.7, 1.6), method="bounded")
-    return float(torch.tensor(best.x).exp())
+    return TemperatureChoice(float(torch.tensor(best.x).exp()), float(best.fun))
 
 
 def fit_closed_form(
@@ -160,12 +190,13 @@ def fit_closed_form(
     text_embeddings: Tensor,
     stimulus_texts: Tensor,
     config: EncodingModelConfig,
+    rank: int | None = None,
 ) -> EncodingModel:
-    """Fit everything but the temperature, which is 1."""
+    """Fit everything but the temperature, which is 1, with the first of the ranks by default."""
     parts = list(subjects.values())
     index, stimuli = number_stimuli(parts, text_embeddings, stimulus_texts)
     query_mean, query_std, standardized = standardize_subjects(parts)
-    components = principal_components(standardized, config.rank)
+    components = principal_components(standardized, rank or config.ranks[0])
     projected = [values @ components for values in standardized]
     features, group_covariance = align_subjects(projected, config.alignment_shrinkage)
     basis, means, center, variance = discriminant_basis(

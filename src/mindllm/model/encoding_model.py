@@ -53,8 +53,9 @@ class EncodingModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: PositiveInt = 100
-    """Principal components of the query outputs."""
+    rank: PositiveInt | tuple[PositiveInt, ...] = (100, 200)
+    """Principal components of the query outputs; of several numbers, the one at which the texts
+    of left-out training subjects are most probable."""
     noise_shrinkage: Share = 0.5
     """Shrinkage of the covariance within stimuli to its diagonal."""
     alignment_shrinkage: Share | None = 0.5
@@ -62,6 +63,11 @@ class EncodingModelConfig(BaseModel):
     alignment_ridge: PositiveFloat | None = 12.0
     """Ridge of the map from a subject's trials to their expected responses, in multiples of the
     trials' mean scatter; null: no such map."""
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Numbers of principal components to choose among."""
+        return (self.rank,) if isinstance(self.rank, int) else self.rank
 
 
 @dataclass(frozen=True)
