@@ -31,6 +31,7 @@ def test_the_demo_runs_to_its_report(
     )
     monkeypatch.setattr(module, "SCENES", scenes)
     monkeypatch.setattr(module, "TRAINING", training)
+    monkeypatch.setattr(module, "N_CAPTIONS", 200)
     console = Console(record=True, width=120)
     quiet = Console(quiet=True)
     for _ in range(2):  # the second time, finished steps are taken as they are
@@ -46,6 +47,10 @@ def test_the_demo_runs_to_its_report(
     assert EvaluationResult.load(tmp_path / "demo" / "report").evidence.keys() == {"sub-03"}
     assert [s.subject for s in result.run_info.subjects] == ["sub-03"]
     printed = console.export_text()
+    assert "new answers: 1 left-out subject; 8 trials, each identified among 4 answers" in printed
+    assert "chosen by evidence among" in printed
+    for question in module.QUESTIONS:
+        assert question in printed
     assert "the best linear observer" in printed
     assert "shuffled trials" in printed
     report = tmp_path / "demo" / "report"

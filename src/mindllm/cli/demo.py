@@ -2,32 +2,49 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from mindllm.data.store import Store
 from mindllm.datasets.bids import BIDSReader
+from mindllm.evaluation.cross_validation import CrossValidation, CrossValidationOptions
 from mindllm.evaluation.evaluator import evaluate
 from mindllm.evaluation.results import EvaluationResult
+from mindllm.metrics.calibration import Estimate, bootstrap_estimate
+from mindllm.model.choices import answer_evidence, names
 from mindllm.model.modeling import MindLLM
+from mindllm.model.proposals import rank_texts
+from mindllm.report.cross_validation import cross_validation_table, write_cross_validation
 from mindllm.report.summary import main_metric
 from mindllm.report.write import to_table, write_report
 from mindllm.simulate.configuration import SimulateConfig
+from mindllm.simulate.scenes import ATTRIBUTES, draw_captions, name_values
 from mindllm.simulate.simulator import simulate, summary
 from mindllm.training.configuration import StageConfig, TrainConfig
 from mindllm.training.trainer import train
+from mindllm.utils.progress import progress_bar
 
-SCENES = SimulateConfig(train_stimuli=40, val_stimuli=8, test_stimuli=40, n_repetitions=3)
+SCENES = SimulateConfig()
 # Shorter than the defaults: what two CPU cores do in a few minutes.
 TRAINING = TrainConfig(
-    alignment=StageConfig(max_steps=120, batch_size=480),
-    instruction_tuning=StageConfig(max_steps=60, batch_size=16, learning_rate=1e-3),
+    alignment=StageConfig(max_steps=60, batch_size=480),
+    instruction_tuning=StageConfig(max_steps=30, batch_size=16, learning_rate=1e-3),
 )
+N_CAPTIONS = 2000  # to choose a text about a new scene among
+QUESTIONS = {
+    "who is there?": "agent",
+    "how many are there?": "number",
+    "what are they doing?": "action",
+    "where are they?": "place",
+    "what object is there?": "object",
+}
 logger = logging.getLogger(__name__)
 MakeProgress = Callable[[], Progress]
 
@@ -60,52 +77,88 @@ def demo(
     Returns
     -------
     EvaluationResult
-        Of the left-out subject.
+        Of the left-out subject, on scenes that were not shown in training.
     """
     out = Path(out)
-    console.rule("1/4  simulate subjects with real anatomy and a planted code (about 15 s)")
+    console.rule("1/5  simulate subjects with real anatomy and a planted code (about 20 s)")
     if not (out / "bids").exists():
         config = SCENES.model_copy(update={"n_subjects": n_subjects, "seed": seed})
         simulate(out / "bids", config, on_step=lambda line: console.print(f"[dim]{line}[/dim]"))
     console.print(summary(out / "bids"))
-    console.rule("2/4  prepare: NIfTI and tables into a store (about 20 s)")
+    console.rule("2/5  prepare: NIfTI and tables into a store (about 10 s)")
     if not (out / "store").exists():
         with make_progress() as progress:
             BIDSReader(out / "bids").prepare(out / "store", progress=progress)
+    store = Store(out / "store")
+    identify_by_evidence(store, out / "evidence", console, make_progress, seed)
     training = TRAINING.model_copy(update={"seed": seed, "language_model": llm})
-    result = train_and_evaluate(out, console, make_progress, training)
+    model = train_model(store, out / "model", console, make_progress, training)
+    result = evaluate_model(model, store, out, console, make_progress, seed)
     console.print(compare_with_planted(out, result))
     console.print(f"report: {out / 'report' / 'report.html'}")
     return result
 
 
-def train_and_evaluate(
-    out: Path, console: Console, make_progress: MakeProgress, config: TrainConfig
+def identify_by_evidence(
+    store: Store, out: Path, console: Console, make_progress: MakeProgress, seed: int
+) -> None:
+    """Print the first result: the left-out subject's scenes, by evidence, without training."""
+    left_out = store.subjects[-1]
+    console.rule(f"3/5  which scene did {left_out} see? By evidence, without training (about 30 s)")
+    options = CrossValidationOptions(test_split="test", seed=seed)
+    validation = CrossValidation(store, None, options, out, [left_out])
+    with (
+        make_progress() as progress,
+        progress_bar(progress, "fitting", validation.n_steps) as advance,
+    ):
+        results = validation.run(advance)
+    write_cross_validation(results, out)
+    for scores in results.values():
+        console.print(cross_validation_table(scores))
+
+
+def train_model(
+    store: Store, out: Path, console: Console, make_progress: MakeProgress, config: TrainConfig
+) -> MindLLM:
+    """Train on all subjects but the last."""
+    *trained, _ = store.subjects
+    console.rule(f"4/5  train on {trained[0]} to {trained[-1]} (about 2 min on two cores)")
+    with make_progress() as progress:
+        train(store, out, config, subjects=trained, resume=True, progress=progress)
+    return MindLLM.from_pretrained(out, dtype=config.dtype)
+
+
+def evaluate_model(
+    model: MindLLM,
+    store: Store,
+    out: Path,
+    console: Console,
+    make_progress: MakeProgress,
+    seed: int,
 ) -> EvaluationResult:
-    """Train on all subjects but the last, evaluate that one, write the report and print both."""
-    store = Store(out / "store")
-    *trained, left_out = store.subjects
-    console.rule(
-        f"3/4  train on {trained[0]} to {trained[-1]}; {left_out} is left out "
-        "(about 5 min on two cores)"
-    )
+    """Evaluate the last subject on new scenes, write the report and print both."""
+    left_out = store.subjects[-1]
+    console.rule(f"5/5  decode {left_out}: scenes not shown in training (about 4 min)")
     with make_progress() as progress:
-        train(store, out / "model", config, subjects=trained, resume=True, progress=progress)
-    console.rule(f"4/4  decode {left_out}, a new subject, on the stimuli of training (about 4 min)")
-    with make_progress() as progress:
-        model = MindLLM.from_pretrained(out / "model", dtype=config.dtype)
         result = evaluate(
             model,
             store,
             [left_out],
-            split="train",
-            seed=config.seed,
+            split="test",
+            seed=seed,
             model_name=str(out / "model"),
             progress=progress,
         )
     write_report(result, out / "report", model=model, store=store)
-    console.print(prediction_table(result, config.seed))
     console.print(to_table(result))
+    texts = draw_captions(N_CAPTIONS, seed)
+    trials = store.trials(left_out)
+    rows = np.flatnonzero(trials["split"] == "test")
+    betas = np.array(store.betas(left_out, standardize=True))
+    evidence = model.evidence(betas, store.masker(left_out), texts, subject_betas=betas)[rows]
+    targets = [record.target for record in result.predictions]
+    console.print(prediction_table(model, result, texts, evidence, seed))
+    console.print(question_table(targets, texts, evidence))
     return result
 
 
@@ -119,22 +172,72 @@ def compare_with_planted(out: Path, result: EvaluationResult) -> str:
         "Known from what was planted: the best linear observer without training data of "
         f"{left_out} would identify {ceiling:.0%} of single trials among "
         f"{len(result.run_info.candidates)} such scenes; this model identifies {value:.0%}. "
-        "For scenes that were not shown in training: "
-        f"mindllm evaluate {out / 'model'} {out / 'store'} --subjects {left_out} "
-        f"--out {out / 'new-scenes'}"
+        "For the scenes that were shown to the other subjects: "
+        f"mindllm evaluate {out / 'model'} {out / 'store'} --subjects {left_out} --split train "
+        f"--out {out / 'training-scenes'}"
     )
 
 
-def prediction_table(result: EvaluationResult, seed: int, count: int = 12) -> Table:
-    """Return targets and predictions of some trials, drawn at random: not the best ones."""
+def prediction_table(
+    model: MindLLM,
+    result: EvaluationResult,
+    texts: Sequence[str],
+    evidence: torch.Tensor,
+    seed: int,
+    count: int = 10,
+) -> Table:
+    """Return targets and texts about some trials, drawn at random: not the best ones."""
+    assert model.encoding_model is not None
+    centred = model.embed_texts(texts) - model.encoding_model.text_center
+    ranked = rank_texts(texts, evidence, centred, n_best=1)
     n_trials = len(result.predictions)
     table = Table(
         "target",
-        "prediction",
+        f"chosen by evidence among {len(texts)} captions",
+        "generated by the language model",
         title=f"{count} of {n_trials} trials, drawn at random",
         title_justify="left",
     )
     drawn = np.random.default_rng(seed).choice(n_trials, min(count, n_trials), replace=False)
     for i in sorted(drawn):
-        table.add_row(result.predictions[i].target, result.predictions[i].prediction)
+        record = result.predictions[i]
+        table.add_row(record.target, ranked[i][0].text, record.prediction)
     return table
+
+
+def question_table(targets: Sequence[str], texts: Sequence[str], evidence: torch.Tensor) -> Table:
+    """Return the accuracy of questions about each trial, answered by evidence, with controls."""
+    table = Table(
+        "question about a new scene",
+        "answers",
+        "fMRI",
+        "shuffled trials",
+        "guessing",
+        title="questions, answered by the evidence of the captions that name each answer",
+        title_justify="left",
+    )
+    for question, attribute in QUESTIONS.items():
+        answers = name_values(attribute)
+        right = np.array([[names(text, words) for words in answers] for text in targets])
+        answered = answer_evidence(texts, evidence, answers).argmax(1).numpy()
+        hits = right[np.arange(len(targets)), answered].astype(float)
+        shuffled = right[:, answered].mean()
+        accuracy = bootstrap_estimate(partial(sample_means, hits), len(hits))
+        table.add_row(
+            question,
+            str(len(ATTRIBUTES[attribute])),
+            to_percent(accuracy),
+            f"{shuffled:.0%}",
+            f"{1 / len(answers):.0%}",
+        )
+    return table
+
+
+def sample_means(values: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Return the mean of each sample of values."""
+    return values[samples].mean(1)
+
+
+def to_percent(estimate: Estimate) -> str:
+    """Return a fraction with its 95 % interval in percent."""
+    return f"{estimate.value:.0%} ({100 * estimate.ci_low:.0f}-{100 * estimate.ci_high:.0f})"

@@ -354,3 +354,39 @@ def write_captions(scene: Mapping[Hashable, str]) -> list[str]:
     agent = f"{words['number']} {scene['agent'] if singular else words['agent']}"
     be = "is" if singular or scene["number"] == "many" else "are"
     return [template.format(**(words | {"agent": agent, "be": be})) for template in TEMPLATES]
+
+
+def draw_captions(count: int, seed: int) -> list[str]:
+    """Draw scenes at random and write the first caption of each; equal ones once.
+
+    Examples
+    --------
+    >>> len(draw_captions(3, seed=0))
+    3
+    """
+    rng = np.random.default_rng(seed)
+    columns = {name: rng.choice(list(values), count) for name, values in ATTRIBUTES.items()}
+    scenes = pd.DataFrame(columns).to_dict("records")
+    return list(dict.fromkeys(write_captions(scene)[0] for scene in scenes))
+
+
+def name_values(attribute: str) -> list[list[str]]:
+    """Words that name each value of an attribute in captions, singular and plural.
+
+    Examples
+    --------
+    >>> name_values("agent")[0], name_values("place")[0]
+    (['man', 'men'], ['beach'])
+    """
+    values = ATTRIBUTES[attribute]
+    if attribute == "agent":
+        return [[singular, plural] for singular, plural in values.items()]
+    if attribute == "number":
+        return [[f"{words} {agent}" for agent in agents(words)] for words in values.values()]
+    return [[value] for value in values]
+
+
+def agents(number_words: str) -> list[str]:
+    """Words for agents after a number."""
+    forms = ATTRIBUTES["agent"].items()
+    return [singular if number_words == "a" else plural for singular, plural in forms]
