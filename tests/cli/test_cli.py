@@ -1,6 +1,7 @@
 """The commands as a user types them: each ends in its result, or in one message and status 1."""
 
 import json
+import re
 import logging
 import shutil
 import subprocess
@@ -145,6 +146,30 @@ def test_decode_chooses_by_evidence_among_a_corpus(
     assert all("abstained" in line and " nats, probability " in line for line in out.splitlines())
     everything = json.loads(run(*words, "--json", "--abstain-below", 0.99)[1])
     assert [everything[i] for i in (5, 0, 1, 2)] == rows  # aligned by the same volumes
+
+
+def test_decode_decides_a_question_by_evidence(place: Path, model: Path, run: Run) -> None:
+    words = ["decode", model, *scan_of(place, "sub-03"), "--by", "evidence", "--n-texts", 0]
+    words += ["--choice", "dog,dogs"]
+    status, out, err = run(*words, "--choice", "cat", "--json", "--volumes", "3,1")
+    assert status == 0, err
+    rows = json.loads(out)
+    assert [row["volume"] for row in rows] == [3, 1]
+    for row in rows:
+        assert [a["answer"] for a in row["answers"]] == ["dog", "cat"]
+        assert sum(a["probability"] for a in row["answers"]) == pytest.approx(1, abs=1e-3)
+        assert row["probability"] == max(a["probability"] for a in row["answers"])
+    status, out, _ = run(*words, "--volumes", "3,1")
+    assert status == 0
+    assert all(
+        re.search(r"  (no )?dog  \(probability \d+%, of 2", line) for line in out.splitlines()
+    )
+    status, _, err = run(*words, "--choice", "zebra")
+    assert status == 1
+    assert "texts names zebra, so there is no evidence for it" in " ".join(err.split())
+    status, _, err = run(*words, "--choice", "Dogs")
+    assert status == 1
+    assert "--choice names 'dogs' twice" in err
 
 
 def test_text_that_looks_like_markup_is_printed_as_it_is(

@@ -22,6 +22,7 @@ from mindllm.cli.options import (
     errors,
     finite,
     parse_int_ranges,
+    parse_list,
 )
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import to_json
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from mindllm.fmri.masker import VoxelMasker
     from mindllm.model.decode import DecodedVolume
-    from mindllm.model.decode_by_evidence import RankedVolume
+    from mindllm.model.decode_by_evidence import AnsweredVolume, RankedVolume
     from mindllm.model.modeling import MindLLM
 
 app = typer.Typer()
@@ -86,6 +87,13 @@ Corpus = Annotated[
     list[Path] | None,
     typer.Option(help="With --by evidence: texts to choose among too, one per line. Repeatable."),
 ]
+Choice = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="With --by evidence: an answer to choose, as the comma-separated words that name it "
+        "in texts, e.g. dog,dogs. Repeatable; a single one is decided as yes or no."
+    ),
+]
 NTexts = Annotated[
     int,
     typer.Option(min=0, max=MAX_COUNT, help="With --by evidence: texts the language model writes."),
@@ -122,6 +130,7 @@ def decode(
     standardized: Standardized = False,
     by: By = "generation",
     corpus: Corpus = None,
+    choice: Choice = None,
     n_texts: NTexts = 400,
     n_best: NBest = 5,
     abstain_below: AbstainBelow = 0.0,
@@ -136,7 +145,8 @@ def decode(
 ) -> None:
     """Decode the volumes of a scan into text, one prediction per volume."""
     check_options(mask, subject, stream, as_json)
-    check_way(by, corpus, stream or do_sample or question is not None)
+    check_way(by, corpus or choice, stream or do_sample or question is not None)
+    answers = parse_choices(choice or [])
     atlases, indices = parse_atlases(atlas or []), parse_int_ranges(volumes)
     check_model(model, llm)
     check_files(scan, mask, atlases, standardize_with)
@@ -147,7 +157,10 @@ def decode(
     data = ScanData(scan, masker, atlases, indices, standardize_with, standardized)
     if by == "evidence":
         texts = collect_texts(loaded, corpus_texts, n_texts, seed)
-        show_ranked(rank_volumes(loaded, data, texts, n_best), abstain_below, as_json)
+        if answers:
+            show_answered(answer_volumes(loaded, data, texts, answers), answers, as_json)
+        else:
+            show_ranked(rank_volumes(loaded, data, texts, n_best), abstain_below, as_json)
         return
     sampling = {"do_sample": True, "temperature": temperature} if do_sample else {}
     options = {"max_new_tokens": max_new_tokens, **sampling}
@@ -216,15 +229,54 @@ def rank_volumes(
         )
 
 
-def check_way(by: str, corpus: list[Path] | None, of_generation: bool) -> None:
+def answer_volumes(
+    model: "MindLLM", data: ScanData, texts: Sequence[str], answers: Sequence[Sequence[str]]
+) -> list["AnsweredVolume"]:
+    """Decide among answers by the evidence of each volume."""
+    from mindllm.model.decode_by_evidence import answer_by_evidence
+
+    with errors.status(f"weighing {len(texts)} texts"):
+        return answer_by_evidence(
+            model,
+            data.scan,
+            data.masker,
+            texts,
+            answers,
+            data.atlases,
+            volumes=data.volumes,
+            standardize_with=data.standardize_with,
+            standardized=data.standardized,
+        )
+
+
+def parse_choices(options: Sequence[str]) -> list[list[str]]:
+    """Words that name each answer.
+
+    Examples
+    --------
+    >>> parse_choices(["dog, dogs", "cat"])
+    [['dog', 'dogs'], ['cat']]
+    """
+    answers = [parse_list(option) or [] for option in options]
+    lowered = [word.lower() for words in answers for word in words]
+    if repeated := sorted({word for word in lowered if lowered.count(word) > 1}):
+        raise InputError(
+            f"--choice names {repeated[0]!r} twice; expected words that tell the answers apart."
+        )
+    return answers
+
+
+def check_way(by: str, of_evidence: list[Path] | list[str] | None, of_generation: bool) -> None:
     """Refuse options of the other way to find a text, before anything is loaded."""
     if by == "evidence" and of_generation:
         raise InputError(
             "--by evidence chooses among texts about the stimulus: --question, --do-sample and "
             "--stream are for --by generation. Leave them out."
         )
-    if by == "generation" and corpus:
-        raise InputError("--corpus holds texts to choose among: add --by evidence.")
+    if by == "generation" and of_evidence:
+        raise InputError(
+            "--corpus and --choice are for texts chosen by evidence: add --by evidence."
+        )
 
 
 def read_corpora(files: Sequence[Path]) -> list[str]:
@@ -364,6 +416,35 @@ def show_ranked(ranked: Sequence["RankedVolume"], abstain_below: float, as_json:
             note = f"(evidence {best.evidence:+.1f} nats, probability {best.probability:.0%})"
             text = "abstained, not sure: " * abstained + best.text
             line = f"{volume.volume:5d}  {escape(text)}  [dim]{note}[/dim]"
+            console.print(line, highlight=False, soft_wrap=True)
+    if as_json:
+        print(to_json(rows))
+
+
+def show_answered(
+    answered: Sequence["AnsweredVolume"], answers: Sequence[Sequence[str]], as_json: bool
+) -> None:
+    """Print the likeliest answer as one JSON document, or a line per volume."""
+    labels = [words[0] for words in answers]
+    labels += [f"no {labels[0]}"] * (len(labels) == 1)
+    rows = []
+    for volume in answered:
+        best = max(range(len(labels)), key=volume.probabilities.__getitem__)
+        pairs = zip(labels, volume.evidence, volume.probabilities, strict=True)
+        rows.append(
+            {
+                "volume": volume.volume,
+                "answer": labels[best],
+                "probability": round(volume.probabilities[best], 4),
+                "answers": [
+                    {"answer": label, "evidence": round(e, 4), "probability": round(p, 4)}
+                    for label, e, p in pairs
+                ],
+            }
+        )
+        if not as_json:
+            note = f"(probability {volume.probabilities[best]:.0%}, of {len(labels)} answers)"
+            line = f"{volume.volume:5d}  {escape(labels[best])}  [dim]{note}[/dim]"
             console.print(line, highlight=False, soft_wrap=True)
     if as_json:
         print(to_json(rows))

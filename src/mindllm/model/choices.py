@@ -46,17 +46,30 @@ def answer_evidence(
     >>> answer_evidence(texts, evidence, [["dog", "dogs"], ["cat"]])
     tensor([[1., 0.]])
     """
-    masks = [torch.tensor([names(text, words) for text in texts]) for words in answers]
-    if len(masks) == 1:
-        masks.append(~masks[0])
-    for mask, words in zip(masks, [*answers, ["anything else"]], strict=False):
-        if not mask.any():
-            raise InputError(
-                f"none of {len(texts)} texts names {' or '.join(words)}, so there is no evidence "
-                "for it. Add texts that do to the corpus."
-            )
+    masks = find_answers(texts, answers)
     densities = [evidence[:, mask].logsumexp(1) - mask.sum().log() for mask in masks]
     return torch.stack(densities, 1)
+
+
+def check_answers(texts: Sequence[str], answers: Sequence[Sequence[str]]) -> None:
+    """Raise InputError if no text names an answer."""
+    find_answers(texts, answers)
+
+
+def find_answers(texts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[Tensor]:
+    """Which texts (n_texts,) name each answer; of a single answer, then which do not."""
+    masks = [torch.tensor([names(text, words) for text in texts]) for words in answers]
+    described = [" or ".join(words) for words in answers]
+    if len(masks) == 1:
+        masks.append(~masks[0])
+        described.append(f"anything but {described[0]}")
+    for mask, answer in zip(masks, described, strict=True):
+        if not mask.any():
+            raise InputError(
+                f"none of {len(texts)} texts names {answer}, so there is no evidence for it. "
+                "Add texts that do to the corpus."
+            )
+    return masks
 
 
 def names(text: str, words: Sequence[str]) -> bool:
