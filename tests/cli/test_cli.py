@@ -1,8 +1,8 @@
 """The commands as a user types them: each ends in its result, or in one message and status 1."""
 
 import json
-import re
 import logging
+import re
 import shutil
 import subprocess
 import sys
