@@ -27,12 +27,12 @@ EXAMPLES = [
 def test_a_language_model_writes_texts_like_the_examples() -> None:
     language_model = load_language_model()
     state, steps = torch.get_rng_state(), []
-    texts = sample_texts(language_model, EXAMPLES, 12, batch_size=8, seed=1, advance=steps.append)
-    assert len(texts) == len(set(texts)) == sum(steps) == 12
+    texts = sample_texts(language_model, EXAMPLES, 4, batch_size=6, seed=1, advance=steps.append)
+    assert len(texts) == len(set(texts)) == sum(steps) == 4
     assert not set(texts) & set(EXAMPLES)
     assert all(2 <= len(text.split()) <= 30 and "\n" not in text for text in texts)
-    assert texts == sample_texts(language_model, EXAMPLES, 12, batch_size=8, seed=1)
-    assert texts != sample_texts(language_model, EXAMPLES, 12, batch_size=8, seed=2)
+    assert texts == sample_texts(language_model, EXAMPLES, 4, batch_size=6, seed=1)
+    assert texts != sample_texts(language_model, EXAMPLES, 4, batch_size=6, seed=2)
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(InputError, match="after examples, and there are none"):
         sample_texts(language_model, [" "], 3)
