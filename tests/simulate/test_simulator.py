@@ -273,3 +273,12 @@ def test_unknown_settings_parcels_and_too_many_scenes_are_errors() -> None:
         SimulateConfig(train_stimuli=100_000)
     with pytest.raises(InputError, match="Face_Area_L"):
         merge_hemispheres(("Face_Area",), {"Primary_Visual_Cortex_L": 1})
+
+
+def test_folders_may_be_text(tmp_path: Path) -> None:
+    config = SimulateConfig(
+        n_subjects=1, resolution_mm=8, train_stimuli=8, val_stimuli=1, test_stimuli=2
+    )
+    folder = simulate(str(tmp_path / "bids"), config)
+    assert folder == tmp_path / "bids"
+    assert summary(str(folder)).startswith("1 simulated subjects")

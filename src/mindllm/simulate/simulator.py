@@ -46,7 +46,7 @@ class SubjectTruth:
 
 
 def simulate(
-    out: Path,
+    out: str | Path,
     config: SimulateConfig | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> Path:
@@ -54,7 +54,7 @@ def simulate(
 
     Parameters
     ----------
-    out : Path
+    out : str or Path
         The folder to make.
     config : SimulateConfig, optional
         What to simulate.
@@ -71,7 +71,8 @@ def simulate(
     InputError
         If `out` already holds something, or if the atlases are missing or not as expected.
     """
-    config, report = config or SimulateConfig(), on_step or (lambda line: None)
+    out, config = Path(out), config or SimulateConfig()
+    report = on_step or (lambda line: None)
     check_not_exists(out)
     report("building the anatomy, the scenes and the patterns")
     experiment = build_experiment(config)
@@ -122,9 +123,9 @@ def write_truth(
     write_json(folder / "truth.json", content)
 
 
-def summary(folder: Path) -> str:
+def summary(folder: str | Path) -> str:
     """Summarize a simulated data set in two sentences."""
-    truth = read_json(folder / "truth.json", "a simulated data set")
+    truth = read_json(Path(folder) / "truth.json", "a simulated data set")
     n_voxels = [subject["voxels"] for subject in truth["subjects"].values()]
     accuracy, stimuli = truth["identification"], truth["stimuli"]
     return (
