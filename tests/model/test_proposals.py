@@ -10,11 +10,11 @@ from mindllm.model.modeling import MindLLM
 from mindllm.model.proposals import (
     collect_proposals,
     rank_texts,
-    read_corpus,
     sample_texts,
     similarity_gains,
 )
 from mindllm.utils.errors import InputError
+from mindllm.utils.text_files import read_corpus
 
 EXAMPLES = [
     "a dog runs on a beach",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -28,7 +28,7 @@ from mindllm.utils.errors import InputError
 from mindllm.utils.files import to_json
 from mindllm.utils.progress import progress_bar
 from mindllm.utils.seeds import MAX_SEED
-from mindllm.utils.text_files import check_regular_file
+from mindllm.utils.text_files import check_regular_file, read_corpus
 
 if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
@@ -150,7 +150,7 @@ def decode(
     atlases, indices = parse_atlases(atlas or []), parse_int_ranges(volumes)
     check_model(model, llm)
     check_files(scan, mask, atlases, standardize_with)
-    corpus_texts = read_corpora(corpus or [])
+    corpus_texts = [text for file in corpus or [] for text in read_corpus(file)]
     mask_img = mask if mask_threshold is None else threshold_mask(mask, mask_threshold)
     loaded = load_model(model, llm, seed)
     masker = get_masker(loaded, model, subject) if subject is not None else mask_img
@@ -180,6 +180,12 @@ class ScanData:
     standardize_with: Path | None
     standardized: bool
 
+    @property
+    def reading(self) -> Mapping[str, Any]:
+        """What every function that decodes a scan takes by name."""
+        names = ("atlases", "volumes", "standardize_with", "standardized")
+        return {name: getattr(self, name) for name in names}
+
 
 def generate(
     model: "MindLLM",
@@ -187,7 +193,7 @@ def generate(
     question: str | None,
     batch_size: int,
     stream: bool,
-    options: Mapping[str, object],
+    options: Mapping[str, Any],
 ) -> list["DecodedVolume"]:
     """Generate a text about each volume, with a bar, or printed as it is generated."""
     from mindllm.model.decode import decode as decode_scan
@@ -197,14 +203,11 @@ def generate(
             model,
             data.scan,
             data.masker,
-            data.atlases,
-            volumes=data.volumes,
             question=question,
-            standardize_with=data.standardize_with,
-            standardized=data.standardized,
             batch_size=batch_size,
             on_text=(lambda text: print(text, end="", flush=True)) if stream else None,
             on_volume=on_volume,
+            **data.reading,
             **options,
         )
 
@@ -217,15 +220,7 @@ def rank_volumes(
 
     with errors.status(f"choosing among {len(texts)} texts"):
         return decode_by_evidence(
-            model,
-            data.scan,
-            data.masker,
-            texts,
-            data.atlases,
-            volumes=data.volumes,
-            standardize_with=data.standardize_with,
-            standardized=data.standardized,
-            n_best=n_best,
+            model, data.scan, data.masker, texts, n_best=n_best, **data.reading
         )
 
 
@@ -236,17 +231,7 @@ def answer_volumes(
     from mindllm.model.decode_by_evidence import answer_by_evidence
 
     with errors.status(f"weighing {len(texts)} texts"):
-        return answer_by_evidence(
-            model,
-            data.scan,
-            data.masker,
-            texts,
-            answers,
-            data.atlases,
-            volumes=data.volumes,
-            standardize_with=data.standardize_with,
-            standardized=data.standardized,
-        )
+        return answer_by_evidence(model, data.scan, data.masker, texts, answers, **data.reading)
 
 
 def parse_choices(options: Sequence[str]) -> list[list[str]]:
@@ -277,17 +262,6 @@ def check_way(by: str, of_evidence: list[Path] | list[str] | None, of_generation
         raise InputError(
             "--corpus and --choice are for texts chosen by evidence: add --by evidence."
         )
-
-
-def read_corpora(files: Sequence[Path]) -> list[str]:
-    """Read the texts of all files."""
-    for file in files:
-        check_regular_file(file, "a corpus of one text per line")
-    if not files:
-        return []
-    from mindllm.model.proposals import read_corpus
-
-    return [text for file in files for text in read_corpus(file)]
 
 
 def collect_texts(model: "MindLLM", corpus: Sequence[str], n_texts: int, seed: int) -> list[str]:
@@ -381,25 +355,33 @@ def decode_progress(stream: bool, total: int | None) -> Iterator[Callable[[int],
 
 def show(decoded: Sequence["DecodedVolume"], as_json: bool) -> None:
     """Print predictions as one JSON document, or a line per volume."""
+    rows = [
+        {
+            "volume": d.volume,
+            "text": d.text,
+            "log_likelihood_ratio": round(d.log_likelihood_ratio, 4),
+        }
+        for d in decoded
+    ]
+    notes = [f"log-likelihood ratio {d.log_likelihood_ratio:+.1f}" for d in decoded]
+    print_volumes(rows, [d.text for d in decoded], notes, as_json)
+
+
+def print_volumes(
+    rows: Sequence[Mapping[str, object]], texts: Sequence[str], notes: Sequence[str], as_json: bool
+) -> None:
+    """Print rows as one JSON document, or the text and the note about each volume."""
     if as_json:
-        rows = [
-            {
-                "volume": d.volume,
-                "text": d.text,
-                "log_likelihood_ratio": round(d.log_likelihood_ratio, 4),
-            }
-            for d in decoded
-        ]
         print(to_json(rows))
         return
-    for d in decoded:
-        ratio = f"[dim](log-likelihood ratio {d.log_likelihood_ratio:+.1f})[/dim]"
-        console.print(f"{d.volume:5d}  {escape(d.text)}  {ratio}", highlight=False, soft_wrap=True)
+    for row, text, note in zip(rows, texts, notes, strict=True):
+        line = f"{row['volume']:5d}  {escape(text)}  [dim]({note})[/dim]"
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def show_ranked(ranked: Sequence["RankedVolume"], abstain_below: float, as_json: bool) -> None:
     """Print the best texts as one JSON document, or a line per volume."""
-    rows = []
+    rows, texts, notes = [], [], []
     for volume in ranked:
         best = volume.texts[0]
         abstained = best.probability < abstain_below
@@ -412,13 +394,9 @@ def show_ranked(ranked: Sequence["RankedVolume"], abstain_below: float, as_json:
             | alternatives[0]
             | {"alternatives": alternatives[1:]}
         )
-        if not as_json:
-            note = f"(evidence {best.evidence:+.1f} nats, probability {best.probability:.0%})"
-            text = "abstained, not sure: " * abstained + best.text
-            line = f"{volume.volume:5d}  {escape(text)}  [dim]{note}[/dim]"
-            console.print(line, highlight=False, soft_wrap=True)
-    if as_json:
-        print(to_json(rows))
+        texts.append("abstained, not sure: " * abstained + best.text)
+        notes.append(f"evidence {best.evidence:+.1f} nats, probability {best.probability:.0%}")
+    print_volumes(rows, texts, notes, as_json)
 
 
 def show_answered(
@@ -427,7 +405,7 @@ def show_answered(
     """Print the likeliest answer as one JSON document, or a line per volume."""
     labels = [words[0] for words in answers]
     labels += [f"no {labels[0]}"] * (len(labels) == 1)
-    rows = []
+    rows, texts, notes = [], [], []
     for volume in answered:
         best = max(range(len(labels)), key=volume.probabilities.__getitem__)
         pairs = zip(labels, volume.evidence, volume.probabilities, strict=True)
@@ -442,9 +420,6 @@ def show_answered(
                 ],
             }
         )
-        if not as_json:
-            note = f"(probability {volume.probabilities[best]:.0%}, of {len(labels)} answers)"
-            line = f"{volume.volume:5d}  {escape(labels[best])}  [dim]{note}[/dim]"
-            console.print(line, highlight=False, soft_wrap=True)
-    if as_json:
-        print(to_json(rows))
+        texts.append(labels[best])
+        notes.append(f"probability {volume.probabilities[best]:.0%}, of {len(labels)} answers")
+    print_volumes(rows, texts, notes, as_json)

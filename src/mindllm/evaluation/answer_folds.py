@@ -86,12 +86,14 @@ class AnswerFolds:
         """The subjects."""
         return list(self.stimuli)
 
+    def hidden(self, fold: int | None) -> int | None:
+        """Return the fold whose answers are not shown; None: all answers are."""
+        return 0 if fold is None and self.always_new else fold
+
     def shown(self, fold: int | None) -> np.ndarray:
         """Return the numbers of the answers that models are fitted to; None: without a fold."""
-        everything = np.arange(len(self.answers))
-        if fold is None:
-            fold = 0 if self.always_new else None
-        return everything if fold is None else np.setdiff1d(everything, self.folds[fold])
+        everything, hidden = np.arange(len(self.answers)), self.hidden(fold)
+        return everything if hidden is None else np.setdiff1d(everything, self.folds[hidden])
 
     def candidates(self, fold: int | None) -> np.ndarray:
         """Return the numbers of the answers that trials are identified among."""

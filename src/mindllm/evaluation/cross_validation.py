@@ -191,7 +191,6 @@ class CrossValidation:
             None if directory is None else directory / PARTIAL_DIR, self.fingerprint()
         )
         self._proposals: dict[int, tuple[list[str], Tensor]] = {}
-        self._language_model: FrozenLanguageModel | None = None
 
     def fingerprint(self) -> dict[str, str]:
         """Return everything that the evidence depends on."""
@@ -292,10 +291,13 @@ class CrossValidation:
 
     def sample(self, examples: Sequence[str]) -> list[str]:
         """Let the language model write texts after examples."""
-        options = self.options
-        if self._language_model is None:
-            self._language_model = load_language_model(options.language_model)
-        return sample_texts(self._language_model, examples, options.n_texts, seed=options.seed)
+        n_texts, seed = self.options.n_texts, self.options.seed
+        return sample_texts(self.language_model, examples, n_texts, seed=seed)
+
+    @cached_property
+    def language_model(self) -> FrozenLanguageModel:
+        """The language model that writes texts."""
+        return load_language_model(self.options.language_model)
 
     def score(self, name: str, predictions: Sequence[FoldPredictions]) -> ProtocolScores:
         """Score predictions, each among the candidates of its fold."""

@@ -106,8 +106,8 @@ class LeftOutSubject:
 
     def methods(self, fold: int | None) -> Iterator[tuple[str, Method]]:
         """Yield conditions and what predicts scores of a fold's candidates."""
-        yield "fmri", partial(self.evidence, False)
-        yield "trained_on_permuted_pairs", partial(self.evidence, True)
+        yield "fmri", partial(self.predict_evidence, False)
+        yield "trained_on_permuted_pairs", partial(self.predict_evidence, True)
         yield "ridge", self.predict_ridge
         if fold is None:
             yield "linear_discriminant", self.predict_discriminant
@@ -128,9 +128,9 @@ class LeftOutSubject:
         """
 
         def by_evidence(permuted: bool) -> np.ndarray:
-            model, values = self.model(fold, permuted), self.features[self.subject].values
-            evidence = model.evidence(values, model.subject_transform(values), embeddings)
-            return similarity_gains(evidence, embeddings - model.text_center).argmax(1).numpy()
+            center = self.model(fold, permuted).text_center
+            evidence = self.evidence(fold, permuted, embeddings)
+            return similarity_gains(evidence, embeddings - center).argmax(1).numpy()
 
         def by_ridge() -> np.ndarray:
             return self.ridge_similarity(fold, embeddings).argmax(1).numpy()
@@ -157,6 +157,7 @@ class LeftOutSubject:
 
     def model(self, fold: int | None, permuted: bool) -> EncodingModel:
         """Fit to the answers that are shown in a fold, or to pairs that are permuted; once."""
+        fold = self.folds.hidden(fold)
         if (fold, permuted) not in self._models:
             features = self.training_features(fold)
             if permuted:
@@ -169,11 +170,15 @@ class LeftOutSubject:
             }
         return self._models[fold, permuted]
 
-    def evidence(self, permuted: bool, fold: int | None) -> np.ndarray:
-        """Evidence of trials for the candidates of a fold."""
+    def evidence(self, fold: int | None, permuted: bool, embeddings: Tensor) -> Tensor:
+        """Evidence of trials for texts, by their embeddings."""
         model, values = self.model(fold, permuted), self.features[self.subject].values
+        return model.evidence(values, model.subject_transform(values), embeddings)
+
+    def predict_evidence(self, permuted: bool, fold: int | None) -> np.ndarray:
+        """Evidence of trials for the candidates of a fold."""
         candidates = self.embeddings[self.folds.candidates(fold)]
-        return model.evidence(values, model.subject_transform(values), candidates).numpy()
+        return self.evidence(fold, permuted, candidates).numpy()
 
     def predict_ridge(self, fold: int | None) -> np.ndarray:
         """Cosines of the candidates with the embedding that ridge regression predicts."""

@@ -51,13 +51,14 @@ def answer_evidence(
     return torch.stack(densities, 1)
 
 
-def check_answers(texts: Sequence[str], answers: Sequence[Sequence[str]]) -> None:
-    """Raise InputError if no text names an answer."""
-    find_answers(texts, answers)
-
-
 def find_answers(texts: Sequence[str], answers: Sequence[Sequence[str]]) -> list[Tensor]:
-    """Which texts (n_texts,) name each answer; of a single answer, then which do not."""
+    """Which texts (n_texts,) name each answer; of a single answer, then which do not.
+
+    Raises
+    ------
+    InputError
+        If no text names an answer.
+    """
     masks = [torch.tensor([names(text, words) for text in texts]) for words in answers]
     described = [" or ".join(words) for words in answers]
     if len(masks) == 1:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import Image
-from mindllm.model.choices import answer_evidence, check_answers
+from mindllm.model.choices import answer_evidence, find_answers
 from mindllm.model.decode import read_betas
 from mindllm.model.modeling import MindLLM
 from mindllm.model.proposals import RankedText, rank_texts
@@ -129,7 +129,7 @@ def answer_by_evidence(
     InputError
         As `decode_by_evidence`, and if no text names an answer.
     """
-    check_answers(texts, answers)
+    find_answers(texts, answers)  # refused before the scan is read
     evidence, _ = scan_evidence(
         model, img, mask_or_masker, texts, atlases, volumes, standardize_with, standardized
     )
@@ -154,7 +154,6 @@ def scan_evidence(
 ) -> tuple[Tensor, Tensor]:
     """Evidence (n_volumes, n_texts) of volumes for texts, and the texts' embeddings."""
     embeddings = model.embed_texts(texts)
-    assert model.encoding_model is not None
     masker = resolve_masker(model, mask_or_masker, atlases or {})
     betas = read_betas(masker, img, volumes, standardize_with, standardized)
     others = betas
@@ -162,6 +161,4 @@ def scan_evidence(
         source = img if standardize_with is None else standardize_with
         others = read_betas(masker, source, None, None, standardized)
     voxels = model.encoder.prepare_voxels(masker)
-    subject = model.encoding_model.subject_transform(model.query_outputs(others, voxels).cpu())
-    outputs = model.query_outputs(betas, voxels).cpu()
-    return model.encoding_model.evidence(outputs, subject, embeddings), embeddings
+    return model.evidence(betas, voxels, embeddings, subject_betas=others), embeddings

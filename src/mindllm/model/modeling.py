@@ -421,7 +421,7 @@ class MindLLM(PretrainedModule):
         self,
         betas: Betas,
         masker: VoxelMasker | VoxelFeatures,
-        texts: Sequence[str],
+        texts: Sequence[str] | Tensor,
         subject_betas: Betas | None = None,
     ) -> Tensor:
         """Evidence of trials for texts, by the encoding model: log p(trial | text) - log p(trial).
@@ -430,8 +430,8 @@ class MindLLM(PretrainedModule):
         ----------
         betas, masker
             As for `encode`.
-        texts : sequence of str
-            Any texts, also those that were never trained on.
+        texts : sequence of str, or Tensor of shape (n_texts, embedding_dim)
+            Any texts, also those that were never trained on; or what `embed_texts` made of them.
         subject_betas : ndarray or Tensor of shape (n_other_trials, n_voxels), optional
             Trials of the same subject, of anything and without labels, to align it to the training
             subjects by; at least 40. None: no alignment.
@@ -453,15 +453,14 @@ class MindLLM(PretrainedModule):
         >>> model.evidence(betas, masker, texts, subject_betas=betas)  # doctest: +SKIP
         tensor([[ 3.1, -2.4]], dtype=torch.float64)
         """
-        embeddings = self.embed_texts(texts)
-        assert self.encoding_model is not None
+        model, _ = self._require_encoding_model()
+        embeddings = texts if isinstance(texts, Tensor) else self.embed_texts(texts)
         outputs = self.query_outputs(betas, masker)
         if subject_betas is None or subject_betas is betas:
             others = None if subject_betas is None else outputs
         else:
             others = self.query_outputs(subject_betas, masker)
-        subject = self.encoding_model.subject_transform(others)
-        return self.encoding_model.evidence(outputs, subject, embeddings)
+        return model.evidence(outputs, model.subject_transform(others), embeddings)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed texts as the encoding model reads them.
@@ -480,12 +479,17 @@ class MindLLM(PretrainedModule):
         InputError
             If the model has no encoding model.
         """
+        _, sentence_encoder = self._require_encoding_model()
+        return torch.from_numpy(embed_sentences(texts, sentence_encoder))
+
+    def _require_encoding_model(self) -> tuple[EncodingModel, str]:
+        """The encoding model and its sentence encoder; InputError if there are none."""
         if self.encoding_model is None or self.sentence_encoder is None:
             raise InputError(
                 "this model has no encoding model, so it gives no evidence for texts. Train it "
                 "anew, or rank texts by log_likelihood."
             )
-        return torch.from_numpy(embed_sentences(texts, self.sentence_encoder))
+        return self.encoding_model, self.sentence_encoder
 
     def score_candidates(
         self,

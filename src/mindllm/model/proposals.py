@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +26,6 @@ from mindllm.model.generation import limit_new_tokens
 from mindllm.model.language_model import FrozenLanguageModel
 from mindllm.utils.errors import InputError
 from mindllm.utils.progress import Advance
-from mindllm.utils.text_files import read_text
 
 if TYPE_CHECKING:
     from mindllm.model.modeling import MindLLM
@@ -36,30 +34,6 @@ N_EXAMPLES = 8  # texts in the prompt that a batch of texts is sampled after
 LENGTH_FACTOR = 2  # a text has at most this many times the tokens of the longest example
 TOP_K = 50  # the likeliest tokens, of which the next one is drawn
 MAX_ROUNDS = 4  # as many tokens are sampled, at most, as this many times the texts need
-
-
-def read_corpus(file: Path) -> list[str]:
-    """Read texts from a file, one per line.
-
-    Parameters
-    ----------
-    file : Path
-        In UTF-8; lines without text are left out.
-
-    Returns
-    -------
-    list of str
-
-    Raises
-    ------
-    InputError
-        If it cannot be read or holds no text.
-    """
-    lines = [" ".join(line.split()) for line in read_text(file, "a corpus").splitlines()]
-    texts = [line for line in lines if line]
-    if not texts:
-        raise InputError(f"{file} holds no text; expected a corpus of one text per line.")
-    return texts
 
 
 def collect_proposals(

@@ -76,6 +76,33 @@ def read_text(file: Path, what: str) -> str:
         raise InputError(f"{file} cannot be read ({error.strerror}): expected {what}.") from error
 
 
+def read_corpus(file: Path) -> list[str]:
+    """Read texts from a file, one per line.
+
+    Parameters
+    ----------
+    file : Path
+        In UTF-8; lines without text are left out.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    InputError
+        If it cannot be read or holds no text.
+    """
+    lines = [
+        " ".join(line.split())
+        for line in read_text(file, "a corpus of one text per line").splitlines()
+    ]
+    texts = [line for line in lines if line]
+    if not texts:
+        raise InputError(f"{file} holds no text; expected a corpus of one text per line.")
+    return texts
+
+
 def parse_json(
     text: str,
     file: Path,
