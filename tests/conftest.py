@@ -16,6 +16,7 @@ from mindllm.fmri.masker import VoxelMasker
 from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.language_model import FrozenLanguageModel, load_language_model
 from mindllm.model.modeling import MindLLM
+from mindllm.utils.manifest import find_manifests
 
 TEXTS = [
     "a dog runs",
@@ -36,6 +37,12 @@ TINY_SIZES = {
     "token_dim": 8,
 }
 TINY_CONFIG = MindLLMConfig(**TINY_SIZES)
+
+
+def update_manifests(folder: Path) -> None:
+    """Give a folder that a test has changed the checksums of its files."""
+    for manifest in find_manifests(folder):
+        manifest.update()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
 from mindllm.language.sentence_embeddings import embed_sentences, nearest_similarity
 from mindllm.utils.errors import InputError
-from tests.conftest import make_space
+from tests.conftest import make_space, update_manifests
 
 THINGS = {
     "animal": [
@@ -108,6 +108,7 @@ def test_statistics_see_the_training_trials_of_the_split_alone(store: Store) -> 
         0, 500, 40
     )  # what is tested moves
     betas.flush()
+    update_manifests(store.path)
     other = create_split(Store(store.path), "moved", "stimulus", fractions={"test": 0.25})
     np.testing.assert_array_equal(other.scaler("sub-01").mean, made.scaler("sub-01").mean)
     assert other.scaler("sub-01").fitted_on == "training trials"

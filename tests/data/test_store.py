@@ -25,7 +25,7 @@ from mindllm.data.store_writer import (
 )
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import atomic_write, partial_path
-from tests.conftest import TEXTS, make_space
+from tests.conftest import TEXTS, make_space, update_manifests
 
 SPACE = make_space(voxels=30)
 TALK = conversations_from_captions(
@@ -217,9 +217,9 @@ def test_what_is_no_store(tmp_path: Path) -> None:
     store = make(tmp_path / "store", values(), table())
     with pytest.raises(InputError, match=r"has no subject sub-99; it holds sub-01"):
         store.select_subjects(["sub-01", "sub-99"])
-    (store.path / "dataset.json").write_text(json.dumps(store.meta | {"format": 3}))
+    (store.path / "dataset.json").write_text(json.dumps(store.meta | {"format": 4}))
     with pytest.raises(
-        InputError, match=r"store format 3; this version of mindllm reads 2. Upgrade"
+        InputError, match=r"store format 4; this version of mindllm reads 3. Upgrade"
     ):
         Store(store.path)
     (store.path / "dataset.json").write_text('{"format": ')
@@ -251,7 +251,8 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, harm: str) -> None:
     else:
         os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(
-        InputError, match=rf"{name} is missing, damaged or truncated .* Prepare the store anew"
+        InputError,
+        match=rf"{name} is (missing|not the file that was written).* Prepare the store anew",
     ):
         read_all(Store(path))
 
@@ -259,6 +260,8 @@ def test_damaged_files_are_named(tmp_path: Path, name: str, harm: str) -> None:
 def test_betas_of_another_shape_than_promised(tmp_path: Path) -> None:
     store = make(tmp_path / "store", values(), table())
     np.save(store.path / "subjects" / "sub-01" / "betas.npy", values(18))
+    update_manifests(store.path)
+    store = Store(store.path)
     with pytest.raises(
         InputError,
         match=r"has shape \(18, 30\); trials.parquet and voxels.parquet promise \(20, 30\)",
@@ -324,11 +327,12 @@ def pieces(seed):
 
 try:
     for seed, name in enumerate(["sub-01", "sub-02"]):
-        if not writer.has_subject(name):
+        if not writer.has_subject(name, name):
             print("writing", name, flush=True)
             ijk = np.argwhere(np.ones((9, 10, 10))).astype("int32")
             space = VoxelMasker(name, (9, 10, 10), np.eye(4), ijk, ijk.astype("float32"), {}, {})
-            writer.write_subject(space, pd.DataFrame({"stimulus": ["a", "b"] * 20}), pieces(seed))
+            trials = pd.DataFrame({"stimulus": ["a", "b"] * 20})
+            writer.write_subject(space, trials, pieces(seed), fingerprint=name)
     captions = pd.DataFrame({"stimulus": ["a"], "caption": ["a dog"]})
     writer.finish(conversations_from_captions(captions))
 except InputError as error:

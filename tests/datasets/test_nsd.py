@@ -233,7 +233,7 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
     with pytest.raises(InputError, match=r"betas_session02\.hdf5 are damaged or truncated"):
         nsd.NSDReader(copy, sessions=[1, 2]).prepare(tmp_path / "store")
     assert not (tmp_path / "store").exists()
-    kept = tmp_path / "store.partial" / "sessions" / "subj01" / "000.npy"
+    (kept,) = (tmp_path / "store.partial" / "sessions" / "subj01").iterdir()
     before = kept.stat().st_mtime_ns
     file.write_bytes(whole)
     import mindllm.datasets.nsd as module
@@ -257,6 +257,7 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
         "conversations.parquet",
         "dataset.json",
+        "manifest.json",
         "regions.json",
         "subjects",
     ]

@@ -1,9 +1,11 @@
 """Sessions are read side by side, whatever happens to a worker, the disk or a file."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from functools import partial as bind
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from mindllm.data.store import Store
 from mindllm.data.store_writer import StoreWriter
 from mindllm.datasets import parallel
+from mindllm.datasets.base import DatasetDescription, DatasetReader
 from mindllm.datasets.parallel import SessionReader, SubjectRecording, write_recordings
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.utils.errors import InputError
@@ -105,6 +108,7 @@ def check(store: Store) -> None:
     assert sorted(p.name for p in store.path.iterdir()) == [
         "conversations.parquet",
         "dataset.json",
+        "manifest.json",
         "regions.json",
         "subjects",
     ]
@@ -157,6 +161,106 @@ def test_sessions_that_were_kept_are_not_read_again(tmp_path: Path) -> None:
     check(
         prepare(tmp_path / "store", tmp_path, trouble=trouble)
     )  # reading session 3 twice would be an error
+
+
+class FileReader(DatasetReader):
+    """A reader of subjects with an .npy file per session, named after it."""
+
+    prepared_by = "files"
+
+    def find_subjects(self) -> list[str]:
+        return sorted(folder.name for folder in self.root.iterdir())
+
+    def read_trials(self, subject: str) -> pd.DataFrame:
+        sessions = [file.stem for file in sorted((self.root / subject).glob("*.npy"))]
+        return pd.DataFrame(
+            {"stimulus": [f"s{n}" for n in range(TRIALS)] * len(sessions)}
+            | {"session": np.repeat(sessions, TRIALS)}
+        )
+
+    def load_masker(self, subject: str, trials: pd.DataFrame) -> VoxelMasker:
+        ijk = np.argwhere(np.ones((4, 5, 1))).astype(np.int32)
+        return VoxelMasker(subject, (4, 5, 1), np.eye(4), ijk, ijk.astype(np.float32), {}, {})
+
+    def session_readers(
+        self, masker: VoxelMasker, trials: pd.DataFrame, dtype: str
+    ) -> list[SessionReader]:
+        files = sorted((self.root / masker.subject).glob("*.npy"))
+        return [
+            SessionReader(
+                f"{masker.subject}, session {file.stem}",
+                np.flatnonzero(trials["session"] == file.stem),
+                bind(load, file),
+                (file,),
+            )
+            for file in files
+        ]
+
+    def describe(self, subjects: Sequence[str]) -> DatasetDescription:
+        return DatasetDescription("files", "none", "CC0", standardized=True)
+
+
+def load(file: Path) -> np.ndarray:
+    if not file.stat().st_size:
+        raise InputError(f"{file} is damaged. Fetch it again.")
+    (file.with_suffix(".read")).write_text("x")
+    return np.asarray(np.load(file))
+
+
+def interrupted(root: Path, out: Path) -> None:
+    """Two subjects; the second session of sub-02 is damaged, so that only parts are read."""
+    for number, subject in enumerate(["sub-01", "sub-02"]):
+        (root / subject).mkdir(parents=True)
+        for session in ("b", "d"):
+            np.save(root / subject / f"{session}.npy", betas_of(10 * number + ord(session)))
+    (root / "sub-02" / "d.npy").write_bytes(b"")
+    with pytest.raises(InputError, match=r"d\.npy is damaged"):
+        FileReader(root).prepare(out, dtype="float32")
+    np.save(root / "sub-02" / "d.npy", betas_of(10 + ord("d")))
+    for file in root.rglob("*.read"):
+        file.unlink()
+
+
+def add_session(root: Path) -> None:
+    """A session of each subject whose place is before those that were read."""
+    for number, subject in enumerate(["sub-01", "sub-02"]):
+        np.save(root / subject / "a.npy", betas_of(10 * number + ord("a")))
+
+
+def change_betas(root: Path) -> None:
+    for number, subject in enumerate(["sub-01", "sub-02"]):
+        np.save(root / subject / "b.npy", betas_of(100 + number))
+
+
+def move(root: Path) -> None:
+    """Another data set of the same name and layout in its place."""
+    for number, subject in enumerate(["sub-01", "sub-02"]):
+        for session in ("b", "d"):
+            np.save(root / subject / f"{session}.npy", betas_of(200 + number + ord(session)))
+
+
+@pytest.mark.parametrize("change", [add_session, change_betas, move])
+def test_going_on_never_takes_the_parts_of_other_files(
+    tmp_path: Path, change: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    root, out = tmp_path / "data", tmp_path / "store"
+    interrupted(root, out)
+    change(root)
+    with caplog.at_level(logging.WARNING):
+        store = FileReader(root).prepare(out, dtype="float32")
+    again = FileReader(root).prepare(tmp_path / "anew", dtype="float32")
+    for subject in ("sub-01", "sub-02"):
+        np.testing.assert_array_equal(store.betas(subject), again.betas(subject))
+        assert store.fingerprint(subject) == again.fingerprint(subject)
+    if change is not add_session:
+        assert "changed since" in caplog.text
+
+
+def test_going_on_with_the_same_files_reads_the_rest_alone(tmp_path: Path) -> None:
+    root, out = tmp_path / "data", tmp_path / "store"
+    interrupted(root, out)
+    FileReader(root).prepare(out, dtype="float32")
+    assert [file.parent.name + file.stem for file in root.rglob("*.read")] == ["sub-02d"]
 
 
 SCRIPT = """

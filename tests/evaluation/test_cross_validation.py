@@ -152,7 +152,8 @@ def test_the_command_writes_its_tables(tmp_path: Path, space: VoxelMasker) -> No
     assert "## New answers" in text
     assert "| shrunk LDA |" in text
     names = sorted(path.name for path in (tmp_path / "cv").iterdir())
-    assert names == ["cross_validation.json", "cross_validation.md", "reliability.png"]
+    tables = ["cross_validation.json", "cross_validation.md"]
+    assert names == [*tables, "manifest.json", "reliability.png"]
 
 
 def test_too_few_subjects_or_answers_are_refused(tmp_path: Path, space: VoxelMasker) -> None:

@@ -22,6 +22,7 @@ from mindllm.evaluation.results import ConditionPredictions, EvaluationResult
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
+from tests.conftest import update_manifests
 from tests.evaluation.test_evaluator import make_store, planted, quick
 
 ROW_FIELDS = [
@@ -74,14 +75,17 @@ def test_a_damaged_result_is_refused(tiny_model: MindLLM, store: Store, tmp_path
     path = tmp_path / "result.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(content | {"format": 2}))
-    with pytest.raises(InputError, match="report format 2; this version of mindllm reads 4"):
+    with pytest.raises(InputError, match="report format 2; this version of mindllm reads 5"):
         EvaluationResult.load(tmp_path)
     del content["rows"][0]["value"]
     path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"result.json is not the file that was written"):
+        EvaluationResult.load(tmp_path)
+    update_manifests(tmp_path)
     with pytest.raises(InputError, match=r"lacks what a report keeps \(scores.0.value"):
         EvaluationResult.load(tmp_path)
     (tmp_path / "predictions.jsonl").unlink()
-    with pytest.raises(InputError, match="lacks what a report keeps"):
+    with pytest.raises(InputError, match=r"predictions\.jsonl is missing"):
         EvaluationResult.load(tmp_path)
     with pytest.raises(InputError, match="is not a report"):
         EvaluationResult.load(tmp_path / "none")

@@ -39,7 +39,7 @@ from mindllm.report.write import write_report
 from mindllm.training.configuration import TrainConfig
 from mindllm.training.trainer import train
 from mindllm.utils.errors import InputError
-from tests.conftest import TINY_SIZES
+from tests.conftest import TINY_SIZES, update_manifests
 from tests.evaluation.test_evaluator import STIMULI, get_row, make_store, planted, quick
 
 
@@ -554,6 +554,9 @@ def test_a_report_compared_with_itself_and_with_others(
     }
     records = (tmp_path / "bad" / "predictions.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "bad" / "predictions.jsonl").write_text("".join(records[:-1]))
+    with pytest.raises(InputError, match=r"predictions\.jsonl is not the file that was written"):
+        compare(tmp_path / "good", tmp_path / "bad")
+    update_manifests(tmp_path / "bad")
     with pytest.raises(
         InputError,
         match=r"predictions\.jsonl has 23 trials of sub-02, candidate_log_likelihoods\.npz 24",

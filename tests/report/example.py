@@ -34,6 +34,7 @@ REPORT_FILES = [
     "candidate_evidence.npz",
     "candidate_log_likelihoods.npz",
     "figures",
+    "manifest.json",
     "predictions.jsonl",
     "report.html",
     "report.md",

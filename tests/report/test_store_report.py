@@ -16,7 +16,7 @@ from mindllm.data.store_writer import StoreWriter, conversations_from_captions
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.templates import grey_matter_probability
 from mindllm.report.store_report import SubjectOverview, inspect_store, write_store_report
-from tests.conftest import REGIONS
+from tests.conftest import REGIONS, update_manifests
 
 SUBJECTS = ["sub-01", "sub-02"]
 STIMULI = [f"stim{n}" for n in range(12)]
@@ -225,6 +225,7 @@ def test_a_stimulus_trained_on_and_tested(tmp_path: Path) -> None:
     trials = pd.read_parquet(file)
     trials.loc[trials["stimulus"] == "stim0", "split"] = "train"
     trials.to_parquet(file)
+    update_manifests(store.path)
     failed = failed_checks(Store(store.path))
     assert set(failed) == {LEAK}
     assert "1 stimuli stand in two splits, first 'stim0'" in failed[LEAK].message

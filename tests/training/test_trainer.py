@@ -23,7 +23,8 @@ from mindllm.training.configuration import StageConfig, TrainConfig
 from mindllm.training.trainer import Trainer, train
 from mindllm.training.trials import choose_trials
 from mindllm.utils.errors import InputError
-from tests.conftest import TEXTS, TINY_SIZES, make_space
+from mindllm.utils.manifest import find_manifests
+from tests.conftest import TEXTS, TINY_SIZES, make_space, update_manifests
 
 SIZES = TINY_SIZES | {"embedding_dim": 8}
 
@@ -284,6 +285,7 @@ def test_a_finished_training_of_other_data_is_not_taken(
     betas = np.array(changed.betas("sub-02"))
     betas[0] *= 1.5
     np.save(folder / "subjects" / "sub-02" / "betas.npy", betas)
+    update_manifests(folder)
     with pytest.raises(InputError, match=r"subjects: .*'sub-02'"):
         train(Store(folder), trained, config, resume=True)
     unknown = Path(shutil.copytree(trained, tmp_path / "unknown"))
@@ -302,6 +304,7 @@ def test_a_model_whose_weights_are_not_finite_is_refused(
         broken = {n: tensor.clone() for n, tensor in tensors.items()}
         broken[name].view(-1)[3] = value
         save_file(broken, folder / "model.safetensors")
+        update_manifests(folder)
         with pytest.raises(
             InputError, match=rf"model.safetensors: 1 of \d+ weights of {name} are NaN or infinite"
         ):
@@ -449,8 +452,8 @@ def smaller(folder: Path) -> None:
 MOVED = {"name": "/nowhere/llm", "fingerprint": "", "chat_template": None}
 HARM: dict[str, tuple[Any, str]] = {
     "newer": (
-        lambda folder: changed(folder, format=3),
-        r"model format 3; this version of mindllm reads 2. Upgrade",
+        lambda folder: changed(folder, format=4),
+        r"model format 4; this version of mindllm reads 3. Upgrade",
     ),
     "encoder": (
         lambda folder: changed(folder, encoder={"layers": 3}),
@@ -470,11 +473,11 @@ HARM: dict[str, tuple[Any, str]] = {
     ),
     "no weights": (
         lambda folder: (folder / "model.safetensors").unlink(),
-        "model.safetensors is missing or damaged",
+        "model.safetensors is missing, damaged or truncated",
     ),
     "no regions": (
         lambda folder: (folder / "regions.json").unlink(),
-        "is not a model .*it has no regions.json",
+        "regions.json is missing",
     ),
     "no config": (
         lambda folder: (folder / "config.json").unlink(),
@@ -495,10 +498,23 @@ HARM: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("kind", HARM)
 def test_damaged_model_folders(trained: Path, tmp_path: Path, kind: str) -> None:
     harm, message = HARM[kind]
-    shutil.copytree(trained, tmp_path / "model")
-    harm(tmp_path / "model")
+    folder = Path(shutil.copytree(trained, tmp_path / "model"))
+    harm(folder)
+    for manifest in find_manifests(folder):  # what is not damage but was written so
+        if all((folder / name).exists() for name in manifest.content.files):
+            manifest.update()
     with pytest.raises(InputError, match=message):
-        MindLLM.from_pretrained(tmp_path / "model")
+        MindLLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "regions.json"])
+def test_a_changed_file_of_a_model_is_refused(trained: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "model"))
+    content = bytearray((folder / name).read_bytes())
+    content[-2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name} is (not the file|damaged)"):
+        MindLLM.from_pretrained(folder)
 
 
 def test_another_language_model_is_warned_about(

@@ -15,7 +15,8 @@ from mindllm.data.store import Store
 from mindllm.datasets.glmsingle import GLMsingleReader
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import check_name, remove_folder
+from mindllm.utils.files import check_name
+from mindllm.utils.folders import remove_folder
 
 BAD = [
     "../../../escaped",

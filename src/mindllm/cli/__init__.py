@@ -10,7 +10,7 @@ from rich.logging import RichHandler
 
 from mindllm.cli import convert, decode, evaluate, prepare, score, store, train
 from mindllm.cli.interruption import Interruption, describe, end_children, interruptible
-from mindllm.cli.options import errors
+from mindllm.cli.options import errors, locks
 from mindllm.utils.errors import InputError
 from mindllm.utils.versions import package_version
 
@@ -33,6 +33,7 @@ def show_version(requested: bool) -> None:
 
 @app.callback()
 def every_command(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -41,6 +42,7 @@ def every_command(
     ] = False,
 ) -> None:
     """Decode fMRI into text, and say honestly how much of the text came from the brain."""
+    context.with_resource(locks)
 
 
 def main() -> None:

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mindllm.cli.options import NewModel, console, finite, parse_list
-from mindllm.utils.files import check_output
+from mindllm.cli.options import NewModel, claim_output, console, finite, parse_list
 
 app = typer.Typer()
 
@@ -40,7 +39,7 @@ def convert(
     """Convert a published checkpoint to a model folder, to decode, evaluate or train further."""
     from mindllm.convert.mindllm_checkpoint import convert_checkpoint
 
-    check_output(out, inputs=[checkpoint, roi_dir])
+    claim_output(out, inputs=[checkpoint, roi_dir])
     with console.status(f"reading {checkpoint}"):
         model = convert_checkpoint(
             checkpoint, roi_dir, llm, out, trained_on=parse_list(trained_on), lora_alpha=lora_alpha

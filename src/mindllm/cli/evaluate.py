@@ -19,11 +19,12 @@ from mindllm.cli.options import (
     Subjects,
     bars,
     check_model,
+    claim_output,
     console,
     errors,
     parse_list,
 )
-from mindllm.utils.files import check_output, to_json
+from mindllm.utils.files import to_json
 from mindllm.utils.progress import progress_bar
 from mindllm.utils.seeds import MAX_SEED
 
@@ -126,7 +127,7 @@ def evaluate(
 
     # Checked before the language model is loaded, which takes a while.
     checked_controls = check_controls(controls)
-    check_output(out, inputs=[model, store], resumable=REPORT_FILES)
+    claim_output(out, inputs=[model, store], resumable=REPORT_FILES)
     check_model(model, llm)
     Store(store, split_scheme).select_subjects(parse_list(subjects))
     loaded = MindLLM.from_pretrained(model, language_model=llm)
@@ -172,7 +173,7 @@ def cross_validate(
     from mindllm.language.hub import check_path
     from mindllm.report.cross_validation import cross_validation_table, write_cross_validation
 
-    check_output(out, inputs=[store], resumable=("cross_validation.json", "partial"))
+    claim_output(out, inputs=[store], resumable=("cross_validation.json", "partial"))
     if llm is not None:
         check_path(llm)
     options = CrossValidationOptions(folds, test_split, n_texts, llm, seed)

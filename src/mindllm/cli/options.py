@@ -1,6 +1,8 @@
 """What commands share: consoles, progress bars, and the options that several of them have."""
 
 import math
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +12,8 @@ from rich.progress import Progress
 
 from mindllm.utils import progress
 from mindllm.utils.errors import InputError
+from mindllm.utils.files import check_output
+from mindllm.utils.locks import lock_output
 from mindllm.utils.seeds import MAX_SEED
 
 MAX_COUNT = 100_000  # of what is read or written at once
@@ -56,12 +60,25 @@ MaskThreshold = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 console = Console()
+locks = ExitStack()  # of outputs, until the command ends
 errors = Console(stderr=True)
 
 
 def bars() -> Progress:
     """Progress bars on the error stream, so that standard output holds results alone."""
     return progress.make_progress(errors)
+
+
+def claim_output(path: Path, inputs: Sequence[Path] = (), resumable: Sequence[str] = ()) -> None:
+    """Lock an output until the command ends, and check that it can be written; see `check_output`.
+
+    Raises
+    ------
+    InputError
+        If another process writes it, or as `check_output` does.
+    """
+    locks.enter_context(lock_output(path))
+    check_output(path, inputs, resumable)
 
 
 def check_model(folder: Path, language_model: str | None) -> None:

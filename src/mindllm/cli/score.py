@@ -16,11 +16,12 @@ from mindllm.cli.options import (
     Subjects,
     bars,
     check_model,
+    claim_output,
     console,
     errors,
     parse_list,
 )
-from mindllm.utils.files import check_output, to_json
+from mindllm.utils.files import to_json
 from mindllm.utils.seeds import MAX_SEED
 
 app = typer.Typer()
@@ -70,7 +71,7 @@ def evaluate_qa(
     from mindllm.evaluation.question_answering import evaluate_qa as run
     from mindllm.model.modeling import MindLLM
 
-    check_output(out, inputs=[model, store])
+    claim_output(out, inputs=[model, store])
     check_model(model, llm)
     Store(store, split_scheme).select_subjects(
         parse_list(subjects)

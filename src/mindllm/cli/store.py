@@ -1,4 +1,4 @@
-"""Commands about finished stores: show and check one, and split one anew."""
+"""Commands about finished stores: show and check one, verify its files, split one anew."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -8,9 +8,17 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
-from mindllm.cli.options import Seed, SplitScheme, StoreFolder, bars, console, parse_list
+from mindllm.cli.options import (
+    Seed,
+    SplitScheme,
+    StoreFolder,
+    bars,
+    claim_output,
+    console,
+    parse_list,
+)
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import check_output
+from mindllm.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from mindllm.report.store_report import StoreReport, TextTable
@@ -27,19 +35,53 @@ def qc(
     ] = None,
     split_scheme: SplitScheme = None,
     seed: Seed = 0,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compute the checksum of every file, betas too.")
+    ] = False,
 ) -> None:
     """Show what a store holds, check that it looks right, and draw figures of it."""
     from mindllm.data.store import Store
     from mindllm.report.store_report import inspect_store, write_store_report
 
+    if verify:
+        verify_files([store])
     data = Store(store, split_scheme)
     if out is not None:
-        check_output(out, inputs=[store])
+        claim_output(out, inputs=[store])
     with bars() as progress:
         report = inspect_store(data, seed, progress)
     print_report(report)
     if out is not None:
         print_line(f"page: {escape(str(write_store_report(report, data, out)))}")
+
+
+@app.command(name="verify")
+def verify_files(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Stores, models, reports, or folders that hold some.")
+    ],
+    update: Annotated[
+        bool,
+        typer.Option("--update", help="Accept the files as they are: write their checksums anew."),
+    ] = False,
+) -> None:
+    """Compare every file of stores, models and reports with its checksum in manifest.json."""
+    from mindllm.utils.manifest import find_manifests
+
+    manifests = [manifest for folder in folders for manifest in find_manifests(folder)]
+    n_bytes = sum(entry.size for m in manifests for entry in m.content.files.values())
+    with (
+        bars() as progress,
+        progress_bar(progress, "computing checksums", n_bytes) as advance,
+    ):
+        for manifest in manifests:  # those of subfolders first, since others list them
+            if update:
+                manifest.update(advance)
+            else:
+                manifest.check_all(full=True, advance=advance)
+    n_files = sum(len(manifest.content.files) for manifest in manifests)
+    done = "have new checksums" if update else "are as they were written"
+    console.print(f"{n_files} files ({n_bytes / 2**20:.1f} MiB) {done}")
 
 
 def print_line(markup: str = "") -> None:

@@ -12,10 +12,10 @@ from mindllm.cli.options import (
     StoreFolder,
     Subjects,
     bars,
+    claim_output,
     console,
     parse_list,
 )
-from mindllm.utils.files import check_output
 from mindllm.utils.seeds import MAX_SEED
 
 app = typer.Typer()
@@ -69,7 +69,7 @@ def train(
     from mindllm.training.configuration import read_config
 
     inputs = [store, *([Path(init_from)] if init_from else []), *([Path(llm)] if llm else [])]
-    check_output(out, inputs=inputs, resumable=("config.json", "training"))
+    claim_output(out, inputs=inputs, resumable=("config.json", "training"))
     options = {"language_model": llm, "preset": preset, "seed": seed, "init_from": init_from}
     settings = read_config(config, {k: v for k, v in options.items() if v is not None})
     with bars() as progress:
@@ -111,5 +111,5 @@ def demo(
     """Simulate subjects, train, and evaluate on one left out: the whole pipeline, on a CPU."""
     from mindllm.cli.demo import demo as run
 
-    check_output(out, inputs=[Path(llm)] if llm else [], resumable=("bids", "bids.partial"))
+    claim_output(out, inputs=[Path(llm)] if llm else [], resumable=("bids", "bids.partial"))
     run(out, console, bars, n_subjects, seed, llm)

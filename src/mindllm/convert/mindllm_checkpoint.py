@@ -38,7 +38,8 @@ from mindllm.model.language_model import FrozenLanguageModel, load_language_mode
 from mindllm.model.model_card import ConvertedFrom, ModelCard
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import atomic_directory, check_not_exists
+from mindllm.utils.files import check_not_exists
+from mindllm.utils.folders import atomic_directory
 from mindllm.utils.weights import check_finite_weights
 
 LORA_ALPHA = 16  # the checkpoint does not hold it; the authors' main.py does

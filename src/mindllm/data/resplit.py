@@ -30,7 +30,9 @@ from mindllm.language.sentence_embeddings import (
     nearest_similarity,
 )
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import atomic_directory, check_name, check_not_exists, write_json
+from mindllm.utils.files import check_name, check_not_exists, write_json
+from mindllm.utils.folders import atomic_directory
+from mindllm.utils.manifest import Manifest
 from mindllm.utils.progress import progress_bar
 
 By = Literal["stimulus", "subject", "cluster", "sessions"]
@@ -157,6 +159,7 @@ def write_split(
                 scaler.save(temporary / f"{subject}.npz")
             advance(1)
         write_json(temporary / "split.json", notes)
+        Manifest.create(temporary)
 
 
 def _trials(store: Store) -> Tables:

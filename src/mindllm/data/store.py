@@ -1,10 +1,12 @@
 """A store: one folder of plain files per data set, memory-mapped, whole or absent.
 
-dataset.json  regions.json  conversations.parquet
+dataset.json  regions.json  conversations.parquet  manifest.json
 subjects/<name>/  voxels.parquet  mask.nii.gz  betas.npy  trials.parquet  statistics.npz
 splits/<name>/    split.json  trials.parquet  <subject>.npz
+The folder, that of each subject and that of each split have a manifest.json with checksums.
 """
 
+import hashlib
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -22,11 +24,16 @@ from mindllm.fmri.masker_io import load_masker, load_voxel_column
 from mindllm.fmri.scaling import SessionScaler
 from mindllm.language.conversation import check_conversation
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import atomic_write, describe_read_errors, partial_path, read_json
+from mindllm.utils.files import describe_read_errors, partial_path, read_json
+from mindllm.utils.locks import lock_output
+from mindllm.utils.manifest import MANIFEST, Manifest
 from mindllm.utils.sorting import natural_sorted
-from mindllm.utils.validation import check_format
+from mindllm.utils.validation import check_finite, check_format
 
-FORMAT = 2
+FORMAT = 3
+WHAT = "a store (made by `mindllm prepare`)"
+REMEDY = "Prepare the store anew."
+SPLIT_WHAT, SPLIT_REMEDY = "a split (made by `mindllm split`)", "Make the split anew."
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 CONVERSATIONS = pa.schema(
     [
@@ -79,16 +86,19 @@ class Store:
                 f"{self.path} was not prepared to its end. "
                 "Run the same `mindllm prepare` command again: it goes on where it stopped."
             )
-        what = "a store (made by `mindllm prepare`)"
-        self.meta: dict[str, Any] = read_json(self.path / "dataset.json", what)
+        self.meta: dict[str, Any] = read_json(self.path / "dataset.json", WHAT)
         check_format(self.path, "store", self.meta.get("format"), FORMAT, "Prepare it again.")
-        parcels = read_json(self.path / "regions.json", what)
+        self.manifest = Manifest.read(self.path, WHAT, REMEDY)
+        self.manifest.check("dataset.json")
+        parcels = read_json(self.manifest.check("regions.json"), WHAT)
         self.parcel_names = {
             atlas: {int(number): name for number, name in names.items()}
             for atlas, names in parcels.items()
         }
-        folders = (self.path / "subjects").glob("*")
-        self.subjects: list[str] = natural_sorted(p.name for p in folders if p.is_dir())
+        listed = [Path(name).parts for name in self.manifest.content.files]
+        self.subjects: list[str] = natural_sorted(
+            parts[1] for parts in listed if parts[0] == "subjects" and len(parts) == 3
+        )
         if split not in (None, DEFAULT_SPLIT, *self.splits):
             raise InputError(
                 f"{self.path} has no split {split!r}; it holds "
@@ -111,7 +121,78 @@ class Store:
         """Name of the split and how it was made."""
         if self.split_dir is None:
             return {"name": DEFAULT_SPLIT}
-        return dict(read_json(self.split_dir / "split.json", "a split (made by `mindllm split`)"))
+        return dict(read_json(self.split_file("split.json"), SPLIT_WHAT))
+
+    @cache  # noqa: B019 - a store lives as long as the command that opened it
+    def subject_dir(self, subject: str) -> Path:
+        """Folder of a subject, whose files are checked against its manifest.
+
+        Parameters
+        ----------
+        subject : str
+
+        Returns
+        -------
+        Path
+
+        Raises
+        ------
+        InputError
+            If a file is missing or is not the one that was written.
+        """
+        folder = self.path / "subjects" / subject
+        self.manifest.check(f"subjects/{subject}/{MANIFEST}")
+        Manifest.read(folder, WHAT, REMEDY, owner=self.path).check_all()
+        return folder
+
+    @cached_property
+    def _split_manifest(self) -> Manifest:
+        assert self.split_dir is not None
+        return Manifest.read(self.split_dir, SPLIT_WHAT, SPLIT_REMEDY, owner=self.path)
+
+    def split_file(self, name: str) -> Path:
+        """A file of the chosen split, checked against the split's manifest.
+
+        Parameters
+        ----------
+        name : str
+            Such as "trials.parquet".
+
+        Returns
+        -------
+        Path
+
+        Raises
+        ------
+        InputError
+            If it is missing or is not the one that was written.
+        """
+        return self._split_manifest.check(name)
+
+    def fingerprint(self, subject: str) -> str:
+        """Tell the data of a subject, under this split, from any others.
+
+        Parameters
+        ----------
+        subject : str
+
+        Returns
+        -------
+        str
+            Hexadecimal digits that depend on every byte of betas, trials, voxels, scaling and
+            split.
+
+        Raises
+        ------
+        InputError
+            If a file is missing or is not the one that was written.
+        """
+        digest = hashlib.sha256((self.subject_dir(subject) / MANIFEST).read_bytes())
+        if self.split_dir is not None:
+            for name in ("trials.parquet", f"{subject}.npz"):
+                if entry := self._split_manifest.content.files.get(name):
+                    digest.update(entry.sha256.encode())
+        return digest.hexdigest()[:12]
 
     def select_subjects(self, names: Sequence[str] | None) -> list[str]:
         """The subjects to work with.
@@ -139,7 +220,7 @@ class Store:
             )
         return natural_sorted(set(names)) if names else self.subjects
 
-    @cache  # noqa: B019 - a store lives as long as the command that opened it
+    @cache  # noqa: B019
     def masker(self, subject: str) -> VoxelMasker:
         """The subject's voxels.
 
@@ -151,7 +232,7 @@ class Store:
         -------
         VoxelMasker
         """
-        return load_masker(self.path / "subjects" / subject, self.parcel_names)
+        return load_masker(self.subject_dir(subject), self.parcel_names)
 
     @cache  # noqa: B019
     def trials(self, subject: str) -> pd.DataFrame:
@@ -166,12 +247,11 @@ class Store:
         DataFrame
             Columns stimulus, session, run, repetition, split, and others of the data set.
         """
-        with describe_read_errors(self.path / "subjects" / subject / "trials.parquet") as path:
+        with describe_read_errors(self.subject_dir(subject) / "trials.parquet") as path:
             table = pd.read_parquet(path)
         if self.split_dir is None:
             return table
-        remedy = "Make the split anew."
-        with describe_read_errors(self.split_dir / "trials.parquet", remedy) as path:
+        with describe_read_errors(self.split_file("trials.parquet"), SPLIT_REMEDY) as path:
             part = pd.read_parquet(path, filters=[("subject", "==", subject)])
         splits = part.set_index("trial_index")["split"].reindex(range(len(table)))
         return table.assign(split=splits.to_numpy(str))
@@ -205,16 +285,16 @@ class Store:
         Raises
         ------
         InputError
-            If the file is damaged or has another shape than the tables promise.
+            If the file is damaged, has another shape than the tables promise, or holds NaN or
+            infinity in one of these trials.
         """
         if trials is None and not standardize:
             return self._stored_betas(subject)
         indices = np.arange(len(self.trials(subject))) if trials is None else np.asarray(trials)
         betas = self._stored_betas(subject)[indices]
-        if not standardize:
-            return betas
-        if self.meta.get("standardized"):
-            return np.asarray(betas, np.float32)
+        if not standardize or self.meta.get("standardized"):
+            check_finite(betas, f"{self.path}, {subject}")
+            return np.asarray(betas, np.float32) if standardize else betas
         sessions = self.trials(subject)["session"].to_numpy()[indices]
         return self.scaler(subject).transform(betas, sessions)
 
@@ -222,7 +302,7 @@ class Store:
     def _stored_betas(self, subject: str) -> np.ndarray:
         """(n_trials, n_voxels), memory-mapped, as measured."""
         expected = (len(self.trials(subject)), len(self.masker(subject)))
-        with describe_read_errors(self.path / "subjects" / subject / "betas.npy") as path:
+        with describe_read_errors(self.subject_dir(subject) / "betas.npy") as path:
             betas = np.load(path, mmap_mode="r")
         if betas.shape != expected:
             raise InputError(
@@ -255,9 +335,9 @@ class Store:
     def scaler(self, subject: str) -> SessionScaler:
         """Mean and standard deviation per session and voxel, of training trials."""
         if self.split_dir:
-            file = self.split_dir / f"{subject}.npz"
+            file = self.split_file(f"{subject}.npz")
         else:
-            file = self.path / "subjects" / subject / "statistics.npz"
+            file = self.subject_dir(subject) / "statistics.npz"
         with describe_read_errors(file) as path:
             return SessionScaler.load(path)
 
@@ -294,7 +374,7 @@ class Store:
         ndarray of shape (n_voxels,) or None
             NaN where unknown; None if it was not published.
         """
-        return load_voxel_column(self.path / "subjects" / subject, "ncsnr")
+        return load_voxel_column(self.subject_dir(subject), "ncsnr")
 
     @cached_property
     def conversations(self) -> pd.DataFrame:
@@ -304,7 +384,7 @@ class Store:
         (accepted ones, the first is that of the turns). `turns` and `answers` stay in Arrow's
         memory and become Python lists as they are taken.
         """
-        with describe_read_errors(self.path / "conversations.parquet") as path:
+        with describe_read_errors(self.manifest.check("conversations.parquet")) as path:
             return to_frame(pq.read_table(path))
 
     def add_conversations(self, conversations: pd.DataFrame) -> None:
@@ -318,18 +398,24 @@ class Store:
         Raises
         ------
         InputError
-            If a conversation is malformed or the disk is full.
+            If a conversation is malformed, another process adds some, or the disk is full.
         """
         for turns in conversations["turns"]:
             check_conversation(turns)
-        with describe_read_errors(self.path / "conversations.parquet") as path:
+        with lock_output(self.path):
+            self._replace_conversations(conversations)
+        self.__dict__.pop("conversations", None)
+
+    def _replace_conversations(self, conversations: pd.DataFrame) -> None:
+        # Read again: another process may have added conversations since this store was opened.
+        self.manifest = Manifest.read(self.path, WHAT, REMEDY)
+        with describe_read_errors(self.manifest.check("conversations.parquet")) as path:
             table = pq.read_table(path)
         sources = pa.array(sorted(set(conversations["source"])), pa.string())
         kept = table.filter(pc.invert(pc.is_in(table["source"], sources)))
         parts = [kept, to_arrow(conversations)]
-        with atomic_write(self.path / "conversations.parquet") as path:
+        with self.manifest.replace_file("conversations.parquet") as path:
             pq.write_table(pa.concat_tables(parts, promote_options="permissive"), path)
-        self.__dict__.pop("conversations", None)
 
 
 def to_arrow(conversations: pd.DataFrame) -> pa.Table:

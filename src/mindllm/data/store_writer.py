@@ -23,15 +23,10 @@ from mindllm.language.conversation import (
     check_conversation,
 )
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import (
-    check_not_exists,
-    commit,
-    disk_errors,
-    partial_path,
-    read_json,
-    remove_folder,
-    write_json,
-)
+from mindllm.utils.files import check_not_exists, disk_errors, partial_path, read_json, write_json
+from mindllm.utils.folders import commit, remove_folder
+from mindllm.utils.locks import lock_output
+from mindllm.utils.manifest import Manifest
 from mindllm.utils.validation import check_finite, check_values
 from mindllm.utils.versions import package_version
 
@@ -46,7 +41,8 @@ BetaChunks = Iterable[tuple[np.ndarray, np.ndarray]]  # (trial indices, betas (n
 class StoreWriter:
     """Writes a store into `<path>.partial`, and renames it when it is whole.
 
-    A second call with the same options goes on where the first one stopped.
+    A second call with the same options goes on where the first one stopped. Its caller holds
+    `lock_output(path)`.
 
     Parameters
     ----------
@@ -105,11 +101,36 @@ class StoreWriter:
                 logger.warning("%s was begun with other options; starting over", self.partial)
                 shutil.rmtree(self.partial)
             (self.partial / "subjects").mkdir(parents=True, exist_ok=True)
+            self.parts.mkdir(exist_ok=True)
             write_json(plan, self.meta)
 
-    def has_subject(self, subject: str) -> bool:
-        """Whether an earlier call has written this subject."""
-        return (self.partial / "subjects" / subject).is_dir()
+    @property
+    def parts(self) -> Path:
+        """Folder of the sessions that are read but not yet joined."""
+        return self.partial / "sessions"
+
+    def has_subject(self, subject: str, fingerprint: str) -> bool:
+        """Whether an earlier call has written this subject, of the same data.
+
+        Parameters
+        ----------
+        subject : str
+        fingerprint : str
+            Tells what the subject is made of; see `write_subject`.
+
+        Returns
+        -------
+        bool
+            A subject that was made of other data is removed.
+        """
+        folder, note = self.partial / "subjects" / subject, self.parts / f"{subject}.json"
+        if not folder.is_dir():
+            return False
+        if note.exists() and read_json(note, "an unfinished store") == fingerprint:
+            return True
+        logger.warning("the data of %s have changed since they were read; reading anew", subject)
+        remove_folder(folder, within=self.partial)
+        return False
 
     def write_subject(
         self,
@@ -118,6 +139,7 @@ class StoreWriter:
         chunks: BetaChunks,
         dtype: str = "float32",
         ncsnr: np.ndarray | None = None,
+        fingerprint: str = "",
     ) -> None:
         """Write one subject.
 
@@ -131,6 +153,8 @@ class StoreWriter:
         dtype : {"float32", "float16"}
         ncsnr : ndarray of shape (n_voxels,), optional
             Noise ceiling signal-to-noise ratio as published.
+        fingerprint : str
+            Tells what the subject is made of, for `has_subject`.
 
         Raises
         ------
@@ -150,7 +174,9 @@ class StoreWriter:
                 SessionScaler.fit(betas, trials).save(temporary / "statistics.npz")
             save_masker(masker, temporary, {} if ncsnr is None else {"ncsnr": ncsnr})
             trials.to_parquet(temporary / "trials.parquet")
+            Manifest.create(temporary)
             self._add_parcel_names(masker)
+            write_json(self.parts / f"{masker.subject}.json", fingerprint)
             commit(temporary, self.partial / "subjects" / masker.subject)
 
     def _add_parcel_names(self, masker: VoxelMasker) -> None:
@@ -200,6 +226,8 @@ class StoreWriter:
             pq.write_table(to_arrow(conversations), self.partial / "conversations.parquet")
             if not (self.partial / "regions.json").exists():
                 write_json(self.partial / "regions.json", {})
+            remove_folder(self.parts, within=self.partial)
+            Manifest.create(self.partial)
             commit(self.partial, self.path)
         return Store(self.path)
 
@@ -291,27 +319,29 @@ def write_store(
     ...     store.betas("sub-01", [0, 1], standardize=True).shape
     (2, 8)
     """
-    check_not_exists(Path(path))
-    # The arrays are at hand: begin anew, whatever was interrupted.
-    shutil.rmtree(partial_path(Path(path)), ignore_errors=True)
-    writer = StoreWriter(
-        path,
-        name=name,
-        source=source,
-        license=license,
-        prepared_by="arrays",
-        options={},
-        standardized=standardized,
-        stimulus_sets=stimulus_sets,
-    )
-    for masker, betas, trials in subjects:
-        check_values(betas, len(masker), masker.subject)
-        if len(betas) != len(trials):
-            raise InputError(
-                f"{masker.subject}: {len(betas)} rows of betas, but {len(trials)} rows of trials."
-            )
-        writer.write_subject(masker, trials, [(np.arange(len(trials)), betas)], dtype)
-    return writer.finish(conversations)
+    with lock_output(path):
+        check_not_exists(Path(path))
+        # The arrays are at hand: begin anew, whatever was interrupted.
+        shutil.rmtree(partial_path(Path(path)), ignore_errors=True)
+        writer = StoreWriter(
+            path,
+            name=name,
+            source=source,
+            license=license,
+            prepared_by="arrays",
+            options={},
+            standardized=standardized,
+            stimulus_sets=stimulus_sets,
+        )
+        for masker, betas, trials in subjects:
+            check_values(betas, len(masker), masker.subject)
+            if len(betas) != len(trials):
+                raise InputError(
+                    f"{masker.subject}: {len(betas)} rows of betas, but {len(trials)} rows of "
+                    "trials."
+                )
+            writer.write_subject(masker, trials, [(np.arange(len(trials)), betas)], dtype)
+        return writer.finish(conversations)
 
 
 def check_dtype(dtype: str) -> None:

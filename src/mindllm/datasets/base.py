@@ -23,6 +23,7 @@ from mindllm.datasets.parallel import SessionReader, SubjectRecording, write_rec
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_name, check_not_exists
+from mindllm.utils.locks import lock_output
 from mindllm.utils.progress import progress_bar
 from mindllm.utils.ranges import format_ranges
 from mindllm.utils.sorting import natural_sorted
@@ -254,20 +255,22 @@ class DatasetReader(ABC):
         Raises
         ------
         InputError
-            If `out` exists, or a file is missing, damaged or not as published.
+            If `out` exists or another process writes it, or a file is missing, damaged or not as
+            published.
         """
         dtype = dtype or self.default_dtype
         fraction = self.default_val_fraction if val_fraction is None else val_fraction
-        plan = self._plan(out, dtype, fraction, seed, progress)
-        write_recordings(
-            plan.writer,
-            plan.recordings,
-            dtype,
-            n_jobs=n_jobs,
-            dask_scheduler=dask_scheduler,
-            progress=progress,
-        )
-        return plan.writer.finish(plan.conversations)
+        with lock_output(out):
+            plan = self._plan(out, dtype, fraction, seed, progress)
+            write_recordings(
+                plan.writer,
+                plan.recordings,
+                dtype,
+                n_jobs=n_jobs,
+                dask_scheduler=dask_scheduler,
+                progress=progress,
+            )
+            return plan.writer.finish(plan.conversations)
 
     def _plan(
         self, out: str | Path, dtype: str, val_fraction: float, seed: int, progress: Progress | None
@@ -369,6 +372,7 @@ class SessionFilesReader(DatasetReader):
                 name=f"{masker.subject}, session {session}",
                 rows=rows.index.to_numpy(),
                 read=self.bind_read(masker, int(str(session)), rows, dtype),
+                files=tuple(self.session_files(masker.subject, int(str(session)))),
             )
             for session, rows in trials.groupby("session", sort=False)
         ]

@@ -147,6 +147,7 @@ class BIDSReader(DatasetReader):
                 f"{masker.subject}, {Path(str(file)).name}",
                 rows.index.to_numpy(),
                 bind(masker.transform, str(file), rows["volume"].tolist()),
+                (Path(str(file)),),
             )
             for file, rows in trials.groupby("file", sort=False)
         ]

@@ -273,7 +273,7 @@ class GLMsingleReader(DatasetReader):
                 stop = start + len(chunk)
                 name = f"{masker.subject}, {output.file}, trials {start + 1} to {stop}"
                 read = bind(output.read, voxel_indices, start, stop)
-                readers.append(SessionReader(name, chunk, read))
+                readers.append(SessionReader(name, chunk, read, (output.file,)))
         return readers
 
     def read_conversations(self, trials: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -133,6 +133,7 @@ class MindLLMReleaseReader(DatasetReader):
                 f"{subject}, trials {rows[0] + 1} to {rows[-1] + 1}",
                 rows,
                 bind(self.layout.read_betas, subject, trials.iloc[rows], masker.voxel_indices),
+                self.layout.beta_files(subject, trials.iloc[rows]),
             )
             for rows in split_by_keys(trials)
         ]

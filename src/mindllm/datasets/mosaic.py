@@ -207,6 +207,7 @@ class MOSAICReader(DatasetReader):
                 f"{masker.subject}, trials {start + 1} to {min(start + CHUNK_SIZE, len(keys))}",
                 rows[start : start + CHUNK_SIZE],
                 bind(read_betas, file, keys[start : start + CHUNK_SIZE], kept),
+                (file,),
             )
             for start in range(0, len(keys), CHUNK_SIZE)
         ]

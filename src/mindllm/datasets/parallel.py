@@ -5,11 +5,14 @@ workers see the same files. A session's file is complete or absent; a session th
 has read is not read again.
 """
 
+import hashlib
+import json
+import logging
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,8 +29,11 @@ from rich.progress import Progress
 from mindllm.data.store_writer import StoreWriter, cast_betas, check_dtype, write_array_header
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import atomic_write, remove_folder
+from mindllm.utils.files import atomic_write
+from mindllm.utils.folders import remove_folder
 from mindllm.utils.progress import progress_bar
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,36 @@ class SessionReader:
         Rows of its trials in the subject's trials table.
     read : callable
         Returns the betas (n_trials, n_voxels); it is pickled and called in another process.
+    files : tuple of Path
+        Files that it reads. What was read is kept for the next call while their sizes and times
+        of change stay the same.
     """
 
     name: str
     rows: np.ndarray
     read: Callable[[], np.ndarray]
+    files: tuple[Path, ...] = ()
+
+    def fingerprint(self, voxels: VoxelMasker, dtype: str) -> str:
+        """Tell what the betas of these voxels are made of.
+
+        Parameters
+        ----------
+        voxels : VoxelMasker
+        dtype : str
+            How they are stored.
+
+        Returns
+        -------
+        str
+            Hexadecimal digits; others if a file, its size or time of change, a trial or a voxel is
+            another.
+        """
+        present = [file for file in self.files if file.exists()]  # a missing one fails when read
+        states = [(str(file.absolute()), file.stat()) for file in present]
+        files = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+        content = json.dumps([self.name, self.rows.tolist(), dtype, files])
+        return hashlib.sha256(content.encode() + voxels.coords_mm.tobytes()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
@@ -146,10 +177,16 @@ def write_recordings(
         For a damaged file, a full disk, or a worker that was killed. The same call again goes on.
     """
     check_dtype(dtype)
-    unwritten = {r.subject: r for r in recordings if not writer.has_subject(r.subject)}
-    folder = sessions_folder(writer)
-    tasks = {subject: list_tasks(unwritten[subject], folder, dtype) for subject in unwritten}
+    folder = writer.parts
+    tasks = {r.subject: list_tasks(r, folder, dtype) for r in recordings}
+    unwritten = {
+        r.subject: r
+        for r in recordings
+        if not writer.has_subject(r.subject, subject_fingerprint(r, tasks[r.subject]))
+    }
+    tasks = {subject: tasks[subject] for subject in unwritten}
     unread = [task for part in tasks.values() for task in part if not task.file.exists()]
+    remove_outdated(folder, tasks)
     n_unread, n_tasks = Counter(task.subject for task in unread), sum(map(len, tasks.values()))
     with progress_bar(progress, "reading sessions", n_tasks, n_tasks - len(unread)) as advance:
         for subject in unwritten:
@@ -161,12 +198,33 @@ def write_recordings(
             advance(1, f"reading sessions ({task.session.name} is done)")
             if not n_unread[subject]:
                 write_subject(writer, unwritten[subject], tasks[subject], dtype)
-    remove_folder(folder, within=writer.partial)
 
 
-def sessions_folder(writer: StoreWriter) -> Path:
-    """Return the folder of the sessions that are read but not yet joined."""
-    return writer.partial / "sessions"
+def subject_fingerprint(recording: SubjectRecording, tasks: Sequence[ReadTask]) -> str:
+    """Tell what a subject is made of: its sessions, trials, voxels and parcels."""
+    digest = hashlib.sha256(recording.trials.to_csv().encode())
+    for task in tasks:
+        digest.update(task.file.name.encode())
+    for atlas, labels in sorted(recording.masker.parcel_labels.items()):
+        digest.update(atlas.encode() + labels.tobytes())
+    if recording.ncsnr is not None:
+        digest.update(recording.ncsnr.tobytes())
+    return digest.hexdigest()[:24]
+
+
+def remove_outdated(folder: Path, tasks: Mapping[str, Sequence[ReadTask]]) -> None:
+    """Remove sessions that were read from files which have changed since, and say so."""
+    for subject, part in tasks.items():
+        valid = {task.file.name for task in part}
+        outdated = [f for f in sorted((folder / subject).glob("*.npy")) if f.name not in valid]
+        if outdated:
+            logger.warning(
+                "%d sessions of %s were read from files that have changed since; reading anew",
+                len(outdated),
+                subject,
+            )
+        for file in outdated:
+            file.unlink()
 
 
 def write_subject(
@@ -179,23 +237,23 @@ def write_subject(
         iter_chunks(tasks),
         dtype,
         ncsnr=recording.ncsnr,
+        fingerprint=subject_fingerprint(recording, tasks),
     )
-    folder = sessions_folder(writer)
-    remove_folder(folder / recording.subject, within=folder)
+    remove_folder(writer.parts / recording.subject, within=writer.parts)
 
 
 def list_tasks(recording: SubjectRecording, folder: Path, dtype: str) -> list[ReadTask]:
-    """List the tasks of a subject, whose sessions are kept below `folder`."""
-    subject = recording.subject
+    """List the tasks of a subject, whose sessions are kept below `folder` by what they are of."""
+    subject, masker = recording.subject, recording.masker
     return [
         ReadTask(
             session=session,
-            file=folder / subject / f"{number:03d}.npy",
-            n_voxels=len(recording.masker),
+            file=folder / subject / f"{session.fingerprint(masker, dtype)}.npy",
+            n_voxels=len(masker),
             dtype=dtype,
             subject=subject,
         )
-        for number, session in enumerate(recording.sessions)
+        for session in recording.sessions
     ]
 
 

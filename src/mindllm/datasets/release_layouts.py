@@ -38,6 +38,10 @@ class ReleaseLayout(ABC):
     ) -> np.ndarray:
         """Read the betas (n_trials, n_voxels), float32, of all trials of some keys."""
 
+    @abstractmethod
+    def beta_files(self, subject: str, trials: pd.DataFrame) -> tuple[Path, ...]:
+        """List the files that `read_betas` reads for these trials."""
+
 
 class HDF5Layout(ReleaseLayout):
     """Layout nsd0: a file per subject, with the groups train and test, with a group per trial.
@@ -105,6 +109,9 @@ class HDF5Layout(ReleaseLayout):
         with self.open(subject) as file:
             return np.stack([read_trial_betas(file, name, voxel_indices) for name in names])
 
+    def beta_files(self, subject: str, trials: pd.DataFrame) -> tuple[Path, ...]:
+        return (self.subjects[subject],)
+
 
 def read_trial_betas(file: h5py.File, name: str, voxel_indices: np.ndarray) -> np.ndarray:
     """Read the betas (n_voxels,) of one trial."""
@@ -171,7 +178,7 @@ class MindEyeLayout(ReleaseLayout):
         """Read the betas of these trials, which are all repetitions of their stimuli."""
         arrays = []
         for (split, key), rows in trials.groupby(["split", "key"], sort=False):
-            file = self.folder / str(split) / subject / f"{key}.nsdgeneral.npy"
+            file = self.beta_file(subject, split, key)
             betas, expected = load_array(file), (len(rows), len(voxel_indices))
             if betas.shape != expected:
                 raise InputError(
@@ -180,6 +187,14 @@ class MindEyeLayout(ReleaseLayout):
                 )
             arrays.append(betas.astype(np.float32))
         return np.concatenate(arrays)
+
+    def beta_file(self, subject: str, split: object, key: object) -> Path:
+        """Path of the betas of all repetitions of a stimulus."""
+        return self.folder / str(split) / subject / f"{key}.nsdgeneral.npy"
+
+    def beta_files(self, subject: str, trials: pd.DataFrame) -> tuple[Path, ...]:
+        pairs = trials[["split", "key"]].drop_duplicates().itertuples(index=False)
+        return tuple(self.beta_file(subject, split, key) for split, key in pairs)
 
 
 def load_array(file: Path) -> np.ndarray:

@@ -13,13 +13,8 @@ from mindllm.evaluation.evaluation_set import EvaluationSet
 from mindllm.evaluation.results import ConditionPredictions
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import (
-    atomic_write,
-    describe_read_errors,
-    read_json,
-    remove_folder,
-    write_json,
-)
+from mindllm.utils.files import atomic_write, describe_read_errors, read_json, write_json
+from mindllm.utils.folders import remove_folder
 
 PARTIAL_DIR = "partial"  # within the folder of a result
 FINGERPRINT_FILE = "fingerprint.json"
@@ -172,7 +167,7 @@ def run_fingerprint(
     Returns
     -------
     dict of str to str
-        Names, options, and hashes of weights, trials and scaling.
+        Names, options, and hashes of weights and data.
     """
     data = (evaluation_set.references, evaluation_set.candidates)
     return {
@@ -183,7 +178,7 @@ def run_fingerprint(
         "subjects": ", ".join(evaluation_set.trial_indices),
         "trials": hash_texts(
             *(f"{s} {rows.tolist()}" for s, rows in evaluation_set.trial_indices.items()),
-            *(hash_scaling(store, s) for s in evaluation_set.trial_indices),
+            *(store.fingerprint(s) for s in evaluation_set.trial_indices),
         ),
         "answers": hash_texts(json.dumps(data)),
         "question": evaluation_set.question,
@@ -203,13 +198,6 @@ def hash_weights(model: MindLLM) -> str:
         values = tensors[name].detach().to("cpu", torch.float32).contiguous().numpy()
         digest.update(name.encode() + values.tobytes())
     return digest.hexdigest()[:16]
-
-
-def hash_scaling(store: Store, subject: str) -> str:
-    """Return a hash of a subject's voxels and first and last standardized trials."""
-    ends = [0, len(store.trials(subject)) - 1]
-    betas = store.betas(subject, ends, standardize=True)
-    return hash_texts(betas.tobytes().hex(), store.masker(subject).coords_mm.tobytes().hex())
 
 
 def hash_texts(*texts: str) -> str:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from mindllm.data.store import Store
 from mindllm.evaluation.answer_folds import AnswerFolds
-from mindllm.evaluation.cache import PARTIAL_DIR, PredictionCache, hash_scaling, hash_texts
+from mindllm.evaluation.cache import PARTIAL_DIR, PredictionCache, hash_texts
 from mindllm.evaluation.conditions import ALL_SUBJECTS
 from mindllm.evaluation.left_out_subject import FitOptions, LeftOutSubject
 from mindllm.evaluation.results import ConditionPredictions, MetricRow, SubjectPredictions
@@ -196,7 +196,7 @@ class CrossValidation:
         """Return everything that the evidence depends on."""
         return {
             "store": str(self.store.meta.get("name")),
-            "trials": hash_texts(*(hash_scaling(self.store, s) for s in self.subjects)),
+            "trials": hash_texts(*(self.store.fingerprint(s) for s in self.subjects)),
             "subjects": ", ".join(self.subjects),
             "left out": ", ".join(self.left_out),
             "answers": hash_texts(*self.folds.answers),

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +39,7 @@ from mindllm.evaluation.text_scores import try_text_scores
 from mindllm.model.model_card import ModelCard
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
+from mindllm.utils.locks import lock_output
 from mindllm.utils.progress import make_progress, spinner
 from mindllm.utils.seeds import subject_seed
 
@@ -90,7 +91,8 @@ def evaluate(
         directory, check_controls(controls), batch_size, seed, generate_options
     )
     task = choose_evaluation_set(model, store, subjects, split, question)
-    with evaluation_mode(model), choose_progress(progress) as bars:
+    lock = nullcontext() if directory is None else lock_output(directory)
+    with lock, evaluation_mode(model), choose_progress(progress) as bars:
         return run_steps(model, store, task, options, model_name, bars)
 
 

@@ -19,7 +19,8 @@ from mindllm.metrics.java import JavaError
 from mindllm.metrics.tasks import TASKS, MetricResult, score
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import atomic_directory, check_not_exists, write_json
+from mindllm.utils.files import check_not_exists, write_json
+from mindllm.utils.folders import atomic_directory
 
 CONDITIONS = ("fmri", "shuffled_trials", "null_tokens")
 ENCODED_TRIALS = 256  # encoded at once

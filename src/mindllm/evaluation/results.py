@@ -15,13 +15,16 @@ from mindllm.metrics.inference import Groups, subject_means
 from mindllm.metrics.registry import Ranking
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import atomic_write, read_json, write_json
+from mindllm.utils.folders import recover_directory, replace_directory
+from mindllm.utils.manifest import Manifest
 from mindllm.utils.validation import check_format
 
-FORMAT = 4
+FORMAT = 5
 RESULT_FILE, RECORDS_FILE = "result.json", "predictions.jsonl"
 LOG_LIKELIHOODS_FILE = "candidate_log_likelihoods.npz"
 EVIDENCE_FILE = "candidate_evidence.npz"
 WHAT = "a report (made by `mindllm evaluate`)"
+REMEDY = "Evaluate the model anew."
 
 
 # Step 1: predictions.
@@ -473,15 +476,29 @@ class EvaluationResult:
         return None if row is None else row.value
 
     def save(self, directory: str | Path) -> None:
-        """Write result.json, predictions.jsonl, candidate log-likelihoods and evidence.
+        """Write the result's files and their manifest, completely or not at all.
 
         Parameters
         ----------
         directory : str or Path
-            Made if it does not exist; an earlier result in it is replaced. result.json is
-            written last.
+            Made if it does not exist; an earlier result in it is replaced.
+
+        Raises
+        ------
+        InputError
+            If another process writes the folder, or the disk is full.
         """
-        out = Path(directory)
+        with replace_directory(Path(directory)) as folder:
+            self.write_files(folder)
+
+    def write_files(self, out: Path) -> None:
+        """Write result.json, predictions.jsonl, candidate log-likelihoods and evidence.
+
+        Parameters
+        ----------
+        out : Path
+            A folder that is given a manifest afterwards.
+        """
         with atomic_write(out / RECORDS_FILE) as path:
             lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in self.predictions)
             path.write_text("".join(lines), encoding="utf-8", newline="\n")
@@ -527,8 +544,10 @@ class EvaluationResult:
             together.
         """
         folder = Path(directory)
+        recover_directory(folder)
         content = read_json(folder / RESULT_FILE, WHAT)
-        check_format(folder, "report", content.get("format"), FORMAT, "Evaluate the model anew.")
+        check_format(folder, "report", content.get("format"), FORMAT, REMEDY)
+        Manifest.read(folder, WHAT, REMEDY).check_all()
         try:
             # Not splitlines: a text may hold other line separators.
             lines = (folder / RECORDS_FILE).read_text(encoding="utf-8").split("\n")
@@ -543,8 +562,7 @@ class EvaluationResult:
             result = _ADAPTER.validate_python(fields)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
-                f"{folder} lacks what a report keeps ({_first_line(error)}). "
-                "Evaluate the model anew."
+                f"{folder} lacks what a report keeps ({_first_line(error)}). {REMEDY}"
             ) from error
         check_trial_counts(folder, result)
         return result

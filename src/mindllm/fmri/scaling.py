@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mindllm.utils.errors import InputError
+from mindllm.utils.validation import check_finite
 
 MIN_TRIALS = 8  # fewer trials give no useful mean and standard deviation
 CHUNK_SIZE = 2**22  # betas in memory at once
@@ -26,6 +27,11 @@ def zscore_trials(betas: np.ndarray) -> np.ndarray:
     ndarray of shape (n_trials, n_voxels), float64
         Betas with mean 0 and standard deviation 1 over voxels; 0 in a trial that is constant.
 
+    Raises
+    ------
+    InputError
+        If a beta is NaN or infinite.
+
     Examples
     --------
     >>> zscore_trials(np.array([[1.0, 3.0], [5.0, 5.0]]))
@@ -34,6 +40,8 @@ def zscore_trials(betas: np.ndarray) -> np.ndarray:
     """
     betas = np.asarray(betas, np.float64)
     std = betas.std(1, keepdims=True)
+    if not np.isfinite(std).all():
+        check_finite(betas, "an array of betas")
     centered = betas - betas.mean(1, keepdims=True)
     return np.divide(centered, std, out=np.zeros_like(betas), where=std > 0)
 

@@ -23,11 +23,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from mindllm.utils.errors import InputError
-from mindllm.utils.files import atomic_directory
+from mindllm.utils.folders import atomic_directory
+from mindllm.utils.locks import lock_output
 
 DEFAULT_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_SENTENCE_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 HUB_TIMEOUT_SECONDS = 5.0
+CONVERSION_SECONDS = 1800.0  # that another process may take to convert a language model
 Loaded = TypeVar("Loaded")
 logger = logging.getLogger(__name__)
 
@@ -237,9 +239,11 @@ def convert_gguf(file: Path) -> Path:
     identity = f"{file.resolve()}:{state.st_size}:{state.st_mtime_ns}"
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     folder = cache_dir() / "llm" / f"{file.stem}-{key}"
-    if not folder.exists():
-        logger.info("converting %s to safetensors in %s (once)", file.name, folder)
-        with quiet_transformers(), offline():
+    if folder.exists():
+        return folder
+    with lock_output(folder, timeout=CONVERSION_SECONDS), quiet_transformers(), offline():
+        if not folder.exists():  # another process may have converted it meanwhile
+            logger.info("converting %s to safetensors in %s (once)", file.name, folder)
             tokenizer, model = load_gguf(file)
             with atomic_directory(folder) as temporary:
                 model.save_pretrained(temporary)

@@ -1,7 +1,7 @@
 """Parts of a model folder on disk: configuration, weights, maskers, adapter, model card.
 
-config.json, regions.json, model.safetensors, README.md; spaces/<subject>/ and adapter/ where there
-are any. The language model is named, not copied.
+config.json, regions.json, model.safetensors, README.md, manifest.json; spaces/<subject>/ and
+adapter/ where there are any. The language model is named, not copied.
 """
 
 import hashlib
@@ -23,11 +23,13 @@ from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.model_card import ModelCard
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import atomic_write, read_json, write_json
+from mindllm.utils.folders import recover_directory
+from mindllm.utils.manifest import Manifest
 from mindllm.utils.validation import check_format
 from mindllm.utils.versions import package_version
 from mindllm.utils.weights import check_finite_weights
 
-FORMAT = 2
+FORMAT = 3
 WHAT = "a model (made by `mindllm train` or `mindllm convert`)"
 REMEDY = "Fetch or convert the model again."
 logger = logging.getLogger(__name__)
@@ -92,7 +94,7 @@ def fingerprint(model: Any) -> str:
 
 
 def save_checkpoint(parts: CheckpointParts, folder: Path) -> None:
-    """Write a model folder; config.json comes last: without it the folder is no model."""
+    """Write the parts into a folder, which `save_pretrained` gives a manifest."""
     check_finite_weights(parts.state_dict.items(), f"the model for {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "model.safetensors") as temporary:
@@ -125,10 +127,16 @@ def load_checkpoint(folder: Path) -> CheckpointParts:
     Raises
     ------
     InputError
-        If it is no model, is damaged, has weights that are not finite, or another format.
+        If it is no model, is damaged or changed, has weights that are not finite, or another
+        format.
     """
+    recover_directory(folder)
     content = read_json(folder / "config.json", WHAT)
     check_format(folder, "model", content.get("format"), FORMAT, "Train or convert it again.")
+    manifest = Manifest.read(folder, WHAT, REMEDY)
+    for name in manifest.content.files:
+        if name != "README.md":  # which its owner may edit
+            manifest.check(name)
     try:
         config = MindLLMConfig(**content["encoder"])
     except (ValidationError, KeyError) as error:

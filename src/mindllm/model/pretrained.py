@@ -33,6 +33,7 @@ from mindllm.model.language_model import (
 )
 from mindllm.model.model_card import MeasuredScore, ModelCard, render_model_card
 from mindllm.utils.errors import InputError
+from mindllm.utils.folders import replace_directory
 
 LANGUAGE_MODEL_PREFIX = "language_model."
 logger = logging.getLogger(__name__)
@@ -145,6 +146,30 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
         model.load_state_dict(parts.state_dict)
         model.model_card, model.maskers = parts.model_card, dict(parts.maskers)
         return model.eval()
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write a model folder, completely or not at all.
+
+        Parameters
+        ----------
+        save_directory : str or Path
+            An earlier model in it is replaced.
+        **kwargs
+            Of `huggingface_hub.ModelHubMixin.save_pretrained`, such as ``push_to_hub=True``.
+
+        Returns
+        -------
+        str or None
+            Of `push_to_hub`, if it was asked for.
+
+        Raises
+        ------
+        InputError
+            If a weight is not finite, another process writes the folder, or the disk is full.
+        """
+        with replace_directory(Path(save_directory)) as folder:
+            result: str | None = super().save_pretrained(folder, **kwargs)
+        return result
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write all parts; called by `save_pretrained` and `push_to_hub`."""

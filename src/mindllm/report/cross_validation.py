@@ -19,6 +19,7 @@ from mindllm.report.render import table_lines
 from mindllm.report.tables import Cell, Table, TableRow, score_cell, to_head
 from mindllm.report.write import screen_table
 from mindllm.utils.files import atomic_write, write_json
+from mindllm.utils.folders import replace_directory
 
 LABELS = METRICS | TEXT_SIMILARITY_METRICS
 PROTOCOL_METRICS = tuple(
@@ -119,8 +120,14 @@ def write_cross_validation(results: Mapping[str, ProtocolScores], directory: Pat
     ----------
     results : mapping of str to ProtocolScores
     directory : Path
-        Made if it does not exist.
+        Made if it does not exist; earlier tables in it are replaced as a whole.
     """
+    with replace_directory(directory) as folder:
+        write_files(results, folder)
+
+
+def write_files(results: Mapping[str, ProtocolScores], directory: Path) -> None:
+    """Write the files of `write_cross_validation`."""
     lines = ["# Cross-validation of evidence", "", CAPTION, ""]
     for scores in results.values():
         lines += [f"## {scores.name.capitalize()}", "", f"{title(scores)}.", ""]

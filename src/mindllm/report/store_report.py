@@ -17,7 +17,7 @@ from mindllm.instructions import summary
 from mindllm.plotting.brain import plot_brain_slices, plot_voxel_coverage, top_of_scale
 from mindllm.plotting.curves import plot_counts
 from mindllm.report.pages import load_template
-from mindllm.utils.files import atomic_directory
+from mindllm.utils.folders import atomic_directory
 from mindllm.utils.progress import progress_bar
 
 SAMPLES_PER_SOURCE = 2

@@ -18,6 +18,7 @@ from mindllm.report.sections import build_sections
 from mindllm.report.summary import summarize_findings
 from mindllm.report.tables import Cell, Table
 from mindllm.utils.files import atomic_write
+from mindllm.utils.folders import replace_directory
 
 
 def write_report(
@@ -35,7 +36,7 @@ def write_report(
     result : EvaluationResult
         The result.
     out : str or Path
-        The folder; it is made if needed, and an earlier report in it is replaced.
+        The folder; it is made if needed, and an earlier report in it is replaced as a whole.
     model, store : MindLLM, Store, optional
         The evaluated ones, for the brain figures and the table of attention by parcel. Without
         them these are left out.
@@ -46,7 +47,16 @@ def write_report(
         report.html.
     """
     out = Path(out)
-    result.save(out)
+    with replace_directory(out) as folder:
+        write_files(result, folder, model, store)
+    return out / "report.html"
+
+
+def write_files(
+    result: EvaluationResult, out: Path, model: MindLLM | None, store: Store | None
+) -> None:
+    """Write the files of a result, the figures, report.md and report.html; see `write_report`."""
+    result.write_files(out)
     subjects = [info.subject for info in result.run_info.subjects]
     maps = None
     if model is not None and store is not None:
@@ -63,7 +73,6 @@ def write_report(
         path.write_text(to_markdown(result, summary, sections, light), encoding="utf-8")
     with atomic_write(out / "report.html") as path:
         path.write_text(to_html(result, summary, sections, light, dark), encoding="utf-8")
-    return out / "report.html"
 
 
 def to_table(result: EvaluationResult) -> Group:

@@ -20,7 +20,8 @@ from mindllm.simulate.ideal_observer import SubjectPrior, ideal_observer_accurac
 from mindllm.simulate.scenes import ATTRIBUTES, TUNINGS
 from mindllm.simulate.subject import SimulatedSubject, simulate_subject
 from mindllm.simulate.world import SimulatedExperiment, build_experiment
-from mindllm.utils.files import atomic_directory, check_not_exists, read_json, write_json
+from mindllm.utils.files import check_not_exists, read_json, write_json
+from mindllm.utils.folders import atomic_directory
 
 
 @dataclass(frozen=True, slots=True)

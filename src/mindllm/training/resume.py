@@ -1,13 +1,11 @@
 """State of a training on disk: an interrupted one goes on to the same weights."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -20,7 +18,6 @@ from mindllm.utils.files import atomic_write, read_json
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 METADATA_KEY = "trainer_state"
-N_HASHED_TRIALS = 32
 TensorDict = dict[str, Tensor]
 HistoryRow = dict[str, float | int | str | None]
 
@@ -127,24 +124,15 @@ def run_fingerprint(
     -------
     dict
         JSON values: the training options, store, split, subjects with the shapes and hashes of
-        their betas and trials, and the language model's fingerprint.
+        their data, conversations, and the language model's fingerprint.
     """
     return config.model_dump(mode="json") | {
         "store": store.meta["name"],
         "split": store.split["name"],
-        "subjects": {s: [*store.betas(s).shape, hash_data(store, s)] for s in subjects},
+        "subjects": {s: [*store.betas(s).shape, store.fingerprint(s)] for s in subjects},
+        "conversations": store.manifest.content.files["conversations.parquet"].sha256[:12],
         "language_model_fingerprint": language_model,
     }
-
-
-def hash_data(store: Store, subject: str) -> str:
-    """Hash of a subject's trials, voxels, scaling and of some of the betas, evenly spread."""
-    trials, masker = store.trials(subject), store.masker(subject)
-    rows = np.linspace(0, len(trials) - 1, min(len(trials), N_HASHED_TRIALS)).astype(int)
-    betas = store.betas(subject, rows.tolist(), standardize=True)
-    digest = hashlib.sha256(trials.to_csv().encode())
-    digest.update(masker.coords_mm.tobytes() + betas.tobytes())
-    return digest.hexdigest()[:12]
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, fingerprint: Mapping[str, object]) -> None:

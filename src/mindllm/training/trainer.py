@@ -8,7 +8,6 @@ with the same weights.
 """
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +51,8 @@ from mindllm.training.resume import (
 from mindllm.training.trials import select_training_data
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_output
+from mindllm.utils.folders import recover_directory, remove_folder, replace_directory
+from mindllm.utils.locks import lock_output
 from mindllm.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -92,8 +93,9 @@ def train(
     Raises
     ------
     InputError
-        If no trial is left, `out` holds a finished model or an unfinished training and `resume`
-        is False, the training was begun or finished with other options or data, or it diverges.
+        If no trial is left, another process writes `out`, it holds a finished model or an
+        unfinished training and `resume` is False, the training was begun or finished with other
+        options or data, or it diverges.
 
     Examples
     --------
@@ -101,29 +103,39 @@ def train(
     >>> config = TrainConfig(alignment={"max_steps": 50})
     >>> model = train(Store("store"), "model", config, subjects=["sub-01"])  # doctest: +SKIP
     """
-    out = Path(out)
-    if (out / "config.json").exists():
-        if resume:
-            data = select_training_data(store, store.select_subjects(subjects), config)
-            check_same_training(out, config, store, data.training.subjects)
-            logger.info("%s is already trained", out)
-            return MindLLM.from_pretrained(out)
+    out, subjects = Path(out), store.select_subjects(subjects)
+    with lock_output(out):
+        recover_directory(out)
+        if (out / "config.json").exists():
+            return reload_trained(out, store, subjects, config, resume)
+        check_output(out, [store.path], ("training",))
+        checkpoint = out / "training" / "state.safetensors"
+        if checkpoint.exists() and not resume:
+            raise InputError(
+                f"{out} holds an unfinished training. Add --resume to go on with it, "
+                "or remove the folder."
+            )
+        trainer = Trainer(store, subjects, config, callbacks)
+        if checkpoint.exists():
+            trainer.restore(checkpoint)
+            logger.info("going on after step %d", trainer.state.step)
+        trainer.run(checkpoint, progress)
+        return trainer.finalize(out)
+
+
+def reload_trained(
+    out: Path, store: Store, subjects: Sequence[str], config: TrainConfig, resume: bool
+) -> MindLLM:
+    """Load the finished model in `out`; InputError unless the same training is resumed."""
+    if not resume:
         raise InputError(
             f"{out} already holds a trained model. Choose another folder, or remove it."
         )
-    check_output(out, [store.path], ("training",))
-    trainer = Trainer(store, store.select_subjects(subjects), config, callbacks)
-    checkpoint = out / "training" / "state.safetensors"
-    if checkpoint.exists() and not resume:
-        raise InputError(
-            f"{out} holds an unfinished training. Add --resume to go on with it, "
-            "or remove the folder."
-        )
-    if checkpoint.exists():
-        trainer.restore(checkpoint)
-        logger.info("going on after step %d", trainer.state.step)
-    trainer.run(checkpoint, progress)
-    return trainer.finalize(out)
+    data = select_training_data(store, subjects, config)
+    check_same_training(out, config, store, data.training.subjects)
+    logger.info("%s is already trained", out)
+    remove_folder(out / "training", within=out)
+    return MindLLM.from_pretrained(out)
 
 
 class Trainer:
@@ -352,8 +364,9 @@ class Trainer:
         model.model_card = create_model_card(model, self.data, self.config, self.state.step)
         model.maskers |= {s: self.store.masker(s) for s in self.data.training.subjects}
         if self.accelerator.is_main_process:
-            for callback in self.callbacks:
-                callback.on_train_end(self, out)
-            model.save_pretrained(out)
-            shutil.rmtree(out / "training", ignore_errors=True)
+            with replace_directory(out) as folder:
+                for callback in self.callbacks:
+                    callback.on_train_end(self, folder)
+                model.save_pretrained(folder)
+            remove_folder(out / "training", within=out)
         return model

@@ -1,4 +1,4 @@
-"""Atomic files and folders: written under a temporary name, renamed when complete."""
+"""Atomic files, JSON, and checks of outputs: written under a temporary name, then renamed."""
 
 import errno
 import json
@@ -67,21 +67,6 @@ def check_name(name: object, what: str, where: str = "") -> str:
         f"beginning with a letter or digit, at most {MAX_NAME_BYTES} bytes, e.g. 'sub-01'. "
         "Rename it there."
     )
-
-
-def remove_folder(path: Path, within: Path) -> None:
-    """Delete a folder, if it exists, and never anything outside an output.
-
-    Parameters
-    ----------
-    path : Path
-        Folder to delete.
-    within : Path
-        Folder of the output; `path` must lie below it.
-    """
-    assert path.resolve().is_relative_to(within.resolve()), f"{path} is not below {within}"
-    assert path.resolve() != within.resolve(), f"{path} is {within} itself"
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def partial_path(path: Path) -> Path:
@@ -158,60 +143,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """Write a folder completely or not at all.
-
-    Parameters
-    ----------
-    path : Path
-        The new folder; it appears when the block ends without error.
-
-    Yields
-    ------
-    Path
-        Empty temporary folder beside `path` to write to.
-
-    Raises
-    ------
-    InputError
-        If `path` already holds something (nothing is ever overwritten), the disk is full, or the
-        folder is not writable.
-    """
-    check_not_exists(path)
-    temporary = partial_path(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    with disk_errors(path):
-        temporary.mkdir(parents=True)
-        try:
-            yield temporary
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        commit(temporary, path)
-
-
-def commit(temporary: Path, path: Path) -> None:
-    """Rename a finished folder to its final name (atomic on one file system).
-
-    Parameters
-    ----------
-    temporary : Path
-        The finished folder.
-    path : Path
-        Its final name.
-
-    Raises
-    ------
-    InputError
-        If `path` already holds something.
-    """
-    check_not_exists(path)
-    if path.exists():
-        path.rmdir()
-    temporary.replace(path)
 
 
 def check_not_exists(path: Path) -> None:
