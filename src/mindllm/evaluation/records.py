@@ -163,7 +163,7 @@ def describe_run(
     return RunInfo(
         model=describe_model(model, model_name),
         data=describe_store(store),
-        subjects=tuple(describe_subject(card, store, task, s) for s in task.trial_indices),
+        subjects=tuple(describe_subject(model, store, task, s) for s in task.trial_indices),
         n_stimuli=len(task.stimuli),
         n_stimuli_in_training=None if known is None else len(known & set(task.stimuli)),
         question=task.question,
@@ -223,21 +223,23 @@ def describe_store(store: Store) -> StoreInfo:
 
 
 def describe_subject(
-    card: ModelCard, store: Store, task: EvaluationSet, subject: str
+    model: MindLLM, store: Store, task: EvaluationSet, subject: str
 ) -> SubjectInfo:
     """Return what was evaluated of a subject, and what the model was trained on of it."""
+    card, masker = model.model_card, store.masker(subject)
     rows, split = task.trial_indices[subject], task.splits[subject]
     stimuli = set(store.trials(subject)["stimulus"].to_numpy()[rows].tolist())
     return SubjectInfo(
         subject=subject,
         n_trials=len(rows),
         n_stimuli=len(stimuli),
-        n_voxels=len(store.masker(subject)),
+        n_voxels=len(masker),
         split=split,
         in_training=None if card.subjects is None else subject in card.subjects,
         chose_checkpoint=chose_checkpoint(card, subject, split),
         n_stimuli_in_training=None if card.stimuli is None else len(stimuli & set(card.stimuli)),
         standardized_with=describe_standardization(store, task, subject),
+        covered=model.coverage(masker).covered,
     )
 
 

@@ -344,7 +344,8 @@ class SubjectInfo:
     """One evaluated subject; None: the model card does not say.
 
     split names the evaluated trials, in words. chose_checkpoint: whether these trials were
-    validation data. standardized_with: what the z-scores were fitted on.
+    validation data. standardized_with: what the z-scores were fitted on. covered: share of the
+    places with training voxels that have a voxel of the subject within 12 mm.
     """
 
     subject: str
@@ -356,6 +357,7 @@ class SubjectInfo:
     chose_checkpoint: bool
     n_stimuli_in_training: int | None
     standardized_with: str
+    covered: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,7 +205,7 @@ class SessionScaler:
         Raises
         ------
         InputError
-            If there are fewer than 8 trials.
+            If there are fewer than 8 trials, or no voxel varies.
         """
         is_used, fitted_on = (trials["split"] == "train").to_numpy(), "training trials"
         if is_used.sum() < MIN_TRIALS:
@@ -221,6 +221,12 @@ class SessionScaler:
             _, mean, std = fit_mean_std(iter_chunks(betas, rows))
             means.append(mean.astype(np.float32))
             stds.append(std.astype(np.float32))
+        if not np.any(stds):
+            raise InputError(
+                f"the betas, {len(betas)} trials of {betas.shape[1]} voxels, never vary once the "
+                "mean over voxels is taken off each trial; expected at least two voxels whose "
+                "betas differ from trial to trial. Check the mask and the betas."
+            )
         return cls(sessions, np.stack(means), np.stack(stds), fitted_on)
 
     def transform(self, betas: np.ndarray, sessions: Iterable[str]) -> np.ndarray:

@@ -18,6 +18,7 @@ from mindllm.language.conversation import Conversation, build_conversation
 from mindllm.language.sentence_embeddings import embed_sentences
 from mindllm.model import candidates
 from mindllm.model.configuration import MindLLMConfig
+from mindllm.model.coverage import VoxelCoverage, check_coverage, voxel_coverage
 from mindllm.model.encoder import FMRIEncoder, VoxelFeatures
 from mindllm.model.encoding_model import EncodingModel
 from mindllm.model.generation import generate_texts
@@ -120,7 +121,8 @@ class MindLLM(PretrainedModule):
         )
         self.chat_template = chat_template
         self.model_card = ModelCard()
-        self.maskers = {}
+        self.maskers: dict[str, VoxelMasker] = {}
+        self._checked_maskers: dict[int, VoxelMasker] = {}
         self.encoding_model: EncodingModel | None = None
         self.sentence_encoder: str | None = None
 
@@ -175,12 +177,33 @@ class MindLLM(PretrainedModule):
         if isinstance(masker, VoxelFeatures):
             voxels, name = masker, "these voxels"
         else:
+            self._check_coverage(masker)
             voxels, name = self.encoder.prepare_voxels(masker), masker.subject
         array = np.atleast_2d(torch.as_tensor(betas).cpu().numpy())
         check_values(array, len(voxels.coords), name)
         check_finite(array, f"values of {name}")
         dtype = self.projector.weight.dtype
         return voxels, torch.as_tensor(array, dtype=dtype, device=self.device)
+
+    def coverage(self, masker: VoxelMasker) -> VoxelCoverage:
+        """Compare voxels with those that the model was trained on.
+
+        Parameters
+        ----------
+        masker : VoxelMasker
+
+        Returns
+        -------
+        VoxelCoverage
+        """
+        in_mni = self.encoder.config.coordinate_system == "mni_mm"
+        return voxel_coverage(masker, self.maskers, self.encoder.parcel_names, in_mni)
+
+    def _check_coverage(self, masker: VoxelMasker) -> None:
+        """Check the coverage of a subject's voxels, once."""
+        if id(masker) not in self._checked_maskers:
+            check_coverage(self.coverage(masker))
+            self._checked_maskers[id(masker)] = masker  # kept, so that no other has its id
 
     def get_fmri_features(self, betas: Betas, masker: VoxelMasker | VoxelFeatures) -> Tensor:
         """What the language model reads: projected fMRI tokens.

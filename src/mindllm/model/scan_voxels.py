@@ -1,14 +1,11 @@
 """Voxels of a scan that comes as files: a masker in a model's parcels."""
 
-import logging
 from collections.abc import Mapping
 
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import Image
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 
 def resolve_masker(
@@ -26,11 +23,6 @@ def resolve_masker(
             f"the model knows no atlas {', '.join(unknown)}; "
             f"it knows {', '.join(known) or 'none'}. "
             "Give these names to your atlases, or leave an atlas out."
-        )
-    if missing := sorted(set(known) - set(atlases)):
-        logger.warning(
-            "the model also knows the atlas %s; without it only the position of a voxel counts",
-            ", ".join(missing),
         )
     numbered = {
         atlas: {int(name): name for name in names if name.isdecimal()}

@@ -379,9 +379,13 @@ def methods_section(run: RunInfo) -> Section:
         "Stimuli in training",
         "Subject in training",
         "Voxels",
+        "Covered",
         "Standardized with",
     )
-    caption = "The subjects, their trials, and what of them the model was trained on."
+    caption = (
+        "The subjects, their trials, and what of them the model was trained on. Covered: the share "
+        "of the places with training voxels that have a voxel of the subject within 12 mm."
+    )
     subjects = Table(head, [to_rows([subject_texts(info) for info in run.subjects])], caption)
     steps = Table(to_head("What", "How"), [to_rows(list(methods_text(run).items()))])
     return Section("Methods", (), [subjects, steps])
@@ -399,5 +403,6 @@ def subject_texts(info: SubjectInfo) -> list[str]:
         UNKNOWN if n_stimuli is None else str(n_stimuli),
         in_training + (", but chose the weights" if info.chose_checkpoint else ""),
         str(info.n_voxels),
+        UNKNOWN if info.covered is None else f"{info.covered:.0%}",
         info.standardized_with,
     ]
