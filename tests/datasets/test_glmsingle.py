@@ -330,12 +330,12 @@ def test_damage_is_named_and_a_second_call_goes_on(root: Path, tmp_path: Path) -
 
     file.write_bytes(whole[: len(whole) // 2])
     attempt(
-        r"ses-1/TYPED_FITHRF_GLMDENOISE_RR\.hdf5 is damaged, truncated, "
-        r"or holds no single-trial betas"
+        r"ses-1/TYPED_FITHRF_GLMDENOISE_RR\.hdf5 is damaged, truncated or "
+        r"not an output of GLMsingle"
     )
     with h5py.File(file, "w") as content:
         content["R2"] = np.zeros(GRID)
-    attempt("holds no single-trial betas of GLMsingle .*betasmd")
+    attempt(r"hdf5: betasmd is missing; there is R2\.")
     with h5py.File(file, "w") as content:
         content["betasmd"] = betas("sub-01", "1").T  # the dimensions of MATLAB
     attempt(r"has 5 trials; the design table has 20")

@@ -1419,7 +1419,7 @@ def test_captions_of_a_table_are_read_as_they_stand(
 def test_a_placeholder_in_a_source_is_refused_by_its_record(tmp_path: Path) -> None:
     store = store_of_images(tmp_path / "store")
     put(tmp_path / "x.json", [MIXED[0] | {"conversations": talk("<image> What <fMRI> is <fMRI>?")}])
-    with pytest.raises(InputError, match=r"llava, x-1: <fMRI> must stand exactly once"):
+    with pytest.raises(InputError, match=r"llava, x-1 of .*x\.json: <fMRI> must stand exactly"):
         attach_source(store, "llava", [tmp_path / "x.json"])
 
 

@@ -15,7 +15,7 @@ def test_numbers_are_found_at_any_depth(tmp_path: Path) -> None:
         file["a/b/c"] = np.arange(3)
         assert get_dataset(file, "a/b/c")[()].tolist() == [0, 1, 2]
         assert get_dataset(file["a"], "b/c").shape == (3,)
-        with pytest.raises(KeyError):
+        with pytest.raises(InputError, match="a/nothing is missing"):
             get_dataset(file, "a/nothing")
 
 

@@ -1,6 +1,7 @@
 """Tensors of a published checkpoint: read without running code, measured and checked."""
 
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mindllm.model.configuration import MindLLMConfig
-from mindllm.utils.errors import InputError
+from mindllm.utils.errors import InputError, describe_error
 
 # Lightning writes settings of these packages beside the weights. Placeholder objects take their
 # place, so none of their code runs.
@@ -136,6 +137,7 @@ def read_checkpoint(file: Path) -> PublishedCheckpoint:
     """
     if not file.is_file():
         raise InputError(f"there is no file {file}: expected a Lightning checkpoint (.ckpt).")
+    check_zip(file)
     content = load_plain_content(file, list_safe_globals(file))
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
@@ -145,6 +147,22 @@ def read_checkpoint(file: Path) -> PublishedCheckpoint:
         )
     lora, version = content.get("peft_model") or {}, content.get("pytorch-lightning_version")
     return PublishedCheckpoint(file, state, lora, version)
+
+
+def check_zip(file: Path) -> None:
+    """Compare the parts of a zip file with their checksums, which torch does not."""
+    try:
+        if not zipfile.is_zipfile(file):
+            return  # torch's older format has none
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # zlib and zipfile have their own errors for a damaged file
+        damaged = describe_error(error)
+    if damaged is not None:
+        raise InputError(
+            f"{file} is refused: it is damaged or truncated, as its checksums tell ({damaged}). "
+            "Fetch it again."
+        )
 
 
 def list_safe_globals(file: Path) -> list[str]:
@@ -170,10 +188,9 @@ def load_plain_content(file: Path, class_names: list[str]) -> Any:
         with torch.serialization.safe_globals(placeholders):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch have their own errors for a damaged file
-        reason = next(iter(str(error).splitlines()), "no more is known")
         raise InputError(
             f"{file} is refused: it is damaged or truncated, or no plain checkpoint of tensors "
-            f"({type(error).__name__}: {reason}). Fetch it again."
+            f"({describe_error(error)}). Fetch it again."
         ) from error
 
 

@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from nibabel.spatialimages import SpatialImage
+from pydantic import BaseModel, ValidationError
 
 from mindllm.data.splits import split_stimuli
 from mindllm.data.store_writer import TRIAL_COLUMNS, check_captions, conversations_from_captions
@@ -30,7 +31,7 @@ from mindllm.datasets.parallel import SessionReader
 from mindllm.fmri.atlases import select_atlases
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import binarize_mask, check_orientation, load_img
-from mindllm.utils.errors import InputError
+from mindllm.utils.errors import InputError, shorten
 from mindllm.utils.files import read_json
 from mindllm.utils.sorting import natural_key, natural_sorted
 from mindllm.utils.tables import read_table, require_values
@@ -39,6 +40,14 @@ BETAS = "*_desc-SingletrialBetas_statmap.nii*"
 MASKS = ("*_desc-brain_mask.nii*", "*_desc-R2mean_statmap.nii*")
 ALIASES = {"beta_index": "volume", "label": "stimulus"}
 logger = logging.getLogger(__name__)
+
+
+class BIDSDescription(BaseModel):
+    """What is read of dataset_description.json, with BIDS's names."""
+
+    Name: str = ""
+    ReferencesAndLinks: list[str] = []
+    License: str = "unknown"
 
 
 class BIDSReader(DatasetReader):
@@ -158,10 +167,19 @@ class BIDSReader(DatasetReader):
     def describe(self, subjects: Sequence[str]) -> DatasetDescription:
         file = self.root / "dataset_description.json"
         content = read_json(file, "a BIDS dataset") if file.is_file() else {}
+        try:
+            description = BIDSDescription.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "the content"
+            raise InputError(
+                f"{file}: {field}: {first['msg']}, found {shorten(repr(first['input']), 80)}. "
+                "Expected `Name` and `License` as text and `ReferencesAndLinks` as a list of texts."
+            ) from error
         return DatasetDescription(
-            name=content.get("Name", self.root.name),
-            source="; ".join(content.get("ReferencesAndLinks", [])) or str(self.root.name),
-            license=content.get("License", "unknown"),
+            name=description.Name or self.root.name,
+            source="; ".join(description.ReferencesAndLinks) or str(self.root.name),
+            license=description.License,
         )
 
     def options(self) -> dict[str, object]:

@@ -26,7 +26,6 @@ Prince et al. 2022, eLife 11:e77599.
 """
 
 import logging
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +47,8 @@ from mindllm.fmri.masker import CHUNK_BYTES, VoxelMasker
 from mindllm.fmri.nifti import binarize_mask
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_name
-from mindllm.utils.hdf5 import get_dataset
+from mindllm.utils.hdf5 import get_dataset, open_hdf5, read_values
+from mindllm.utils.pickles import load_pickled_array
 from mindllm.utils.sorting import natural_sorted
 from mindllm.utils.tables import read_table, require_values
 
@@ -59,6 +59,10 @@ MODELS = {
 }
 SUFFIXES = (".hdf5", ".mat", ".npy")
 COLUMNS = ("stimulus", "session", "run", "repetition", "split", "coco_id")  # that a store keeps
+PICKLE, REMEDY = (
+    "output of GLMsingle",
+    "Make it anew, or let GLMsingle write HDF5 (wanthdf5=1).",
+)
 CHUNK_SIZE = 250  # trials that a worker reads at a time
 logger = logging.getLogger(__name__)
 
@@ -81,27 +85,19 @@ class GLMsingleOutput:
         return self.file.suffix == ".mat"
 
     @contextmanager
-    def open(self) -> Iterator[Any]:
-        """Open the betas as they lie in the file; errors become an InputError that names it."""
-        try:
-            if self.file.suffix == ".npy":
-                yield unpickle(self.file)["betasmd"]
-                return
-            with h5py.File(self.file) as content:
-                yield get_dataset(content, "modelmd" if self.is_matlab else "betasmd")
-        except (InputError, MemoryError):
-            raise
-        except Exception as error:  # h5py has many errors for a damaged file
-            raise InputError(
-                f"{self.file} is damaged, truncated, or holds no single-trial betas of GLMsingle "
-                f"({type(error).__name__}: {error}). A .mat file must be saved with -v7.3. "
-                "Make it anew."
-            ) from error
+    def open(self) -> Iterator[np.ndarray | h5py.Dataset]:
+        """Open the betas as they lie in the file; what is no betas is an InputError."""
+        if self.file.suffix == ".npy":
+            yield load_pickled_array(self.file, "betasmd", PICKLE, REMEDY)
+            return
+        remedy = "A .mat file must be saved with -v7.3. Make it anew."
+        with open_hdf5(self.file, "an output of GLMsingle", remedy) as content:
+            yield get_dataset(content, "modelmd" if self.is_matlab else "betasmd")
 
     def shape(self) -> tuple[int, ...]:
         """Return the shape of the betas: (X, Y, Z, n_trials), or (V, 1, 1, n_trials)."""
         with self.open() as betas:
-            shape = tuple(betas.shape or ())[:: -1 if self.is_matlab else 1]
+            shape = tuple(betas.shape)[:: -1 if self.is_matlab else 1]
         if len(shape) != 4:
             raise InputError(f"{self.file} has betas of shape {shape}; expected (X, Y, Z, trials).")
         return shape
@@ -138,13 +134,14 @@ class GLMsingleOutput:
             step = max(1, CHUNK_BYTES // n_bytes // chunk_length) * chunk_length
             if self.is_matlab:
                 for first in range(start, stop, step):
-                    chunk = betas[first : min(first + step, stop)]
+                    chunk = read_part(betas, slice(first, min(first + step, stop)))
                     out[first - start : first - start + len(chunk)] = chunk[:, z, y, x]
             else:
                 for first in range(0, betas.shape[0], step):
                     columns = np.flatnonzero((x >= first) & (x < first + step))
                     if len(columns):
-                        chunk = betas[first : first + step, :, :, start:stop]
+                        rows = slice(first, first + step)
+                        chunk = read_part(betas, (rows, ..., slice(start, stop)))
                         out[:, columns] = chunk[x[columns] - first, y[columns], z[columns]].T
         return out
 
@@ -316,6 +313,8 @@ def read_design(file: Path) -> pd.DataFrame:
     """
     needed = ("subject", "file", "stimulus")
     table = read_table(file, "the design table", needed)
+    if table.empty:
+        raise InputError(f"{file} has no line below its header; expected a line per trial.")
     require_values(table, needed, file)
     table = table.dropna(axis="columns", how="all")
     require_values(table, TRIAL_COLUMNS, file)
@@ -457,57 +456,12 @@ def check_design(output: GLMsingleOutput, stimuli: Sequence[str]) -> None:
 
 def read_conditions(file: Path) -> np.ndarray:
     """Read the condition of each trial (n_trials,) from DESIGNINFO."""
-    try:
-        if file.suffix == ".mat":
-            with h5py.File(file) as content:
-                return np.asarray(get_dataset(content, "stimorder")).ravel()
-        return np.asarray(unpickle(file)["stimorder"]).ravel()
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # h5py has many errors for a damaged file
-        raise InputError(
-            f"{file} is damaged or holds no stimorder ({error}). Make it anew."
-        ) from error
+    if file.suffix == ".mat":
+        with open_hdf5(file, "a design of GLMsingle", "Make it anew.") as content:
+            return read_values(get_dataset(content, "stimorder")).ravel()
+    return load_pickled_array(file, "stimorder", PICKLE, REMEDY).ravel()
 
 
-class SafeUnpickler(pickle.Unpickler):
-    """Unpickler of numbers and text; anything else is refused, so that no code can be run."""
-
-    names = frozenset(
-        {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "scalar"),
-            ("numpy._core.numeric", "_frombuffer"),
-            ("_codecs", "encode"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = module.replace("numpy.core", "numpy._core")  # as numpy 1 called it
-        if (known, name) not in self.names:
-            raise pickle.UnpicklingError(
-                f"it names {module}.{name}, which is neither a number nor text"
-            )
-        return super().find_class(known, name)
-
-
-def unpickle(file: Path) -> Mapping[str, Any]:
-    """Read the dictionary in a .npy file of GLMsingle, which is a pickle."""
-    try:
-        with file.open("rb") as content:
-            version = np.lib.format.read_magic(content)
-            read_header = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            if not read_header(content)[2].hasobject:
-                raise ValueError("it holds an array, and not a dictionary")
-            return dict(SafeUnpickler(content).load().item())
-    except Exception as error:  # a damaged pickle may end in any error
-        raise InputError(
-            f"{file} is damaged or no output of GLMsingle ({type(error).__name__}: {error}). "
-            "Make it anew, or let GLMsingle write HDF5 (wanthdf5=1)."
-        ) from error
+def read_part(betas: np.ndarray | h5py.Dataset, selection: Any) -> np.ndarray:
+    """Read a part of the betas, of a file or in memory."""
+    return betas[selection] if isinstance(betas, np.ndarray) else read_values(betas, selection)

@@ -282,7 +282,9 @@ def read_trials(files: LAIONSubjectFiles, session: int) -> pd.DataFrame:
             "One row per volume, numbered from 0, is expected. Fetch both again."
         )
     names = set(table["session"].dropna()) if "session" in table else set()
-    if others := sorted(name for name in names if int(re.sub(r"\D", "", name) or -1) != session):
+    if others := sorted(
+        name for name in names if int(re.sub(r"\D", "", name)[:9] or -1) != session
+    ):
         raise InputError(
             f"{file} is the table of session {', '.join(others)}; "
             f"expected that of session {session}."
@@ -318,7 +320,7 @@ def find_shared_stimuli(metadata: Path, trials: Mapping[str, pd.DataFrame]) -> l
         raise InputError(
             f"{repeated['stimulus'].nunique()} unique images were shown to several subjects, "
             f"first {first} to {', '.join(subjects)}. One of their trials tables is another "
-            "subject's; fetch them again."
+            f"subject's, or {metadata} is wrong; fetch them again."
         )
     shared = sorted(set(shown["stimulus"][kinds == "shared"]))
     if len(shared) > SHARED + OOD:

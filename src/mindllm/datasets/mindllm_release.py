@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from mindllm.data.splits import check_splits
 from mindllm.datasets.base import DatasetDescription, DatasetReader
@@ -26,7 +27,7 @@ from mindllm.datasets.release_layouts import LAYOUTS, ReleaseLayout
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.roi_volumes import find_roi_subjects, load_roi_maskers
 from mindllm.language.conversation import check_conversation
-from mindllm.utils.errors import InputError
+from mindllm.utils.errors import InputError, describe_error, shorten
 from mindllm.utils.tables import read_table, require_values
 from mindllm.utils.text_files import parse_json, read_text
 
@@ -161,6 +162,34 @@ class MindLLMReleaseReader(DatasetReader):
             "sources": self.sources,
             "stimulus": "nsdId" if self.coco_ids else "cocoId",
         }
+
+
+class ReleaseTurn(BaseModel):
+    """A turn of a sample."""
+
+    role: str
+    content: str
+
+
+class ReleaseSample(BaseModel):
+    """What is read of a sample of an instruction file, beside what it is about."""
+
+    source: str = Field(alias="from")
+    chat: list[ReleaseTurn]
+    answers: Any = None
+
+    @field_validator("answers")
+    @classmethod
+    def check_answers(cls, answers: Any) -> Any:
+        """Answers are texts, or lists of them at any depth."""
+        parts = [answers]
+        while parts:
+            part = parts.pop()
+            if isinstance(part, list):
+                parts += part
+            elif part is not None and not isinstance(part, str):
+                raise ValueError(f"{shorten(repr(part), 80)} is no text")
+        return answers
 
 
 def split_by_keys(trials: pd.DataFrame) -> list[np.ndarray]:
@@ -317,19 +346,21 @@ def iter_conversations(
                 subject, trial_index = trial_indices.get(sample["sample_id"], (None, None))
             if stimulus is None and subject is None:
                 continue  # about an image or a subject that is not here
-            turns = [{"role": turn["role"], "content": turn["content"]} for turn in sample["chat"]]
-            answers = flatten_answers(turns, sample.get("answers"))
-            row = (stimulus, subject, trial_index, sample["from"], turns, answers)
-        except (KeyError, TypeError, AttributeError) as error:
+            valid = ReleaseSample.model_validate(sample)
+        except (KeyError, TypeError, ValueError, OverflowError, ValidationError) as error:
             raise InputError(
-                f"{file}, sample {number} is not as published ({type(error).__name__}: {error}); "
+                f"{file}, sample {number} is not as published ({describe_error(error)}); "
                 "expected `coco_id` or `sample_id`, `from`, `chat`, `answers`."
             ) from error
+        turns = [{"role": turn.role, "content": turn.content} for turn in valid.chat]
         try:
             check_conversation(turns)
+            if len(turns) < 2:
+                raise InputError("the conversation has no answer.")
         except InputError as error:
             raise InputError(f"{file}, sample {number}: {error}") from error
-        yield row
+        answers = flatten_answers(turns, valid.answers)
+        yield stimulus, subject, trial_index, valid.source, turns, answers
 
 
 def read_samples(file: Path) -> list[Any]:
@@ -345,12 +376,13 @@ def flatten_answers(turns: Sequence[Mapping[str, str]], answers: Any) -> list[st
     """Flatten the right answers into a list, the last one of the conversation first."""
     last = [turn["content"] for turn in turns if turn["role"] == "assistant"][-1]
 
-    def flatten(part: Any) -> list[str]:
+    others, parts = [], [answers]
+    while parts:
+        part = parts.pop()
         if isinstance(part, str):
-            return [part]
-        return [text for answer in part or [] for text in flatten(answer)]
-
-    others = flatten(answers)
+            others.append(part)
+        else:
+            parts += reversed(part or [])
     if last in others:
         others.remove(last)
     return [last, *others]

@@ -20,8 +20,7 @@ Lahner, Deb, Murty and Oliva 2025, https://blahner.github.io/MOSAICfmri.
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from functools import partial as bind
@@ -37,7 +36,14 @@ from mindllm.fmri.grayordinates import AREAS, GRAYORDINATES, SUBCORTEX, load_gra
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.noise_ceiling import ncsnr_from_noise_ceiling
 from mindllm.utils.errors import InputError
-from mindllm.utils.hdf5 import get_dataset
+from mindllm.utils.hdf5 import (
+    describe_damage,
+    get_dataset,
+    list_names,
+    open_hdf5,
+    read_attribute,
+    read_values,
+)
 from mindllm.utils.sorting import natural_sorted
 
 # What MOSAIC is known to contain: data set -> number of subjects.
@@ -171,7 +177,7 @@ class MOSAICReader(DatasetReader):
     def read_trials(self, subject: str) -> pd.DataFrame:
         source = self.files[subject]
         in_parcels = self.in_parcels
-        with open_file(source.file) as content:
+        with open_hdf5(source.file, "of MOSAIC") as content:
             trials, nan_indices = read_trials(source, content)
             ncsnr = read_ncsnr(source, content, trials)
         kept = np.setdiff1d(np.flatnonzero(in_parcels), nan_indices)
@@ -277,20 +283,6 @@ def is_known(source: MOSAICSubjectFile) -> bool:
     return int(source.subject[4:].split("_")[0]) <= DATASETS.get(source.dataset, 0)
 
 
-@contextmanager
-def open_file(file: Path) -> Iterator[h5py.File]:
-    """Open a subject's file; errors in reading it become an InputError that names it."""
-    try:
-        with h5py.File(file) as content:
-            yield content
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # h5py has many errors for a damaged file
-        raise InputError(
-            f"{file} is damaged, truncated or not of MOSAIC ({error}). Fetch it again."
-        ) from error
-
-
 def select_parcels(masker: VoxelMasker, parcels: Sequence[str] | None) -> np.ndarray:
     """Select the grayordinates (91282,) in these areas; None: all."""
     if parcels is None:
@@ -321,38 +313,42 @@ def read_trials(source: MOSAICSubjectFile, content: h5py.File) -> tuple[pd.DataF
     InputError
         If a trial is not as MOSAIC writes it.
     """
-    if "betas" not in content or not len(content["betas"]):
+    names = list_names(content)
+    keys = list_names(content, "betas") if "betas" in names else []
+    if not keys:
         raise InputError(
             f"{source.file} has no group betas with a data set per trial; it holds "
-            f"{', '.join(list(content)[:5]) or 'nothing'}. Merged files are not read; "
+            f"{', '.join(names[:5]) or 'nothing'}. Merged files are not read; "
             "give the files of single subjects."
         )
-    rows, nan_indices = [], set()
-    all_nan_indices = content.get("nan_indices_all")
-    for key, trial in content["betas"].items():
+    rows, nan_indices, has_all = [], set(), "nan_indices_all" in names
+    for key in keys:
+        trial = get_dataset(content, f"betas/{key}")
         check_trial(source.file, key, trial)
-        filename = decode_text(trial.attrs["presented_stimulus_filename"])
-        phase, repetition = decode_text(trial.attrs["phase"]), int(trial.attrs["repetition"])
-        rows.append((key, filename, phase, repetition))
-        if all_nan_indices is None:
-            nan_indices.update(np.asarray(trial.attrs["nan_indices"], int).tolist())
+        rows.append((key, *read_shown(source.file, trial)))
+        if not has_all:
+            nan_indices.update(read_nan_indices(source.file, trial).tolist())
     table = pd.DataFrame(rows, columns=["key", "filename", "split", "repetition"])
     if unknown := sorted(set(table["split"]) - {"train", "test"}):
         raise InputError(
             f"{source.file} has the phases {', '.join(unknown)}; expected train and test."
         )
-    names = [name_stimulus(source.dataset, Path(filename).stem) for filename in table["filename"]]
+    stimuli = [name_stimulus(source.dataset, Path(name).stem) for name in table["filename"]]
     table = table.drop(columns="filename").assign(
-        stimulus=[stimulus for stimulus, _ in names],
-        coco_id=pd.array([coco_id for _, coco_id in names], dtype="Int64"),
+        stimulus=[stimulus for stimulus, _ in stimuli],
+        coco_id=pd.array([coco_id for _, coco_id in stimuli], dtype="Int64"),
     )
-    indices = sorted(nan_indices) if all_nan_indices is None else all_nan_indices
-    return table, np.asarray(indices, int).ravel()
+    if has_all:
+        indices = read_values(get_dataset(content, "nan_indices_all"))
+        return table, check_grayordinates(indices, f"{source.file}: nan_indices_all")
+    return table, np.array(sorted(nan_indices), int)
 
 
 def check_trial(file: Path, key: str, trial: h5py.Dataset) -> None:
     """Raise InputError if a trial lacks attributes or has another number of grayordinates."""
-    if missing := ATTRIBUTES - set(trial.attrs):
+    with describe_damage(trial, f"the attributes of betas/{key}"):
+        missing = ATTRIBUTES - set(trial.attrs)
+    if missing:
         raise InputError(f"{file}: betas/{key} lacks the attributes {', '.join(sorted(missing))}.")
     if trial.shape != (GRAYORDINATES,):
         raise InputError(
@@ -360,9 +356,41 @@ def check_trial(file: Path, key: str, trial: h5py.Dataset) -> None:
         )
 
 
-def decode_text(value: str | bytes) -> str:
-    """Return an attribute, which may be bytes, as text."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+def read_shown(file: Path, trial: h5py.Dataset) -> tuple[str, str, int]:
+    """Read what a trial says was shown: the name of the file, the phase, and the repetition."""
+    filename, phase, repetition = (
+        read_attribute(trial, name)
+        for name in ("presented_stimulus_filename", "phase", "repetition")
+    )
+    is_whole = np.ndim(repetition) == 0 and isinstance(repetition, int | float | np.number)
+    if not (isinstance(filename, str) and isinstance(phase, str) and is_whole) or (
+        not float(repetition).is_integer()
+    ):
+        raise InputError(
+            f"{file}: {trial.name} has the attributes presented_stimulus_filename {filename!r}, "
+            f"phase {phase!r} and repetition {repetition!r}; expected two texts and a whole "
+            "number. Fetch the file again."
+        )
+    return filename, phase, int(repetition)
+
+
+def read_nan_indices(file: Path, trial: h5py.Dataset) -> np.ndarray:
+    """Read the grayordinates that a trial lacks."""
+    indices = np.atleast_1d(read_attribute(trial, "nan_indices"))
+    return check_grayordinates(indices, f"{file}: nan_indices of {trial.name}")
+
+
+def check_grayordinates(indices: np.ndarray, where: str) -> np.ndarray:
+    """Return numbers of grayordinates (n,); InputError if they are none."""
+    if indices.size and (
+        indices.dtype.kind not in "iuf"
+        or not ((indices >= 0) & (indices < GRAYORDINATES) & (indices == np.round(indices))).all()
+    ):
+        raise InputError(
+            f"{where} are no numbers of grayordinates; expected whole numbers from 0 to "
+            f"{GRAYORDINATES - 1}. Fetch the file again."
+        )
+    return indices.ravel().astype(int) if indices.size else np.zeros(0, int)
 
 
 def name_stimulus(dataset: str, stem: str) -> tuple[str, int | None]:
@@ -395,15 +423,21 @@ def read_ncsnr(
 ) -> np.ndarray | None:
     """Read the published noise ceilings of the repeated trials as ratios (91282,)."""
     ceilings = {}
-    for key, percent in content.get("noiseceilings", {}).items():
+    has_any = "noiseceilings" in list_names(content)
+    for key in list_names(content, "noiseceilings") if has_any else []:
         if match := re.search(r"_phase-([a-z]+)_n-(1|avg)_noiseceiling$", key):
-            ceilings[match[1], match[2]] = percent
+            ceilings[match[1], match[2]] = get_dataset(content, f"noiseceilings/{key}")
     for phase, n in (("test", "1"), ("test", "avg"), ("train", "1"), ("train", "avg")):
         if (phase, n) in ceilings:
             n_shown = trials.loc[trials["split"] == phase, "stimulus"].value_counts()
-            return ncsnr_from_noise_ceiling(
-                ceilings[phase, n][()], 1.0 if n == "1" else float((1 / n_shown).mean())
-            )
+            percent = read_values(ceilings[phase, n])
+            if percent.shape != (GRAYORDINATES,):
+                raise InputError(
+                    f"{source.file}: {ceilings[phase, n].name} has shape {percent.shape}; "
+                    f"expected ({GRAYORDINATES},)."
+                )
+            fraction = 1.0 if n == "1" else float((1 / n_shown).mean())
+            return ncsnr_from_noise_ceiling(percent, fraction)
     logger.info("%s: %s has no noise ceilings", source.subject, source.file.name)
     return None
 
@@ -411,9 +445,9 @@ def read_ncsnr(
 def read_betas(file: Path, keys: Sequence[str], grayordinates: np.ndarray) -> np.ndarray:
     """Read the betas (n_trials, n_grayordinates) of these trials at these grayordinates."""
     betas = np.empty((len(keys), len(grayordinates)), np.float32)
-    with open_file(file) as content:
+    with open_hdf5(file, "of MOSAIC") as content:
         for row, key in enumerate(keys):
-            betas[row] = get_dataset(content["betas"], key)[()][grayordinates]
+            betas[row] = read_values(get_dataset(content, f"betas/{key}"))[grayordinates]
             if not np.isfinite(betas[row]).all():
                 raise InputError(
                     f"{file}: betas/{key} holds NaN or infinity at grayordinates that its "

@@ -28,24 +28,24 @@ from functools import cached_property
 from functools import partial as bind
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
-from scipy.io import loadmat
 
 from mindllm.datasets.base import DatasetDescription, SessionFilesReader
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import check_same_grid, get_data, load_img
 from mindllm.fmri.roi_volumes import MASK, load_roi_maskers
 from mindllm.utils.errors import InputError
-from mindllm.utils.hdf5 import get_dataset
-from mindllm.utils.tables import read_table, require_values
+from mindllm.utils.hdf5 import get_dataset, open_hdf5, read_values
+from mindllm.utils.matlab import load_mat
+from mindllm.utils.tables import read_table, require_values, to_whole_numbers
 
 # What NSD is known to contain (data manual; Allen et al. 2022).
 SESSIONS = {1: 40, 2: 40, 3: 32, 4: 30, 5: 40, 6: 32, 7: 40, 8: 30}
 GENERAL_VOXELS = {1: 15724, 2: 14278, 3: 15226, 4: 13153, 5: 13039, 6: 17907, 7: 12682, 8: 14386}
 TRIALS = 750  # per session
 SHARED = 1000
+N_IMAGES = 10_000  # per subject
 CHUNK_SIZE = 25  # volumes of a NIfTI file in memory at once
 SCALE = 300  # the stored whole numbers are percent signal change, times this
 # Sessions published before August 2023, whose shared images are the 982 of many papers.
@@ -278,25 +278,18 @@ class NSDExperimentDesign:
             raise InputError(
                 f"there is no {file}, which tells what was shown when. Fetch it from NSD."
             )
-        names = ["masterordering", "subjectim", "sharedix", "stimpattern"]
-        try:
-            content = loadmat(file, variable_names=names)
-            order = content["masterordering"].ravel().astype(int) - 1
-            images = content["subjectim"].astype(int) - 1
-            shared = content["sharedix"].ravel().astype(int) - 1
-            runs = content["stimpattern"].astype(int).sum(2)
-        except Exception as error:  # loadmat has many errors for a damaged file
-            raise InputError(
-                f"{file} cannot be read as NSD's design ({type(error).__name__}: {error}). "
-                "Fetch it again."
-            ) from error
+        names = ("masterordering", "subjectim", "sharedix", "stimpattern")
+        content = load_mat(file, names, "Fetch it from NSD again.")
+        order, shared = (content[name].ravel() - 1.0 for name in ("masterordering", "sharedix"))
+        images, pattern = content["subjectim"] - 1.0, content["stimpattern"]
+        runs = pattern.sum(2, dtype=int) if pattern.ndim == 3 else np.zeros((1, 1), int)
         if not is_nsd_design(order, images, shared, runs):
             raise InputError(
                 f"{file} is not the design of NSD: expected 30,000 trials, 8 x 10,000 images of "
                 f"which the first {SHARED} are the shared ones, and {TRIALS} trials a session; "
                 f"found {len(order)} trials, images {images.shape}. Fetch it again."
             )
-        return cls(order, images, runs)
+        return cls(order.astype(int), images.astype(int), runs)
 
     def shown_nsd_ids(self, number: int) -> np.ndarray:
         """Return the nsdId of each trial of subject `number` (1 to 8), (30000,)."""
@@ -338,15 +331,21 @@ def is_nsd_design(
     order: np.ndarray, images: np.ndarray, shared: np.ndarray, runs: np.ndarray
 ) -> bool:
     """Return whether these arrays have the sizes and the shared images of NSD's design."""
+    n_sessions = max(SESSIONS.values())
     sizes_fit = (
-        images.shape[0] == len(SESSIONS)
-        and len(order) == max(SESSIONS.values()) * TRIALS
-        and (runs.sum(1) == TRIALS).all()
+        images.shape == (len(SESSIONS), N_IMAGES)
+        and order.shape == (n_sessions * TRIALS,)
+        and shared.shape == (SHARED,)
+        and len(runs) == n_sessions
     )
     return bool(
         sizes_fit
+        and (runs.sum(1) == TRIALS).all()
+        and (runs >= 0).all()
+        and all((array == np.round(array)).all() for array in (order, images))
         and order.min() >= 0
-        and order.max() < images.shape[1]
+        and order.max() < N_IMAGES
+        and images.min() >= 0
         and (images[:, :SHARED] == shared).all()
     )
 
@@ -379,11 +378,17 @@ def read_coco_ids(
     if missing := sorted(needed - set(table.columns)):
         raise InputError(f"{file} lacks the columns {', '.join(missing)}. Fetch it from NSD again.")
     require_values(table, ("nsdId", "cocoId"), file)
-    by_id = table.set_index("nsdId")
     for number in numbers:
-        first = by_id[f"subject{number}_rep0"]
+        column = f"subject{number}_rep0"
+        first = to_whole_numbers(table[column], file).fillna(0).set_axis(table["nsdId"])
         first = first[first > 0]  # 1-based trial of the first showing
-        nsd_ids = design.shown_nsd_ids(number)[first.to_numpy(int) - 1]
+        shown = design.shown_nsd_ids(number)
+        if first.max() > len(shown):
+            raise InputError(
+                f"{file} has the trial {first.max()} in {column}; expected numbers up to "
+                f"{len(shown)}. Fetch it from NSD again."
+            )
+        nsd_ids = shown[first.to_numpy(int) - 1]
         n_wrong = int((nsd_ids != first.index.to_numpy()).sum())
         if n_wrong:
             raise InputError(
@@ -448,7 +453,9 @@ def check_hemispheres(files: NSDSubjectFiles, masker: VoxelMasker, coords_mm: np
     file = files.functional / "roi" / f"lh.{MASK}.nii.gz"
     if not file.is_file():
         return
-    hemisphere = get_data(load_img(file, "left hemisphere", dimensions=3), "left hemisphere")
+    img = load_img(file, "left hemisphere", dimensions=3)
+    check_same_grid(img, masker.shape, masker.affine, "left hemisphere", "the mask")
+    hemisphere = get_data(img, "left hemisphere")
     left = hemisphere[tuple(masker.voxel_indices.T)] > 0
     if left.any() and np.median(coords_mm[left, 0]) > 0:
         raise InputError(
@@ -497,21 +504,12 @@ def read_hdf5_betas(
     file: Path, shape: tuple[int, int, int], voxel_indices: np.ndarray, out: np.ndarray
 ) -> None:
     """Fill `out` (750, V), a slice at a time; MATLAB's (X, Y, Z, 750) reads as (750, Z, Y, X)."""
-    try:
-        with h5py.File(file) as content:
-            betas = get_dataset(content, "betas")
-            if betas.shape != (TRIALS, *shape[::-1]):
-                raise InputError(
-                    f"{file} has shape {betas.shape}; expected {(TRIALS, *shape[::-1])}."
-                )
-            x, y, slices = voxel_indices.T
-            for z in np.unique(slices):
-                columns = np.flatnonzero(slices == z)
-                in_slice = betas[:, int(z)][:, y[columns], x[columns]]
-                out[:, columns] = in_slice / np.float32(SCALE)
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # h5py has many errors for a damaged file
-        raise InputError(
-            f"betas {file} are damaged or truncated ({error}). Fetch the file again."
-        ) from error
+    with open_hdf5(file, "a session of NSD") as content:
+        betas = get_dataset(content, "betas")
+        if betas.shape != (TRIALS, *shape[::-1]):
+            raise InputError(f"{file} has shape {betas.shape}; expected {(TRIALS, *shape[::-1])}.")
+        x, y, slices = voxel_indices.T
+        for z in np.unique(slices):
+            columns = np.flatnonzero(slices == z)
+            in_slice = read_values(betas, (slice(None), int(z)))[:, y[columns], x[columns]]
+            out[:, columns] = in_slice / np.float32(SCALE)

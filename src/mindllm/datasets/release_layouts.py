@@ -9,8 +9,15 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from mindllm.utils.arrays import load_array
 from mindllm.utils.errors import InputError
-from mindllm.utils.hdf5 import get_dataset
+from mindllm.utils.hdf5 import (
+    get_dataset,
+    list_names,
+    open_hdf5,
+    read_values,
+    read_whole_number,
+)
 from mindllm.utils.sorting import natural_key
 
 
@@ -65,39 +72,29 @@ class HDF5Layout(ReleaseLayout):
             sorted((f"subj{int(match[1]):02d}", file) for file, match in matches.items() if match)
         )
 
-    def open(self, subject: str) -> h5py.File:
-        """Open a subject's file.
-
-        Raises
-        ------
-        InputError
-            If it is damaged.
-        """
-        try:
-            return h5py.File(self.subjects[subject], "r")
-        except OSError as error:
-            raise InputError(
-                f"{self.subjects[subject]} is damaged or truncated ({error}). Fetch it again."
-            ) from error
-
     def read_trials(self, subject: str) -> pd.DataFrame:
         """Read a subject's trials: `key`, `split`, `coco_id`, `prev_coco_id` (-1: none)."""
         rows = []
-        with self.open(subject) as file:
+        with open_hdf5(self.subjects[subject]) as file:
+            groups = list_names(file)
             for split in ("train", "test"):
-                if split not in file:
+                if split not in groups:
                     raise InputError(
-                        f"{file.filename} has the groups {sorted(file)}; expected train and test."
+                        f"{file.filename} has the groups {sorted(groups)}; expected train and test."
                     )
-                for key in sorted(file[split], key=natural_key):
-                    trial = file[split][key]
-                    if missing := sorted({"visual_voxels", "coco_id"} - set(trial)):
+                for key in sorted(list_names(file, split), key=natural_key):
+                    trial = f"{split}/{key}"
+                    names = list_names(file, trial)
+                    if missing := sorted({"visual_voxels", "coco_id"} - set(names)):
                         raise InputError(
-                            f"{file.filename}: the trial {split}/{key} lacks "
-                            f"{', '.join(missing)}; it holds {sorted(trial)}."
+                            f"{file.filename}: the trial {trial} lacks "
+                            f"{', '.join(missing)}; it holds {sorted(names)}."
                         )
-                    previous = int(trial["prev_coco_id"][()]) if "prev_coco_id" in trial else -1
-                    rows.append((key, split, int(trial["coco_id"][()]), previous))
+                    previous = -1
+                    if "prev_coco_id" in names:
+                        previous = read_whole_number(file, f"{trial}/prev_coco_id")
+                    coco_id = read_whole_number(file, f"{trial}/coco_id")
+                    rows.append((key, split, coco_id, previous))
         return pd.DataFrame(rows, columns=["key", "split", "coco_id", "prev_coco_id"])
 
     def read_betas(
@@ -106,7 +103,7 @@ class HDF5Layout(ReleaseLayout):
         """Read the betas of these trials; a trial that is a volume is read where the mask is."""
         # Validation trials are drawn from those of training.
         names = trials["split"].replace("val", "train") + "/" + trials["key"] + "/visual_voxels"
-        with self.open(subject) as file:
+        with open_hdf5(self.subjects[subject]) as file:
             return np.stack([read_trial_betas(file, name, voxel_indices) for name in names])
 
     def beta_files(self, subject: str, trials: pd.DataFrame) -> tuple[Path, ...]:
@@ -115,14 +112,7 @@ class HDF5Layout(ReleaseLayout):
 
 def read_trial_betas(file: h5py.File, name: str, voxel_indices: np.ndarray) -> np.ndarray:
     """Read the betas (n_voxels,) of one trial."""
-    try:
-        betas = get_dataset(file, name)[()]
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # h5py has many errors for a damaged file
-        raise InputError(
-            f"{file.filename} is damaged at {name} ({error}). Fetch it again."
-        ) from error
+    betas = read_values(get_dataset(file, name))
     if betas.ndim == 3 and (np.array(betas.shape) > voxel_indices.max(0)).all():
         betas = betas[tuple(voxel_indices.T)]
     if betas.shape != (len(voxel_indices),):
@@ -167,8 +157,8 @@ class MindEyeLayout(ReleaseLayout):
                 )
             for file in files:
                 key = file.name.removesuffix(".nsdgeneral.npy")
-                nsd_id = int(load_array(file.with_name(f"{key}.coco73k.npy")).item())
-                n_repetitions = len(load_array(file))
+                nsd_id = read_nsd_id(file.with_name(f"{key}.coco73k.npy"))
+                n_repetitions = len(np.atleast_1d(load_array(file)))
                 rows += [(key, split, nsd_id, number) for number in range(n_repetitions)]
         return pd.DataFrame(rows, columns=["key", "split", "nsd_id", "repetition"])
 
@@ -197,14 +187,15 @@ class MindEyeLayout(ReleaseLayout):
         return tuple(self.beta_file(subject, split, key) for split, key in pairs)
 
 
-def load_array(file: Path) -> np.ndarray:
-    """Load an array without running anything in it."""
-    try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+def read_nsd_id(file: Path) -> int:
+    """Read the 0-based nsdId that a file holds."""
+    number = load_array(file)
+    if number.size != 1 or number.dtype.kind not in "iu":
         raise InputError(
-            f"{file} is missing, damaged or truncated ({error}). Fetch it again."
-        ) from error
+            f"{file} holds {number.size} values of type {number.dtype}; expected one whole number, "
+            "the 0-based nsdId. Fetch it again."
+        )
+    return int(number.item())
 
 
 LAYOUTS: dict[str, type[HDF5Layout | MindEyeLayout]] = {

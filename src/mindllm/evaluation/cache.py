@@ -89,7 +89,7 @@ class PredictionCache:
         path = self.directory / f"{name}.json"
         if not path.exists():
             write_json(path, compute())
-        return list(read_json(path, "a list of texts"))
+        return list(read_json(path, "a list of texts", list))
 
     def has(self, subject: str, condition: str) -> bool:
         """Return whether these predictions are saved."""

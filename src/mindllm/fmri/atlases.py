@@ -126,9 +126,9 @@ def extract_parcel_labels(
     unnamed = sorted(set(np.unique(labels).astype(int).tolist()) - {0} - set(names))
     if unnamed:
         raise InputError(
-            f"atlas {atlas_name} uses the parcel labels {unnamed[:10]} that its lookup table does "
-            f"not name ({len(names)} names known). Complete the table: columns `index` and "
-            "`name`, one row per parcel."
+            f"atlas {atlas_name} {atlas_file or '(in memory)'} uses the parcel labels "
+            f"{unnamed[:10]} that its lookup table does not name ({len(names)} names known). "
+            "Complete the table: columns `index` and `name`, one row per parcel."
         )
     return labels, {int(label): str(name) for label, name in names.items() if int(label) != 0}
 

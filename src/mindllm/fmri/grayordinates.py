@@ -10,6 +10,7 @@ Access Data Use Terms.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,11 +19,16 @@ import numpy as np
 from nibabel import imageglobals
 
 from mindllm.fmri.masker import VoxelMasker
+from mindllm.fmri.nifti import check_announced_size, get_data, read_mask
 from mindllm.utils.errors import InputError
+from mindllm.utils.files import describe_read_errors
+from mindllm.utils.text_files import read_bytes
 
 GRAYORDINATES = 91282
 # Atlas names; areas have NSD's names and labels, which do not say the hemisphere.
 AREAS, SUBCORTEX = "HCP_MMP1", "subcortex"
+MAX_AREA = 1000  # number of an area of HCP-MMP1, which has 360
+REMEDY = "Fetch the files of the HCP's 91k standard, or leave --surface-dir out."
 FILES = {
     "left": "S1200.L.midthickness_MSMAll.32k_fs_LR.surf.gii",
     "right": "S1200.R.midthickness_MSMAll.32k_fs_LR.surf.gii",
@@ -64,39 +70,31 @@ def load_grayordinates(folder: Path | None = None) -> VoxelMasker:
         If a file is missing, or the files do not make 91,282 grayordinates.
     """
     files = find_files(folder)
-    with silence_nibabel():  # it logs the empty pixdim of every CIFTI file
-        area_img = nib.load(files["areas"])
-    label_table, brain_models = (
-        area_img.header.get_axis(0).label[0],
-        area_img.header.get_axis(1),
-    )
-    keys = np.asarray(area_img.dataobj)[0].astype(int)
+    areas = read_areas(files["areas"])
+    keys, names = areas.keys, areas.names
     vertices_mm = np.concatenate(
         [
-            nib.load(files[side]).agg_data("pointset")[model.vertex]
-            for side, (_, _, model) in zip(
-                ("left", "right"), brain_models.iter_structures(), strict=True
-            )
+            read_vertices(files[side], vertices)
+            for side, vertices in zip(("left", "right"), areas.vertices, strict=True)
         ]
     )
-    structure_img = nib.load(files["voxels"])
+    structure_img, _ = read_mask(files["voxels"], is_roi=True)
     apply_affine = nib.affines.apply_affine
     to_voxel = np.linalg.inv(structure_img.affine)
     vertex_voxels = np.rint(apply_affine(to_voxel, vertices_mm)).astype(int)
-    structure_voxels = find_structure_voxels(np.asarray(structure_img.dataobj).astype(int))
+    structure_voxels = find_structure_voxels(get_data(structure_img, "structures"))
     voxel_indices = np.concatenate([vertex_voxels, *structure_voxels]).astype(np.int32)
     if len(voxel_indices) != GRAYORDINATES or len(vertices_mm) != len(keys):
         raise InputError(
             f"{files['areas'].parent} and {files['voxels'].parent} make {len(voxel_indices):,} "
             f"grayordinates, {len(keys):,} of them with an area; expected {GRAYORDINATES:,}. "
-            "Fetch the files of the HCP's 91k standard, or leave --surface-dir out."
+            f"{REMEDY}"
         )
-    names = {key: name for key, (name, _) in label_table.items()}
     area_labels, area_names = merge_area_labels(names)
     n_vertices, sizes = len(vertices_mm), [len(voxels) for voxels in structure_voxels]
     structures = np.repeat(np.arange(1, len(sizes) + 1), sizes)
     voxels_mm = apply_affine(structure_img.affine, voxel_indices[n_vertices:])
-    areas = np.r_[area_labels[keys], np.zeros(len(structures), int)]
+    labels = np.r_[area_labels[keys], np.zeros(len(structures), int)]
     return VoxelMasker(
         subject="grayordinates",
         shape=tuple(structure_img.shape),
@@ -104,11 +102,75 @@ def load_grayordinates(folder: Path | None = None) -> VoxelMasker:
         voxel_indices=voxel_indices,
         coords_mm=np.concatenate([vertices_mm, voxels_mm]).astype(np.float32),
         parcel_labels={
-            AREAS: areas.astype(np.int32),
+            AREAS: labels.astype(np.int32),
             SUBCORTEX: np.r_[np.zeros(n_vertices, int), structures].astype(np.int32),
         },
         parcel_names={AREAS: area_names, SUBCORTEX: dict(enumerate(STRUCTURES.values(), 1))},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class CorticalAreas:
+    """Content of the label file: the vertices of both hemispheres and their areas.
+
+    Parameters
+    ----------
+    vertices : list of ndarray of int
+        Vertices of the left and of the right hemisphere.
+    keys : ndarray of shape (n_vertices,), int
+        Key of each vertex's area.
+    names : dict of int to str
+        Key -> name such as L_V1_ROI; key 0 is no area.
+    """
+
+    vertices: list[np.ndarray]
+    keys: np.ndarray
+    names: dict[int, str]
+
+
+def read_areas(file: Path) -> CorticalAreas:
+    """Read a CIFTI label file of two hemispheres.
+
+    Raises
+    ------
+    InputError
+        If it is damaged, or its axes are others.
+    """
+    with describe_read_errors(file, REMEDY), silence_nibabel():  # it logs every empty pixdim
+        img = nib.load(file)
+        check_announced_size(img, "areas")
+        label_table = img.header.get_axis(0).label[0]
+        structures = [model for _, _, model in img.header.get_axis(1).iter_structures()]
+        vertices = [np.asarray(model.vertex, int) for model in structures]
+        keys = np.asarray(img.dataobj)[0]
+    names = {int(key): str(name) for key, (name, _) in label_table.items()}
+    if len(vertices) != 2 or not np.isin(keys, list(names)).all() or min(names, default=-1) < 0:
+        raise InputError(
+            f"{file} has the areas of {len(vertices)} structures, and vertices in areas without a "
+            f"name or none; expected two hemispheres, and a name for each label. {REMEDY}"
+        )
+    if max(names) > MAX_AREA:
+        raise InputError(f"{file} numbers an area {max(names)}; expected 0 to 360. {REMEDY}")
+    return CorticalAreas(vertices, keys.astype(int), names)
+
+
+def read_vertices(file: Path, vertices: np.ndarray) -> np.ndarray:
+    """Read the coordinates (n_vertices, 3) in millimeters of some vertices of a GIFTI surface."""
+    if b"ExternalFileBinary" in read_bytes(file, "a surface"):
+        raise InputError(
+            f"{file} keeps its coordinates in another file, which is not read. {REMEDY}"
+        )
+    with describe_read_errors(file, REMEDY):
+        points = np.asarray(nib.load(file).agg_data("pointset"))
+    is_surface = points.ndim == 2 and points.shape[1] == 3 and points.dtype.kind == "f"
+    if not is_surface or vertices.max(initial=0) >= len(points) or vertices.min(initial=0) < 0:
+        raise InputError(
+            f"{file} has points of shape {points.shape}; expected coordinates (n, 3) of at least "
+            f"{vertices.max(initial=0) + 1} vertices. {REMEDY}"
+        )
+    if not np.isfinite(points[vertices]).all():
+        raise InputError(f"{file} has vertices whose coordinates are NaN or infinite. {REMEDY}")
+    return points[vertices]
 
 
 def find_structure_voxels(labels: np.ndarray) -> list[np.ndarray]:

@@ -6,10 +6,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from mindllm.fmri.masker import VoxelMasker
+from mindllm.fmri.nifti import check_announced_size, check_checksum
+from mindllm.utils.errors import InputError
 from mindllm.utils.files import describe_read_errors
+from mindllm.utils.parquet import check_numbers, read_parquet
 
 
 def save_masker(
@@ -32,7 +34,7 @@ def save_masker(
         **masker.parcel_labels,
         **(measures or {}),
     )
-    table.to_parquet(folder / "voxels.parquet")
+    table.to_parquet(folder / "voxels.parquet", write_page_checksum=True)
     nib.save(masker.inverse_transform(np.ones(len(masker), np.uint8)), folder / "mask.nii.gz")
 
 
@@ -62,19 +64,35 @@ def load_masker(
     InputError
         If a file is missing or damaged.
     """
-    with describe_read_errors(folder / "voxels.parquet", remedy) as path:
-        table = pd.read_parquet(path)
+    table, file = read_parquet(folder / "voxels.parquet", remedy), folder / "voxels.parquet"
+    check_numbers(table, file, ("i", "j", "k"), "iu", remedy)
+    check_numbers(table, file, ("x_mm", "y_mm", "z_mm"), "f", remedy)
+    atlases = [atlas for atlas in parcel_names if atlas in table]
+    check_numbers(table, file, atlases, "iu", remedy)
+    for atlas in atlases:
+        if unnamed := sorted(set(table[atlas]) - {0, *parcel_names[atlas]}):
+            raise InputError(
+                f"{file} has the parcel {unnamed[0]} of {atlas}, which has no name. {remedy}"
+            )
     with describe_read_errors(folder / "mask.nii.gz", remedy) as path:
         mask_img = nib.load(path)
-    labels = {atlas: table[atlas].to_numpy(np.int32) for atlas in parcel_names if atlas in table}
+        check_checksum(mask_img)
+        check_announced_size(mask_img, "mask")
+        if mask_img.ndim != 3:
+            raise ValueError(f"it has the shape {mask_img.shape}")
+    voxel_indices = table[["i", "j", "k"]].to_numpy(np.int64)
+    if ((voxel_indices < 0) | (voxel_indices >= mask_img.shape)).any():
+        raise InputError(
+            f"{file} has voxels outside of the grid {mask_img.shape} of mask.nii.gz. {remedy}"
+        )
     return VoxelMasker(
         subject=folder.name,
         shape=mask_img.shape,
         affine=mask_img.affine,
-        voxel_indices=table[["i", "j", "k"]].to_numpy(np.int32),
+        voxel_indices=voxel_indices.astype(np.int32),
         coords_mm=table[["x_mm", "y_mm", "z_mm"]].to_numpy(np.float32),
-        parcel_labels=labels,
-        parcel_names={atlas: parcel_names[atlas] for atlas in labels},
+        parcel_labels={atlas: table[atlas].to_numpy(np.int32) for atlas in atlases},
+        parcel_names={atlas: parcel_names[atlas] for atlas in atlases},
     )
 
 
@@ -98,7 +116,9 @@ def load_voxel_column(folder: Path, name: str) -> np.ndarray | None:
     InputError
         If the file is missing or damaged.
     """
-    with describe_read_errors(folder / "voxels.parquet") as path:
-        if name not in pq.read_schema(path).names:
-            return None
-        return pd.read_parquet(path, columns=[name])[name].to_numpy(np.float32)
+    file, remedy = folder / "voxels.parquet", "Prepare the store anew."
+    table = read_parquet(file, remedy)
+    if name not in table:
+        return None
+    check_numbers(table, file, [name], "f", remedy)
+    return table[name].to_numpy(np.float32)

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -13,10 +14,11 @@ from nibabel.analyze import AnalyzeImage
 from nibabel.nifti1 import Nifti1Pair
 from nibabel.spatialimages import SpatialImage
 
-from mindllm.utils.errors import InputError
+from mindllm.utils.errors import InputError, describe_error
 
 GRID_TOLERANCE_MM = 1e-2
-COMPRESSED = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File}
+COMPRESSED = {".gz": gzip.GzipFile, ".mgz": gzip.GzipFile, ".bz2": bz2.BZ2File}
+MAX_RATIOS = {".gz": 1032, ".mgz": 1032}  # of zlib, whose documentation says why
 Image: TypeAlias = str | Path | SpatialImage
 
 
@@ -57,10 +59,10 @@ def load_img(img: Image, what: str, dimensions: int | None = None) -> SpatialIma
         except Exception as error:
             # gzip, zlib and nibabel each have their own error for a damaged header
             raise InputError(
-                f"{what}: {path} cannot be read as a NIfTI image "
-                f"({type(error).__name__}: {error}). "
+                f"{what}: {path} cannot be read as a NIfTI image ({describe_error(error)}). "
                 "Fetch or make the file again."
             ) from error
+        check_announced_size(img, what)
     is_expected = not dimensions or img.ndim == dimensions or img.shape[dimensions:] == (1,)
     if img.ndim not in (3, 4) or not is_expected:
         raise InputError(
@@ -68,6 +70,35 @@ def load_img(img: Image, what: str, dimensions: int | None = None) -> SpatialIma
             f"expected {dimensions or '3 or 4'} dimensions."
         )
     return img.slicer[..., 0] if dimensions == 3 and img.ndim == 4 else img
+
+
+def check_announced_size(img: SpatialImage, what: str) -> None:
+    """Check that the file of an image is large enough for what its header promises.
+
+    Parameters
+    ----------
+    img : nibabel image
+        The opened image.
+    what : str
+        What it is, for the message.
+
+    Raises
+    ------
+    InputError
+        If it is too small, or a dimension is no length. Of an image compressed otherwise than with
+        gzip, dimensions alone are checked.
+    """
+    path = Path(img_filename(img))
+    if not nib.is_proxy(img.dataobj) or not path.is_file():
+        return
+    announced = math.prod(img.shape) * img.dataobj.dtype.itemsize
+    suffix, size = path.suffix.lower(), path.stat().st_size
+    held = size if suffix not in COMPRESSED else size * MAX_RATIOS.get(suffix, math.inf)
+    if min(img.shape, default=0) < 1 or announced > held:
+        raise InputError(
+            f"{what} {path} is damaged or truncated: its header promises shape {img.shape}, "
+            f"{announced} bytes, but the file has {size}. Fetch or make the file again."
+        )
 
 
 def check_orientation(img: SpatialImage, what: str) -> None:
@@ -139,6 +170,7 @@ def binarize_mask(
     """
     img = load_img(mask_img, what, dimensions=3)
     check_orientation(img, what)
+    check_affine(img, what)
     if threshold is None and "_statmap.nii" in img_filename(img):
         threshold = 0.0
     inside = find_inside(img, np.nan_to_num(get_data(img, what)), threshold)
@@ -220,12 +252,30 @@ def read_mask(
             f"mask {img_filename(img)} is empty: no voxel is above {threshold or 0:g}. "
             "Give the mask of the voxels to read."
         )
+    check_affine(img, "mask")
+    return img, voxel_indices
+
+
+def check_affine(img: SpatialImage, what: str) -> None:
+    """Check that the voxels of an image have positions.
+
+    Parameters
+    ----------
+    img : nibabel image
+        The image.
+    what : str
+        What it is, for the message.
+
+    Raises
+    ------
+    InputError
+        If its affine is singular, or holds NaN or infinity.
+    """
     if not np.isfinite(img.affine).all() or abs(np.linalg.det(img.affine[:3, :3])) < 1e-9:
         raise InputError(
-            f"mask {img_filename(img)} has a singular affine, so its voxels have no position:\n"
+            f"{what} {img_filename(img)} has a singular affine, so its voxels have no position:\n"
             f"{img.affine}\nExpected an invertible voxel-to-mm matrix."
         )
-    return img, voxel_indices
 
 
 def get_data(
@@ -263,7 +313,7 @@ def get_data(
         # gzip, zlib, mmap and nibabel each have their own error for a damaged file
         raise InputError(
             f"{what} {img_filename(img)} is damaged or truncated: its header promises shape "
-            f"{img.shape}, but reading failed ({type(error).__name__}: {error}). "
+            f"{img.shape}, but reading failed ({describe_error(error)}). "
             "Fetch or make the file again."
         ) from error
     if data.dtype.kind not in "biuf":
@@ -292,7 +342,7 @@ def check_checksum(img: SpatialImage) -> None:
     if not nib.is_proxy(img.dataobj):
         return
     path = Path(str(img.file_map["image"].filename))
-    if path.suffix in COMPRESSED and path.is_file():
+    if path.suffix.lower() in COMPRESSED and path.is_file():
         status = path.stat()
         decompress(path, status.st_size, status.st_mtime_ns)
 
@@ -300,7 +350,7 @@ def check_checksum(img: SpatialImage) -> None:
 @cache
 def decompress(path: Path, size: int, mtime_ns: int) -> None:
     """Decompress a file to its end, once per process and state of the file."""
-    with COMPRESSED[path.suffix](path) as file:
+    with COMPRESSED[path.suffix.lower()](path) as file:
         while file.read(2**20):
             pass
 

@@ -1,6 +1,7 @@
 """Maskers from ROI volumes in NSD's layout: subj01/nsdgeneral.nii.gz, beside it the atlases."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import read_mask
 from mindllm.utils.errors import InputError
 from mindllm.utils.sorting import natural_sorted
+from mindllm.utils.text_files import read_text
 
 MASK = "nsdgeneral"
+LABEL = re.compile(r"[0-9]{1,9}")
 OUTSIDE = "not cortex"  # NSD labels it -1
 logger = logging.getLogger(__name__)
 
@@ -215,8 +218,9 @@ def load_parcel_names(folders: Sequence[Path], atlas_name: str, n_labels: int) -
     if table.suffix == ".tsv":
         known = load_atlas_lut(table.with_suffix(".nii.gz"), atlas_name)
     else:
-        rows = [line.split() for line in table.read_text(encoding="utf-8").splitlines()]
-        known = {int(row[0]): row[1] for row in rows if len(row) > 1 and row[0].isdecimal()}
+        text = read_text(table, "the lookup table of an atlas")
+        rows = [line.split() for line in text.splitlines()]
+        known = {int(row[0]): row[1] for row in rows if len(row) > 1 and LABEL.fullmatch(row[0])}
     names = {label: known.get(label, str(label)) for label in range(1, n_labels)}
     if len(set(names.values())) < len(names):
         raise InputError(

@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
+from mindllm.utils.arrays import load_arrays
 from mindllm.utils.errors import InputError
 from mindllm.utils.validation import check_finite
 
@@ -265,8 +266,21 @@ class SessionScaler:
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a scaler that `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(file["sessions"].tolist(), file["mean"], file["std"], str(file["fitted_on"]))
+        remedy = "Prepare the store anew."
+        arrays = load_arrays(path, ("sessions", "mean", "std", "fitted_on"), remedy)
+        sessions, mean, std = arrays["sessions"], arrays["mean"], arrays["std"]
+        are_numbers = mean.dtype.kind == std.dtype.kind == "f"
+        if (
+            not are_numbers
+            or mean.ndim != 2
+            or not mean.shape == std.shape
+            or (sessions.shape != mean.shape[:1])
+        ):
+            raise InputError(
+                f"{path} has sessions of shape {sessions.shape}, mean {mean.shape} {mean.dtype} "
+                f"and std {std.shape} {std.dtype}; expected numbers per session and voxel. {remedy}"
+            )
+        return cls(sessions.tolist(), mean, std, str(arrays["fitted_on"]))
 
 
 def iter_chunks(betas: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -170,7 +170,7 @@ def collect(
             n_unanswered += 1
             continue
         turns, answers = format_sample(sample, description, style)
-        check_sample(turns, f"{source}, {sample.key}")
+        check_sample(turns, f"{source}, {sample.key} of {', '.join(map(str, files))}")
         for target in targets[sample.image]:
             row = (*target, source, turns, answers, sample.key)
             for name, value in zip(COLUMNS, row, strict=True):

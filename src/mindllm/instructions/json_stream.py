@@ -8,7 +8,7 @@ from typing import IO, Any
 import ijson
 from ijson.common import ObjectBuilder
 
-from mindllm.utils.errors import InputError
+from mindllm.utils.errors import InputError, shorten
 from mindllm.utils.progress import Advance
 
 # The one object whose lists are told apart: VisDial keeps dialogs, questions and answers in it.
@@ -77,8 +77,10 @@ def open_json(path: Path, advance: Advance | None = None) -> Iterator[Any]:
             file.seek(0)
         try:
             yield JSONFile(path, file, advance)
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            message = str(error).splitlines()[0].strip()
+        except InputError:
+            raise
+        except (ijson.JSONError, ValueError) as error:  # ValueError: of text, and of endless digits
+            message = shorten(str(error).splitlines()[0].strip(), 300)
             raise InputError(
                 f"{path} is damaged or truncated ({message}). Fetch it again."
             ) from error

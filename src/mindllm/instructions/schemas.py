@@ -38,7 +38,7 @@ def parse_image_number(name: Any) -> Any:
     >>> parse_image_number("COCO_train2014_000000009.jpg")
     9
     """
-    match = re.search(r"(\d+)(?:\.\w+)?$", name) if isinstance(name, str) else None
+    match = IMAGE_NUMBER.search(name) if isinstance(name, str) else None
     return int(match[1]) if match else name
 
 
@@ -76,8 +76,10 @@ def take_first(value: Any) -> Any:
 
 COCO_FOLDER = r"(?:coco|(?:train|val|test)20(?:14|15|17))"
 COCO_IMAGE = re.compile(
-    rf"(?:(?:.*/)?{COCO_FOLDER}/(?:.*/)?)?(?:COCO_[a-z]+20\d\d_)?(\d+)\.\w+", re.IGNORECASE
+    rf"(?:(?:.*/)?{COCO_FOLDER}/(?:.*/)?)?(?:COCO_[a-z]+20\d\d_)?(\d{{1,18}})\.\w+",
+    re.IGNORECASE,
 )
+IMAGE_NUMBER = re.compile(r"(?<!\d)(\d{1,18})(?:\.\w+)?$")  # of more digits it is no number of one
 ImageFile = Annotated[int, BeforeValidator(parse_image_number)]
 
 

@@ -3,6 +3,7 @@
 The reading functions have the interface of `mindllm.instructions.base.SampleReader`.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from mindllm.instructions.base import (
 from mindllm.instructions.file_formats import FileFormat
 from mindllm.instructions.schemas import Question, VQAAnnotation, parse_image_number
 from mindllm.instructions.source_files import SourceFiles
-from mindllm.utils.errors import InputError
+from mindllm.utils.errors import InputError, shorten
 from mindllm.utils.text_files import read_text
 
 Annotation = TypeVar("Annotation", bound=VQAAnnotation)
@@ -42,9 +43,10 @@ def read_coco_qa(files: SourceFiles, image_ids: ImageIds) -> Iterator[Instructio
         for number, (image, question, answer) in enumerate(
             zip(images, questions, answers, strict=True), 1
         ):
-            if not image.isdecimal():
+            if not re.fullmatch(r"\d{1,18}", image):
                 raise InputError(
-                    f"{images_file}, line {number}: {image!r} is no COCO id. Fetch the file again."
+                    f"{images_file}, line {number}: {shorten(repr(image), 80)} is no COCO id. "
+                    "Fetch the file again."
                 )
             if int(image) in image_ids:
                 key = f"{folder.name}-{number}"
@@ -100,7 +102,7 @@ def read_gqa(files: SourceFiles, image_ids: ImageIds) -> Iterator[InstructionSam
     for _, key, record in files.iter_records(file_formats.GRAPH):
         if record.answer is None:
             yield UNANSWERED
-        elif record.imageId.isdecimal() and int(record.imageId) in coco_ids:
+        elif re.fullmatch(r"\d{1,18}", record.imageId) and int(record.imageId) in coco_ids:
             image, turn = coco_ids[int(record.imageId)], (record.question, record.answer)
             yield InstructionSample(image, key, [turn], [record.answer])
 

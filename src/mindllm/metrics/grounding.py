@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mindllm.utils.errors import InputError, shorten
+
 CREATURES = frozenset(
     {"person", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear"}
     | {"zebra", "giraffe"}
@@ -89,7 +91,19 @@ def grounding(predictions: Boxes, references: Boxes) -> tuple[dict[str, float], 
         Accuracy at IoU 0.5 and mean IoU in percent, per group of categories.
     values : ndarray
         IoU of every box of the references, in [0, 1].
+
+    Raises
+    ------
+    InputError
+        If what is given for a stimulus is no mapping.
     """
+    for boxes_of in (predictions, references):
+        for key, categories in boxes_of.items():
+            if not isinstance(categories, Mapping):
+                raise InputError(
+                    f"the boxes of {key!r} are {shorten(repr(categories), 80)}; expected an "
+                    "object of category -> boxes."
+                )
     names, values = [], []
     for key, categories in references.items():
         for name, boxes in categories.items():

@@ -73,7 +73,10 @@ def score_choice(predictions: Texts, references: References) -> Scores:
     for key in predictions:
         reference = references[key]
         has_options = isinstance(reference, dict)
-        letters.append(get_field(reference, "answer", key) if has_options else str(reference))
+        letter = get_field(reference, "answer", key) if has_options else reference
+        if not isinstance(letter, str):
+            raise InputError(f"the reference for {key!r} is {letter!r}; expected a letter.")
+        letters.append(letter)
         options.append(as_texts(reference.get("choices", []), key) if has_options else [])
     return mean("accuracy", answers.choice(list(predictions.values()), letters, options))
 

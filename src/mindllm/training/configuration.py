@@ -203,4 +203,9 @@ def read_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
     (3, 300, 0.0005)
     """
     content = read_yaml(path, "a configuration (`mindllm config` prints one)") if path else {}
-    return validate_model(TrainConfig, content | dict(options), str(path or "options"))
+    config = validate_model(TrainConfig, content | dict(options), str(path or "options"))
+    try:
+        config.encoder_config()
+    except InputError as error:
+        raise InputError(f"{path or 'options'}: {error}") from error
+    return config

@@ -4,16 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 import torch
+from pydantic import BaseModel, NonNegativeInt, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mindllm.data.store import Store
 from mindllm.training.configuration import TrainConfig
-from mindllm.utils.errors import InputError
+from mindllm.utils.errors import InputError, describe_error
 from mindllm.utils.files import atomic_write, read_json
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -56,14 +57,6 @@ class HistoryEntry:
         if self.val_loss is not None:
             row["val_loss"] = self.val_loss
         return row | self.scores
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, object]) -> Self:
-        """Inverse of `to_row`."""
-        known = ("step", "stage", "loss", "val_loss")
-        fields = {name: row[name] for name in known if name in row}
-        scores = {name: value for name, value in row.items() if name not in known}
-        return cls(**fields, scores=scores)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -166,6 +159,31 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, fingerprint: Mapping[str
         save_file(tensors, temporary, {METADATA_KEY: json.dumps(content)})
 
 
+class SavedState(BaseModel):
+    """What a checkpoint says beside its tensors; see `TrainerState`."""
+
+    step: NonNegativeInt
+    history: list[HistoryEntry]
+    best_val_loss: dict[str, float]
+    fingerprint: dict[str, Any]
+
+    @field_validator("history", mode="before")
+    @classmethod
+    def parse_rows(cls, rows: Any) -> Any:
+        """Make entries of rows, in which the scores stand beside the losses."""
+        are_rows = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        known = HistoryEntry.__dataclass_fields__.keys() - {"scores"}
+        return (
+            [
+                {name: row[name] for name in known & row.keys()}
+                | {"scores": {name: row[name] for name in row.keys() - known}}
+                for row in rows
+            ]
+            if are_rows
+            else rows
+        )
+
+
 def load_checkpoint(path: Path, fingerprint: Mapping[str, object]) -> Checkpoint:
     """Read a checkpoint.
 
@@ -186,14 +204,14 @@ def load_checkpoint(path: Path, fingerprint: Mapping[str, object]) -> Checkpoint
     """
     try:
         with safe_open(path, "pt") as file:
-            content = json.loads(file.metadata()[METADATA_KEY])
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name).clone() for name in names}
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            saved = SavedState.model_validate_json((file.metadata() or {})[METADATA_KEY])
+            tensors = {name: file.get_tensor(name).clone() for name in list(file.keys())}
+    except (SafetensorError, OSError, KeyError, ValidationError) as error:
         raise InputError(
-            f"{path} is damaged ({error}). Remove {path.parent.parent} and train anew."
+            f"{path} is damaged ({describe_error(error)}). "
+            f"Remove {path.parent.parent} and train anew."
         ) from error
-    check_fingerprint(fingerprint, content["fingerprint"])
+    check_fingerprint(fingerprint, saved.fingerprint, path)
     parts: dict[str, TensorDict] = {"weights": {}, "best": {}}
     optimizer_state: TensorDict = {}
     for name, tensor in tensors.items():
@@ -202,12 +220,13 @@ def load_checkpoint(path: Path, fingerprint: Mapping[str, object]) -> Checkpoint
             parts[part][key] = tensor
         else:
             optimizer_state[name] = tensor
-    history = [HistoryEntry.from_row(row) for row in content["history"]]
-    state = TrainerState(content["step"], history, content["best_val_loss"], parts["best"])
+    state = TrainerState(saved.step, saved.history, saved.best_val_loss, parts["best"])
     return Checkpoint(state, parts["weights"], optimizer_state)
 
 
-def check_fingerprint(current: Mapping[str, object], saved: Mapping[str, object]) -> None:
+def check_fingerprint(
+    current: Mapping[str, object], saved: Mapping[str, object], file: Path
+) -> None:
     """Raise InputError if a training is resumed with other options than it was begun with."""
     keys = sorted(current.keys() | saved.keys())
     differences = [
@@ -217,7 +236,7 @@ def check_fingerprint(current: Mapping[str, object], saved: Mapping[str, object]
     ]
     if differences:
         raise InputError(
-            f"this training was begun with other options: {'; '.join(differences)}. "
+            f"{file}: this training was begun with other options: {'; '.join(differences)}. "
             "Repeat them, or train into another folder."
         )
 
@@ -249,7 +268,7 @@ def check_same_training(
         )
     # The language model is compared when it is loaded.
     language_model = str(saved.get("language_model_fingerprint"))
-    check_fingerprint(run_fingerprint(config, store, subjects, language_model), saved)
+    check_fingerprint(run_fingerprint(config, store, subjects, language_model), saved, out)
 
 
 def collect_optimizer_state(

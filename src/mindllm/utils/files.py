@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from mindllm.utils.errors import InputError
+from mindllm.utils.errors import InputError, describe_error
 from mindllm.utils.text_files import parse_json, read_text
 
 PARTIAL = ".partial"
@@ -265,7 +265,7 @@ def without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_json(path: Path, what: str, kind: type = dict) -> Any:
     """Read a JSON file.
 
     Parameters
@@ -274,6 +274,8 @@ def read_json(path: Path, what: str) -> Any:
         The file.
     what : str
         What its folder is, for the message ("a store").
+    kind : type
+        What it must hold: dict for an object, or list.
 
     Returns
     -------
@@ -283,12 +285,19 @@ def read_json(path: Path, what: str) -> Any:
     Raises
     ------
     InputError
-        If the file is missing or no JSON.
+        If the file is missing, no JSON, or holds something else.
     """
     if not path.exists():
         reason = f"it has no {path.name}" if path.parent.exists() else "there is no such folder"
         raise InputError(f"{path.parent} is not {what}: {reason}.")
-    return parse_json(read_text(path, f"the {path.name} of {what}"), path, f"Make {what} anew.")
+    remedy = f"Make {what} anew."
+    content = parse_json(read_text(path, f"the {path.name} of {what}"), path, remedy)
+    if not isinstance(content, kind):
+        raise InputError(
+            f"{path} is damaged: it holds {type(content).__name__}, expected {kind.__name__}. "
+            f"{remedy}"
+        )
+    return content
 
 
 @contextmanager
@@ -314,8 +323,10 @@ def describe_read_errors(path: Path, remedy: str = "Prepare the store anew.") ->
     """
     try:
         yield path
+    except InputError:
+        raise
     except Exception as error:
         # pyarrow, zipfile, numpy and nibabel each have their own error for a damaged file
         raise InputError(
-            f"{path} is missing, damaged or truncated ({type(error).__name__}: {error}). {remedy}"
+            f"{path} is missing, damaged or truncated ({describe_error(error)}). {remedy}"
         ) from error

@@ -18,7 +18,7 @@ def natural_key(label: str) -> tuple[tuple[str, int], ...]:
         Each text in the label with the number behind it; at last the label itself, so that
         labels such as 1 and 01 have an order too.
     """
-    parts = re.findall(r"([^0-9]*)([0-9]*)", label)
+    parts = re.findall(r"([^0-9]*)([0-9]{0,18})", label)
     return (*((text, int(digits) if digits else -1) for text, digits in parts), (label, 0))
 
 

@@ -44,6 +44,33 @@ def check_regular_file(file: Path, what: str) -> None:
     raise InputError(f"{file} is {kind}; expected {what} in a regular file.")
 
 
+def read_bytes(file: Path, what: str) -> bytes:
+    """Read a file.
+
+    Parameters
+    ----------
+    file : Path
+        The file.
+    what : str
+        What it is, for the message ("the design table").
+
+    Returns
+    -------
+    bytes
+        Its content.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it cannot be read.
+    """
+    check_regular_file(file, what)
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}): expected {what}.") from error
+
+
 def read_text(file: Path, what: str) -> str:
     """Read a text file, its line breaks as they are, without a byte order mark.
 
@@ -64,16 +91,14 @@ def read_text(file: Path, what: str) -> str:
     InputError
         If there is no such file, it cannot be read, or it is no UTF-8.
     """
-    check_regular_file(file, what)
+    content = read_bytes(file, what)
     try:
-        return file.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{file} is no text in UTF-8 ({error.reason} at byte {error.start}). "
             f"Save {what} as UTF-8, or fetch it again if it is damaged."
         ) from error
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}): expected {what}.") from error
 
 
 def read_corpus(file: Path) -> list[str]:
