@@ -12,6 +12,7 @@ import pytest
 
 from mindllm.data.store import Store
 from mindllm.datasets import glmsingle
+from mindllm.datasets.glmsingle import find_output
 from mindllm.utils.errors import InputError
 
 GRID = (5, 4, 3)
@@ -242,6 +243,15 @@ def test_a_voxel_that_is_nan_in_later_trials_only_is_left_out(root: Path, tmp_pa
     store = prepare(root, tmp_path / "store", subjects=["sub-01"], nan="drop")
     assert len(store.masker("sub-01")) == n_voxels - 1
     assert [3, 3, 2] not in store.masker("sub-01").voxel_indices.tolist()
+
+
+def test_two_outputs_of_a_model_in_one_folder_are_refused(tmp_path: Path) -> None:
+    for suffix in (".hdf5", ".mat"):
+        (tmp_path / f"TYPED_FITHRF_GLMDENOISE_RR{suffix}").touch()
+    with pytest.raises(InputError, match=r"RR\.hdf5 and TYPED\S+\.mat, which may differ"):
+        find_output(tmp_path, "TYPED")
+    (tmp_path / "TYPED_FITHRF_GLMDENOISE_RR.mat").unlink()
+    assert find_output(tmp_path, "TYPED").suffix == ".hdf5"
 
 
 def test_betas_too_small_for_float16_are_refused(root: Path, tmp_path: Path) -> None:

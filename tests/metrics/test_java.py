@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -128,3 +130,11 @@ def test_the_command_prints_the_other_scores(fake: Fake, tmp_path: Path) -> None
     )
     assert result.exit_code == 0
     assert "METEOR" not in json.loads(result.stdout)["scores"]
+
+
+def test_a_program_that_a_library_starts_is_ended_in_time() -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(60)", "spice-1.0.jar"]
+    begun = time.monotonic()
+    with pytest.raises(subprocess.CalledProcessError), java.time_limit("spice", 0.5):
+        subprocess.check_call(command)
+    assert time.monotonic() - begun < 30

@@ -90,7 +90,11 @@ def describe(number: int) -> str:
 
 
 def end_children() -> None:
-    """End the processes that this one has started."""
+    """End the processes that this one has started.
+
+    Python's tracker of shared resources ends by itself; killed, it would be started again.
+    """
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            process.kill()
+            if not any("resource_tracker" in word for word in process.cmdline()):
+                process.kill()

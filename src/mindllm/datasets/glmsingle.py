@@ -334,9 +334,14 @@ def find_output(path: Path, model: str) -> Path:
                 f"expected a file that ends in {', '.join(SUFFIXES)}."
             )
         return path
-    for suffix in SUFFIXES:
-        if (file := path / f"{MODELS[model]}{suffix}").is_file():
-            return file
+    files = [path / f"{MODELS[model]}{suffix}" for suffix in SUFFIXES]
+    if len(files := [file for file in files if file.is_file()]) > 1:
+        raise InputError(
+            f"{path} holds {' and '.join(file.name for file in files)}, which may differ; expected "
+            "one output of a model. Name the file in the table, or remove the other."
+        )
+    if files:
+        return files[0]
     present = sorted(file.name for file in path.glob("TYPE*"))
     raise InputError(
         f"there is no {path / MODELS[model]}.hdf5, .mat or .npy "

@@ -24,9 +24,11 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from mindllm.metrics.java import (
+    LIMIT_SECONDS,
     JavaError,
     java_problem,
     meteor,
+    time_limit,
     tokenize_lines,
     utf8_environment,
 )
@@ -34,6 +36,7 @@ from mindllm.metrics.java import (
 Texts = Mapping[str, Sequence[str]]
 CaptionScores = tuple[dict[str, float], dict[str, np.ndarray]]
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
+SPICE_SECONDS = 5  # that SPICE may take for a text
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 logger = logging.getLogger(__name__)
 
@@ -132,11 +135,16 @@ def spice_scores(predictions: Texts, references: Texts) -> tuple[float, np.ndarr
     from pycocoevalcap.spice.spice import Spice
 
     try:
-        with java_environment(), contextlib.redirect_stdout(io.StringIO()):  # the scorers print
+        with (
+            java_environment(),
+            time_limit("spice", LIMIT_SECONDS + SPICE_SECONDS * len(predictions)),
+            contextlib.redirect_stdout(io.StringIO()),  # the scorers print
+        ):
             corpus, details = Spice().compute_score(references, predictions)
     except (OSError, subprocess.SubprocessError) as error:
         raise JavaError(
-            f"SPICE's Java program died ({error}). It needs 8 GiB of memory."
+            f"SPICE's Java program died, or was ended because it took too long ({error}). It needs "
+            "8 GiB of memory."
         ) from error
     order = {key: i for i, key in enumerate(sorted(predictions))}  # SPICE answers in sorted order
     return corpus, np.array([details[order[key]]["All"]["f"] for key in predictions])

@@ -7,10 +7,12 @@ import subprocess
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+import psutil
 from pycocoevalcap.meteor import meteor as coco_meteor
 from pycocoevalcap.tokenizer import ptbtokenizer as coco_tokenizer
 
@@ -234,6 +236,33 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
     except OSError:
         process.kill()
     process.wait()
+
+
+@contextmanager
+def time_limit(word: str, seconds: float) -> Iterator[None]:
+    """End programs that a library starts in the block, and gives no limit, when they take too long.
+
+    Parameters
+    ----------
+    word : str
+        A part of their command lines, such as the name of a .jar file.
+    seconds : float
+        How long they may take.
+    """
+
+    def end() -> None:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if any(word in argument for argument in process.cmdline()):
+                    process.kill()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def meteor() -> MeteorProgram:
