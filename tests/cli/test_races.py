@@ -25,19 +25,25 @@ import json, os, resource, sys
 import mindllm.cli, mindllm.evaluation.evaluator, mindllm.model.modeling, mindllm.report.write
 import mindllm.datasets.bids, mindllm.training.trainer
 os.environ["PATH"] = ""  # no Java: its scores take long
+outputs = {}
 print("ready", flush=True)
 for line in sys.stdin:
     request = json.loads(line)
-    if "wait" in request:
-        print(os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1]), flush=True)
+    if pid := request.get("wait"):
+        text = outputs.pop(pid).read()
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        print(json.dumps([code, text]), flush=True)
         continue
+    reader, writer = os.pipe()
     pid = os.fork()
     if pid:
+        os.close(writer)
+        outputs[pid] = os.fdopen(reader, encoding="utf-8", errors="replace")
         print(pid, flush=True)
         continue
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
-        os.dup2(log, stream)
+        os.dup2(writer, stream)
+    os.close(writer)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     if request["limit"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"],) * 2)
@@ -57,28 +63,20 @@ class Command:
 
     launcher: "Launcher"
     pid: int
-    log: Path
 
     def kill(self) -> None:
         subprocess.run(["/bin/kill", "-9", str(self.pid)], check=False, capture_output=True)
 
     def wait(self) -> tuple[int, str]:
         """Its exit code and what it printed."""
-        code = int(self.launcher.request({"wait": self.pid}))
-        return code, " ".join(self.log.read_text(encoding="utf-8").split())
+        code, text = json.loads(self.launcher.request({"wait": self.pid}))
+        return code, " ".join(text.split())
 
 
 class Launcher:
-    """Starts commands quickly.
+    """Starts commands quickly."""
 
-    Parameters
-    ----------
-    folder : Path
-        For what the commands print.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, 0
+    def __init__(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", LAUNCHER],
             stdin=subprocess.PIPE,
@@ -96,10 +94,8 @@ class Launcher:
         return self.process.stdout.readline().strip()
 
     def start(self, arguments: list[str], limit: int = 0) -> Command:
-        self.count += 1
-        log = self.folder / f"{self.count}.log"
-        content = {"arguments": arguments, "log": str(log), "limit": limit}
-        return Command(self, int(self.request(content)), log)
+        content: dict[str, object] = {"arguments": arguments, "limit": limit}
+        return Command(self, int(self.request(content)))
 
     def run(self, arguments: list[str], limit: int = 0) -> tuple[int, str]:
         return self.start(arguments, limit).wait()
@@ -164,8 +160,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    launcher = Launcher(tmp_path_factory.mktemp("logs"))
+def launcher() -> Iterator[Launcher]:
+    launcher = Launcher()
     yield launcher
     assert launcher.process.stdin is not None
     launcher.process.stdin.close()

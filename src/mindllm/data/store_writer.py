@@ -126,7 +126,7 @@ class StoreWriter:
         folder, note = self.partial / "subjects" / subject, self.parts / f"{subject}.json"
         if not folder.is_dir():
             return False
-        if note.exists() and read_json(note, "an unfinished store") == fingerprint:
+        if note.exists() and read_json(note, "an unfinished store", kind=str) == fingerprint:
             return True
         logger.warning("the data of %s have changed since they were read; reading anew", subject)
         remove_folder(folder, within=self.partial)
