@@ -64,6 +64,7 @@ format: $(READY)
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/evaluation.py
 
 clean:
 	rm -rf $(VENV) $(RUNS) site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

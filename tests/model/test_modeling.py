@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from mindllm.language.conversation import QUESTION, build_conversation
+from mindllm.model import generation, logits
 from mindllm.model.candidates import prompt_log_likelihood
 from mindllm.model.modeling import MindLLM
+from mindllm.model.processing import IGNORE_INDEX
 from mindllm.utils.errors import InputError
 from tests.conftest import TEXTS, make_space
 
@@ -54,6 +56,40 @@ def test_a_mixed_batch_of_conversations_equals_its_rows(
         tiny_model.generate(tokens[i : i + 1], asked[i : i + 1], max_new_tokens=8)[0]
         for i in range(3)
     ]
+
+
+def test_questions_about_one_scan_share_its_tokens(
+    tiny_model: MindLLM, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = ["<fMRI> Who?", "<fMRI> Where is it, please?", "<fMRI> What is there?"]
+    asked = [build_conversation(question) for question in questions]
+    prefixes = []
+
+    def read_prefix(model: object, inputs_embeds: torch.Tensor, length: int) -> object:
+        prefixes.append(length)
+        return logits.read_prefix(model, inputs_embeds, length)
+
+    monkeypatch.setattr(generation, "read_prefix", read_prefix)
+    together = tiny_model.generate(tokens[:1].expand(3, -1, -1), asked, max_new_tokens=8)
+    apart = [tiny_model.generate(tokens[:1], [turns], max_new_tokens=8)[0] for turns in asked]
+    assert together == apart
+    tiny_model.generate(tokens[:3], asked, max_new_tokens=8)
+    position = tiny_model.processor(asked[0], generate=True).fmri_token_positions
+    of_one_scan, of_three = prefixes
+    assert of_one_scan > position[-1]
+    assert of_three == position[0]
+
+
+def test_an_answer_before_the_scan_counts_in_a_batch(
+    tiny_model: MindLLM, tokens: torch.Tensor
+) -> None:
+    before = [{"role": "user", "content": "Ready?"}, {"role": "assistant", "content": "yes"}]
+    prompts = [tiny_model.processor([*before, *build_conversation("What?", t)]) for t in TEXTS[:3]]
+    together, counts = prompt_log_likelihood(tiny_model, tokens[:3], prompts)
+    for row, prompt in enumerate(prompts):
+        assert counts[row] == (prompt.labels != IGNORE_INDEX).sum()
+        alone, _ = prompt_log_likelihood(tiny_model, tokens[row : row + 1], [prompt])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_the_scan_matters(tiny_model: MindLLM, tokens: torch.Tensor) -> None:

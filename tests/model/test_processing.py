@@ -142,8 +142,8 @@ def test_padding(tiny_llm: FrozenLanguageModel) -> None:
         prompter(build_conversation(answer="a dog runs and runs")),
         prompter(build_conversation(answer="a cat")),
     ]
-    for left in (False, True):
-        batch = prompter.pad(prompts, left=left)
+    for pad_after in (None, 0, 4):
+        batch = prompter.pad(prompts, pad_after)
         for row, prompt in enumerate(prompts):
             real = batch["attention_mask"][row] == 1
             assert (batch["input_ids"][row][real] == prompt.input_ids).all()

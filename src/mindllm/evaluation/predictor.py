@@ -21,6 +21,7 @@ from mindllm.utils.errors import InputError
 from mindllm.utils.progress import Advance
 
 N_NOISE_INPUTS = 4  # per subject
+GENERATED_BATCHES = 4  # a step reads all weights for one token of each trial
 ENCODED_BATCHES = 16  # attention over the voxels is computed once per call of encode
 
 
@@ -188,20 +189,24 @@ class Predictor:
         InputError
             If the model gives NaN or infinite log-likelihoods.
         """
-        task, log_likelihoods, texts = self.evaluation_set, [], []
+        task, log_likelihoods = self.evaluation_set, []
         for batch in tokens.split(self.batch_size):
             scores = self.model.score_candidates(batch, task.candidates, task.question)
             log_likelihoods.append(scores.double().cpu().numpy())
-            conversations = [self.model.build_conversation(task.question)] * len(batch)
-            if generate:
-                texts += self.model.generate(batch, conversations, **self.generate_options)
-            else:
-                texts += [""] * len(batch)
             if advance:
                 advance(len(batch))
         values = check_log_likelihoods(np.concatenate(log_likelihoods), where)
+        texts = self._generate(tokens) if generate else [""] * len(tokens)
         null = values[0] if self.null_log_likelihoods is None else self.null_log_likelihoods
         return ConditionPredictions(values, texts, null)
+
+    def _generate(self, tokens: Tensor) -> list[str]:
+        """Return a text for each row of fMRI tokens (B, num_fmri_tokens, token_dim)."""
+        texts: list[str] = []
+        for batch in tokens.split(GENERATED_BATCHES * self.batch_size):
+            conversations = [self.model.build_conversation(self.evaluation_set.question)]
+            texts += self.model.generate(batch, conversations * len(batch), **self.generate_options)
+        return texts
 
     def predict_question_only(self) -> ConditionPredictions:
         """Predict from the question alone: the prompt without any fMRI token. One row."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from mindllm.model.logits import (
     TokenTrie,
     forward_logits,
-    max_tree_length,
+    read_prefix,
     read_prompt,
     score_tree,
+    unwindowed_length,
 )
 from mindllm.model.processing import IGNORE_INDEX, EncodedPrompt
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mindllm.model.modeling import MindLLM
 
 MAX_LOGITS = 2**27  # that are in memory at once
+NODES_AT_ONCE = 128  # of a tree: attention is quadratic in them
 ROWS_AT_ONCE = 32  # candidates that are read at once where they are not read as a tree
 
 
@@ -37,7 +39,8 @@ def score_candidates(
 ) -> Tensor:
     """Log-likelihood of every candidate answer given every trial's fMRI tokens.
 
-    The prompt is read once per trial. The candidates are read as trees: a node attends to the
+    The beginning of the prompt, up to the fMRI tokens, is read once; the rest once per trial. The
+    candidates are read as trees: a node attends to the
     prompt and its ancestors, and an answer's log-likelihood is the sum along its path. Where the
     language model cannot read trees, each candidate is read with its prompt.
 
@@ -58,7 +61,7 @@ def score_candidates(
     """
     conversations = [model.build_conversation(question, text) for text in candidates]
     prompts = [model.processor(turns) for turns in conversations]
-    length = shared_length(prompts)
+    length = count_shared_tokens(prompts, min(map(context_length, prompts)))
     trees = plan_trees(model, prompts, length, min(batch_size, len(fmri_tokens)))
     if trees is None:
         return score_rows(model, fmri_tokens, prompts)
@@ -68,7 +71,8 @@ def score_candidates(
     for batch in fmri_tokens.split(batch_size):
         n = len(batch)
         inputs = model.prepare_inputs_embeds(ids.expand(n, -1), positions.expand(n, -1), batch)
-        logits, cache = read_prompt(model.language_model.model, inputs)
+        shared = count_prefix_tokens(model, prompts[:1] * n, batch)
+        logits, cache = read_prompt(model.language_model.model, inputs, min(shared, length - 1))
         parts = []
         for trie, weights in trees:
             cache_of_tree = cache if len(trees) == 1 else copy.deepcopy(cache)
@@ -78,11 +82,30 @@ def score_candidates(
     return torch.cat(scores)
 
 
-def shared_length(prompts: Sequence[EncodedPrompt]) -> int:
-    """Number of tokens that all prompts begin with and of which none counts."""
-    longest = min(int((p.labels != IGNORE_INDEX).argmax()) for p in prompts)
+def context_length(prompt: EncodedPrompt) -> int:
+    """Number of tokens before the first that counts."""
+    return int(np.append(prompt.labels != IGNORE_INDEX, True).argmax())
+
+
+def count_shared_tokens(prompts: Sequence[EncodedPrompt], longest: int) -> int:
+    """Number of tokens, `longest` at most, that all prompts begin with."""
     beginnings = np.stack([p.input_ids[:longest] for p in prompts])
     return int((beginnings == beginnings[0]).all(0).cumprod().sum())
+
+
+def count_prefix_tokens(
+    model: MindLLM, prompts: Sequence[EncodedPrompt], fmri_tokens: Tensor
+) -> int:
+    """Number of tokens that are read once for all prompts, where the language model can do so.
+
+    They end before the fMRI tokens, unless these are the same in all rows and have no gradients.
+    """
+    if len(prompts) < 2 or not model.language_model.shortcuts.prefix_cache:
+        return 0
+    longest = [context_length(p) - 1 for p in prompts]
+    if torch.is_grad_enabled() or (fmri_tokens != fmri_tokens[:1]).any():
+        longest += [int(p.fmri_token_positions.min(initial=longest[0])) for p in prompts]
+    return count_shared_tokens(prompts, min(longest))
 
 
 def plan_trees(
@@ -96,12 +119,13 @@ def plan_trees(
     language_model = model.language_model
     if not language_model.shortcuts.token_tree or not length:
         return None
-    limit = max_tree_length(language_model.model)
+    limit = unwindowed_length(language_model.model)
     max_nodes = MAX_LOGITS // (language_model.num_embeddings * max(n_trials, 1))
     if limit is not None:
         max_nodes = min(max_nodes, limit - length)
     trees = []
-    for group in group_sequences([answer_tokens(p, length) for p in prompts], max_nodes):
+    sequences = [answer_tokens(p, length) for p in prompts]
+    for group in group_sequences(sequences, min(max_nodes, NODES_AT_ONCE)):
         trie = TokenTrie([ids for ids, _ in group]).to(model.device)
         weights = torch.zeros(len(group), len(trie.tokens), device=model.device)
         for row, (_, counted) in enumerate(group):
@@ -169,33 +193,21 @@ def prompt_log_likelihood(
         Number of tokens summed over.
     """
     batch = model.processor.pad(prompts).to(model.device)
-    ids, positions = batch["input_ids"], batch["fmri_token_positions"]
-    shared, past = 0, None
-    if model.language_model.shortcuts.prefix_cache and positions.numel():
-        shared = int((ids == ids[:1]).all(0).cumprod(0)[: int(positions.min())].sum())
-    if shared:
-        past = prefill_prefix(model, ids[:1, :shared], len(prompts))
-    inputs = model.prepare_inputs_embeds(ids, positions, fmri_tokens)[:, shared:]
+    shared = count_prefix_tokens(model, prompts, fmri_tokens)
+    inputs = model.prepare_inputs_embeds(
+        batch["input_ids"], batch["fmri_token_positions"], fmri_tokens
+    )
     labels = F.pad(batch["labels"], (0, 1), value=IGNORE_INDEX)[:, shared + 1 :]
     counted = labels != IGNORE_INDEX
     columns = counted.any(0).nonzero()[:, 0]  # logits are computed at these alone
     logits, _ = forward_logits(
         model.language_model.model,
         columns,
-        inputs_embeds=inputs,
+        inputs_embeds=inputs[:, shared:],
         attention_mask=batch["attention_mask"],
-        past_key_values=past,
+        past_key_values=read_prefix(model.language_model.model, inputs, shared),
     )
     selected = counted[:, columns]
     log_probs = -F.cross_entropy(logits[selected].float(), labels[counted], reduction="none")
     sums = torch.zeros(len(labels), device=log_probs.device)
     return sums.index_add(0, counted.nonzero()[:, 0], log_probs), counted.sum(1)
-
-
-@torch.no_grad()
-def prefill_prefix(model: MindLLM, input_ids: Tensor, repeats: int) -> Any:
-    """Key-value cache of a text (1, L) that begins every row of a batch of `repeats` rows."""
-    language_model = model.language_model.model
-    _, cache = read_prompt(language_model, language_model.get_input_embeddings()(input_ids))
-    cache.batch_repeat_interleave(repeats)
-    return cache

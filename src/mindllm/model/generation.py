@@ -13,6 +13,8 @@ from transformers import TextStreamer
 
 from mindllm.language.chat_templates import strip_thinking
 from mindllm.language.conversation import FMRI_TOKEN, Conversation
+from mindllm.model.candidates import count_prefix_tokens
+from mindllm.model.logits import read_prefix, unwindowed_length
 from mindllm.model.processing import EncodedPrompt
 from mindllm.utils.errors import InputError
 
@@ -97,18 +99,25 @@ def continue_prompts(
     options: Mapping[str, Any],
 ) -> list[list[int]]:
     """Token ids that follow each prompt, up to what ends a turn."""
-    batch = model.processor.pad(prompts, left=True).to(model.device)
-    inputs = model.prepare_inputs_embeds(
-        batch["input_ids"], batch["fmri_token_positions"], fmri_tokens
-    )
     template, language_model = model.processor.chat_template, model.language_model
     settings = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, **options}
+    longest = max(len(p.input_ids) for p in prompts)
     settings["max_new_tokens"] = limit_new_tokens(
-        inputs.shape[1], settings["max_new_tokens"], language_model.max_length
+        longest, settings["max_new_tokens"], language_model.max_length
+    )
+    limit, shared = unwindowed_length(language_model.model), 0
+    fits = limit is None or longest + settings["max_new_tokens"] <= limit
+    if language_model.shortcuts.generation_prefix and fits:
+        shared = count_prefix_tokens(model, prompts, fmri_tokens)
+    batch = model.processor.pad(prompts, pad_after=shared).to(model.device)
+    inputs = model.prepare_inputs_embeds(
+        batch["input_ids"], batch["fmri_token_positions"], fmri_tokens
     )
     if template.stop_strings:
         tokenizer = language_model.tokenizer
         settings = {"stop_strings": template.stop_strings, "tokenizer": tokenizer} | settings
+    if shared:
+        settings["past_key_values"] = read_prefix(language_model.model, inputs, shared)
     ids = language_model.model.generate(
         inputs_embeds=inputs,
         attention_mask=batch["attention_mask"],

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # Options of a configuration beyond which attention does not reach, or positions do not go.
 LIMITS = (
@@ -96,13 +95,37 @@ def forward_logits(model: Any, positions: Tensor, **inputs: Any) -> tuple[Tensor
     return output.logits[:, positions], getattr(output, "past_key_values", None)
 
 
-def read_prompt(model: Any, inputs_embeds: Tensor) -> tuple[Tensor, Any]:
+@torch.no_grad()
+def read_prefix(model: Any, inputs_embeds: Tensor, length: int) -> Any:
+    """Key-value cache of the first `length` embeddings, which are the same in all rows.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    inputs_embeds : Tensor of shape (n, L, hidden_size)
+    length : int
+
+    Returns
+    -------
+    transformers.Cache or None
+        Of n rows; None: of no length.
+    """
+    if not length:
+        return None
+    _, cache = read_prompt(model, inputs_embeds[:1, :length])
+    cache.batch_repeat_interleave(len(inputs_embeds))
+    return cache
+
+
+def read_prompt(model: Any, inputs_embeds: Tensor, shared: int = 0) -> tuple[Tensor, Any]:
     """Read prompts (n, L, hidden_size) without padding.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
     inputs_embeds : Tensor of shape (n, L, hidden_size)
+    shared : int
+        Embeddings that are the same in all rows, which are read once.
 
     Returns
     -------
@@ -110,15 +133,19 @@ def read_prompt(model: Any, inputs_embeds: Tensor) -> tuple[Tensor, Any]:
         Of the token after the prompt.
     cache : transformers.Cache
     """
-    last = torch.tensor([inputs_embeds.shape[1] - 1], device=inputs_embeds.device)
-    logits, cache = forward_logits(model, last, inputs_embeds=inputs_embeds, use_cache=True)
+    inputs: dict[str, Any] = {"inputs_embeds": inputs_embeds[:, shared:]}
+    if shared:
+        inputs["past_key_values"] = read_prefix(model, inputs_embeds, shared)
+        inputs["attention_mask"] = torch.ones_like(inputs_embeds[:, :, 0], dtype=torch.int64)
+    last = torch.tensor([inputs_embeds.shape[1] - shared - 1], device=inputs_embeds.device)
+    logits, cache = forward_logits(model, last, use_cache=True, **inputs)
     return logits[:, 0], cache
 
 
 def score_tree(model: Any, trie: TokenTrie, prompt_logits: Tensor, cache: Any) -> Tensor:
     """Log-probability of every node of a tree after prompts that were read.
 
-    A node attends to the prompt and to its ancestors.
+    A node attends to the prompt and to its ancestors. Leaves are not read: nothing follows them.
 
     Parameters
     ----------
@@ -132,29 +159,32 @@ def score_tree(model: Any, trie: TokenTrie, prompt_logits: Tensor, cache: Any) -
     Tensor of shape (n, n_nodes)
         In nats.
     """
-    n, n_nodes = len(prompt_logits), len(trie.tokens)
-    length, device, dtype = cache.get_seq_length(), prompt_logits.device, model.dtype
-    visible = torch.cat([trie.ancestors.new_ones(n_nodes, length), trie.ancestors], 1)
+    parents = trie.parents.clamp(min=0)
+    inner = parents.unique()  # sorted; with the first node
+    n, length = len(prompt_logits), cache.get_seq_length()
+    device, dtype = prompt_logits.device, model.dtype
+    ancestors = trie.ancestors[inner][:, inner]
+    visible = torch.cat([ancestors.new_ones(len(inner), length), ancestors], 1)
     # Added to attention scores, which every implementation of attention does with floats alone.
     mask = torch.zeros(visible.shape, dtype=dtype, device=device)
     mask = mask.masked_fill(~visible, torch.finfo(dtype).min)
     logits, _ = forward_logits(
         model,
-        torch.arange(n_nodes, device=device),
-        input_ids=trie.tokens.expand(n, -1),
+        torch.arange(len(inner), device=device),
+        input_ids=trie.tokens[inner].expand(n, -1),
         attention_mask=mask.expand(n, 1, -1, -1),
-        position_ids=(length + trie.depth).expand(n, -1),
+        position_ids=(length + trie.depth[inner]).expand(n, -1),
         past_key_values=cache,
     )
-    losses = []
-    for start, nodes in zip(prompt_logits, logits, strict=True):
-        before = torch.cat([start[None], nodes])[trie.parents + 1]
-        losses.append(F.cross_entropy(before.float(), trie.tokens, reduction="none"))
-    return -torch.stack(losses)
+    is_first, row = trie.parents < 0, torch.searchsorted(inner, parents)
+    selected = torch.where(is_first, prompt_logits[:, trie.tokens], logits[:, row, trie.tokens])
+    norms = torch.stack([nodes.float().logsumexp(-1) for nodes in logits])
+    start_norms = prompt_logits.float().logsumexp(-1, keepdim=True)
+    return selected.float() - torch.where(is_first, start_norms, norms[:, row])
 
 
-def max_tree_length(model: Any) -> int | None:
-    """Tokens of a prompt and a tree at most, so that no window or table of positions is left.
+def unwindowed_length(model: Any) -> int | None:
+    """Tokens at most, padding and nodes of trees included, that fit all windows and positions.
 
     Parameters
     ----------

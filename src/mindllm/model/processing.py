@@ -115,14 +115,14 @@ class MindLLMProcessor:
             logger.warning("an answer is cut: %d tokens of %d are read", self.max_length, n_tokens)
         return EncodedPrompt(ids, labels, np.flatnonzero(ids == self.fmri_token_id))
 
-    def pad(self, prompts: Sequence[EncodedPrompt], *, left: bool = False) -> BatchEncoding:
+    def pad(self, prompts: Sequence[EncodedPrompt], pad_after: int | None = None) -> BatchEncoding:
         """Pad prompts to one length L and stack them.
 
         Parameters
         ----------
         prompts : sequence of EncodedPrompt
-        left : bool
-            Pad on the left, to generate.
+        pad_after : int, optional
+            Pad after so many tokens of each prompt, to generate; by default after all.
 
         Returns
         -------
@@ -137,11 +137,11 @@ class MindLLMProcessor:
         attention_mask = np.zeros(shape, int)
         positions = []
         for row, prompt in enumerate(prompts):
-            start = longest - len(prompt.input_ids) if left else 0
-            span = slice(start, start + len(prompt.input_ids))
-            input_ids[row, span], labels[row, span] = prompt.input_ids, prompt.labels
-            attention_mask[row, span] = 1
-            positions.append(prompt.fmri_token_positions + start)
+            columns = np.arange(len(prompt.input_ids))
+            columns[len(columns) if pad_after is None else pad_after :] += longest - len(columns)
+            input_ids[row, columns], labels[row, columns] = prompt.input_ids, prompt.labels
+            attention_mask[row, columns] = 1
+            positions.append(columns[prompt.fmri_token_positions])
         arrays = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

@@ -21,9 +21,10 @@ from torch import Tensor
 from mindllm.model.logits import (
     TokenTrie,
     forward_logits,
-    max_tree_length,
+    read_prefix,
     read_prompt,
     score_tree,
+    unwindowed_length,
 )
 from mindllm.utils.errors import InputError
 from mindllm.utils.weights import check_finite_weights
@@ -48,11 +49,14 @@ class Shortcuts:
         Continuations of a prompt are read as one tree.
     left_padding : bool
         Prompts of other lengths are continued in one batch.
+    generation_prefix : bool
+        The beginning that all prompts of a batch share is read once before they are continued.
     """
 
     prefix_cache: bool
     token_tree: bool
     left_padding: bool
+    generation_prefix: bool
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ def find_shortcuts(model: Any, tokenizer: Any, name: str) -> Shortcuts:
         prefix_cache=holds(lambda: prefix_deviation(model, probe)),
         token_tree=holds(lambda: tree_deviation(model, probe)),
         left_padding=left_padding,
+        generation_prefix=holds(lambda: generation_deviation(model, probe.rows, PREFIX_LENGTH)),
     )
 
 
@@ -199,14 +204,18 @@ def read_row(model: Any, row: Sequence[int]) -> Tensor:
 
 
 def embed_rows(
-    model: Any, rows: Sequence[Sequence[int]], left: bool = False
+    model: Any, rows: Sequence[Sequence[int]], shared: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings (n, L, hidden_size) and attention mask (n, L) of padded rows."""
+    """Embeddings (n, L, hidden_size) and attention mask (n, L) of rows that are padded.
+
+    On the right, or after `shared` tokens.
+    """
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for number, row in enumerate(rows):
-        span = slice(ids.shape[1] - len(row), None) if left else slice(len(row))
-        ids[number, span], mask[number, span] = torch.tensor(row), 1
+        columns = torch.arange(len(row))
+        columns[len(row) if shared is None else shared :] += ids.shape[1] - len(row)
+        ids[number, columns], mask[number, columns] = torch.tensor(row), 1
     embeds = model.get_input_embeddings()(ids.to(model.device))
     return embeds, mask.to(model.device)
 
@@ -233,9 +242,13 @@ def padded_deviation(model: Any, probe: Probe) -> float:
     return largest_difference(list(logits), probe.log_probs)
 
 
-def generation_deviation(model: Any, rows: Sequence[Sequence[int]]) -> float:
-    """Difference of the first two generated tokens of rows that are padded on the left."""
-    embeds, mask = embed_rows(model, rows, left=True)
+def generation_deviation(model: Any, rows: Sequence[Sequence[int]], shared: int = 0) -> float:
+    """Difference of the first two generated tokens of rows that are padded on the left.
+
+    Their first `shared` tokens stand before the padding, and are read once.
+    """
+    embeds, mask = embed_rows(model, rows, shared)
+    prefix = {"past_key_values": read_prefix(model, embeds, shared)} if shared else {}
     generated = model.generate(
         inputs_embeds=embeds,
         attention_mask=mask,
@@ -245,6 +258,7 @@ def generation_deviation(model: Any, rows: Sequence[Sequence[int]]) -> float:
         pad_token_id=0,
         output_logits=True,
         return_dict_in_generate=True,
+        **prefix,
     )
     first = generated.sequences[:, 0].tolist()
     expected = [read_row(model, [*row, token])[-2:] for row, token in zip(rows, first, strict=True)]
@@ -254,21 +268,19 @@ def generation_deviation(model: Any, rows: Sequence[Sequence[int]]) -> float:
 def prefix_deviation(model: Any, probe: Probe) -> float:
     """Difference of the rest of both rows after their common beginning, which is read once."""
     embeds, mask = embed_rows(model, probe.rows)
-    _, cache = read_prompt(model, embeds[:1, :PREFIX_LENGTH])
-    cache.batch_repeat_interleave(len(probe.rows))
     logits, _ = forward_logits(
         model,
         torch.arange(embeds.shape[1] - PREFIX_LENGTH, device=model.device),
         inputs_embeds=embeds[:, PREFIX_LENGTH:],
         attention_mask=mask,
-        past_key_values=cache,
+        past_key_values=read_prefix(model, embeds, PREFIX_LENGTH),
     )
     return largest_difference(list(logits), [rest[PREFIX_LENGTH:] for rest in probe.log_probs])
 
 
 def tree_deviation(model: Any, probe: Probe) -> float:
     """Difference of the log-probability of each row's rest, read as a tree."""
-    limit = max_tree_length(model)
+    limit = unwindowed_length(model)
     trie = TokenTrie([row[PREFIX_LENGTH:] for row in probe.rows]).to(model.device)
     if limit and PREFIX_LENGTH + len(trie.tokens) > limit:
         return math.inf  # prompts are longer than the probe

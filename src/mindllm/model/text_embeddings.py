@@ -76,7 +76,7 @@ def embed_texts(
         )
         mask = torch.arange(ids.shape[1]) < torch.tensor([len(e) for e in encoded])[:, None]
         ids, mask = ids.to(model.device), mask.to(model.device)
-        outputs = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        outputs = model.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         layers = outputs.hidden_states  # the word embeddings first
         hidden = layers[2 * (len(layers) - 1) // 3].float()
         embeddings.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))

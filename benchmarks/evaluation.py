@@ -1,0 +1,107 @@
+"""Speed of an evaluation's parts, as ratios within one run, and time of a complete evaluation.
+
+    python benchmarks/evaluation.py [--llm NAME] [--preset paper] [--complete FOLDER]
+
+1. 60 candidates scored as trees after a shared prompt, against one by one
+2. texts of 64 trials generated at once, against one at a time: the same greedy texts
+3. ten questions about one scan asked at once, so that its tokens are read once, against one at a
+   time: the same greedy texts
+4. with --complete: `mindllm evaluate` of 240 simulated trials and 60 candidates, in that folder
+"""
+
+import argparse
+import platform
+import time
+from pathlib import Path
+
+import torch
+from speed import scoring
+
+from mindllm.data.store import Store
+from mindllm.datasets.bids import BIDSReader
+from mindllm.evaluation.evaluator import evaluate
+from mindllm.language.conversation import build_conversation
+from mindllm.model.configuration import PRESETS
+from mindllm.model.language_model import load_language_model
+from mindllm.model.modeling import MindLLM
+from mindllm.report.write import write_report
+from mindllm.simulate.configuration import SimulateConfig
+from mindllm.simulate.simulator import simulate
+from mindllm.training.configuration import StageConfig, TrainConfig
+from mindllm.training.trainer import train
+
+MAX_NEW_TOKENS = 16
+ASKED = ["Who is there", "What do they do", "Where are they", "What is held", "Is it day or night"]
+QUESTIONS = [f"<fMRI>\n{asked}{end}" for asked in ASKED for end in ("?", ", in one word?")]
+
+
+def generation(model: MindLLM, what: str, tokens: torch.Tensor, questions: list[str]) -> None:
+    """Print the ratio of texts generated one at a time to all at once."""
+    conversations = [build_conversation(question) for question in questions]
+    start = time.perf_counter()
+    together = model.generate(tokens, conversations, max_new_tokens=MAX_NEW_TOKENS)
+    middle = time.perf_counter()
+    apart = [
+        model.generate(row[None], [turns], max_new_tokens=MAX_NEW_TOKENS)[0]
+        for row, turns in zip(tokens, conversations, strict=True)
+    ]
+    slow, fast = time.perf_counter() - middle, middle - start
+    assert together == apart, "texts differ"
+    print(
+        f"{what}: one at a time {slow:.1f} s, at once {fast:.1f} s, ratio {slow / fast:.1f}",
+        flush=True,
+    )
+
+
+def complete(folder: Path, llm: str | None) -> None:
+    """Print the time of an evaluation of two simulated subjects by a model trained briefly."""
+    if not (folder / "store").exists():
+        simulate(folder / "bids", SimulateConfig(n_subjects=4))
+        BIDSReader(folder / "bids").prepare(folder / "store", progress=None)
+    store = Store(folder / "store")
+    config = TrainConfig(
+        alignment=StageConfig(max_steps=20, batch_size=480),
+        instruction_tuning=StageConfig(max_steps=8, batch_size=16),
+        language_model=llm,
+    )
+    trained, tested = store.subjects[:2], store.subjects[2:]
+    if not (folder / "model").exists():
+        train(store, folder / "model", config, subjects=trained, progress=None)
+    model = MindLLM.from_pretrained(folder / "model")
+    start, cpu = time.perf_counter(), time.process_time()
+    result = evaluate(model, store, tested, split="test", progress=False)
+    write_report(result, folder / "report", model=model, store=store)
+    print(
+        f"evaluation of {len(result.predictions)} trials x {len(result.run_info.candidates)} "
+        f"candidates: {time.perf_counter() - start:.0f} s, {time.process_time() - cpu:.0f} s of CPU"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--llm", default=None, help="a language model; default: the small one")
+    parser.add_argument("--preset", default="default", help="sizes of the encoder")
+    parser.add_argument("--complete", type=Path, default=None, help="a folder for 4.")
+    options = parser.parse_args()
+    llm = load_language_model(options.llm)
+    print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{llm.name}"
+    )
+    torch.manual_seed(0)
+    model = MindLLM(PRESETS[options.preset], {}, llm).eval()
+    config = model.encoder.config
+    tokens = 0.1 * torch.randn(64, config.num_fmri_tokens, config.token_dim)
+    question = model.build_conversation()[0]["content"]
+    generation(model, "texts of 64 trials", tokens, [question] * 64)
+    scan = tokens[:1].expand(len(QUESTIONS), -1, -1)
+    generation(model, "10 questions about one scan", scan, QUESTIONS)
+    scoring(model, scans=2)
+    if options.complete:
+        complete(options.complete, options.llm)
+
+
+if __name__ == "__main__":
+    main()
