@@ -22,6 +22,7 @@ from mindllm.cli.options import (
     claim_output,
     console,
     errors,
+    parse_int_ranges,
     parse_list,
 )
 from mindllm.utils.files import to_json
@@ -91,6 +92,13 @@ NTexts = Annotated[
 ]
 WritesTexts = Annotated[
     str | None, typer.Option(help="With --n-texts: the language model. Default: the small one.")
+]
+NLabels = Annotated[
+    str | None,
+    typer.Option(
+        help="Adaptation curve: numbers of labelled trials of a left-out subject, e.g. 10,30,60, "
+        "at most half of its trials. Default: no curve."
+    ),
 ]
 Resume = Annotated[
     bool,
@@ -164,13 +172,16 @@ def cross_validate(
     test_split: TestSplit = None,
     n_texts: NTexts = 0,
     llm: WritesTexts = None,
+    n_labels: NLabels = None,
     seed: Seed = 0,
 ) -> None:
     """Leave every subject out in turn, with seen and with new answers: evidence and baselines."""
     from mindllm.data.store import Store
+    from mindllm.evaluation.adaptation_curve import AdaptationCurve
     from mindllm.evaluation.cache import clear_cache
     from mindllm.evaluation.cross_validation import CrossValidation, CrossValidationOptions
     from mindllm.language.hub import check_path
+    from mindllm.report.adaptation import adaptation_table
     from mindllm.report.cross_validation import cross_validation_table, write_cross_validation
 
     claim_output(out, inputs=[store], resumable=("cross_validation.json", "partial"))
@@ -179,15 +190,18 @@ def cross_validate(
     options = CrossValidationOptions(folds, test_split, n_texts, llm, seed)
     taking_part, tested = parse_list(subjects), parse_list(left_out)
     validation = CrossValidation(Store(store), taking_part, options, out, tested)
-    with (
-        bars() as progress,
-        progress_bar(progress, "leaving out", validation.n_steps) as advance,
-    ):
-        results = validation.run(advance)
-    write_cross_validation(results, out)
+    curve = AdaptationCurve(validation, parse_int_ranges(n_labels) or [])
+    with bars() as progress:
+        with progress_bar(progress, "leaving out", validation.n_steps) as advance:
+            results = validation.run(advance)
+        with progress_bar(progress, "adapting", curve.n_steps) as advance:
+            adaptation = curve.run(advance) if curve.counts else []
+    write_cross_validation(results, out, adaptation)
     clear_cache(out)
     for scores in results.values():
         console.print(cross_validation_table(scores))
+    if adaptation:
+        console.print(adaptation_table(adaptation))
     console.print(f"tables: {out / 'cross_validation.md'}")
 
 

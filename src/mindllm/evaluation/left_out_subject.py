@@ -184,9 +184,25 @@ class LeftOutSubject:
         """Cosines of the candidates with the embedding that ridge regression predicts."""
         return self.ridge_similarity(fold, self.embeddings[self.folds.candidates(fold)]).numpy()
 
-    def ridge_similarity(self, fold: int | None, embeddings: Tensor) -> Tensor:
-        """Cosines of texts with the embedding that ridge regression predicts of each trial."""
+    def ridge_similarity(
+        self,
+        fold: int | None,
+        embeddings: Tensor,
+        labelled: Tensor | None = None,
+        alone: bool = False,
+    ) -> Tensor:
+        """Cosines of texts with the embedding that ridge regression predicts of each trial.
+
+        labelled: trials of the subject that are fitted to, too, or alone.
+        """
         x, y, _ = self.regression_data(fold)
+        if labelled is not None:
+            texts = self.folds.stimulus_texts[self.folds.stimulus_index(self.subject)]
+            center = self.embeddings[self.folds.shown(fold)].mean(0)
+            own_x = standardize(self.features[self.subject])[labelled]
+            own_y = center_embeddings(self.embeddings[texts[labelled]], center).numpy()
+            x = own_x if alone else np.concatenate([x, own_x])
+            y = own_y if alone else np.concatenate([y, own_y])
         ridge = Ridge(alpha=self.alpha).fit(x, y)
         predicted = torch.from_numpy(ridge.predict(standardize(self.features[self.subject])))
         center = self.embeddings[self.folds.shown(fold)].mean(0)

@@ -127,7 +127,8 @@ class Predictor:
         if model is None:
             return None
         outputs = self._query_outputs(store, subject, groups)
-        if max(map(len, groups)) > 1 and len(groups) >= MIN_ALIGNMENT_TRIALS:
+        is_averaged = max(map(len, groups)) > 1 and len(groups) >= MIN_ALIGNMENT_TRIALS
+        if is_averaged and subject not in self.model.adaptations:
             return self._evidence(outputs, model.subject_transform(outputs))
         return self._evidence(outputs, self._transform(store, subject))
 
@@ -145,8 +146,10 @@ class Predictor:
         return torch.from_numpy(embed_sentences(texts, self.model.sentence_encoder))
 
     def _transform(self, store: Store, subject: str) -> SubjectTransform:
-        """Return the alignment of a subject by all of its trials, computed once."""
+        """Return what the model was adapted to, or the alignment by all trials, computed once."""
         assert self.model.encoding_model is not None
+        if subject in self.model.adaptations:
+            return self.model.adaptations[subject]
         if subject not in self._transforms:
             groups = [np.array([row]) for row in range(len(store.trials(subject)))]
             outputs = self._query_outputs(store, subject, groups)

@@ -32,6 +32,7 @@ from mindllm.utils.weights import check_finite_weights
 FORMAT = 3
 WHAT = "a model (made by `mindllm train` or `mindllm convert`)"
 REMEDY = "Fetch or convert the model again."
+ADAPTATIONS = "adaptations.safetensors"
 logger = logging.getLogger(__name__)
 
 
@@ -73,6 +74,8 @@ class CheckpointParts:
         Folder of a LoRA adapter of the language model.
     sentence_encoder : str, optional
         Hub id or folder of the sentence encoder of the encoding model, if there is one.
+    adaptations : mapping from str to mapping from str to Tensor
+        Tensors of each subject that the encoding model was adapted to.
     """
 
     config: MindLLMConfig
@@ -83,6 +86,7 @@ class CheckpointParts:
     model_card: ModelCard = field(default_factory=ModelCard)
     adapter: Path | None = None
     sentence_encoder: str | None = None
+    adaptations: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 def fingerprint(model: Any) -> str:
@@ -100,6 +104,13 @@ def save_checkpoint(parts: CheckpointParts, folder: Path) -> None:
     with atomic_write(folder / "model.safetensors") as temporary:
         tensors = {n: t.detach().cpu().contiguous() for n, t in parts.state_dict.items()}
         save_file(tensors, temporary)
+    adaptations = {
+        f"{subject}/{name}": tensor.contiguous()
+        for subject, tensors in parts.adaptations.items()
+        for name, tensor in tensors.items()
+    }
+    if adaptations:
+        save_file(adaptations, folder / ADAPTATIONS)
     write_json(folder / "regions.json", parts.parcel_names)
     names = enumerate_parcels(parts.parcel_names)
     for masker in parts.maskers.values():
@@ -167,7 +178,17 @@ def load_checkpoint(folder: Path) -> CheckpointParts:
         model_card=model_card,
         sentence_encoder=content.get("sentence_encoder"),
         adapter=folder / "adapter" if (folder / "adapter").is_dir() else None,
+        adaptations=load_adaptations(folder / ADAPTATIONS),
     )
+
+
+def load_adaptations(file: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each subject that the encoding model was adapted to; none without a file."""
+    adaptations: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in (load_weights(file) if file.exists() else {}).items():
+        subject, _, name = key.rpartition("/")
+        adaptations.setdefault(subject, {})[name] = tensor
+    return adaptations
 
 
 def load_weights(file: Path) -> dict[str, Tensor]:

@@ -160,5 +160,6 @@ def scan_evidence(
     if volumes is not None or standardize_with is not None:
         source = img if standardize_with is None else standardize_with
         others = read_betas(masker, source, None, None, standardized)
-    voxels = model.encoder.prepare_voxels(masker)
-    return model.evidence(betas, voxels, embeddings, subject_betas=others), embeddings
+    is_adapted = masker.subject in model.adaptations
+    subject_betas = None if is_adapted else others
+    return model.evidence(betas, masker, embeddings, subject_betas), embeddings

@@ -177,14 +177,18 @@ class EncodingModel(nn.Module):
             )
         return cls({name: state_dict[prefix + name] for name in cls.TENSORS})
 
-    def subject_transform(self, query_outputs: Tensor | None = None) -> SubjectTransform:
-        """Standardize and align a subject by its own trials, without labels.
+    def subject_transform(
+        self, query_outputs: Tensor | None = None, labels: Mapping[int, Tensor] | None = None
+    ) -> SubjectTransform:
+        """Standardize and align a subject by its own trials, without labels or with some.
 
         Parameters
         ----------
         query_outputs : Tensor of shape (n_trials, num_queries), optional
             Trials of the subject, those to be decoded or others. None, or fewer than 40: the
             training subjects' mean and standard deviation, and no alignment.
+        labels : mapping of int to Tensor of shape (embedding_dim,), optional
+            Sentence embedding of the text of those of the trials whose text is known.
 
         Returns
         -------
@@ -203,8 +207,14 @@ class EncodingModel(nn.Module):
         if ridge < 0:
             return subject
         rows = evenly_spaced(len(values), MAX_ALIGNMENT_TRIALS)
+        known = torch.tensor(sorted(labels or {}), dtype=torch.int64)
+        rows = torch.unique(torch.cat([rows, known]))
         trials = self.transform(values[rows], subject)
-        response_map = fit_response_map(trials, self.expected_responses(trials), ridge)
+        expected = self.expected_responses(trials)
+        if labels:
+            embeddings = torch.stack([labels[int(row)] for row in known])
+            expected[torch.isin(rows, known)] = self.mean_responses(embeddings)
+        response_map = fit_response_map(trials, expected, ridge)
         return SubjectTransform(subject.mean, subject.std, subject.alignment, response_map)
 
     def transform(self, query_outputs: Tensor, subject: SubjectTransform) -> Tensor:
@@ -222,6 +232,16 @@ class EncodingModel(nn.Module):
         for part in trials.split(max(MAX_DENSITIES // len(mean), 1)):
             expected.append(gaussian_log_density(part, mean, variance).softmax(1) @ mean)
         return torch.cat(expected)
+
+    def mean_responses(self, embeddings: Tensor) -> Tensor:
+        """Mean response (n_texts, rank) to texts: over their known stimuli, or to a new one."""
+        unique, inverse = torch.unique(embeddings.to(self.components), dim=0, return_inverse=True)
+        responses = self.predict(unique)
+        n_known = len(responses.texts) - len(unique)
+        texts, of_new = responses.texts[:n_known], responses.mean[n_known:]
+        counts = torch.bincount(texts, minlength=len(unique))[:, None]
+        sums = torch.zeros_like(of_new).index_add(0, texts, responses.mean[:n_known])
+        return torch.where(counts > 0, sums / counts.clamp_min(1), of_new)[inverse]
 
     def find_texts(self, embeddings: Tensor) -> Tensor:
         """Number of the training text with each embedding, int64 (n_texts,); -1: it is new."""

@@ -15,25 +15,19 @@ from transformers.utils import ModelOutput
 from mindllm.fmri.inputs import FMRIInputs
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.language.conversation import Conversation, build_conversation
-from mindllm.language.sentence_embeddings import embed_sentences
 from mindllm.model import candidates
 from mindllm.model.configuration import MindLLMConfig
-from mindllm.model.coverage import VoxelCoverage, check_coverage, voxel_coverage
 from mindllm.model.encoder import FMRIEncoder, VoxelFeatures
 from mindllm.model.encoding_model import EncodingModel
+from mindllm.model.evidence import Betas, EvidenceModule
 from mindllm.model.generation import generate_texts
 from mindllm.model.language_model import FrozenLanguageModel
 from mindllm.model.model_card import ModelCard
-from mindllm.model.pretrained import (
-    PretrainedModule,
-    drop_language_model,
-    ignore_language_model,
-)
+from mindllm.model.pretrained import drop_language_model, ignore_language_model
 from mindllm.model.processing import IGNORE_INDEX, MindLLMProcessor
+from mindllm.model.subject_alignment import SubjectTransform
 from mindllm.utils.errors import InputError
 from mindllm.utils.validation import check_finite, check_values
-
-Betas = np.ndarray | Tensor
 
 
 @dataclass
@@ -52,7 +46,7 @@ class MindLLMOutput(ModelOutput):
     logits: Tensor | None = None
 
 
-class MindLLM(PretrainedModule):
+class MindLLM(EvidenceModule):
     """An fMRI encoder, a projector, and the frozen language model that reads its tokens.
 
     Parameters
@@ -76,6 +70,8 @@ class MindLLM(PretrainedModule):
         How the model was trained, and on what.
     null_tokens : Tensor of shape (num_fmri_tokens, token_dim)
         Mean fMRI tokens of the training trials.
+    adaptations : dict of str to SubjectTransform
+        Of subjects that the model was adapted to; see `adapt_subject`.
     encoding_model : EncodingModel or None
         How brains respond to a text; None: not fitted.
     sentence_encoder : str or None
@@ -122,6 +118,7 @@ class MindLLM(PretrainedModule):
         self.chat_template = chat_template
         self.model_card = ModelCard()
         self.maskers: dict[str, VoxelMasker] = {}
+        self.adaptations: dict[str, SubjectTransform] = {}
         self._checked_maskers: dict[int, VoxelMasker] = {}
         self.encoding_model: EncodingModel | None = None
         self.sentence_encoder: str | None = None
@@ -184,26 +181,6 @@ class MindLLM(PretrainedModule):
         check_finite(array, f"values of {name}")
         dtype = self.projector.weight.dtype
         return voxels, torch.as_tensor(array, dtype=dtype, device=self.device)
-
-    def coverage(self, masker: VoxelMasker) -> VoxelCoverage:
-        """Compare voxels with those that the model was trained on.
-
-        Parameters
-        ----------
-        masker : VoxelMasker
-
-        Returns
-        -------
-        VoxelCoverage
-        """
-        in_mni = self.encoder.config.coordinate_system == "mni_mm"
-        return voxel_coverage(masker, self.maskers, self.encoder.parcel_names, in_mni)
-
-    def _check_coverage(self, masker: VoxelMasker) -> None:
-        """Check the coverage of a subject's voxels, once."""
-        if id(masker) not in self._checked_maskers:
-            check_coverage(self.coverage(masker))
-            self._checked_maskers[id(masker)] = masker  # kept, so that no other has its id
 
     def get_fmri_features(self, betas: Betas, masker: VoxelMasker | VoxelFeatures) -> Tensor:
         """What the language model reads: projected fMRI tokens.
@@ -439,80 +416,6 @@ class MindLLM(PretrainedModule):
             the turn.
         """
         return self.score_candidates(self.encode(betas, masker), texts, question, batch_size)
-
-    def evidence(
-        self,
-        betas: Betas,
-        masker: VoxelMasker | VoxelFeatures,
-        texts: Sequence[str] | Tensor,
-        subject_betas: Betas | None = None,
-    ) -> Tensor:
-        """Evidence of trials for texts, by the encoding model: log p(trial | text) - log p(trial).
-
-        Parameters
-        ----------
-        betas, masker
-            As for `encode`.
-        texts : sequence of str, or Tensor of shape (n_texts, embedding_dim)
-            Any texts, also those that were never trained on; or what `embed_texts` made of them.
-        subject_betas : ndarray or Tensor of shape (n_other_trials, n_voxels), optional
-            Trials of the same subject, of anything and without labels, to align it to the training
-            subjects by; at least 40. None: no alignment.
-
-        Returns
-        -------
-        Tensor of shape (n_trials, n_texts), float64
-            In nats, against the density with no text known; positive where the trial speaks for
-            the text.
-
-        Raises
-        ------
-        InputError
-            If the model has no encoding model.
-
-        Examples
-        --------
-        >>> texts = ["a person reads", "a dog swims"]
-        >>> model.evidence(betas, masker, texts, subject_betas=betas)  # doctest: +SKIP
-        tensor([[ 3.1, -2.4]], dtype=torch.float64)
-        """
-        model, _ = self._require_encoding_model()
-        embeddings = texts if isinstance(texts, Tensor) else self.embed_texts(texts)
-        outputs = self.query_outputs(betas, masker)
-        if subject_betas is None or subject_betas is betas:
-            others = None if subject_betas is None else outputs
-        else:
-            others = self.query_outputs(subject_betas, masker)
-        return model.evidence(outputs, model.subject_transform(others), embeddings)
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts as the encoding model reads them.
-
-        Parameters
-        ----------
-        texts : sequence of str
-
-        Returns
-        -------
-        Tensor of shape (n_texts, embedding_dim)
-            Unit vectors.
-
-        Raises
-        ------
-        InputError
-            If the model has no encoding model.
-        """
-        _, sentence_encoder = self._require_encoding_model()
-        return torch.from_numpy(embed_sentences(texts, sentence_encoder))
-
-    def _require_encoding_model(self) -> tuple[EncodingModel, str]:
-        """The encoding model and its sentence encoder; InputError if there are none."""
-        if self.encoding_model is None or self.sentence_encoder is None:
-            raise InputError(
-                "this model has no encoding model, so it gives no evidence for texts. Train it "
-                "anew, or rank texts by log_likelihood."
-            )
-        return self.encoding_model, self.sentence_encoder
 
     def score_candidates(
         self,

@@ -32,6 +32,7 @@ from mindllm.model.language_model import (
     load_language_model,
 )
 from mindllm.model.model_card import MeasuredScore, ModelCard, render_model_card
+from mindllm.model.subject_alignment import SubjectTransform
 from mindllm.utils.errors import InputError
 from mindllm.utils.folders import replace_directory
 
@@ -50,6 +51,7 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
     language_model: FrozenLanguageModel
     chat_template: str | None
     maskers: dict[str, VoxelMasker]
+    adaptations: dict[str, SubjectTransform]
     encoding_model: EncodingModel | None
     sentence_encoder: str | None
     model_card: ModelCard
@@ -145,6 +147,10 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
         check_weights(model.state_dict(), parts.state_dict, folder)
         model.load_state_dict(parts.state_dict)
         model.model_card, model.maskers = parts.model_card, dict(parts.maskers)
+        model.adaptations = {
+            subject: SubjectTransform.from_tensors(tensors)
+            for subject, tensors in parts.adaptations.items()
+        }
         return model.eval()
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
@@ -186,6 +192,7 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
             maskers=self.maskers,
             model_card=self.model_card,
             sentence_encoder=self.sentence_encoder,
+            adaptations={name: part.to_tensors() for name, part in self.adaptations.items()},
         )
         save_checkpoint(parts, save_directory)
 

@@ -7,11 +7,14 @@ the training stimuli. The map for a trial is fitted to the subject's other trial
 what the model first believed of a trial cannot confirm itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
+
+from mindllm.utils.errors import InputError
 
 MIN_ALIGNMENT_TRIALS = 40  # fewer trials of a subject say too little about its covariance
 MAX_ALIGNMENT_TRIALS = 2000  # more change the map no further
@@ -99,6 +102,36 @@ class SubjectTransform:
     std: Tensor
     alignment: Tensor
     response_map: ResponseMap | None = None
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name; `from_tensors` is the inverse."""
+        tensors = {name: getattr(self, name) for name in ("mean", "std", "alignment")}
+        if self.response_map is not None:
+            tensors |= {f"response_map.{n}": t for n, t in vars(self.response_map).items()}
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """Put a transform together from its tensors.
+
+        Parameters
+        ----------
+        tensors : mapping of str to Tensor
+
+        Raises
+        ------
+        InputError
+            If one is missing.
+        """
+        prefix = "response_map."
+        parts = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        try:
+            response_map = ResponseMap(**parts) if parts else None
+            return cls(tensors["mean"], tensors["std"], tensors["alignment"], response_map)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"the adaptation to a subject lacks a tensor ({error}). Adapt the model again."
+            ) from error
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:

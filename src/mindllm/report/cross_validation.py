@@ -1,6 +1,6 @@
 """Tables and figure of a cross-validation, for the terminal and as files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -8,12 +8,14 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table as ScreenTable
 
+from mindllm.evaluation.adaptation_curve import AdaptationRow
 from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
 from mindllm.evaluation.cross_validation import ProtocolScores
 from mindllm.evaluation.results import MetricRow
 from mindllm.metrics.calibration import Estimate
 from mindllm.metrics.registry import METRICS, TEXT_SIMILARITY_METRICS
 from mindllm.plotting.style import FOREGROUND, new_figure, style_axes, to_png
+from mindllm.report.adaptation import adaptation_lines, write_adaptation
 from mindllm.report.figures import COLORS, draw_bins
 from mindllm.report.render import table_lines
 from mindllm.report.tables import Cell, Table, TableRow, score_cell, to_head
@@ -113,20 +115,28 @@ def cross_validation_table(scores: ProtocolScores) -> ScreenTable:
     return table
 
 
-def write_cross_validation(results: Mapping[str, ProtocolScores], directory: Path) -> None:
+def write_cross_validation(
+    results: Mapping[str, ProtocolScores],
+    directory: Path,
+    adaptation: Sequence[AdaptationRow] = (),
+) -> None:
     """Write cross_validation.json, cross_validation.md, reliability.png; texts.tsv of free text.
 
     Parameters
     ----------
     results : mapping of str to ProtocolScores
+    adaptation : sequence of AdaptationRow
+        Of an adaptation curve, which is written to adaptation.tsv and adaptation.png.
     directory : Path
         Made if it does not exist; earlier tables in it are replaced as a whole.
     """
     with replace_directory(directory) as folder:
-        write_files(results, folder)
+        write_files(results, folder, adaptation)
 
 
-def write_files(results: Mapping[str, ProtocolScores], directory: Path) -> None:
+def write_files(
+    results: Mapping[str, ProtocolScores], directory: Path, adaptation: Sequence[AdaptationRow]
+) -> None:
     """Write the files of `write_cross_validation`."""
     lines = ["# Cross-validation of evidence", "", CAPTION, ""]
     for scores in results.values():
@@ -136,6 +146,9 @@ def write_files(results: Mapping[str, ProtocolScores], directory: Path) -> None:
         if scores.texts:
             lines += ["The texts are in [texts.tsv](texts.tsv).", ""]
     lines += ["![Reliability](reliability.png)", ""]
+    if adaptation:
+        lines += adaptation_lines(adaptation)
+        write_adaptation(adaptation, directory)
     with atomic_write(directory / "cross_validation.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
     with atomic_write(directory / "reliability.png") as path:

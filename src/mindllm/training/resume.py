@@ -165,7 +165,7 @@ class SavedState(BaseModel):
     step: NonNegativeInt
     history: list[HistoryEntry]
     best_val_loss: dict[str, float]
-    fingerprint: dict[str, Any]
+    fingerprint: dict[str, object]
 
     @field_validator("history", mode="before")
     @classmethod
