@@ -25,7 +25,7 @@ from mindllm.utils.hdf5 import (
     read_whole_number,
 )
 from mindllm.utils.matlab import load_mat
-from mindllm.utils.parquet import check_numbers, read_parquet
+from mindllm.utils.parquet import read_parquet
 from mindllm.utils.pickles import load_pickled_array
 
 ANEW = "Make it anew."
@@ -217,10 +217,6 @@ def test_parquet_tables(tmp_path: Path) -> None:
     table.to_parquet(file, write_page_checksum=True)
     pd.testing.assert_frame_equal(read_parquet(file, ANEW, ["a"]), table)
     refused("lacks the columns d; it has a, b, c", read_parquet, file, ANEW, ["d"])
-    check_numbers(table, file, ["a"], "iu", ANEW)
-    refused("column b holds values of type float64", check_numbers, table, file, ["b"], "iu", ANEW)
-    refused("column c holds values of type", check_numbers, table, file, ["c"], "f", ANEW)
-    refused("column d is missing", check_numbers, table, file, ["d"], "f", ANEW)
     data = file.read_bytes()
     at = data.index(np.array([0.5, 1]).tobytes())
     file.write_bytes(data[:at] + b"\1" + data[at + 1 :])

@@ -1,5 +1,9 @@
 """The error that users read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 MAX_LENGTH = 1500  # of a message: what it shows of a file may be of any length
 
 
@@ -67,3 +71,23 @@ def describe_error(error: BaseException) -> str:
     """
     message = shorten(" ".join(str(error).split()), 300)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+@contextmanager
+def name_file(path: Path | str) -> Iterator[None]:
+    """Put the name of a file before the message of an `InputError`.
+
+    Parameters
+    ----------
+    path : Path or str
+        The file, or several in words.
+
+    Raises
+    ------
+    InputError
+        As the block does.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error

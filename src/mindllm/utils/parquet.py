@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,36 +52,3 @@ def read_arrow(file: Path, remedy: str, columns: Sequence[str] = ()) -> pa.Table
             f"{file} lacks the columns {', '.join(missing)}; it has {present}. {remedy}"
         )
     return table
-
-
-def check_numbers(
-    table: pd.DataFrame, file: Path, columns: Sequence[str], kinds: str, remedy: str
-) -> None:
-    """Check that columns of a table are there and hold numbers of some kinds.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        The table.
-    file : Path
-        Its file, for the message.
-    columns : sequence of str
-        The columns.
-    kinds : str
-        numpy's letters of the kinds: "iu" for whole numbers, "f" for others.
-    remedy : str
-        What to do about a damaged file, for the message.
-
-    Raises
-    ------
-    InputError
-        If a column is missing, or holds others.
-    """
-    for name in columns:
-        dtype = table[name].dtype if name in table else None
-        if not isinstance(dtype, np.dtype) or dtype.kind not in kinds:
-            state = "is missing" if dtype is None else f"holds values of type {dtype}"
-            raise InputError(
-                f"{file}: the column {name} {state}; expected "
-                f"{'whole numbers' if kinds == 'iu' else 'numbers'}. {remedy}"
-            )

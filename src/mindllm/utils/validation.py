@@ -1,15 +1,20 @@
-"""Checks of options, arrays and file formats."""
+"""Checks of options, arrays, file formats and what JSON files hold."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mindllm.utils.errors import InputError
 
 StrictModel = TypeVar("StrictModel", bound=BaseModel)
+Content = TypeVar("Content")
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 def validate_model(kind: type[StrictModel], content: Mapping[str, Any], where: str) -> StrictModel:
@@ -43,6 +48,50 @@ def validate_model(kind: type[StrictModel], content: Mapping[str, Any], where: s
         )
         raise InputError(
             f"{where}: {problems}. `mindllm config` prints every option of a training."
+        ) from error
+
+
+def validate_content(
+    kind: TypeAdapter[Content], content: object, where: str, remedy: str
+) -> Content:
+    """Check what a JSON file holds: names, types and ranges of its values.
+
+    Parameters
+    ----------
+    kind : TypeAdapter
+        What is expected; nothing is converted, such as "3" to a number.
+    content : object
+        Parsed JSON, or its text as bytes.
+    where : str
+        The file, for the message.
+    remedy : str
+        What to do, for the message.
+
+    Returns
+    -------
+    object
+        Of the expected type.
+
+    Raises
+    ------
+    InputError
+        If a value is missing, unknown or another than expected; the message names the first.
+
+    Examples
+    --------
+    >>> validate_content(TypeAdapter(list[int]), [1, 2], "counts.json", "Count again.")
+    [1, 2]
+    """
+    text = content if isinstance(content, bytes) else json.dumps(content)
+    try:
+        return kind.validate_json(text, strict=True)
+    except ValidationError as error:
+        first, count = error.errors()[0], error.error_count()
+        key = ".".join(map(str, first["loc"]))
+        more = f" ({count - 1} more)" if count > 1 else ""
+        shown = "" if first["type"] == "missing" else f", found {_SHORT.repr(first['input'])}"
+        raise InputError(
+            f"{where}: {key + ': ' if key else ''}{first['msg']}{shown}{more}. {remedy}"
         ) from error
 
 
@@ -123,6 +172,6 @@ def check_format(path: Path, what: str, stated: object, current: int, remedy: st
         return
     is_newer = isinstance(stated, int) and stated > current
     raise InputError(
-        f"{path} has {what} format {stated}; this version of mindllm reads {current}. "
+        f"{path} has {what} format {stated!r}; this version of mindllm reads {current}. "
         f"{'Upgrade mindllm.' if is_newer else remedy}"
     )
