@@ -18,22 +18,38 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mindllm.data.splits import DEFAULT_SPLIT
+from mindllm.data.schemas import (
+    DATASET,
+    PARCELS,
+    REMEDY,
+    SPLIT,
+    TRIAL_COLUMNS,
+    check_conversations,
+    check_rule,
+    check_trials_table,
+    read_split_table,
+    select_split,
+)
+from mindllm.data.splits import DEFAULT_SPLIT, check_splits
+from mindllm.fmri.atlases import check_atlas_names
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.masker_io import load_masker, load_voxel_column
 from mindllm.fmri.scaling import SessionScaler
 from mindllm.language.conversation import check_conversation
-from mindllm.utils.errors import InputError
+from mindllm.utils.arrays import check_header, read_array_header
+from mindllm.utils.errors import InputError, name_file
 from mindllm.utils.files import describe_read_errors, partial_path, read_json
 from mindllm.utils.locks import lock_output
 from mindllm.utils.manifest import MANIFEST, Manifest
+from mindllm.utils.parquet import read_arrow
 from mindllm.utils.sorting import natural_sorted
-from mindllm.utils.validation import check_finite, check_format
+from mindllm.utils.table_checks import read_checked_table
+from mindllm.utils.validation import check_finite, check_format, validate_content
 
 FORMAT = 3
 WHAT = "a store (made by `mindllm prepare`)"
-REMEDY = "Prepare the store anew."
 SPLIT_WHAT, SPLIT_REMEDY = "a split (made by `mindllm split`)", "Make the split anew."
+BETA_TYPES = ("float32", "float16")
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 CONVERSATIONS = pa.schema(
     [
@@ -45,6 +61,17 @@ CONVERSATIONS = pa.schema(
         ("answers", pa.list_(pa.string())),
     ]
 )
+
+
+def read_parcel_names(path: Path) -> dict[str, dict[int, str]]:
+    """Read and check regions.json: atlas -> parcel number -> parcel name."""
+    parcels = validate_content(PARCELS, read_json(path, WHAT), str(path), REMEDY)
+    with name_file(path):
+        check_atlas_names(parcels)
+    return {
+        atlas: {int(number): name for number, name in names.items()}
+        for atlas, names in parcels.items()
+    }
 
 
 class Store:
@@ -89,12 +116,9 @@ class Store:
         self.meta: dict[str, Any] = read_json(self.path / "dataset.json", WHAT)
         check_format(self.path, "store", self.meta.get("format"), FORMAT, "Prepare it again.")
         self.manifest = Manifest.read(self.path, WHAT, REMEDY)
-        self.manifest.check("dataset.json")
-        parcels = read_json(self.manifest.check("regions.json"), WHAT)
-        self.parcel_names = {
-            atlas: {int(number): name for number, name in names.items()}
-            for atlas, names in parcels.items()
-        }
+        path = self.manifest.check("dataset.json")
+        validate_content(DATASET, self.meta, str(path), REMEDY)
+        self.parcel_names = read_parcel_names(self.manifest.check("regions.json"))
         listed = [Path(name).parts for name in self.manifest.content.files]
         self.subjects: list[str] = natural_sorted(
             parts[1] for parts in listed if parts[0] == "subjects" and len(parts) == 3
@@ -121,7 +145,10 @@ class Store:
         """Name of the split and how it was made."""
         if self.split_dir is None:
             return {"name": DEFAULT_SPLIT}
-        return dict(read_json(self.split_file("split.json"), SPLIT_WHAT))
+        path = self.split_file("split.json")
+        content = read_json(path, SPLIT_WHAT)
+        check_rule(validate_content(SPLIT, content, str(path), SPLIT_REMEDY), path, SPLIT_REMEDY)
+        return content
 
     @cache  # noqa: B019 - a store lives as long as the command that opened it
     def subject_dir(self, subject: str) -> Path:
@@ -247,14 +274,38 @@ class Store:
         DataFrame
             Columns stimulus, session, run, repetition, split, and others of the data set.
         """
-        with describe_read_errors(self.subject_dir(subject) / "trials.parquet") as path:
-            table = pd.read_parquet(path)
+        path = self.subject_dir(subject) / "trials.parquet"
+        table = read_checked_table(path, TRIAL_COLUMNS, REMEDY)
+        check_trials_table(table, str(path), REMEDY)
         if self.split_dir is None:
             return table
-        with describe_read_errors(self.split_file("trials.parquet"), SPLIT_REMEDY) as path:
-            part = pd.read_parquet(path, filters=[("subject", "==", subject)])
-        splits = part.set_index("trial_index")["split"].reindex(range(len(table)))
-        return table.assign(split=splits.to_numpy(str))
+        path = self.split_dir / "trials.parquet"
+        splits = select_split(self._split_table, subject, len(table), path, SPLIT_REMEDY)
+        table = table.assign(split=splits)
+        check_splits({str(path): table})
+        return table
+
+    @cached_property
+    def _split_table(self) -> pd.DataFrame:
+        assert self.split  # split.json is checked, too
+        return read_split_table(self.split_file("trials.parquet"), self.subjects, SPLIT_REMEDY)
+
+    def check_splits(self, subjects: Sequence[str]) -> None:
+        """Check that no stimulus is in two splits, of one subject or of several.
+
+        Parameters
+        ----------
+        subjects : sequence of str
+            Subjects to check.
+
+        Raises
+        ------
+        InputError
+            If one is, unless the split leaves out subjects, whose stimuli may be those of others.
+        """
+        if self.split.get("by") != "subject":
+            with name_file(self.path):
+                check_splits({subject: self.trials(subject) for subject in subjects})
 
     def betas(
         self,
@@ -302,14 +353,16 @@ class Store:
     def _stored_betas(self, subject: str) -> np.ndarray:
         """(n_trials, n_voxels), memory-mapped, as measured."""
         expected = (len(self.trials(subject)), len(self.masker(subject)))
-        with describe_read_errors(self.subject_dir(subject) / "betas.npy") as path:
-            betas = np.load(path, mmap_mode="r")
-        if betas.shape != expected:
+        path = self.subject_dir(subject) / "betas.npy"
+        header = read_array_header(path, REMEDY)
+        if header.shape != expected:
             raise InputError(
-                f"{path} has shape {betas.shape}; trials.parquet and voxels.parquet promise "
-                f"{expected}. Prepare the store anew."
+                f"{path} has shape {header.shape}; trials.parquet and voxels.parquet promise "
+                f"{expected}. {REMEDY}"
             )
-        return betas
+        check_header(header, str(path), expected, BETA_TYPES, REMEDY)
+        with describe_read_errors(path, REMEDY):
+            return np.load(path, mmap_mode="r")
 
     def mean_betas(self, subject: str, groups: Sequence[np.ndarray]) -> np.ndarray:
         """Standardized betas, averaged over groups of trials.
@@ -334,12 +387,13 @@ class Store:
     @cache  # noqa: B019
     def scaler(self, subject: str) -> SessionScaler:
         """Mean and standard deviation per session and voxel, of training trials."""
+        sessions = set(self.trials(subject)["session"])
+        n_voxels = len(self.masker(subject))
         if self.split_dir:
             file = self.split_file(f"{subject}.npz")
-        else:
-            file = self.subject_dir(subject) / "statistics.npz"
-        with describe_read_errors(file) as path:
-            return SessionScaler.load(path)
+            return SessionScaler.load(file, n_voxels, sessions, SPLIT_REMEDY)
+        file = self.subject_dir(subject) / "statistics.npz"
+        return SessionScaler.load(file, n_voxels, sessions)
 
     def standardized_with(self, subject: str) -> str:
         """What a subject's betas are standardized with.
@@ -384,8 +438,17 @@ class Store:
         (accepted ones, the first is that of the turns). `turns` and `answers` stay in Arrow's
         memory and become Python lists as they are taken.
         """
-        with describe_read_errors(self.manifest.check("conversations.parquet")) as path:
-            return to_frame(pq.read_table(path))
+        path = self.manifest.check("conversations.parquet")
+        table = read_arrow(path, REMEDY)
+        check_conversations(table, self._count_trials, path)
+        return to_frame(table)
+
+    def _count_trials(self, subject: str) -> int | None:
+        """Number of trials of a subject, which are not read; None: there is no such subject."""
+        if subject not in self.subjects:
+            return None
+        with describe_read_errors(self.subject_dir(subject) / "trials.parquet") as path:
+            return int(pq.read_metadata(path).num_rows)
 
     def add_conversations(self, conversations: pd.DataFrame) -> None:
         """Add conversations, replacing all of the same sources, whole or not at all.
@@ -409,8 +472,7 @@ class Store:
     def _replace_conversations(self, conversations: pd.DataFrame) -> None:
         # Read again: another process may have added conversations since this store was opened.
         self.manifest = Manifest.read(self.path, WHAT, REMEDY)
-        with describe_read_errors(self.manifest.check("conversations.parquet")) as path:
-            table = pq.read_table(path)
+        table = read_arrow(self.manifest.check("conversations.parquet"), REMEDY)
         sources = pa.array(sorted(set(conversations["source"])), pa.string())
         kept = table.filter(pc.invert(pc.is_in(table["source"], sources)))
         parts = [kept, to_arrow(conversations)]

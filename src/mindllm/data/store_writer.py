@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from mindllm.data.schemas import TRIAL_COLUMNS, check_trials_table
 from mindllm.data.splits import SPLITS, check_splits
 from mindllm.data.store import FORMAT, Store, to_arrow
 from mindllm.fmri.masker import VoxelMasker
@@ -31,7 +32,6 @@ from mindllm.utils.validation import check_finite, check_values
 from mindllm.utils.versions import package_version
 
 DTYPES = ("float32", "float16")
-TRIAL_COLUMNS = ("stimulus", "session", "run", "repetition", "split")
 SAMPLE_SIZE = 100_000  # betas whose median tells how small they are
 logger = logging.getLogger(__name__)
 
@@ -471,4 +471,5 @@ def check_trials(trials: pd.DataFrame, subject: str) -> pd.DataFrame:
     if unknown:
         raise InputError(f"{subject}: unknown split {unknown}; expected {', '.join(SPLITS)}.")
     trials = trials.assign(session=trials["session"].astype(str), run=trials["run"].astype(str))
+    check_trials_table(trials, f"the trials of {subject}", "Mend the table of trials.")
     return trials[[*TRIAL_COLUMNS, *(c for c in trials if c not in TRIAL_COLUMNS)]]

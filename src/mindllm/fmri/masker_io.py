@@ -1,17 +1,25 @@
 """Maskers on disk, in stores and checkpoints: voxels.parquet and mask.nii.gz."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from nibabel.spatialimages import SpatialImage
 
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.nifti import check_announced_size, check_checksum
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import describe_read_errors
-from mindllm.utils.parquet import check_numbers, read_parquet
+from mindllm.utils.parquet import read_arrow
+from mindllm.utils.table_checks import check_column, check_rows, read_checked_table
+
+INDICES, COORDS = ["i", "j", "k"], ["x_mm", "y_mm", "z_mm"]
+MAX_GRID_SIZE = 2**29  # voxels of a grid; a brain at 0.4 mm has 2**28
+REMEDY = "Prepare the store anew."
 
 
 def save_masker(
@@ -29,21 +37,21 @@ def save_masker(
         Further columns, such as `ncsnr`. The others are `i`, `j`, `k`, `x_mm`, `y_mm`, `z_mm` and
         one per atlas.
     """
-    table = pd.DataFrame(np.c_[masker.voxel_indices], columns=["i", "j", "k"]).assign(
+    table = pd.DataFrame(np.c_[masker.voxel_indices], columns=INDICES).assign(
         **{f"{axis}_mm": masker.coords_mm[:, n] for n, axis in enumerate("xyz")},
         **masker.parcel_labels,
         **(measures or {}),
     )
-    table.to_parquet(folder / "voxels.parquet", write_page_checksum=True)
+    table.to_parquet(folder / "voxels.parquet")
     nib.save(masker.inverse_transform(np.ones(len(masker), np.uint8)), folder / "mask.nii.gz")
 
 
 def load_masker(
     folder: Path,
     parcel_names: Mapping[str, Mapping[int, str]],
-    remedy: str = "Prepare the store anew.",
+    remedy: str = REMEDY,
 ) -> VoxelMasker:
-    """Read the masker that `save_masker` wrote.
+    """Read and check the masker that `save_masker` wrote.
 
     Parameters
     ----------
@@ -62,38 +70,106 @@ def load_masker(
     Raises
     ------
     InputError
-        If a file is missing or damaged.
+        If a file is missing, damaged, or holds other than expected: see `check_voxels` and
+        `check_mask`.
     """
-    table, file = read_parquet(folder / "voxels.parquet", remedy), folder / "voxels.parquet"
-    check_numbers(table, file, ("i", "j", "k"), "iu", remedy)
-    check_numbers(table, file, ("x_mm", "y_mm", "z_mm"), "f", remedy)
-    atlases = [atlas for atlas in parcel_names if atlas in table]
-    check_numbers(table, file, atlases, "iu", remedy)
-    for atlas in atlases:
-        if unnamed := sorted(set(table[atlas]) - {0, *parcel_names[atlas]}):
-            raise InputError(
-                f"{file} has the parcel {unnamed[0]} of {atlas}, which has no name. {remedy}"
-            )
-    with describe_read_errors(folder / "mask.nii.gz", remedy) as path:
-        mask_img = nib.load(path)
-        check_checksum(mask_img)
-        check_announced_size(mask_img, "mask")
-        if mask_img.ndim != 3:
-            raise ValueError(f"it has the shape {mask_img.shape}")
-    voxel_indices = table[["i", "j", "k"]].to_numpy(np.int64)
-    if ((voxel_indices < 0) | (voxel_indices >= mask_img.shape)).any():
-        raise InputError(
-            f"{file} has voxels outside of the grid {mask_img.shape} of mask.nii.gz. {remedy}"
-        )
+    path = folder / "voxels.parquet"
+    table = read_checked_table(path, [*INDICES, *COORDS], remedy)
+    mask_img = open_mask(folder / "mask.nii.gz", remedy)
+    check_voxels(table, mask_img.shape, parcel_names, str(path), remedy)
+    labels = {atlas: table[atlas].to_numpy(np.int32) for atlas in parcel_names if atlas in table}
+    voxel_indices = table[INDICES].to_numpy(np.int32)
+    check_mask(mask_img, voxel_indices, folder / "mask.nii.gz", remedy)
     return VoxelMasker(
         subject=folder.name,
         shape=mask_img.shape,
         affine=mask_img.affine,
-        voxel_indices=voxel_indices.astype(np.int32),
-        coords_mm=table[["x_mm", "y_mm", "z_mm"]].to_numpy(np.float32),
-        parcel_labels={atlas: table[atlas].to_numpy(np.int32) for atlas in atlases},
-        parcel_names={atlas: parcel_names[atlas] for atlas in atlases},
+        voxel_indices=voxel_indices,
+        coords_mm=table[COORDS].to_numpy(np.float32),
+        parcel_labels=labels,
+        parcel_names={atlas: parcel_names[atlas] for atlas in labels},
     )
+
+
+def check_voxels(
+    table: pd.DataFrame,
+    shape: tuple[int, ...],
+    parcel_names: Mapping[str, Mapping[int, str]],
+    where: str,
+    remedy: str,
+) -> None:
+    """Check a table of voxels.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With the columns i, j, k, x_mm, y_mm and z_mm, each once.
+    shape : tuple of int
+        Shape of the grid.
+    parcel_names : mapping of str to mapping of int to str
+        Atlas name -> parcel label -> parcel name.
+    where : str
+        The table, for the message.
+    remedy : str
+        What to do, for the message.
+
+    Raises
+    ------
+    InputError
+        If there is no voxel, a value is missing or of another type, a voxel is outside the grid or
+        comes twice, a coordinate is not finite, or a parcel has no name.
+    """
+    if not len(table):
+        raise InputError(f"{where} has no voxel; expected one or more. {remedy}")
+    for name, length in zip(INDICES, shape, strict=True):
+        index = table[name]
+        check_column(index, "whole numbers", where, remedy)
+        on_grid = ((index >= 0) & (index < length)).to_numpy(bool)
+        check_rows(on_grid, index, f"an index on the grid of shape {shape}", where, remedy)
+    flat = np.ravel_multi_index(tuple(table[name].to_numpy() for name in INDICES), shape)
+    first_rows = np.unique(flat, return_index=True)[1]
+    if len(first_rows) < len(flat):
+        row = int(np.setdiff1d(np.arange(len(flat)), first_rows)[0])
+        voxel = table[INDICES].iloc[row].tolist()
+        raise InputError(
+            f"{where}, row {row}: the voxel {voxel} comes twice; expected once. {remedy}"
+        )
+    for name in COORDS:
+        check_column(table[name], "numbers", where, remedy)
+        is_finite = np.isfinite(table[name].to_numpy(np.float64))
+        check_rows(is_finite, table[name], "a finite coordinate", where, remedy)
+    for atlas in parcel_names:
+        if atlas in table:
+            check_column(table[atlas], "whole numbers", where, remedy)
+            is_known = table[atlas].isin([0, *parcel_names[atlas]]).to_numpy()
+            check_rows(is_known, table[atlas], "0 or a parcel of regions.json", where, remedy)
+
+
+def open_mask(path: Path, remedy: str) -> SpatialImage:
+    """Open a mask, whose voxels are not read yet; InputError for another grid than a brain's."""
+    with describe_read_errors(path, remedy):
+        img = nib.load(path)
+        check_checksum(img)
+        check_announced_size(img, "mask")
+        shape = img.shape
+    if len(shape) != 3 or not 0 < math.prod(shape) <= MAX_GRID_SIZE:
+        raise InputError(
+            f"{path} has shape {shape}; expected three dimensions and at most {MAX_GRID_SIZE} "
+            f"voxels. {remedy}"
+        )
+    return img
+
+
+def check_mask(img: SpatialImage, voxel_indices: np.ndarray, path: Path, remedy: str) -> None:
+    """Check that a mask has exactly the voxels of the table, in any order."""
+    with describe_read_errors(path, remedy):
+        inside = np.asanyarray(img.dataobj) > 0
+    n_shared = int(inside[tuple(voxel_indices.T)].sum())
+    if not n_shared == len(voxel_indices) == np.count_nonzero(inside):
+        raise InputError(
+            f"{path} has other voxels than voxels.parquet: {np.count_nonzero(inside)} and "
+            f"{len(voxel_indices)}, {n_shared} of them the same; expected the same. {remedy}"
+        )
 
 
 def load_voxel_column(folder: Path, name: str) -> np.ndarray | None:
@@ -116,9 +192,11 @@ def load_voxel_column(folder: Path, name: str) -> np.ndarray | None:
     InputError
         If the file is missing or damaged.
     """
-    file, remedy = folder / "voxels.parquet", "Prepare the store anew."
-    table = read_parquet(file, remedy)
-    if name not in table:
+    path = folder / "voxels.parquet"
+    table = read_arrow(path, REMEDY)
+    if name not in table.column_names:
         return None
-    check_numbers(table, file, [name], "f", remedy)
-    return table[name].to_numpy(np.float32)
+    kind = table.schema.field(name).type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise InputError(f"{path}: the column {name} holds {kind}; expected numbers. {REMEDY}")
+    return table[name].to_pandas().to_numpy(np.float32)

@@ -1,13 +1,13 @@
 """Standardization: z-score each trial over its voxels, then each voxel over trials."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import pandas as pd
 
-from mindllm.utils.arrays import load_arrays
+from mindllm.utils.arrays import Shape, load_arrays, read_checked_arrays
 from mindllm.utils.errors import InputError
 from mindllm.utils.validation import check_finite
 
@@ -264,23 +264,57 @@ class SessionScaler:
         )
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a scaler that `save` wrote."""
-        remedy = "Prepare the store anew."
-        arrays = load_arrays(path, ("sessions", "mean", "std", "fitted_on"), remedy)
-        sessions, mean, std = arrays["sessions"], arrays["mean"], arrays["std"]
-        are_numbers = mean.dtype.kind == std.dtype.kind == "f"
-        if (
-            not are_numbers
-            or mean.ndim != 2
-            or not mean.shape == std.shape
-            or (sessions.shape != mean.shape[:1])
-        ):
+    def load(
+        cls,
+        path: Path,
+        n_voxels: int | None = None,
+        sessions: Collection[str] = (),
+        remedy: str = "Prepare the store anew.",
+    ) -> Self:
+        """Read and check a scaler that `save` wrote.
+
+        Parameters
+        ----------
+        path : Path
+        n_voxels : int, optional
+            Voxels of the subject; None: any number.
+        sessions : collection of str
+            Sessions that it must know.
+        remedy : str
+            What to do about a file that does not fit, for the message.
+
+        Returns
+        -------
+        SessionScaler
+
+        Raises
+        ------
+        InputError
+            If the file is damaged, is of other voxels or lacks a session, a mean or standard
+            deviation is NaN or infinite, or a standard deviation is below 0.
+        """
+        names = load_arrays(path, ["sessions"], remedy)["sessions"]
+        shape, numbers = (names.size, n_voxels), ("float32", "float64")
+        expected: dict[str, tuple[Shape, tuple[str, ...]]] = {
+            "sessions": ((None,), ("text",)),
+            "fitted_on": ((), ("text",)),
+            "mean": (shape, numbers),
+            "std": (shape, numbers),
+        }
+        arrays = read_checked_arrays(path, expected, remedy)
+        scaler = cls(names.tolist(), arrays["mean"], arrays["std"], str(arrays["fitted_on"]))
+        missing = sorted(set(sessions) - set(scaler.sessions))
+        if missing or len(set(scaler.sessions)) < len(scaler.sessions):
             raise InputError(
-                f"{path} has sessions of shape {sessions.shape}, mean {mean.shape} {mean.dtype} "
-                f"and std {std.shape} {std.dtype}; expected numbers per session and voxel. {remedy}"
+                f"{path} has the sessions {scaler.sessions}; expected each once, and those of the "
+                f"trials, {sorted(sessions)}. {remedy}"
             )
-        return cls(sessions.tolist(), mean, std, str(arrays["fitted_on"]))
+        if (scaler.std < 0).any():
+            raise InputError(
+                f"{path}, std has numbers below 0, first {scaler.std[scaler.std < 0][0]:g}; "
+                f"expected standard deviations. {remedy}"
+            )
+        return scaler
 
 
 def iter_chunks(betas: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
