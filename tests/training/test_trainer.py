@@ -457,11 +457,11 @@ HARM: dict[str, tuple[Any, str]] = {
     ),
     "encoder": (
         lambda folder: changed(folder, encoder={"layers": 3}),
-        "config.json describes no encoder",
+        "config.json: encoder.layers: Extra inputs",
     ),
     "no llm named": (
         lambda folder: changed(folder, language_model=None),
-        "config.json does not name a language model",
+        "config.json: language_model: Input should be an object",
     ),
     "json": (
         lambda folder: os.truncate(folder / "config.json", 40),

@@ -9,23 +9,27 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ValidationError
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mindllm.fmri.atlases import check_atlas_names
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.masker_io import load_masker, save_masker
 from mindllm.model.configuration import MindLLMConfig
+from mindllm.model.encoder import plan_encoder
+from mindllm.model.encoding_model import EncodingModel
 from mindllm.model.model_card import ModelCard
-from mindllm.utils.errors import InputError
+from mindllm.utils.errors import InputError, name_file
 from mindllm.utils.files import atomic_write, read_json, write_json
 from mindllm.utils.folders import recover_directory
 from mindllm.utils.manifest import Manifest
-from mindllm.utils.validation import check_format
+from mindllm.utils.validation import check_format, validate_content
 from mindllm.utils.versions import package_version
 from mindllm.utils.weights import check_finite_weights
 
@@ -33,6 +37,8 @@ FORMAT = 3
 WHAT = "a model (made by `mindllm train` or `mindllm convert`)"
 REMEDY = "Fetch or convert the model again."
 ADAPTATIONS = "adaptations.safetensors"
+ENCODING_MODEL_PREFIX = "encoding_model."
+Name = Annotated[str, Field(min_length=1)]
 logger = logging.getLogger(__name__)
 
 
@@ -50,7 +56,7 @@ class LanguageModelRef:
         A named format; None: the tokenizer's own.
     """
 
-    name: str
+    name: Name
     fingerprint: str
     chat_template: str | None = None
 
@@ -76,6 +82,8 @@ class CheckpointParts:
         Hub id or folder of the sentence encoder of the encoding model, if there is one.
     adaptations : mapping from str to mapping from str to Tensor
         Tensors of each subject that the encoding model was adapted to.
+    encoding_model : EncodingModel, optional
+        Made of tensors of the state dict; not needed to save them.
     """
 
     config: MindLLMConfig
@@ -87,6 +95,33 @@ class CheckpointParts:
     adapter: Path | None = None
     sentence_encoder: str | None = None
     adaptations: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    encoding_model: EncodingModel | None = None
+
+
+class CheckpointContent(BaseModel):
+    """What config.json holds.
+
+    Examples
+    --------
+    >>> content = CheckpointContent(
+    ...     format=3, version="0.1.0", encoder={}, language_model={"name": "a", "fingerprint": ""}
+    ... )
+    >>> content.encoder == MindLLMConfig()
+    True
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    format: int
+    version: str
+    encoder: MindLLMConfig
+    language_model: LanguageModelRef
+    sentence_encoder: Name | None = None
+    model_card: ModelCard = Field(default_factory=ModelCard)
+
+
+CHECKPOINT = TypeAdapter(CheckpointContent)
+PARCELS: TypeAdapter[dict[str, list[str]]] = TypeAdapter(dict[Name, list[Name]])
 
 
 def fingerprint(model: Any) -> str:
@@ -142,44 +177,78 @@ def load_checkpoint(folder: Path) -> CheckpointParts:
         format.
     """
     recover_directory(folder)
-    content = read_json(folder / "config.json", WHAT)
-    check_format(folder, "model", content.get("format"), FORMAT, "Train or convert it again.")
+    saved = read_json(folder / "config.json", WHAT)
+    check_format(folder, "model", saved.get("format"), FORMAT, "Train or convert it again.")
     manifest = Manifest.read(folder, WHAT, REMEDY)
     for name in manifest.content.files:
         if name != "README.md":  # which its owner may edit
             manifest.check(name)
-    try:
-        config = MindLLMConfig(**content["encoder"])
-    except (ValidationError, KeyError) as error:
-        raise InputError(f"{folder / 'config.json'} describes no encoder: {error}") from error
-    try:
-        language_model = LanguageModelRef(**content["language_model"])
-    except (TypeError, KeyError) as error:
-        raise InputError(
-            f"{folder / 'config.json'} does not name a language model; found "
-            f"{content.get('language_model')!r}. Train or fetch the model again."
-        ) from error
-    try:
-        model_card = ModelCard.from_dict(content.get("model_card", {}))
-    except TypeError as error:
-        raise InputError(
-            f"{folder / 'config.json'} has a model card that this version of mindllm does not "
-            f"know: {error}. Train or convert the model again."
-        ) from error
-    parcel_names = read_json(folder / "regions.json", WHAT)
+    path = folder / "config.json"
+    content = validate_content(CHECKPOINT, saved, str(path), REMEDY)
+    parcel_names = read_parcel_names(folder / "regions.json")
     names = enumerate_parcels(parcel_names)
     maskers = [load_masker(f, names, REMEDY) for f in sorted((folder / "spaces").glob("*"))]
-    return CheckpointParts(
-        config=config,
+    weights_file = folder / "model.safetensors"
+    state_dict = load_weights(weights_file)
+    with name_file(weights_file):
+        encoding_model = EncodingModel.from_state_dict(
+            state_dict, ENCODING_MODEL_PREFIX, content.encoder.num_queries
+        )
+    parts = CheckpointParts(
+        config=content.encoder,
         parcel_names=parcel_names,
-        language_model=language_model,
-        state_dict=load_weights(folder / "model.safetensors"),
+        language_model=content.language_model,
+        state_dict=state_dict,
         maskers={masker.subject: masker for masker in maskers},
-        model_card=model_card,
-        sentence_encoder=content.get("sentence_encoder"),
+        model_card=content.model_card,
+        sentence_encoder=content.sentence_encoder,
+        encoding_model=encoding_model,
         adapter=folder / "adapter" if (folder / "adapter").is_dir() else None,
         adaptations=load_adaptations(folder / ADAPTATIONS),
     )
+    check_state_dict(parts, folder)
+    return parts
+
+
+def read_parcel_names(path: Path) -> dict[str, list[str]]:
+    """Read and check regions.json: atlas -> parcel names, each once."""
+    parcel_names = validate_content(PARCELS, read_json(path, WHAT), str(path), REMEDY)
+    with name_file(path):
+        check_atlas_names(parcel_names)
+    for atlas, names in parcel_names.items():
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(
+                f"{path}: {atlas} has the parcel {repeated[0]!r} twice; expected each once. "
+                f"{REMEDY}"
+            )
+    return parcel_names
+
+
+def plan_tensors(
+    config: MindLLMConfig, parcel_names: Mapping[str, Sequence[str]], hidden_size: int
+) -> dict[str, Tensor]:
+    """Plan a model's tensors but for its encoding model; no room is made for them."""
+    encoder = plan_encoder(config, parcel_names)
+    others = {
+        "null_tokens": (config.num_fmri_tokens, config.token_dim),
+        "projector.weight": (hidden_size, config.token_dim),
+        "projector.bias": (hidden_size,),
+    }
+    planned = {f"encoder.{name}": tensor for name, tensor in encoder.items()}
+    return planned | {n: torch.empty(shape, device="meta") for n, shape in others.items()}
+
+
+def check_state_dict(parts: CheckpointParts, folder: Path) -> None:
+    """Check all tensors before room is made for a model, or the language model is loaded.
+
+    The hidden size of the language model, which is known when it is loaded, is taken as stored.
+    """
+    tensors = parts.state_dict
+    sizes = [len(tensors[n]) for n in ("projector.bias", "projector.weight") if n in tensors]
+    with name_file(f"{folder / 'config.json'} and regions.json"):
+        planned = plan_tensors(parts.config, parts.parcel_names, (sizes or [0])[0])
+    fitted = [name for name in tensors if name.startswith(ENCODING_MODEL_PREFIX)]
+    check_weights(planned, {n: tensors[n] for n in tensors if n not in fitted}, folder)
 
 
 def load_adaptations(file: Path) -> dict[str, dict[str, Tensor]]:
@@ -206,15 +275,28 @@ def load_weights(file: Path) -> dict[str, Tensor]:
 def check_weights(
     expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path
 ) -> None:
-    """Raise InputError unless names and shapes of the tensors are those of the model."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    stored = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    """Raise InputError unless names, shapes and kinds of the tensors are those of the model."""
+    shapes = {name: describe_tensor(tensor) for name, tensor in expected.items()}
+    stored = {name: describe_tensor(tensor) for name, tensor in tensors.items()}
     differing = sorted(n for n in shapes.keys() | stored.keys() if shapes.get(n) != stored.get(n))
     if differing:
         pairs = [f"{n}: expected {shapes.get(n)}, found {stored.get(n)}" for n in differing[:5]]
         raise InputError(
             f"{folder / 'model.safetensors'} does not fit config.json: {', '.join(pairs)}."
         )
+
+
+def describe_tensor(tensor: Tensor) -> str:
+    """Shape of a tensor, and whether it holds whole numbers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> describe_tensor(torch.zeros(2, 3)), describe_tensor(torch.arange(4))
+    ('(2, 3)', '(4,) of whole numbers')
+    """
+    suffix = "" if tensor.is_floating_point() else " of whole numbers"
+    return f"{tuple(tensor.shape)}{suffix}"
 
 
 def enumerate_parcels(parcel_names: Mapping[str, Sequence[str]]) -> dict[str, dict[int, str]]:

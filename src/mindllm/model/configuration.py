@@ -3,9 +3,11 @@
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic.types import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.types import PositiveFloat
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Size = Annotated[int, Field(gt=0, le=1_000_000)]
+Layers = Annotated[int, Field(ge=0, le=1000)]
 
 
 class MindLLMConfig(BaseModel):
@@ -21,11 +23,11 @@ class MindLLMConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    num_queries: PositiveInt = 1024
+    num_queries: Size = 1024
     """N: queries of the attention over voxels."""
-    key_dim: PositiveInt = 32
+    key_dim: Size = 32
     """d: size of a key and of a query."""
-    num_key_layers: PositiveInt = 1
+    num_key_layers: Annotated[Layers, Field(gt=0)] = 1
     """Linear layers from a voxel's coordinate features to its key."""
     coordinate_system: Literal["mni_mm", "voxel"] = "mni_mm"
     """MNI mm / 100, or voxel indices of the subject's own grid (the published checkpoints)."""
@@ -33,7 +35,7 @@ class MindLLMConfig(BaseModel):
     """Whether the coordinates themselves are appended to their Fourier features."""
     fourier_features: Literal["axis", "gaussian"] = "axis"
     """Along each axis, wavelengths in octaves, or in random directions (published checkpoints)."""
-    num_frequencies: PositiveInt = 4
+    num_frequencies: Annotated[Size, Field(le=1000)] = 4
     """Wavelengths per axis (axis) or directions (gaussian)."""
     max_wavelength_mm: PositiveFloat = 400.0
     """The longest wavelength of `axis`; each next one is half as long."""
@@ -41,29 +43,29 @@ class MindLLMConfig(BaseModel):
     """Standard deviation of the frequencies of `gaussian`, in cycles per unit of coordinates."""
     receptive_field_sd_mm: PositiveFloat | None = 4.0
     """Standard deviation of the Gaussian receptive fields that queries start as; null: random."""
-    parcel_embedding_dim: PositiveInt = 8
+    parcel_embedding_dim: Size = 8
     """Size of a parcel embedding; each atlas has a table of its own."""
-    value_dim: PositiveInt | None = None
+    value_dim: Size | None = None
     """Size that a query output is projected to, each being a token; null: an MLP mixes them."""
     token_head_norm: Literal["batch", "layer"] = "batch"
     """Normalization of the query outputs at the beginning of the token head."""
     token_head_input_layer: bool = True
     """Whether a linear layer leads from num_queries to hidden_size (else they must be equal)."""
-    hidden_size: PositiveInt = 1024
+    hidden_size: Size = 1024
     """Hidden size of the token head that mixes the queries."""
-    num_residual_layers: NonNegativeInt = 0
+    num_residual_layers: Layers = 0
     """Residual layers in that head."""
     dropout: Fraction = 0.5
     """Fraction of the query outputs that is dropped in training, at the beginning of the head."""
     residual_dropout: Fraction = 0.15
     """Fraction that is dropped in training in each residual layer."""
-    embedding_dim: PositiveInt | None = 256
+    embedding_dim: Size | None = 256
     """Size of the fMRI embedding, which is aligned with text; null: hidden_size."""
-    memory_size: NonNegativeInt = 1024
+    memory_size: Annotated[int, Field(ge=0, le=1_000_000)] = 1024
     """Most entries of the softmax memory of training answers; 0: a linear layer instead."""
-    num_fmri_tokens: PositiveInt = 12
+    num_fmri_tokens: Size = 12
     """T: fMRI tokens per trial."""
-    token_dim: PositiveInt = 256
+    token_dim: Size = 256
     """Size of an fMRI token."""
 
     @model_validator(mode="after")

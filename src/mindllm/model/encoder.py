@@ -26,6 +26,8 @@ from torch.nn import functional as F
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.token_heads import MLPTokenHead, PerQueryTokenHead
+from mindllm.utils.errors import InputError
+from mindllm.utils.memory import check_memory
 
 SCALE_MM = 100.0  # a brain spans about -100 to 100 mm in MNI space
 
@@ -76,12 +78,16 @@ class FMRIEncoder(nn.Module):
         dims = [num_features, *[c.key_dim] * c.num_key_layers]
         layers = [layer for i, o in pairwise(dims) for layer in (nn.Linear(i, o), nn.GELU())]
         self.coord_proj = nn.Sequential(*layers[:-1])
-        self.parcel_embeddings = nn.ModuleDict(
-            {
-                atlas: nn.Embedding(len(names) + 1, c.parcel_embedding_dim, padding_idx=0)
-                for atlas, names in self.parcel_names.items()
-            }
-        )
+        self.parcel_embeddings = nn.ModuleDict()
+        for atlas, names in self.parcel_names.items():
+            embedding = nn.Embedding(len(names) + 1, c.parcel_embedding_dim, padding_idx=0)
+            try:
+                self.parcel_embeddings[atlas] = embedding
+            except KeyError as error:
+                raise InputError(
+                    f"an atlas cannot be called {atlas!r} in a model ({error.args[0]}). Give the "
+                    "atlas another name."
+                ) from error
         parcel_dim = c.parcel_embedding_dim * len(self.parcel_names)
         self.parcel_proj = nn.Linear(parcel_dim, c.key_dim, bias=False) if parcel_dim else None
         self.queries = nn.Parameter(torch.randn(c.num_queries, c.key_dim))
@@ -206,6 +212,37 @@ class FMRIEncoder(nn.Module):
         """
         query_outputs = torch.cat([self.attend(voxels, betas) for voxels, betas in groups])
         return self.head.tokens(self.head.embed(query_outputs))
+
+
+def plan_encoder(
+    config: MindLLMConfig, parcel_names: Mapping[str, Sequence[str]]
+) -> dict[str, Tensor]:
+    """Plan the tensors of an encoder, for which no room is made.
+
+    Parameters
+    ----------
+    config : MindLLMConfig
+    parcel_names : mapping from str to sequence of str
+
+    Returns
+    -------
+    dict of str to Tensor
+        Name to shape and type, as the state dict of the encoder has them.
+
+    Raises
+    ------
+    InputError
+        If they are larger than all memory, or an atlas cannot have its name.
+    """
+    with torch.device("meta"):
+        tensors: dict[str, Tensor] = FMRIEncoder(config, parcel_names).state_dict()
+    largest = max(tensors, key=lambda name: tensors[name].numel())
+    check_memory(
+        sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+        f"an encoder of these sizes, with {largest} of {tuple(tensors[largest].shape)},",
+        "Take smaller sizes.",
+    )
+    return tensors
 
 
 def sample_farthest_points(coords: Tensor, count: int) -> Tensor:

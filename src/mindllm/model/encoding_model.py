@@ -19,7 +19,7 @@ Mitchell et al. 2008, Science 320; Naselaris et al. 2011, NeuroImage 56 (decodin
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
@@ -93,7 +93,7 @@ class EncodingModel(nn.Module):
     Parameters
     ----------
     tensors : mapping from str to Tensor
-        The names of `TENSORS`; see `mindllm.model.encoding_fit`.
+        The names and shapes of `SHAPES`; see `mindllm.model.encoding_fit`.
 
     Examples
     --------
@@ -111,31 +111,31 @@ class EncodingModel(nn.Module):
     True
     """
 
-    TENSORS = (
-        "query_mean",
-        "query_std",
-        "components",
-        "group_covariance",
-        "basis",
-        "center",
-        "text_center",
-        "text_embeddings",
-        "stimulus_texts",
-        "stimulus_means",
-        "stimulus_counts",
-        "weights",
-        "axes",
-        "information",
-        "precision",
-        "signal",
-        "temperature",
-        "alignment_shrinkage",
-        "alignment_ridge",
-    )
+    SHAPES: ClassVar[dict[str, tuple[str | int, ...]]] = {
+        "query_mean": ("num_queries",),
+        "query_std": ("num_queries",),
+        "components": ("num_queries", "rank"),
+        "group_covariance": ("rank", "rank"),
+        "basis": ("rank", "rank"),
+        "center": ("rank",),
+        "text_center": ("embedding_dim",),
+        "text_embeddings": ("n_texts", "embedding_dim"),
+        "stimulus_texts": ("n_stimuli",),
+        "stimulus_means": ("n_stimuli", "rank"),
+        "stimulus_counts": ("n_stimuli",),
+        "weights": ("embedding_dim", "rank"),
+        "axes": ("embedding_dim", "n_axes"),
+        "information": ("n_axes",),
+        "precision": ("rank",),
+        "signal": (3, "rank"),
+        "temperature": (),
+        "alignment_shrinkage": (),
+        "alignment_ridge": (),
+    }
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
-        for name in self.TENSORS:
+        for name in self.SHAPES:
             tensor = tensors[name].cpu()
             self.register_buffer(name, tensor.double() if tensor.is_floating_point() else tensor)
 
@@ -164,9 +164,17 @@ class EncodingModel(nn.Module):
     alignment_ridge: Tensor
 
     @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Tensor], prefix: str) -> Self | None:
-        """The encoding model among the tensors of a checkpoint; None if it holds none."""
-        names = [prefix + name for name in cls.TENSORS]
+    def from_state_dict(
+        cls, state_dict: Mapping[str, Tensor], prefix: str, num_queries: int | None = None
+    ) -> Self | None:
+        """The encoding model among the tensors of a checkpoint; None if it holds none.
+
+        Raises
+        ------
+        InputError
+            If a tensor is missing, has another shape or type, or holds numbers out of range.
+        """
+        names = [prefix + name for name in cls.SHAPES]
         if not any(name.startswith(prefix) for name in state_dict):
             return None
         missing = [name for name in names if name not in state_dict]
@@ -175,7 +183,12 @@ class EncodingModel(nn.Module):
                 f"the checkpoint holds a part of an encoding model, without {', '.join(missing)}. "
                 "Train or fetch the model again."
             )
-        return cls({name: state_dict[prefix + name] for name in cls.TENSORS})
+        tensors = {name: state_dict[prefix + name] for name in cls.SHAPES}
+        check_shapes(
+            tensors, cls.SHAPES, {} if num_queries is None else {"num_queries": num_queries}
+        )
+        check_ranges(tensors)
+        return cls(tensors)
 
     def subject_transform(
         self, query_outputs: Tensor | None = None, labels: Mapping[int, Tensor] | None = None
@@ -344,6 +357,48 @@ class EncodingModel(nn.Module):
             without = gaussian_log_density(part, torch.zeros_like(no_text), no_text)
             parts.append(with_text - without)
         return torch.cat(parts)[:, inverse] / self.temperature
+
+
+def check_shapes(
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[str | int, ...]],
+    sizes: Mapping[str, int],
+) -> None:
+    """Check shapes and types of the tensors of an encoding model; equal names are equal sizes."""
+    known: dict[str | int, int] = {3: 3}
+    known.update(sizes)
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        kind = torch.int64 if name == "stimulus_texts" else torch.float64
+        has_kind = tensor.dtype == kind or (kind.is_floating_point and tensor.is_floating_point())
+        fits = tensor.ndim == len(shape) and all(
+            known.setdefault(size, length) == length and length > 0
+            for size, length in zip(shape, tensor.shape, strict=True)
+        )
+        if not has_kind or not fits:
+            expected = ", ".join(f"{size}={known.get(size, 'any')}" for size in shape)
+            raise InputError(
+                f"the encoding model's {name} has shape {tuple(tensor.shape)} and type "
+                f"{tensor.dtype}; expected ({expected}) and {kind}. Train or fetch the model again."
+            )
+
+
+def check_ranges(tensors: Mapping[str, Tensor]) -> None:
+    """Check that the numbers of an encoding model are in their ranges."""
+    numbers, n_texts = tensors["stimulus_texts"], len(tensors["text_embeddings"])
+    are_valid = {
+        "query_std": ("above 0", tensors["query_std"] > 0),
+        "stimulus_texts": (f"from 0 to {n_texts - 1}", (numbers >= 0) & (numbers < n_texts)),
+        "stimulus_counts": ("1 or more", tensors["stimulus_counts"] >= 1),
+        "signal": ("0 or more", tensors["signal"] >= 0),
+        "temperature": ("above 0", tensors["temperature"] > 0),
+    }
+    for name, (expected, valid) in are_valid.items():
+        if not valid.all():
+            raise InputError(
+                f"the encoding model's {name} holds {tensors[name][~valid].flatten()[0].item():g}; "
+                f"expected numbers {expected}. Train or fetch the model again."
+            )
 
 
 def gaussian_log_density(y: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

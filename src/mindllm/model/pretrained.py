@@ -17,6 +17,7 @@ from torch import nn
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.language.hub import offline, why_hub_unreachable
 from mindllm.model.checkpoint import (
+    REMEDY,
     WHAT,
     CheckpointParts,
     LanguageModelRef,
@@ -34,6 +35,7 @@ from mindllm.model.language_model import (
 from mindllm.model.model_card import MeasuredScore, ModelCard, render_model_card
 from mindllm.model.subject_alignment import SubjectTransform
 from mindllm.utils.errors import InputError
+from mindllm.utils.files import describe_read_errors
 from mindllm.utils.folders import replace_directory
 
 LANGUAGE_MODEL_PREFIX = "language_model."
@@ -138,11 +140,11 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
                 ref.fingerprint,
             )
         if parts.adapter:
-            with offline():
+            with offline(), describe_read_errors(parts.adapter, REMEDY):
                 language_model.model.load_adapter(str(parts.adapter))
             language_model.model.requires_grad_(False)
         model = cls(parts.config, parts.parcel_names, language_model, ref.chat_template)
-        model.encoding_model = EncodingModel.from_state_dict(parts.state_dict, "encoding_model.")
+        model.encoding_model = parts.encoding_model
         model.sentence_encoder = parts.sentence_encoder
         check_weights(model.state_dict(), parts.state_dict, folder)
         model.load_state_dict(parts.state_dict)
