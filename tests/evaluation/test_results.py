@@ -82,7 +82,7 @@ def test_a_damaged_result_is_refused(tiny_model: MindLLM, store: Store, tmp_path
     with pytest.raises(InputError, match=r"result.json is not the file that was written"):
         EvaluationResult.load(tmp_path)
     update_manifests(tmp_path)
-    with pytest.raises(InputError, match=r"lacks what a report keeps \(scores.0.value"):
+    with pytest.raises(InputError, match=r"result.json: rows.0.value: Field required"):
         EvaluationResult.load(tmp_path)
     (tmp_path / "predictions.jsonl").unlink()
     with pytest.raises(InputError, match=r"predictions\.jsonl is missing"):

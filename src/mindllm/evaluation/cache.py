@@ -12,12 +12,15 @@ from mindllm.data.store import Store
 from mindllm.evaluation.evaluation_set import EvaluationSet
 from mindllm.evaluation.results import ConditionPredictions
 from mindllm.model.modeling import MindLLM
+from mindllm.utils.arrays import ArrayHeader, Shape, check_header, load_arrays
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import atomic_write, describe_read_errors, read_json, write_json
 from mindllm.utils.folders import remove_folder
 
 PARTIAL_DIR = "partial"  # within the folder of a result
 FINGERPRINT_FILE = "fingerprint.json"
+NO_TEXTS = np.frombuffer(b"null", np.uint8)
+FLOATS = ("float32", "float64")
 REMEDY = "Delete the folder and evaluate anew."
 
 
@@ -79,8 +82,7 @@ class PredictionCache:
         if not path.exists():
             with atomic_write(path) as temporary:
                 np.savez_compressed(temporary, values=compute())
-        with describe_read_errors(path, REMEDY), np.load(path, allow_pickle=False) as file:
-            return np.asarray(file["values"])
+        return load_arrays(path, ["values"], REMEDY)["values"]
 
     def texts(self, name: str, compute: Callable[[], list[str]]) -> list[str]:
         """Return saved texts that are the same for all subjects, or make and save them."""
@@ -89,7 +91,8 @@ class PredictionCache:
         path = self.directory / f"{name}.json"
         if not path.exists():
             write_json(path, compute())
-        return list(read_json(path, "a list of texts", list))
+        content = read_json(path, "a list of texts", list)
+        return check_texts(content, path)
 
     def has(self, subject: str, condition: str) -> bool:
         """Return whether these predictions are saved."""
@@ -120,9 +123,10 @@ def save_predictions(path: Path, predictions: ConditionPredictions) -> None:
 
 def load_predictions(path: Path) -> ConditionPredictions:
     """Read what `save_predictions` wrote; a damaged file is an InputError."""
-    with describe_read_errors(path, REMEDY), np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-        texts: list[str] = json.loads(arrays["texts"].tobytes())
+    arrays = load_arrays(path, remedy=REMEDY)
+    with describe_read_errors(path, REMEDY):
+        texts = check_texts(json.loads(arrays.get("texts", NO_TEXTS).tobytes()), path)
+    check_parts(arrays, len(texts), path)
     groups = (arrays["row_groups"], arrays["trial_groups"]) if "row_groups" in arrays else None
     return ConditionPredictions(
         arrays.get("log_likelihoods"),
@@ -131,6 +135,33 @@ def load_predictions(path: Path) -> ConditionPredictions:
         groups,
         arrays.get("evidence"),
     )
+
+
+def check_texts(content: object, path: Path) -> list[str]:
+    """Raise InputError unless saved texts are a list of them."""
+    if not isinstance(content, list) or not all(isinstance(text, str) for text in content):
+        raise InputError(f"{path}: the texts are {content!r}; expected a list of texts. {REMEDY}")
+    return content
+
+
+def check_parts(arrays: Mapping[str, np.ndarray], n_rows: int, path: Path) -> None:
+    """Raise InputError unless saved arrays are of the shapes of `ConditionPredictions`."""
+    scores = [arrays[name] for name in ("log_likelihoods", "evidence") if name in arrays]
+    size = scores[0].shape[-1] if scores and scores[0].ndim else None
+    expected: dict[str, tuple[Shape, tuple[str, ...]]] = {
+        "texts": ((None,), ("uint8",)),
+        "log_likelihoods": ((n_rows, size), FLOATS),
+        "null_log_likelihoods": ((size,), FLOATS),
+        "evidence": ((n_rows, size), FLOATS),
+        "row_groups": ((n_rows,), ("int64", "text")),
+        "trial_groups": ((None,), ("int64", "text")),
+    }
+    for name, values in arrays.items():
+        shape, types = expected.get(name, ((), ()))
+        header = ArrayHeader(values.shape, values.dtype, False, values.nbytes)
+        check_header(header, f"{path}, {name}", shape, types, REMEDY)
+    if ("row_groups" in arrays) != ("trial_groups" in arrays):
+        raise InputError(f"{path} has groups of rows or of trials; expected both. {REMEDY}")
 
 
 def check_fingerprint(

@@ -168,6 +168,12 @@ def check_split(store: Store, card: ModelCard) -> None:
         )
 
 
+def check_split_name(name: str | None) -> None:
+    """Raise InputError unless a split is one that trials can have, or None."""
+    if name not in (None, *SPLITS):
+        raise InputError(f"there is no split {name!r}; choose one of {', '.join(SPLITS)}.")
+
+
 def select_trials(
     trials: pd.DataFrame, subject: str, trained: bool, split: str | None
 ) -> tuple[np.ndarray, str]:
@@ -176,8 +182,7 @@ def select_trials(
     if split is None and not trained and "test" not in counts:
         return np.arange(len(trials)), "all (never trained on, no test split)"
     name = split or "test"
-    if name not in SPLITS:
-        raise InputError(f"there is no split {name!r}; choose one of {', '.join(SPLITS)}.")
+    check_split_name(name)
     if trained and name == "train":
         raise InputError(
             f"{subject}: the model was trained on these training trials, so a score on them says "

@@ -1,23 +1,26 @@
 """Typed results: predictions, scores per trial, and the result of an evaluation."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from mindllm.evaluation.conditions import ALL_SUBJECTS
 from mindllm.metrics.calibration import CalibrationResult, Estimate
 from mindllm.metrics.inference import Groups, subject_means
 from mindllm.metrics.registry import Ranking
+from mindllm.utils.arrays import Shape, read_checked_arrays
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import atomic_write, read_json, write_json
 from mindllm.utils.folders import recover_directory, replace_directory
 from mindllm.utils.manifest import Manifest
-from mindllm.utils.validation import check_format
+from mindllm.utils.text_files import read_text
+from mindllm.utils.validation import check_format, validate_content
 
 FORMAT = 5
 RESULT_FILE, RECORDS_FILE = "result.json", "predictions.jsonl"
@@ -25,6 +28,13 @@ LOG_LIKELIHOODS_FILE = "candidate_log_likelihoods.npz"
 EVIDENCE_FILE = "candidate_evidence.npz"
 WHAT = "a report (made by `mindllm evaluate`)"
 REMEDY = "Evaluate the model anew."
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+FLOATS, TEXT = ("float32", "float64"), ("text",)
+# Ranges are checked when a report is read; sums may be off by rounding.
+Unit = Annotated[float, Field(ge=-1e-6, le=1 + 1e-6)]
+Difference = Annotated[float, Field(ge=-1 - 1e-6, le=1 + 1e-6)]
+Rank = Annotated[float, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
 
 
 # Step 1: predictions.
@@ -174,20 +184,20 @@ class MetricRow:
     subject: str
     condition: str
     metric: str
-    value: float | None
-    ci_low: float | None
-    ci_high: float | None
-    chance_level: float | None
-    n_trials: int
-    n_subjects: int
-    p_value: float | None = None
-    group_p_value: float | None = None
-    difference: float | None = None
-    difference_ci_low: float | None = None
-    difference_ci_high: float | None = None
-    n_stimuli: int | None = None
-    mean_rank: float | None = None
-    mean_rank_chance: float | None = None
+    value: Unit | None
+    ci_low: Unit | None
+    ci_high: Unit | None
+    chance_level: Unit | None
+    n_trials: Count
+    n_subjects: Count
+    p_value: Unit | None = None
+    group_p_value: Unit | None = None
+    difference: Difference | None = None
+    difference_ci_low: Difference | None = None
+    difference_ci_high: Difference | None = None
+    n_stimuli: Count | None = None
+    mean_rank: Rank | None = None
+    mean_rank_chance: Rank | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +206,10 @@ class ProtocolResult:
 
     name: str
     description: str
-    n_subjects: int
-    n_trials: int
-    n_stimuli: int
-    n_candidates: int
+    n_subjects: Count
+    n_trials: Count
+    n_stimuli: Count
+    n_candidates: Count
     rows: tuple[MetricRow, ...]
     text_rows: tuple[MetricRow, ...]
 
@@ -240,11 +250,13 @@ class TrialRecord:
         Condition to the text that it predicts for the same trial.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     subject: str
-    trial_index: int
+    trial_index: Count
     stimulus: str
     session: str
-    repetition: int
+    repetition: Count
     target: str
     references: tuple[str, ...]
     prediction: str
@@ -252,15 +264,15 @@ class TrialRecord:
     exact_match: bool
     target_log_likelihood: float
     target_llr: float
-    rank: float
-    llr_rank: float
+    rank: Rank
+    llr_rank: Rank
     top_candidates: tuple[str, ...]
     top_candidate_llr: float
-    top_candidate_probability: float
+    top_candidate_probability: Unit
     target_evidence: float | None
-    evidence_rank: float | None
+    evidence_rank: Rank | None
     top_evidence_candidates: tuple[str, ...]
-    top_evidence_probability: float | None
+    top_evidence_probability: Unit | None
     control_predictions: Mapping[str, str]
 
 
@@ -279,7 +291,7 @@ class NoiseCeiling:
     leave_one_repetition_out_top1: float
     ci_low: float
     ci_high: float
-    n_stimuli: int
+    n_stimuli: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,8 +317,8 @@ class AblationRow:
     atlas: str
     parcel: str
     voxel_fraction: float
-    n_subjects: int
-    n_trials: int
+    n_subjects: Count
+    n_trials: Count
     top1_loss: Estimate
     two_way_loss: Estimate
 
@@ -399,6 +411,28 @@ class RunInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedSummary:
+    """What result.json holds; see `EvaluationResult`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    format: int
+    run_id: str
+    rows: list[MetricRow]
+    text_rows: list[MetricRow]
+    protocols: list[ProtocolResult]
+    calibration: CalibrationResult
+    confusion: ConfusionResult | None
+    noise_ceilings: list[NoiseCeiling]
+    ablation: list[AblationRow] | None
+    run_info: RunInfo
+
+
+SUMMARY = TypeAdapter(SavedSummary)
+RECORD = TypeAdapter(TrialRecord)
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationResult:
     """Everything that one evaluation found; `mindllm.report` renders it.
 
@@ -430,8 +464,6 @@ class EvaluationResult:
     evidence : mapping of subject to ndarray of shape (n_trials, n_candidates), float32
         Evidence for every candidate of every trial, in nats; empty without encoding model.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
 
     run_id: str
     scores: list[MetricRow]
@@ -550,24 +582,26 @@ class EvaluationResult:
         content = read_json(folder / RESULT_FILE, WHAT)
         check_format(folder, "report", content.get("format"), FORMAT, REMEDY)
         Manifest.read(folder, WHAT, REMEDY).check_all()
-        try:
-            # Not splitlines: a text may hold other line separators.
-            lines = (folder / RECORDS_FILE).read_text(encoding="utf-8").split("\n")
-            arrays, evidence = (
-                load_arrays(folder / name) for name in (LOG_LIKELIHOODS_FILE, EVIDENCE_FILE)
-            )
-            fields = {name: content[name] for name in content if name != "format"}
-            fields |= {"scores": fields.pop("rows"), "text_scores": fields.pop("text_rows")}
-            fields |= {"predictions": [json.loads(line) for line in lines if line]}
-            fields |= {"null_log_likelihoods": arrays.pop("null_tokens")}
-            fields |= {"log_likelihoods": arrays, "evidence": evidence}
-            result = _ADAPTER.validate_python(fields)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{folder} lacks what a report keeps ({_first_line(error)}). {REMEDY}"
-            ) from error
-        check_trial_counts(folder, result)
-        return result
+        path = folder / RESULT_FILE
+        summary = validate_content(SUMMARY, content, str(path), REMEDY)
+        records = read_records(folder / RECORDS_FILE)
+        check_records(records, summary.run_info, folder)
+        arrays, evidence = read_candidate_scores(records, summary.run_info.candidates, folder)
+        return cls(
+            run_id=summary.run_id,
+            scores=summary.rows,
+            text_scores=summary.text_rows,
+            protocols=summary.protocols,
+            predictions=records,
+            run_info=summary.run_info,
+            calibration=summary.calibration,
+            confusion=summary.confusion,
+            noise_ceilings=summary.noise_ceilings,
+            ablation=summary.ablation,
+            null_log_likelihoods=arrays.pop("null_tokens"),
+            log_likelihoods=arrays,
+            evidence=evidence,
+        )
 
 
 def save_arrays(path: Path, candidates: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
@@ -576,31 +610,66 @@ def save_arrays(path: Path, candidates: np.ndarray, arrays: Mapping[str, np.ndar
         np.savez_compressed(temporary, candidates=candidates, **arrays)  # type: ignore[arg-type]
 
 
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays per subject that `save_arrays` wrote."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files if name != "candidates"}
+def read_records(path: Path) -> list[TrialRecord]:
+    """Read and check predictions.jsonl: one record per line."""
+    # Not splitlines: a text may hold other line separators.
+    lines = read_text(path, f"the {path.name} of {WHAT}").split("\n")
+    return [
+        validate_content(RECORD, line.encode(), f"{path}, line {number}", REMEDY)
+        for number, line in enumerate(lines, 1)
+        if line
+    ]
 
 
-def check_trial_counts(folder: Path, result: EvaluationResult) -> None:
-    """Raise InputError unless there are as many records as rows of log-likelihoods."""
-    files = {LOG_LIKELIHOODS_FILE: result.log_likelihoods, EVIDENCE_FILE: result.evidence}
-    for name, arrays in files.items():
-        for subject, values in arrays.items():
-            n_records = sum(record.subject == subject for record in result.predictions)
-            if n_records != len(values):
-                raise InputError(
-                    f"{folder}: {RECORDS_FILE} has {n_records} trials of {subject}, "
-                    f"{name} {len(values)}. One of them was changed; evaluate the model anew."
-                )
+def check_records(records: Sequence[TrialRecord], run: RunInfo, folder: Path) -> None:
+    """Raise InputError unless the records are of the evaluated subjects and candidates."""
+    path, candidates = folder / RECORDS_FILE, set(run.candidates)
+    if len(candidates) < max(len(run.candidates), 2):
+        raise InputError(
+            f"{folder / RESULT_FILE}: run_info.candidates has {len(candidates)} different texts of "
+            f"{len(run.candidates)}; expected two or more, each once. {REMEDY}"
+        )
+    keys = Counter((record.subject, record.trial_index) for record in records)
+    counts = Counter(record.subject for record in records)
+    expected = {subject.subject: subject.n_trials for subject in run.subjects}
+    if dict(counts) != expected:
+        raise InputError(
+            f"{path} has the trials {dict(counts)}; {RESULT_FILE} those of {expected}; expected "
+            f"the same. {REMEDY}"
+        )
+    for record in records:
+        where = f"{path}: trial {record.trial_index} of {record.subject}"
+        if keys[record.subject, record.trial_index] > 1:
+            raise InputError(f"{where} comes twice; expected once. {REMEDY}")
+        if record.target not in candidates:
+            raise InputError(f"{where} has the target {record.target!r}, no candidate. {REMEDY}")
+        ranks = (record.rank, record.llr_rank, record.evidence_rank or 1)
+        if max(ranks) > len(candidates):
+            raise InputError(
+                f"{where} has the rank {max(ranks):g} among {len(candidates)} candidates. {REMEDY}"
+            )
 
 
-def _first_line(error: Exception) -> str:
-    """Return what a message says first: pydantic's go on for lines."""
-    if isinstance(error, ValidationError):
-        detail = error.errors()[0]
-        return f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
-    return f"{type(error).__name__}: {error}"
-
-
-_ADAPTER = TypeAdapter(EvaluationResult)
+def read_candidate_scores(
+    records: Sequence[TrialRecord], candidates: Sequence[str], folder: Path
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Read and check log-likelihoods, with those of null tokens, and evidence per subject."""
+    counts, size = Counter(record.subject for record in records), len(candidates)
+    names: dict[str, tuple[Shape, tuple[str, ...]]] = {"candidates": ((size,), TEXT)}
+    of_subjects = {subject: ((count, size), FLOATS) for subject, count in counts.items()}
+    has_evidence = any(record.target_evidence is not None for record in records)
+    files = {
+        LOG_LIKELIHOODS_FILE: names | {"null_tokens": ((size,), FLOATS)} | of_subjects,
+        EVIDENCE_FILE: names | (of_subjects if has_evidence else {}),
+    }
+    scores = []
+    for name, expected in files.items():
+        arrays = read_checked_arrays(folder / name, expected, REMEDY)
+        stored = arrays.pop("candidates").tolist()
+        if stored != np.array(candidates).tolist():
+            raise InputError(
+                f"{folder / name} is of other candidates than {RESULT_FILE}, first {stored[0]!r}; "
+                f"expected {candidates[0]!r} and so on. {REMEDY}"
+            )
+        scores.append(arrays)
+    return scores[0], scores[1]
