@@ -127,7 +127,7 @@ def evaluate(
     """Measure how much of the text comes from the fMRI: scores beside controls and baselines."""
     from mindllm.data.store import Store
     from mindllm.evaluation.cache import clear_cache
-    from mindllm.evaluation.evaluation_set import open_store
+    from mindllm.evaluation.evaluation_set import check_split_name, open_store
     from mindllm.evaluation.evaluator import check_controls
     from mindllm.evaluation.evaluator import evaluate as run
     from mindllm.model.modeling import MindLLM
@@ -135,6 +135,7 @@ def evaluate(
 
     # Checked before the language model is loaded, which takes a while.
     checked_controls = check_controls(controls)
+    check_split_name(split)
     claim_output(out, inputs=[model, store], resumable=REPORT_FILES)
     check_model(model, llm)
     Store(store, split_scheme).select_subjects(parse_list(subjects))

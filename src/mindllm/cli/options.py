@@ -54,7 +54,9 @@ Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of all random
 MaskThreshold = Annotated[
     float | None,
     typer.Option(
-        help="For a mask that is not binary, such as a probability map: voxels above it are inside."
+        callback=lambda value: finite(value),
+        help="For a mask that is not binary, such as a probability map: voxels above it are "
+        "inside.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

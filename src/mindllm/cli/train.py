@@ -65,12 +65,15 @@ def train(
     num_validation_subjects. Options on the command line win over those of --config.
     """
     from mindllm.data.store import Store
+    from mindllm.language.hub import check_path
     from mindllm.training import trainer
     from mindllm.training.configuration import read_config
 
     inputs = [store, *([Path(init_from)] if init_from else []), *([Path(llm)] if llm else [])]
     claim_output(out, inputs=inputs, resumable=("config.json", "training"))
     options = {"language_model": llm, "preset": preset, "seed": seed, "init_from": init_from}
+    if llm is not None:
+        check_path(llm)
     settings = read_config(config, {k: v for k, v in options.items() if v is not None})
     with bars() as progress:
         trainer.train(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,8 +19,9 @@ from pydantic import (
 
 from mindllm.language.hub import DEFAULT_SENTENCE_ENCODER
 from mindllm.model.configuration import PRESETS, Fraction, MindLLMConfig
+from mindllm.model.encoder import plan_encoder
 from mindllm.model.encoding_model import EncodingModelConfig
-from mindllm.utils.errors import InputError
+from mindllm.utils.errors import InputError, name_file
 from mindllm.utils.seeds import MAX_SEED
 from mindllm.utils.text_files import read_yaml
 from mindllm.utils.validation import validate_model
@@ -40,9 +41,9 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    max_steps: NonNegativeInt
+    max_steps: Annotated[NonNegativeInt, Field(le=1_000_000_000)]
     """Optimizer steps; 0 leaves the stage out."""
-    batch_size: PositiveInt
+    batch_size: Annotated[PositiveInt, Field(le=1_000_000)]
     """Samples per step."""
     subjects_per_batch: PositiveInt = 4
     """Subjects per step: the attention is computed once per subject, however many trials it has."""
@@ -138,6 +139,14 @@ class TrainConfig(BaseModel):
         default: StageConfig = cls.model_fields[str(info.field_name)].default
         return default.model_dump() | dict(options)
 
+    @field_validator("voxel_dropout")
+    @classmethod
+    def sorted_range(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        """Refuse a least fraction that is above the greatest one."""
+        if bounds[0] > bounds[1]:
+            raise ValueError("expected the least fraction first")
+        return bounds
+
     @model_validator(mode="after")
     def skip_alignment_of_trained_model(self) -> Self:
         """Leave out the first stage for a model that has been trained before."""
@@ -164,13 +173,15 @@ class TrainConfig(BaseModel):
         Raises
         ------
         InputError
-            If the preset or an option is unknown, or a value is out of range.
+            If the preset or an option is unknown, a value is out of range, or the encoder cannot
+            fit in memory.
         """
         if self.preset not in PRESETS:
             raise InputError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
-        return validate_model(
-            MindLLMConfig, PRESETS[self.preset].model_dump() | self.encoder, "encoder options"
-        )
+        options = PRESETS[self.preset].model_dump() | self.encoder
+        config = validate_model(MindLLMConfig, options, "encoder options")
+        plan_encoder(config, {})
+        return config
 
 
 def read_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
@@ -204,8 +215,6 @@ def read_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:
     """
     content = read_yaml(path, "a configuration (`mindllm config` prints one)") if path else {}
     config = validate_model(TrainConfig, content | dict(options), str(path or "options"))
-    try:
+    with name_file(path or Path("options")):
         config.encoder_config()
-    except InputError as error:
-        raise InputError(f"{path or 'options'}: {error}") from error
     return config

@@ -104,6 +104,7 @@ def train(
     >>> model = train(Store("store"), "model", config, subjects=["sub-01"])  # doctest: +SKIP
     """
     out, subjects = Path(out), store.select_subjects(subjects)
+    store.check_splits(subjects)
     with lock_output(out):
         recover_directory(out)
         if (out / "config.json").exists():
