@@ -133,7 +133,7 @@ def read_prompt(model: Any, inputs_embeds: Tensor, shared: int = 0) -> tuple[Ten
         Of the token after the prompt.
     cache : transformers.Cache
     """
-    inputs: dict[str, Any] = {"inputs_embeds": inputs_embeds[:, shared:]}
+    inputs: dict[str, object] = {"inputs_embeds": inputs_embeds[:, shared:]}
     if shared:
         inputs["past_key_values"] = read_prefix(model, inputs_embeds, shared)
         inputs["attention_mask"] = torch.ones_like(inputs_embeds[:, :, 0], dtype=torch.int64)

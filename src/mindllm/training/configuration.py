@@ -43,7 +43,10 @@ class StageConfig(BaseModel):
     max_steps: NonNegativeInt
     """Optimizer steps; 0 leaves the stage out."""
     batch_size: PositiveInt
-    """Samples per step."""
+    """Samples that are read at once."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Micro batches of `batch_size` samples per optimizer step, whose gradients are added up: the
+    step of a larger batch in the memory of a smaller one."""
     subjects_per_batch: PositiveInt = 4
     """Subjects per step: the attention is computed once per subject, however many trials it has."""
     learning_rate: PositiveFloat = 1e-3
@@ -171,6 +174,18 @@ class TrainConfig(BaseModel):
         return validate_model(
             MindLLMConfig, PRESETS[self.preset].model_dump() | self.encoder, "encoder options"
         )
+
+
+def check_batch_sizes(config: TrainConfig, encoder: MindLLMConfig) -> None:
+    """Raise InputError if samples are read singly where they are normalized over the batch."""
+    for stage in STAGES:
+        options = config.stage(stage)
+        if encoder.token_head_norm == "batch" and options.max_steps and options.batch_size == 1:
+            raise InputError(
+                f"{stage} has batch_size 1, but the batch normalization of the token head needs 2 "
+                "samples that are read at once. Choose batch_size 2 or more, or for a new encoder "
+                "token_head_norm: layer."
+            )
 
 
 def read_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:

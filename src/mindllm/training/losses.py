@@ -123,6 +123,12 @@ class MindLLMLoss(nn.Module):
         Tensor
             Scalar, in nats; the mean over positives, then over samples.
 
+        Notes
+        -----
+        A batch is what is read at once. Where there are more texts than `max_negatives`, the
+        negatives of a sample come from its own micro batch, so that accumulated gradients are
+        those of a larger batch only up to the number of negatives; otherwise they are equal.
+
         References
         ----------
         Khosla et al. 2020, Supervised contrastive learning, arXiv 2004.11362.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -23,7 +23,7 @@ from mindllm.data.sampler import SubjectBatchSampler, iter_eval_batches
 from mindllm.data.store import Store
 from mindllm.model.language_model import load_language_model
 from mindllm.model.modeling import MindLLM
-from mindllm.training.batches import BatchBuilder, check_longest_conversations
+from mindllm.training.batches import BatchBuilder, MicroBatch, check_longest_conversations
 from mindllm.training.callbacks import (
     EVAL_BATCH_SIZE,
     BestWeights,
@@ -31,12 +31,16 @@ from mindllm.training.callbacks import (
     RetrievalAccuracy,
     TrainerCallback,
 )
-from mindllm.training.configuration import STAGES, Stage, TrainConfig
+from mindllm.training.configuration import STAGES, Stage, TrainConfig, check_batch_sizes
 from mindllm.training.encoding import fit_to_training_trials
 from mindllm.training.initialization import init_memory_from_text
-from mindllm.training.losses import AlignmentBatch, InstructionBatch, MindLLMLoss
+from mindllm.training.losses import MindLLMLoss
 from mindllm.training.model_card import create_model_card, measure_null_tokens
-from mindllm.training.optimization import cosine_schedule_with_warmup, create_optimizer
+from mindllm.training.optimization import (
+    RunningStatistics,
+    cosine_schedule_with_warmup,
+    create_optimizer,
+)
 from mindllm.training.resume import (
     Checkpoint,
     HistoryEntry,
@@ -168,11 +172,14 @@ class Trainer:
     ) -> None:
         self.store, self.config = store, config
         self.accelerator = Accelerator(
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+            # Micro batches are weighted here, whatever the launcher's options.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         self.data = select_training_data(store, subjects, config)
         texts = self.data.conversations.texts
         self.model, memory_texts = self.build_model()
+        check_batch_sizes(config, self.model.encoder.config)
         if config.instruction_tuning.max_steps:
             check_longest_conversations(self.model, self.data.conversations)
         self.loss_fn = MindLLMLoss(self.model, texts, config)
@@ -270,8 +277,7 @@ class Trainer:
         """Take one optimizer step and return its loss; InputError if the gradient is not finite."""
         loss_module.train()
         self.model.language_model.eval()  # frozen: its dropout stays off
-        loss = loss_module(self.draw_batch(stage))
-        self.accelerator.backward(loss)
+        loss = self.add_up_gradients(loss_module, self.draw_batch(stage))
         norm = self.accelerator.clip_grad_norm_(loss_module.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(norm):
             raise InputError(
@@ -283,20 +289,40 @@ class Trainer:
         self.state.step += 1
         return loss.item()
 
-    def draw_batch(self, stage: Stage) -> AlignmentBatch | InstructionBatch:
-        """Draw a step's batch, from the seed and the step's number alone."""
-        c, step = self.config, self.state.step
-        torch.manual_seed(c.seed * 1_000_003 + step)
-        rng = np.random.default_rng([c.seed, step, self.accelerator.process_index])
+    def add_up_gradients(self, loss_module: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
+        """Add up the gradients of a step's micro batches; returns the loss of all."""
+        loss = torch.zeros((), device=self.accelerator.device)
+        statistics = RunningStatistics(self.loss_fn)
+        for part in parts:
+            statistics.begin_micro_batch()
+            self.seed_draws(part.index)
+            part_loss = part.weight * loss_module(self.batches.build_micro_batch(part))
+            self.accelerator.backward(part_loss)
+            statistics.end_micro_batch()
+            loss += part_loss.detach()
+        statistics.average(statistics.sums, len(parts))
+        return loss
+
+    def seed_draws(self, index: int) -> None:
+        """Seed torch for a micro batch, with the seed, the step's number and its own alone."""
+        seed = self.config.seed * 1_000_003 + self.state.step
+        if index:
+            (seed,) = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64).tolist()
+        torch.manual_seed(seed)
+
+    def draw_batch(self, stage: Stage) -> list[MicroBatch]:
+        """Draw a step's micro batches, from the seed and the step's number alone."""
+        c, options = self.config, self.config.stage(stage)
+        rng = np.random.default_rng([c.seed, self.state.step, 0])
         sampler = SubjectBatchSampler(
             self.data.trials_for_stage(stage, self.data.training),
-            c.stage(stage).batch_size,
-            c.stage(stage).subjects_per_batch,
+            options.batch_size * options.gradient_accumulation_steps,
+            options.subjects_per_batch,
             c.voxel_dropout,
             c.mixup_prob,
             c.repetition_noise_scale,
         )
-        return self.batches.build(stage, sampler.sample(rng), rng)
+        return self.batches.split(stage, sampler.sample(rng), rng)
 
     @torch.no_grad()
     def validate(self, stage: Stage) -> None:
