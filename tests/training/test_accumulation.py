@@ -59,7 +59,7 @@ def gradients_of_a_step(
         return torch.ones(())
 
     trainer.accelerator.clip_grad_norm_ = keep_gradients
-    return trainer.take_step(stage, loss_module, optimizer), gradients
+    return trainer.take_step(stage, loss_module, optimizer).loss, gradients
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -69,7 +69,7 @@ def train(
     from mindllm.training.configuration import read_config
 
     inputs = [store, *([Path(init_from)] if init_from else []), *([Path(llm)] if llm else [])]
-    claim_output(out, inputs=inputs, resumable=("config.json", "training"))
+    claim_output(out, inputs=inputs, resumable=("config.json", "training", "training.csv"))
     options = {"language_model": llm, "preset": preset, "seed": seed, "init_from": init_from}
     settings = read_config(config, {k: v for k, v in options.items() if v is not None})
     with bars() as progress:

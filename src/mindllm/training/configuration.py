@@ -126,6 +126,9 @@ class TrainConfig(BaseModel):
     `val`."""
     eval_steps: PositiveInt = 50
     """Steps between validations."""
+    loggers: list[Literal["csv", "tensorboard", "wandb", "trackio"]] = ["csv"]
+    """Where losses are written as the training goes: always to `training.csv` in the model folder,
+    and to these trackers of Accelerate. `wandb` sends them to its servers."""
     save_steps: PositiveInt = 50
     """Steps between checkpoints."""
     max_negatives: PositiveInt = 2048

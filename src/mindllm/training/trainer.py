@@ -8,7 +8,9 @@ with the same weights.
 """
 
 import logging
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ from mindllm.training.callbacks import (
 from mindllm.training.configuration import STAGES, Stage, TrainConfig, check_batch_sizes
 from mindllm.training.encoding import fit_to_training_trials
 from mindllm.training.initialization import init_memory_from_text
+from mindllm.training.loggers import CSV_NAME, TrainingLog, check_loggers, trackers
 from mindllm.training.losses import MindLLMLoss
 from mindllm.training.model_card import create_model_card, measure_null_tokens
 from mindllm.training.optimization import (
@@ -112,14 +115,15 @@ def train(
         recover_directory(out)
         if (out / "config.json").exists():
             return reload_trained(out, store, subjects, config, resume)
-        check_output(out, [store.path], ("training",))
+        check_loggers(config.loggers)
+        check_output(out, [store.path], ("training", CSV_NAME))
         checkpoint = out / "training" / "state.safetensors"
         if checkpoint.exists() and not resume:
             raise InputError(
                 f"{out} holds an unfinished training. Add --resume to go on with it, "
                 "or remove the folder."
             )
-        trainer = Trainer(store, subjects, config, callbacks)
+        trainer = Trainer(store, subjects, config, callbacks, out)
         if checkpoint.exists():
             trainer.restore(checkpoint)
             logger.info("going on after step %d", trainer.state.step)
@@ -142,6 +146,22 @@ def reload_trained(
     return MindLLM.from_pretrained(out)
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step has measured.
+
+    Parameters
+    ----------
+    loss : float
+        Of all its samples, in nats.
+    grad_norm : float
+        Norm of the gradient, before it is clipped.
+    """
+
+    loss: float
+    grad_norm: float
+
+
 class Trainer:
     """A training: the model, its trials, and how far it has come.
 
@@ -153,6 +173,8 @@ class Trainer:
     config : TrainConfig
     callbacks : sequence of TrainerCallback
         Called after those that record the history and keep the best weights.
+    log_dir : Path, optional
+        The model folder, where losses are written as they are measured; None: nowhere.
 
     Attributes
     ----------
@@ -169,13 +191,17 @@ class Trainer:
         subjects: Sequence[str],
         config: TrainConfig,
         callbacks: Sequence[TrainerCallback] = (),
+        log_dir: Path | None = None,
     ) -> None:
         self.store, self.config = store, config
         self.accelerator = Accelerator(
+            log_with=(log_dir and trackers(config.loggers)) or None,
+            project_dir=log_dir and log_dir / "tensorboard",
             # Micro batches are weighted here, whatever the launcher's options.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
+        self.log = TrainingLog(self.accelerator, log_dir, config) if log_dir else None
         self.data = select_training_data(store, subjects, config)
         texts = self.data.conversations.texts
         self.model, memory_texts = self.build_model()
@@ -230,13 +256,19 @@ class Trainer:
         progress : rich.progress.Progress, optional
         """
         first_step = 0
-        for stage in STAGES:
-            max_steps = self.config.stage(stage).max_steps
-            if self.state.step == first_step:
-                self.optimizer_state = {}  # each stage begins with a new optimizer
-            if self.state.step < first_step + max_steps:
-                self.run_stage(stage, first_step, checkpoint, progress)
-            first_step += max_steps
+        try:
+            if self.log:
+                self.log.begin(self.state.step)
+            for stage in STAGES:
+                max_steps = self.config.stage(stage).max_steps
+                if self.state.step == first_step:
+                    self.optimizer_state = {}  # each stage begins with a new optimizer
+                if self.state.step < first_step + max_steps:
+                    self.run_stage(stage, first_step, checkpoint, progress)
+                first_step += max_steps
+        finally:
+            if self.log:
+                self.log.close()
 
     def run_stage(
         self, stage: Stage, first_step: int, checkpoint: Path, progress: Progress | None
@@ -251,15 +283,16 @@ class Trainer:
                 factor = cosine_schedule_with_warmup(stage_step, max_steps, c.warmup_ratio)
                 for group in optimizer.param_groups:
                     group["lr"] = options.learning_rate * factor
-                loss = self.take_step(stage, loss_module, optimizer)
+                result = self.take_step(stage, loss_module, optimizer)
                 for callback in self.callbacks:
-                    callback.on_step_end(self, loss)
+                    callback.on_step_end(self, result.loss)
                 is_last = stage_step + 1 == max_steps
-                if is_last or self.state.step % c.eval_steps == 0:
-                    self.validate(stage)
+                is_validated = is_last or self.state.step % c.eval_steps == 0
+                entry = self.validate(stage) if is_validated else None
+                self.log_step(stage, result, options.learning_rate * factor, entry)
                 if is_last or self.state.step % c.save_steps == 0:
                     self.save(checkpoint)
-                advance(1, f"{title} (loss {loss:.2f})")
+                advance(1, f"{title} (loss {result.loss:.2f})")
 
     def prepare_stage(self, stage: Stage) -> tuple[nn.Module, AcceleratedOptimizer]:
         """Put the loss and the stage's optimizer, with a checkpoint's moments, on their devices."""
@@ -273,8 +306,8 @@ class Trainer:
 
     def take_step(
         self, stage: Stage, loss_module: nn.Module, optimizer: AcceleratedOptimizer
-    ) -> float:
-        """Take one optimizer step and return its loss; InputError if the gradient is not finite."""
+    ) -> StepResult:
+        """Take one optimizer step; InputError if the gradient is not finite."""
         loss_module.train()
         self.model.language_model.eval()  # frozen: its dropout stays off
         loss = self.add_up_gradients(loss_module, self.draw_batch(stage))
@@ -287,7 +320,18 @@ class Trainer:
         optimizer.step()
         optimizer.zero_grad()
         self.state.step += 1
-        return loss.item()
+        return StepResult(loss.item(), float(norm))
+
+    def log_step(
+        self, stage: Stage, result: StepResult, learning_rate: float, entry: HistoryEntry | None
+    ) -> None:
+        """Write what a step, and the validation after it if there was one, have measured."""
+        values = {"loss": result.loss, "learning_rate": learning_rate}
+        values["grad_norm"] = result.grad_norm
+        if entry is not None and entry.val_loss is not None:
+            values["val_loss"] = entry.val_loss
+        if self.log:
+            self.log.write(self.state.step, stage, values | (entry.scores if entry else {}))
 
     def add_up_gradients(self, loss_module: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
         """Add up the gradients of a step's micro batches; returns the loss of all."""
@@ -325,7 +369,7 @@ class Trainer:
         return self.batches.split(stage, sampler.sample(rng), rng)
 
     @torch.no_grad()
-    def validate(self, stage: Stage) -> None:
+    def validate(self, stage: Stage) -> HistoryEntry:
         """Measure the loss of the validation trials, if there are any, and call the callbacks."""
         entry = HistoryEntry(self.state.step, stage, float("nan"))
         if self.data.validation:
@@ -338,6 +382,7 @@ class Trainer:
             entry.val_loss = sum(n * loss for n, loss in losses) / sum(n for n, _ in losses)
         for callback in self.callbacks:
             callback.on_validation_end(self, entry)
+        return entry
 
     def fit_encoding_model(self) -> None:
         """Fit the encoding model to the trained encoder, in place of one that it started from."""
@@ -393,6 +438,8 @@ class Trainer:
             with replace_directory(out) as folder:
                 for callback in self.callbacks:
                     callback.on_train_end(self, folder)
+                if self.log and self.log.path.exists():
+                    shutil.copy(self.log.path, folder)
                 model.save_pretrained(folder)
             remove_folder(out / "training", within=out)
         return model
