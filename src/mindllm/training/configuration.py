@@ -55,6 +55,28 @@ class StageConfig(BaseModel):
     """Weight decay of the token head and the projector."""
 
 
+class LoraOptions(BaseModel):
+    """Options of LoRA training of the language model, as in peft.
+
+    Examples
+    --------
+    >>> LoraOptions(r=4).alpha
+    16.0
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    r: PositiveInt = 8
+    """Rank of the matrices beside a layer."""
+    alpha: PositiveFloat = 16.0
+    """Scale of what they add, times the rank."""
+    dropout: Fraction = 0.0
+    """Fraction of a layer's inputs that they do not see in training."""
+    target_modules: list[str] | None = Field(default=None, min_length=1)
+    """Names of the layers; null: peft's choice for the family, in most the query and value
+    projections."""
+
+
 class TrainConfig(BaseModel):
     """Everything that a training depends on; saved in the model card.
 
@@ -95,6 +117,9 @@ class TrainConfig(BaseModel):
     """First stage: fMRI embeddings are aligned with text embeddings."""
     instruction_tuning: StageConfig = StageConfig(max_steps=150, batch_size=16, learning_rate=5e-4)
     """Second stage: fMRI tokens are tuned through the frozen language model."""
+    lora: LoraOptions | None = None
+    """LoRA adapter of the language model, trained in the second stage beside the projector; null:
+    none, and the language model stays as it is."""
     source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Sources of conversations to train on, with weights: for each sample a source is drawn by
     weight among those that have a conversation about it, then one of its conversations. Empty: all
@@ -154,6 +179,16 @@ class TrainConfig(BaseModel):
             )
         if self.init_from and "alignment" not in self.model_fields_set:
             self.alignment = StageConfig(max_steps=0, batch_size=1)
+        return self
+
+    @model_validator(mode="after")
+    def check_lora_is_trained(self) -> Self:
+        """Refuse an adapter that no stage would train."""
+        if self.lora and not self.instruction_tuning.max_steps:
+            raise ValueError(
+                "`lora` is trained in instruction_tuning, which has max_steps 0; give it steps, "
+                "or leave `lora` out"
+            )
         return self
 
     def stage(self, name: Stage) -> StageConfig:

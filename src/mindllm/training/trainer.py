@@ -1,7 +1,8 @@
 """Training: one loop on Accelerate, two stages.
 
 alignment           fMRI embeddings are drawn to the text about their stimulus, away from others
-instruction_tuning  fMRI tokens are tuned so that the frozen language model gives the answer
+instruction_tuning  fMRI tokens are tuned so that the frozen language model gives the answer, and
+                    a LoRA adapter with them, if one is asked for
 
 All randomness of a step comes from the seed and the step's number, so an interrupted training ends
 with the same weights.
@@ -37,6 +38,7 @@ from mindllm.training.configuration import STAGES, Stage, TrainConfig, check_bat
 from mindllm.training.encoding import fit_to_training_trials
 from mindllm.training.initialization import init_memory_from_text
 from mindllm.training.loggers import CSV_NAME, TrainingLog, check_loggers, trackers
+from mindllm.training.lora import add_lora, enable_adapter_dropout
 from mindllm.training.losses import MindLLMLoss
 from mindllm.training.model_card import create_model_card, measure_null_tokens
 from mindllm.training.optimization import (
@@ -205,6 +207,8 @@ class Trainer:
         self.data = select_training_data(store, subjects, config)
         texts = self.data.conversations.texts
         self.model, memory_texts = self.build_model()
+        if config.lora:
+            add_lora(self.model.language_model, config.lora, config.seed)
         check_batch_sizes(config, self.model.encoder.config)
         if config.instruction_tuning.max_steps:
             check_longest_conversations(self.model, self.data.conversations)
@@ -310,6 +314,7 @@ class Trainer:
         """Take one optimizer step; InputError if the gradient is not finite."""
         loss_module.train()
         self.model.language_model.eval()  # frozen: its dropout stays off
+        enable_adapter_dropout(self.model.language_model)
         loss = self.add_up_gradients(loss_module, self.draw_batch(stage))
         norm = self.accelerator.clip_grad_norm_(loss_module.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(norm):
