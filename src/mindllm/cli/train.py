@@ -16,6 +16,7 @@ from mindllm.cli.options import (
     console,
     parse_list,
 )
+from mindllm.utils.processes import is_main_process
 from mindllm.utils.seeds import MAX_SEED
 
 app = typer.Typer()
@@ -79,9 +80,10 @@ def train(
             settings,
             subjects=parse_list(subjects),
             resume=resume,
-            progress=progress,
+            progress=progress if is_main_process() else None,
         )
-    console.print(f"{out}: trained; curves in {out / 'training.png'}")
+    if is_main_process():
+        console.print(f"{out}: trained; curves in {out / 'training.png'}")
 
 
 @app.command("config")

@@ -214,6 +214,18 @@ class TrainConfig(BaseModel):
         )
 
 
+def check_processes(config: TrainConfig, num_processes: int) -> None:
+    """Raise InputError unless processes can share the micro batches of a step."""
+    for stage in STAGES:
+        options = config.stage(stage)
+        if options.max_steps and options.gradient_accumulation_steps % num_processes:
+            raise InputError(
+                f"{num_processes} processes share the micro batches of a step, and {stage} has "
+                f"gradient_accumulation_steps {options.gradient_accumulation_steps}. Choose a "
+                f"multiple of {num_processes}, and divide batch_size by it for the same step."
+            )
+
+
 def check_batch_sizes(config: TrainConfig, encoder: MindLLMConfig) -> None:
     """Raise InputError if samples are read singly where they are normalized over the batch."""
     for stage in STAGES:

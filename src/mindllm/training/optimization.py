@@ -64,13 +64,16 @@ class RunningStatistics:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm1d)]
         self.buffers = [
             buffer
-            for layer in module.modules()
-            if isinstance(layer, nn.BatchNorm1d)
+            for layer in layers
             for buffer in (layer.running_mean, layer.running_var)
             if buffer is not None
         ]
+        counters = [layer.num_batches_tracked for layer in layers]
+        self.counters = [counter for counter in counters if counter is not None]
+        self.counts = [int(counter) for counter in self.counters]
         self.before = [buffer.clone() for buffer in self.buffers]
         self.sums = [torch.zeros_like(buffer) for buffer in self.buffers]
 
@@ -86,6 +89,8 @@ class RunningStatistics:
     def average(self, sums: Sequence[Tensor], count: int) -> None:
         """Set the statistics to the mean over `count` micro batches, which add up to `sums`."""
         self._assign([total / count for total in sums])
+        for counter, steps_before in zip(self.counters, self.counts, strict=True):
+            counter.fill_(steps_before + 1)
 
     def _assign(self, values: Sequence[Tensor]) -> None:
         for buffer, value in zip(self.buffers, values, strict=True):

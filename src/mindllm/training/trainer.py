@@ -11,6 +11,7 @@ with the same weights.
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,13 @@ from mindllm.training.callbacks import (
     RetrievalAccuracy,
     TrainerCallback,
 )
-from mindllm.training.configuration import STAGES, Stage, TrainConfig, check_batch_sizes
+from mindllm.training.configuration import (
+    STAGES,
+    Stage,
+    TrainConfig,
+    check_batch_sizes,
+    check_processes,
+)
 from mindllm.training.encoding import fit_to_training_trials
 from mindllm.training.initialization import init_memory_from_text
 from mindllm.training.loggers import CSV_NAME, TrainingLog, check_loggers, trackers
@@ -62,6 +69,7 @@ from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_output
 from mindllm.utils.folders import recover_directory, remove_folder, replace_directory
 from mindllm.utils.locks import lock_output
+from mindllm.utils.processes import is_main_process
 from mindllm.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -113,12 +121,15 @@ def train(
     >>> model = train(Store("store"), "model", config, subjects=["sub-01"])  # doctest: +SKIP
     """
     out, subjects = Path(out), store.select_subjects(subjects)
-    with lock_output(out):
-        recover_directory(out)
+    is_main = is_main_process()  # the others neither lock nor write
+    with lock_output(out) if is_main else nullcontext():
+        if is_main:
+            recover_directory(out)
         if (out / "config.json").exists():
             return reload_trained(out, store, subjects, config, resume)
         check_loggers(config.loggers)
-        check_output(out, [store.path], ("training", CSV_NAME))
+        if is_main:
+            check_output(out, [store.path], ("training", CSV_NAME))
         checkpoint = out / "training" / "state.safetensors"
         if checkpoint.exists() and not resume:
             raise InputError(
@@ -144,7 +155,8 @@ def reload_trained(
     data = select_training_data(store, subjects, config)
     check_same_training(out, config, store, data.training.subjects)
     logger.info("%s is already trained", out)
-    remove_folder(out / "training", within=out)
+    if is_main_process():
+        remove_folder(out / "training", within=out)
     return MindLLM.from_pretrained(out)
 
 
@@ -201,8 +213,11 @@ class Trainer:
             project_dir=log_dir and log_dir / "tensorboard",
             # Micro batches are weighted here, whatever the launcher's options.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+            ],
         )
+        check_processes(config, self.accelerator.num_processes)
         self.log = TrainingLog(self.accelerator, log_dir, config) if log_dir else None
         self.data = select_training_data(store, subjects, config)
         texts = self.data.conversations.texts
@@ -339,18 +354,32 @@ class Trainer:
             self.log.write(self.state.step, stage, values | (entry.scores if entry else {}))
 
     def add_up_gradients(self, loss_module: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
-        """Add up the gradients of a step's micro batches; returns the loss of all."""
-        loss = torch.zeros((), device=self.accelerator.device)
+        """Add up the gradients of a step's micro batches, which processes share.
+
+        Returns the loss of all.
+        """
+        accelerator = self.accelerator
+        num_processes, rank = accelerator.num_processes, accelerator.process_index
+        if len(parts) % num_processes:
+            raise InputError(
+                f"a step has {len(parts)} micro batches, which {num_processes} processes cannot "
+                "share alike: there are too few trials. Choose a smaller batch_size, more "
+                "subjects_per_batch, or fewer processes."
+            )
+        loss = torch.zeros((), device=accelerator.device)
         statistics = RunningStatistics(self.loss_fn)
-        for part in parts:
+        for part in parts[rank::num_processes]:
             statistics.begin_micro_batch()
             self.seed_draws(part.index)
-            part_loss = part.weight * loss_module(self.batches.build_micro_batch(part))
-            self.accelerator.backward(part_loss)
+            is_last = part.index + num_processes >= len(parts)
+            with nullcontext() if is_last else accelerator.no_sync(loss_module):
+                part_loss = part.weight * loss_module(self.batches.build_micro_batch(part))
+                accelerator.backward(num_processes * part_loss)  # of which the mean is taken
             statistics.end_micro_batch()
             loss += part_loss.detach()
-        statistics.average(statistics.sums, len(parts))
-        return loss
+        sums = [accelerator.reduce(total, "sum") for total in statistics.sums]
+        statistics.average(sums, len(parts))
+        return accelerator.reduce(loss, "sum")
 
     def seed_draws(self, index: int) -> None:
         """Seed torch for a micro batch, with the seed, the step's number and its own alone."""
@@ -447,4 +476,5 @@ class Trainer:
                     shutil.copy(self.log.path, folder)
                 model.save_pretrained(folder)
             remove_folder(out / "training", within=out)
+        self.accelerator.wait_for_everyone()
         return model
