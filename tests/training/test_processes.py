@@ -131,9 +131,11 @@ def test_no_sample_is_drawn_twice_or_left_out_over_the_processes(
         assert sum(part.weight for part in parts) == pytest.approx(1)
         size = min(trainer.config.stage(stage).batch_size * 6, len(trainer.data.training))
         assert sum(len(part.trials.stimuli) for part in parts) == size
+        trials = [key for part in parts for key in part.trials.source_trials if key]
+        assert len(set(trials)) == len(trials)
 
 
 def test_processes_that_cannot_share_a_step_alike(tiny_llm_folder: Path) -> None:
     check_processes(options(tiny_llm_folder, 4), 2)
-    with pytest.raises(InputError, match=r"3 processes share .* accumulation_steps 4. Choose a m"):
+    with pytest.raises(InputError, match=r"3 processes share .*_accumulation_steps 4. Choose a m"):
         check_processes(options(tiny_llm_folder, 4), 3)

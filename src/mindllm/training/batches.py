@@ -104,7 +104,10 @@ class BatchBuilder:
         list of MicroBatch
             Their weights sum to one.
         """
-        num_parts = -(-len(batch.stimuli) // self.config.stage(stage).batch_size)  # rounded up
+        options, size = self.config.stage(stage), len(batch.stimuli)
+        num_parts = options.gradient_accumulation_steps
+        if size < 2 * num_parts:  # few trials; single ones cannot be normalized over a batch
+            num_parts = -(-size // options.batch_size)  # rounded up
         parts = split_batch(batch, num_parts)
         if stage == "alignment":
             sizes = np.array([len(part.stimuli) for part in parts])
