@@ -12,6 +12,7 @@ from mindllm.cli import adapt, convert, decode, evaluate, prepare, score, store,
 from mindllm.cli.interruption import Interruption, describe, end_children, interruptible
 from mindllm.cli.options import errors, locks
 from mindllm.utils.errors import InputError
+from mindllm.utils.processes import is_main_process
 from mindllm.utils.versions import package_version
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -49,7 +50,7 @@ def every_command(
 def main() -> None:
     """Run a command; bad input ends in one message and exit status 1, a signal in 128 more."""
     logging.basicConfig(
-        level=logging.INFO,
+        level=logging.INFO if is_main_process() else logging.WARNING,
         format="%(message)s",
         handlers=[RichHandler(console=errors, show_time=False, show_path=False, show_level=True)],
     )

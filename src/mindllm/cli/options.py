@@ -14,6 +14,7 @@ from mindllm.utils import progress
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_output
 from mindllm.utils.locks import lock_output
+from mindllm.utils.processes import is_main_process
 from mindllm.utils.seeds import MAX_SEED
 
 MAX_COUNT = 100_000  # of what is read or written at once
@@ -79,6 +80,8 @@ def claim_output(path: Path, inputs: Sequence[Path] = (), resumable: Sequence[st
     InputError
         If another process writes it, or as `check_output` does.
     """
+    if not is_main_process():
+        return  # of one command, the first process writes
     locks.enter_context(lock_output(path))
     check_output(path, inputs, resumable)
 

@@ -16,6 +16,7 @@ from mindllm.cli.options import (
     console,
     parse_list,
 )
+from mindllm.utils.processes import is_main_process
 from mindllm.utils.seeds import MAX_SEED
 
 app = typer.Typer()
@@ -70,7 +71,7 @@ def train(
     from mindllm.training.configuration import read_config
 
     inputs = [store, *([Path(init_from)] if init_from else []), *([Path(llm)] if llm else [])]
-    claim_output(out, inputs=inputs, resumable=("config.json", "training"))
+    claim_output(out, inputs=inputs, resumable=("config.json", "training", "training.csv"))
     options = {"language_model": llm, "preset": preset, "seed": seed, "init_from": init_from}
     if llm is not None:
         check_path(llm)
@@ -82,9 +83,10 @@ def train(
             settings,
             subjects=parse_list(subjects),
             resume=resume,
-            progress=progress,
+            progress=progress if is_main_process() else None,
         )
-    console.print(f"{out}: trained; curves in {out / 'training.png'}")
+    if is_main_process():
+        console.print(f"{out}: trained; curves in {out / 'training.png'}")
 
 
 @app.command("config")

@@ -156,6 +156,40 @@ class SubjectBatchSampler:
         return batches
 
 
+def split_batch(batch: TrialBatch, num_parts: int) -> list[TrialBatch]:
+    """Split a batch into micro batches of consecutive samples, as equal in size as can be.
+
+    Parameters
+    ----------
+    batch : TrialBatch
+    num_parts : int
+        Most micro batches; there are no more than samples.
+
+    Returns
+    -------
+    list of TrialBatch
+        With the trials that their samples are mixed of, and the voxels of the batch.
+    """
+    if num_parts == 1:
+        return [batch]
+    sizes = [len(part.trial_indices) for part in batch.subjects]
+    parts = []
+    for rows in np.array_split(np.arange(len(batch.stimuli)), min(num_parts, len(batch.stimuli))):
+        weights = batch.mixing_weights[rows]
+        is_used = (weights != 0).any(0)
+        subjects = [
+            SubjectBatch(part.subject, part.trial_indices[kept], part.voxel_indices)
+            for part, kept in zip(
+                batch.subjects, np.split(is_used.numpy(), np.cumsum(sizes)[:-1]), strict=True
+            )
+            if kept.any()
+        ]
+        stimuli = [batch.stimuli[row] for row in rows]
+        source_trials = [batch.source_trials[row] for row in rows]
+        parts.append(TrialBatch(subjects, weights[:, is_used], stimuli, source_trials))
+    return parts
+
+
 def iter_eval_batches(dataset: TrialDataset, batch_size: int) -> Iterator[TrialBatch]:
     """All trials in order, all voxels, unmixed; a batch holds trials of one subject.
 

@@ -374,7 +374,11 @@ def train_on_permuted_pairs(
         )
     subjects = sorted({*card.subjects, *(card.validation_subjects or [])})
     check_subjects_available(store, card, subjects)
-    changes = {"permute_pairs": True, "language_model": model.language_model.name}
+    changes: dict[str, object] = {
+        "permute_pairs": True,
+        "language_model": model.language_model.name,
+    }
+    changes["loggers"] = ["csv"]  # nothing is sent anywhere for a control
     config = TrainConfig(**{**card.config, **changes})
     logger.info(
         "training on permuted pairs, as long as the model itself was trained, in %s", directory

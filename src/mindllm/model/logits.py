@@ -95,9 +95,10 @@ def forward_logits(model: Any, positions: Tensor, **inputs: Any) -> tuple[Tensor
     return output.logits[:, positions], getattr(output, "past_key_values", None)
 
 
-@torch.no_grad()
 def read_prefix(model: Any, inputs_embeds: Tensor, length: int) -> Any:
     """Key-value cache of the first `length` embeddings, which are the same in all rows.
+
+    Gradients pass through it where an adapter of the model is trained.
 
     Parameters
     ----------
@@ -112,7 +113,9 @@ def read_prefix(model: Any, inputs_embeds: Tensor, length: int) -> Any:
     """
     if not length:
         return None
-    _, cache = read_prompt(model, inputs_embeds[:1, :length])
+    is_trained = torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters())
+    with torch.set_grad_enabled(is_trained):
+        _, cache = read_prompt(model, inputs_embeds[:1, :length])
     cache.batch_repeat_interleave(len(inputs_embeds))
     return cache
 
@@ -133,7 +136,7 @@ def read_prompt(model: Any, inputs_embeds: Tensor, shared: int = 0) -> tuple[Ten
         Of the token after the prompt.
     cache : transformers.Cache
     """
-    inputs: dict[str, Any] = {"inputs_embeds": inputs_embeds[:, shared:]}
+    inputs: dict[str, object] = {"inputs_embeds": inputs_embeds[:, shared:]}
     if shared:
         inputs["past_key_values"] = read_prefix(model, inputs_embeds, shared)
         inputs["attention_mask"] = torch.ones_like(inputs_embeds[:, :, 0], dtype=torch.int64)

@@ -1,16 +1,18 @@
 """Drawn trials to inputs of a loss: voxels and betas by subject, texts or tokenized prompts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mindllm.data.conversations import ConversationDataset
-from mindllm.data.sampler import SubjectBatch, TrialBatch
+from mindllm.data.sampler import SubjectBatch, TrialBatch, split_batch
 from mindllm.data.store import Store
 from mindllm.model.encoder import VoxelFeatures
 from mindllm.model.modeling import MindLLM
+from mindllm.model.processing import IGNORE_INDEX, EncodedPrompt
 from mindllm.training.augmentation import jitter_coordinates
 from mindllm.training.configuration import Stage, TrainConfig
 from mindllm.training.losses import AlignmentBatch, InstructionBatch, MixedTrials
@@ -36,6 +38,28 @@ def check_longest_conversations(model: MindLLM, conversations: ConversationDatas
     lengths = [sum(len(turn["content"]) for turn in conversation) for conversation in turns]
     for row in np.argsort(lengths)[-N_LONGEST:]:
         model.processor(turns.iloc[int(row)])
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A part of a step's samples that is read at once.
+
+    Parameters
+    ----------
+    trials : TrialBatch
+    prompts : list of EncodedPrompt, optional
+        Tokenized conversations of the samples, in instruction tuning.
+    weight : float
+        Fraction of the step's loss: of its samples in alignment, of its answers' tokens in
+        instruction tuning. Losses are means over these.
+    index : int
+        Number within the step.
+    """
+
+    trials: TrialBatch
+    prompts: list[EncodedPrompt] | None
+    weight: float
+    index: int
 
 
 class BatchBuilder:
@@ -65,28 +89,64 @@ class BatchBuilder:
         self.conversations = conversations
         self.voxels = {s: model.encoder.prepare_voxels(store.masker(s)) for s in subjects}
 
-    def build(
-        self, stage: Stage, batch: TrialBatch, rng: np.random.Generator | None = None
-    ) -> AlignmentBatch | InstructionBatch:
-        """Make the inputs of a stage's loss.
+    def split(self, stage: Stage, batch: TrialBatch, rng: np.random.Generator) -> list[MicroBatch]:
+        """Split a step's batch into the micro batches of a stage.
 
         Parameters
         ----------
         stage : {"alignment", "instruction_tuning"}
         batch : TrialBatch
-        rng : numpy.random.Generator, optional
-            Draws the conversations of a training batch, whose coordinates are jittered. Without
-            it nothing is random, and each sample has its first conversation.
+        rng : numpy.random.Generator
+            Draws the conversations, for all samples in order: they are those of the batch as one.
+
+        Returns
+        -------
+        list of MicroBatch
+            Their weights sum to one.
+        """
+        options, size = self.config.stage(stage), len(batch.stimuli)
+        num_parts = options.gradient_accumulation_steps
+        if size < 2 * num_parts:  # few trials; single ones cannot be normalized over a batch
+            num_parts = -(-size // options.batch_size)  # rounded up
+        parts = split_batch(batch, num_parts)
+        if stage == "alignment":
+            sizes = np.array([len(part.stimuli) for part in parts])
+            prompts: list[list[EncodedPrompt] | None] = [None] * len(parts)
+        else:
+            conversations = [self.conversations.sample_conversations(part, rng) for part in parts]
+            encoded = [[self.model.processor(turns) for turns in part] for part in conversations]
+            sizes = np.array(
+                [sum((p.labels[1:] != IGNORE_INDEX).sum() for p in part) for part in encoded]
+            )
+            prompts = list(encoded)
+        weights = (sizes / sizes.sum()).tolist()
+        rows = zip(parts, prompts, weights, strict=True)
+        return [MicroBatch(*row, index) for index, row in enumerate(rows)]
+
+    def build_micro_batch(self, part: MicroBatch) -> AlignmentBatch | InstructionBatch:
+        """Inputs of the loss of a micro batch; torch's generator draws the jitter."""
+        if part.prompts is None:
+            return self.build_alignment_batch(part.trials, self.config.max_negatives, jitter=True)
+        return InstructionBatch(self.load_trials(part.trials, jitter=True), part.prompts)
+
+    def build(self, stage: Stage, batch: TrialBatch) -> AlignmentBatch | InstructionBatch:
+        """Make the inputs of a stage's loss without anything random, for a validation.
+
+        Parameters
+        ----------
+        stage : {"alignment", "instruction_tuning"}
+        batch : TrialBatch
+            In instruction tuning, each sample has its first conversation.
 
         Returns
         -------
         AlignmentBatch or InstructionBatch
         """
         if stage == "alignment":
-            return self.build_alignment_batch(batch, self.config.max_negatives, rng is not None)
-        trials = self.load_trials(batch, rng is not None)
-        conversations = self.conversations.sample_conversations(batch, rng)
-        return InstructionBatch(trials, [self.model.processor(turns) for turns in conversations])
+            return self.build_alignment_batch(batch, self.config.max_negatives)
+        conversations = self.conversations.sample_conversations(batch, None)
+        prompts = [self.model.processor(turns) for turns in conversations]
+        return InstructionBatch(self.load_trials(batch, jitter=False), prompts)
 
     def build_alignment_batch(
         self, batch: TrialBatch, max_negatives: int, jitter: bool = False

@@ -44,13 +44,38 @@ class StageConfig(BaseModel):
     max_steps: Annotated[NonNegativeInt, Field(le=1_000_000_000)]
     """Optimizer steps; 0 leaves the stage out."""
     batch_size: Annotated[PositiveInt, Field(le=1_000_000)]
-    """Samples per step."""
+    """Samples that are read at once."""
+    gradient_accumulation_steps: Annotated[PositiveInt, Field(le=1_000_000)] = 1
+    """Micro batches of `batch_size` samples per optimizer step, whose gradients are added up: the
+    step of a larger batch in the memory of a smaller one."""
     subjects_per_batch: PositiveInt = 4
     """Subjects per step: the attention is computed once per subject, however many trials it has."""
     learning_rate: PositiveFloat = 1e-3
     """Learning rate after the warmup."""
     weight_decay: NonNegativeFloat = 0.05
     """Weight decay of the token head and the projector."""
+
+
+class LoraOptions(BaseModel):
+    """Options of LoRA training of the language model, as in peft.
+
+    Examples
+    --------
+    >>> LoraOptions(r=4).alpha
+    16.0
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    r: PositiveInt = 8
+    """Rank of the matrices beside a layer."""
+    alpha: PositiveFloat = 16.0
+    """Scale of what they add, times the rank."""
+    dropout: Fraction = 0.0
+    """Fraction of a layer's inputs that they do not see in training."""
+    target_modules: list[str] | None = Field(default=None, min_length=1)
+    """Names of the layers; null: peft's choice for the family, in most the query and value
+    projections."""
 
 
 class TrainConfig(BaseModel):
@@ -93,6 +118,9 @@ class TrainConfig(BaseModel):
     """First stage: fMRI embeddings are aligned with text embeddings."""
     instruction_tuning: StageConfig = StageConfig(max_steps=150, batch_size=16, learning_rate=5e-4)
     """Second stage: fMRI tokens are tuned through the frozen language model."""
+    lora: LoraOptions | None = None
+    """LoRA adapter of the language model, trained in the second stage beside the projector; null:
+    none, and the language model stays as it is."""
     source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Sources of conversations to train on, with weights: for each sample a source is drawn by
     weight among those that have a conversation about it, then one of its conversations. Empty: all
@@ -124,6 +152,9 @@ class TrainConfig(BaseModel):
     `val`."""
     eval_steps: PositiveInt = 50
     """Steps between validations."""
+    loggers: list[Literal["csv", "tensorboard", "wandb", "trackio"]] = ["csv"]
+    """Where losses are written as the training goes: always to `training.csv` in the model folder,
+    and to these trackers of Accelerate. `wandb` sends them to its servers."""
     save_steps: PositiveInt = 50
     """Steps between checkpoints."""
     max_negatives: PositiveInt = 2048
@@ -159,6 +190,16 @@ class TrainConfig(BaseModel):
             self.alignment = StageConfig(max_steps=0, batch_size=1)
         return self
 
+    @model_validator(mode="after")
+    def check_lora_is_trained(self) -> Self:
+        """Refuse an adapter that no stage would train."""
+        if self.lora and not self.instruction_tuning.max_steps:
+            raise ValueError(
+                "`lora` is trained in instruction_tuning, which has max_steps 0; give it steps, "
+                "or leave `lora` out"
+            )
+        return self
+
     def stage(self, name: Stage) -> StageConfig:
         """Options of a stage."""
         return self.alignment if name == "alignment" else self.instruction_tuning
@@ -182,6 +223,30 @@ class TrainConfig(BaseModel):
         config = validate_model(MindLLMConfig, options, "encoder options")
         plan_encoder(config, {})
         return config
+
+
+def check_processes(config: TrainConfig, num_processes: int) -> None:
+    """Raise InputError unless processes can share the micro batches of a step."""
+    for stage in STAGES:
+        options = config.stage(stage)
+        if options.max_steps and options.gradient_accumulation_steps % num_processes:
+            raise InputError(
+                f"{num_processes} processes share the micro batches of a step, and {stage} has "
+                f"gradient_accumulation_steps {options.gradient_accumulation_steps}. Choose a "
+                f"multiple of {num_processes}, and divide batch_size by it for the same step."
+            )
+
+
+def check_batch_sizes(config: TrainConfig, encoder: MindLLMConfig) -> None:
+    """Raise InputError if samples are read singly where they are normalized over the batch."""
+    for stage in STAGES:
+        options = config.stage(stage)
+        if encoder.token_head_norm == "batch" and options.max_steps and options.batch_size == 1:
+            raise InputError(
+                f"{stage} has batch_size 1, but the batch normalization of the token head needs 2 "
+                "samples that are read at once. Choose batch_size 2 or more, or for a new encoder "
+                "token_head_norm: layer."
+            )
 
 
 def read_config(path: Path | None, options: Mapping[str, Any]) -> TrainConfig:

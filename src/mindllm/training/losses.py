@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from mindllm.model.processing import EncodedPrompt
 from mindllm.model.text_embeddings import embed_texts, whitened_text_embeddings
 from mindllm.training.augmentation import add_embedding_noise, add_query_noise
 from mindllm.training.configuration import Stage, TrainConfig
+from mindllm.training.lora import is_adapter_weight
 
 MAX_LOGIT_SCALE = 100.0
 INIT_LOGIT_SCALE = 10.0
@@ -91,6 +93,7 @@ class MindLLMLoss(nn.Module):
         self.model, self.config = model, config
         embeddings = embed_texts(model.language_model, texts)
         targets = whitened_text_embeddings(embeddings, model.encoder.head.embedding_dim)
+        self.register_state_dict_post_hook(keep_adapter)
         self.register_buffer("text_embeddings", targets, persistent=False)
         self.logit_scale = nn.Parameter(torch.tensor(INIT_LOGIT_SCALE, device=targets.device).log())
 
@@ -122,6 +125,12 @@ class MindLLMLoss(nn.Module):
         -------
         Tensor
             Scalar, in nats; the mean over positives, then over samples.
+
+        Notes
+        -----
+        A batch is what is read at once. Where there are more texts than `max_negatives`, the
+        negatives of a sample come from its own micro batch, so that accumulated gradients are
+        those of a larger batch only up to the number of negatives; otherwise they are equal.
 
         References
         ----------
@@ -163,7 +172,7 @@ class MindLLMLoss(nn.Module):
         """Parameters that a stage trains.
 
         Instruction tuning leaves alone what alignment, if there was one, has aligned: it trains
-        the layer that makes the tokens, and the projector.
+        the layer that makes the tokens, and the projector; and the LoRA adapter, if there is one.
 
         Parameters
         ----------
@@ -172,18 +181,32 @@ class MindLLMLoss(nn.Module):
         Returns
         -------
         dict of str to Parameter
-            Never one of the language model.
+            Never one of the language model's own.
         """
         parameters = {
             name: parameter
             for name, parameter in self.named_parameters()
             if ".language_model." not in name
         }
-        if stage == "alignment" or not self.config.alignment.max_steps:
+        if stage == "alignment":
             return parameters
+        adapter = {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if self.config.lora and is_adapter_weight(name)
+        }
+        if not self.config.alignment.max_steps:
+            return parameters | adapter
         tuned = {
             id(parameter)
             for part in (self.model.encoder.head.token_proj, self.model.projector)
             for parameter in part.parameters()
         }
-        return {name: p for name, p in parameters.items() if id(p) in tuned}
+        return {name: p for name, p in parameters.items() if id(p) in tuned} | adapter
+
+
+def keep_adapter(module: MindLLMLoss, state_dict: Any, prefix: str, metadata: Any) -> None:
+    """State-dict hook: a LoRA adapter that is trained is kept, unlike the language model's own."""
+    for name, parameter in module.named_parameters():
+        if module.config.lora and is_adapter_weight(name):
+            state_dict[prefix + name] = parameter.detach()

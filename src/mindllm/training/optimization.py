@@ -1,10 +1,10 @@
 """Optimizer and learning rate."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mindllm.training.configuration import StageConfig
 
@@ -38,6 +38,63 @@ def create_optimizer(
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=options.learning_rate, betas=ADAM_BETAS)
+
+
+class RunningStatistics:
+    """Running statistics of batch normalization, over the micro batches of one step.
+
+    Each micro batch begins with those before the step, and the step ends with the mean of what
+    they lead to, so that neither order nor process matters.
+
+    Parameters
+    ----------
+    module : Module
+
+    Examples
+    --------
+    >>> layer = nn.BatchNorm1d(1)
+    >>> statistics = RunningStatistics(layer)
+    >>> for value in (0.0, 2.0):
+    ...     statistics.begin_micro_batch()
+    ...     _ = layer(torch.full((2, 1), value))
+    ...     statistics.end_micro_batch()
+    >>> statistics.average(statistics.sums, 2)
+    >>> layer.running_mean
+    tensor([0.1000])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm1d)]
+        self.buffers = [
+            buffer
+            for layer in layers
+            for buffer in (layer.running_mean, layer.running_var)
+            if buffer is not None
+        ]
+        counters = [layer.num_batches_tracked for layer in layers]
+        self.counters = [counter for counter in counters if counter is not None]
+        self.counts = [int(counter) for counter in self.counters]
+        self.before = [buffer.clone() for buffer in self.buffers]
+        self.sums = [torch.zeros_like(buffer) for buffer in self.buffers]
+
+    def begin_micro_batch(self) -> None:
+        """Put the statistics before the step back."""
+        self._assign(self.before)
+
+    def end_micro_batch(self) -> None:
+        """Add up what the micro batch has led to."""
+        for total, buffer in zip(self.sums, self.buffers, strict=True):
+            total += buffer
+
+    def average(self, sums: Sequence[Tensor], count: int) -> None:
+        """Set the statistics to the mean over `count` micro batches, which add up to `sums`."""
+        self._assign([total / count for total in sums])
+        for counter, steps_before in zip(self.counters, self.counts, strict=True):
+            counter.fill_(steps_before + 1)
+
+    def _assign(self, values: Sequence[Tensor]) -> None:
+        for buffer, value in zip(self.buffers, values, strict=True):
+            buffer.copy_(value)
 
 
 def cosine_schedule_with_warmup(step: int, max_steps: int, warmup_ratio: float) -> float:

@@ -116,10 +116,10 @@ def run_fingerprint(
     Returns
     -------
     dict
-        JSON values: the training options, store, split, subjects with the shapes and hashes of
-        their data, conversations, and the language model's fingerprint.
+        JSON values: the training options but for the loggers, store, split, subjects with
+        the shapes and hashes of their data, conversations, and the language model's fingerprint.
     """
-    return config.model_dump(mode="json") | {
+    return config.model_dump(mode="json", exclude={"loggers"}) | {
         "store": store.meta["name"],
         "split": store.split["name"],
         "subjects": {s: [*store.betas(s).shape, store.fingerprint(s)] for s in subjects},

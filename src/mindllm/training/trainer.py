@@ -1,21 +1,25 @@
 """Training: one loop on Accelerate, two stages.
 
 alignment           fMRI embeddings are drawn to the text about their stimulus, away from others
-instruction_tuning  fMRI tokens are tuned so that the frozen language model gives the answer
+instruction_tuning  fMRI tokens are tuned so that the frozen language model gives the answer, and
+                    a LoRA adapter with them, if one is asked for
 
 All randomness of a step comes from the seed and the step's number, so an interrupted training ends
 with the same weights.
 """
 
 import logging
+import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -23,7 +27,7 @@ from mindllm.data.sampler import SubjectBatchSampler, iter_eval_batches
 from mindllm.data.store import Store
 from mindllm.model.language_model import load_language_model
 from mindllm.model.modeling import MindLLM
-from mindllm.training.batches import BatchBuilder, check_longest_conversations
+from mindllm.training.batches import BatchBuilder, MicroBatch, check_longest_conversations
 from mindllm.training.callbacks import (
     EVAL_BATCH_SIZE,
     BestWeights,
@@ -31,12 +35,24 @@ from mindllm.training.callbacks import (
     RetrievalAccuracy,
     TrainerCallback,
 )
-from mindllm.training.configuration import STAGES, Stage, TrainConfig
+from mindllm.training.configuration import (
+    STAGES,
+    Stage,
+    TrainConfig,
+    check_batch_sizes,
+    check_processes,
+)
 from mindllm.training.encoding import fit_to_training_trials
 from mindllm.training.initialization import init_memory_from_text
-from mindllm.training.losses import AlignmentBatch, InstructionBatch, MindLLMLoss
+from mindllm.training.loggers import CSV_NAME, TrainingLog, check_loggers, trackers
+from mindllm.training.lora import add_lora, enable_adapter_dropout
+from mindllm.training.losses import MindLLMLoss
 from mindllm.training.model_card import create_model_card, measure_null_tokens
-from mindllm.training.optimization import cosine_schedule_with_warmup, create_optimizer
+from mindllm.training.optimization import (
+    RunningStatistics,
+    cosine_schedule_with_warmup,
+    create_optimizer,
+)
 from mindllm.training.resume import (
     Checkpoint,
     HistoryEntry,
@@ -53,6 +69,7 @@ from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_output
 from mindllm.utils.folders import recover_directory, remove_folder, replace_directory
 from mindllm.utils.locks import lock_output
+from mindllm.utils.processes import is_main_process
 from mindllm.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -105,18 +122,22 @@ def train(
     """
     out, subjects = Path(out), store.select_subjects(subjects)
     store.check_splits(subjects)
-    with lock_output(out):
-        recover_directory(out)
+    is_main = is_main_process()  # the others neither lock nor write
+    with lock_output(out) if is_main else nullcontext():
+        if is_main:
+            recover_directory(out)
         if (out / "config.json").exists():
             return reload_trained(out, store, subjects, config, resume)
-        check_output(out, [store.path], ("training",))
+        check_loggers(config.loggers)
+        if is_main:
+            check_output(out, [store.path], ("training", CSV_NAME))
         checkpoint = out / "training" / "state.safetensors"
         if checkpoint.exists() and not resume:
             raise InputError(
                 f"{out} holds an unfinished training. Add --resume to go on with it, "
                 "or remove the folder."
             )
-        trainer = Trainer(store, subjects, config, callbacks)
+        trainer = Trainer(store, subjects, config, callbacks, out)
         if checkpoint.exists():
             trainer.restore(checkpoint)
             logger.info("going on after step %d", trainer.state.step)
@@ -135,8 +156,25 @@ def reload_trained(
     data = select_training_data(store, subjects, config)
     check_same_training(out, config, store, data.training.subjects)
     logger.info("%s is already trained", out)
-    remove_folder(out / "training", within=out)
+    if is_main_process():
+        remove_folder(out / "training", within=out)
     return MindLLM.from_pretrained(out)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step has measured.
+
+    Parameters
+    ----------
+    loss : float
+        Of all its samples, in nats.
+    grad_norm : float
+        Norm of the gradient, before it is clipped.
+    """
+
+    loss: float
+    grad_norm: float
 
 
 class Trainer:
@@ -150,6 +188,8 @@ class Trainer:
     config : TrainConfig
     callbacks : sequence of TrainerCallback
         Called after those that record the history and keep the best weights.
+    log_dir : Path, optional
+        The model folder, where losses are written as they are measured; None: nowhere.
 
     Attributes
     ----------
@@ -166,14 +206,26 @@ class Trainer:
         subjects: Sequence[str],
         config: TrainConfig,
         callbacks: Sequence[TrainerCallback] = (),
+        log_dir: Path | None = None,
     ) -> None:
         self.store, self.config = store, config
         self.accelerator = Accelerator(
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+            log_with=(log_dir and trackers(config.loggers)) or None,
+            project_dir=log_dir and log_dir / "tensorboard",
+            # Micro batches are weighted here, whatever the launcher's options.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+            ],
         )
+        check_processes(config, self.accelerator.num_processes)
+        self.log = TrainingLog(self.accelerator, log_dir, config) if log_dir else None
         self.data = select_training_data(store, subjects, config)
         texts = self.data.conversations.texts
         self.model, memory_texts = self.build_model()
+        if config.lora:
+            add_lora(self.model.language_model, config.lora, config.seed)
+        check_batch_sizes(config, self.model.encoder.config)
         if config.instruction_tuning.max_steps:
             check_longest_conversations(self.model, self.data.conversations)
         self.loss_fn = MindLLMLoss(self.model, texts, config)
@@ -224,13 +276,19 @@ class Trainer:
         progress : rich.progress.Progress, optional
         """
         first_step = 0
-        for stage in STAGES:
-            max_steps = self.config.stage(stage).max_steps
-            if self.state.step == first_step:
-                self.optimizer_state = {}  # each stage begins with a new optimizer
-            if self.state.step < first_step + max_steps:
-                self.run_stage(stage, first_step, checkpoint, progress)
-            first_step += max_steps
+        try:
+            if self.log:
+                self.log.begin(self.state.step)
+            for stage in STAGES:
+                max_steps = self.config.stage(stage).max_steps
+                if self.state.step == first_step:
+                    self.optimizer_state = {}  # each stage begins with a new optimizer
+                if self.state.step < first_step + max_steps:
+                    self.run_stage(stage, first_step, checkpoint, progress)
+                first_step += max_steps
+        finally:
+            if self.log:
+                self.log.close()
 
     def run_stage(
         self, stage: Stage, first_step: int, checkpoint: Path, progress: Progress | None
@@ -245,15 +303,16 @@ class Trainer:
                 factor = cosine_schedule_with_warmup(stage_step, max_steps, c.warmup_ratio)
                 for group in optimizer.param_groups:
                     group["lr"] = options.learning_rate * factor
-                loss = self.take_step(stage, loss_module, optimizer)
+                result = self.take_step(stage, loss_module, optimizer)
                 for callback in self.callbacks:
-                    callback.on_step_end(self, loss)
+                    callback.on_step_end(self, result.loss)
                 is_last = stage_step + 1 == max_steps
-                if is_last or self.state.step % c.eval_steps == 0:
-                    self.validate(stage)
+                is_validated = is_last or self.state.step % c.eval_steps == 0
+                entry = self.validate(stage) if is_validated else None
+                self.log_step(stage, result, options.learning_rate * factor, entry)
                 if is_last or self.state.step % c.save_steps == 0:
                     self.save(checkpoint)
-                advance(1, f"{title} (loss {loss:.2f})")
+                advance(1, f"{title} (loss {result.loss:.2f})")
 
     def prepare_stage(self, stage: Stage) -> tuple[nn.Module, AcceleratedOptimizer]:
         """Put the loss and the stage's optimizer, with a checkpoint's moments, on their devices."""
@@ -267,12 +326,12 @@ class Trainer:
 
     def take_step(
         self, stage: Stage, loss_module: nn.Module, optimizer: AcceleratedOptimizer
-    ) -> float:
-        """Take one optimizer step and return its loss; InputError if the gradient is not finite."""
+    ) -> StepResult:
+        """Take one optimizer step; InputError if the gradient is not finite."""
         loss_module.train()
         self.model.language_model.eval()  # frozen: its dropout stays off
-        loss = loss_module(self.draw_batch(stage))
-        self.accelerator.backward(loss)
+        enable_adapter_dropout(self.model.language_model)
+        loss = self.add_up_gradients(loss_module, self.draw_batch(stage))
         norm = self.accelerator.clip_grad_norm_(loss_module.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(norm):
             raise InputError(
@@ -282,25 +341,70 @@ class Trainer:
         optimizer.step()
         optimizer.zero_grad()
         self.state.step += 1
-        return loss.item()
+        return StepResult(loss.item(), float(norm))
 
-    def draw_batch(self, stage: Stage) -> AlignmentBatch | InstructionBatch:
-        """Draw a step's batch, from the seed and the step's number alone."""
-        c, step = self.config, self.state.step
-        torch.manual_seed(c.seed * 1_000_003 + step)
-        rng = np.random.default_rng([c.seed, step, self.accelerator.process_index])
+    def log_step(
+        self, stage: Stage, result: StepResult, learning_rate: float, entry: HistoryEntry | None
+    ) -> None:
+        """Write what a step, and the validation after it if there was one, have measured."""
+        values = {"loss": result.loss, "learning_rate": learning_rate}
+        values["grad_norm"] = result.grad_norm
+        if entry is not None and entry.val_loss is not None:
+            values["val_loss"] = entry.val_loss
+        if self.log:
+            self.log.write(self.state.step, stage, values | (entry.scores if entry else {}))
+
+    def add_up_gradients(self, loss_module: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
+        """Add up the gradients of a step's micro batches, which processes share.
+
+        Returns the loss of all.
+        """
+        accelerator = self.accelerator
+        num_processes, rank = accelerator.num_processes, accelerator.process_index
+        if len(parts) % num_processes:
+            raise InputError(
+                f"a step has {len(parts)} micro batches, which {num_processes} processes cannot "
+                "share alike: there are too few trials. Choose a smaller batch_size, more "
+                "subjects_per_batch, or fewer processes."
+            )
+        loss = torch.zeros((), device=accelerator.device)
+        statistics = RunningStatistics(self.loss_fn)
+        for part in parts[rank::num_processes]:
+            statistics.begin_micro_batch()
+            self.seed_draws(part.index)
+            is_last = part.index + num_processes >= len(parts)
+            with nullcontext() if is_last else accelerator.no_sync(loss_module):
+                part_loss = part.weight * loss_module(self.batches.build_micro_batch(part))
+                accelerator.backward(num_processes * part_loss)  # of which the mean is taken
+            statistics.end_micro_batch()
+            loss += part_loss.detach()
+        sums = [accelerator.reduce(total, "sum") for total in statistics.sums]
+        statistics.average(sums, len(parts))
+        return accelerator.reduce(loss, "sum")
+
+    def seed_draws(self, index: int) -> None:
+        """Seed torch for a micro batch, with the seed, the step's number and its own alone."""
+        seed = self.config.seed * 1_000_003 + self.state.step
+        if index:
+            (seed,) = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64).tolist()
+        torch.manual_seed(seed)
+
+    def draw_batch(self, stage: Stage) -> list[MicroBatch]:
+        """Draw a step's micro batches, from the seed and the step's number alone."""
+        c, options = self.config, self.config.stage(stage)
+        rng = np.random.default_rng([c.seed, self.state.step, 0])
         sampler = SubjectBatchSampler(
             self.data.trials_for_stage(stage, self.data.training),
-            c.stage(stage).batch_size,
-            c.stage(stage).subjects_per_batch,
+            options.batch_size * options.gradient_accumulation_steps,
+            options.subjects_per_batch,
             c.voxel_dropout,
             c.mixup_prob,
             c.repetition_noise_scale,
         )
-        return self.batches.build(stage, sampler.sample(rng), rng)
+        return self.batches.split(stage, sampler.sample(rng), rng)
 
     @torch.no_grad()
-    def validate(self, stage: Stage) -> None:
+    def validate(self, stage: Stage) -> HistoryEntry:
         """Measure the loss of the validation trials, if there are any, and call the callbacks."""
         entry = HistoryEntry(self.state.step, stage, float("nan"))
         if self.data.validation:
@@ -313,6 +417,7 @@ class Trainer:
             entry.val_loss = sum(n * loss for n, loss in losses) / sum(n for n, _ in losses)
         for callback in self.callbacks:
             callback.on_validation_end(self, entry)
+        return entry
 
     def fit_encoding_model(self) -> None:
         """Fit the encoding model to the trained encoder, in place of one that it started from."""
@@ -368,6 +473,9 @@ class Trainer:
             with replace_directory(out) as folder:
                 for callback in self.callbacks:
                     callback.on_train_end(self, folder)
+                if self.log and self.log.path.exists():
+                    shutil.copy(self.log.path, folder)
                 model.save_pretrained(folder)
             remove_folder(out / "training", within=out)
+        self.accelerator.wait_for_everyone()
         return model
