@@ -340,7 +340,7 @@ def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> N
         for r in content["rows"]
         if r["value"] is not None
     )
-    assert content["format"] == 4
+    assert content["format"] == 5
     assert content["run_id"] == report.run_id
     assert content["run_info"]["model"]["name"] == "my-model"
     assert {"data", "seed", "versions", "started"} <= set(content["run_info"])

@@ -185,8 +185,8 @@ class MetricRow:
     condition: str
     metric: str
     value: Unit | None
-    ci_low: Unit | None
-    ci_high: Unit | None
+    ci_low: Difference | None  # below 0 where an interval of CIDEr is
+    ci_high: Difference | None
     chance_level: Unit | None
     n_trials: Count
     n_subjects: Count

@@ -42,7 +42,7 @@ def save_masker(
         **masker.parcel_labels,
         **(measures or {}),
     )
-    table.to_parquet(folder / "voxels.parquet")
+    table.to_parquet(folder / "voxels.parquet", write_page_checksum=True)
     nib.save(masker.inverse_transform(np.ones(len(masker), np.uint8)), folder / "mask.nii.gz")
 
 
@@ -126,18 +126,17 @@ def check_voxels(
         check_column(index, "whole numbers", where, remedy)
         on_grid = ((index >= 0) & (index < length)).to_numpy(bool)
         check_rows(on_grid, index, f"an index on the grid of shape {shape}", where, remedy)
-    flat = np.ravel_multi_index(tuple(table[name].to_numpy() for name in INDICES), shape)
-    first_rows = np.unique(flat, return_index=True)[1]
-    if len(first_rows) < len(flat):
-        row = int(np.setdiff1d(np.arange(len(flat)), first_rows)[0])
-        voxel = table[INDICES].iloc[row].tolist()
-        raise InputError(
-            f"{where}, row {row}: the voxel {voxel} comes twice; expected once. {remedy}"
-        )
     for name in COORDS:
         check_column(table[name], "numbers", where, remedy)
         is_finite = np.isfinite(table[name].to_numpy(np.float64))
         check_rows(is_finite, table[name], "a finite coordinate", where, remedy)
+    # Points of a surface may share a voxel, but no coordinates.
+    repeated = np.flatnonzero(table.duplicated([*INDICES, *COORDS]))
+    if len(repeated):
+        voxel = table[INDICES].iloc[repeated[0]].tolist()
+        raise InputError(
+            f"{where}, row {repeated[0]}: the voxel {voxel} comes twice; expected once. {remedy}"
+        )
     for atlas in parcel_names:
         if atlas in table:
             check_column(table[atlas], "whole numbers", where, remedy)
@@ -164,11 +163,14 @@ def check_mask(img: SpatialImage, voxel_indices: np.ndarray, path: Path, remedy:
     """Check that a mask has exactly the voxels of the table, in any order."""
     with describe_read_errors(path, remedy):
         inside = np.asanyarray(img.dataobj) > 0
-    n_shared = int(inside[tuple(voxel_indices.T)].sum())
-    if not n_shared == len(voxel_indices) == np.count_nonzero(inside):
+    listed = np.zeros(inside.shape, bool)
+    listed[tuple(voxel_indices.T)] = True
+    if (inside != listed).any():
+        parts = (inside, listed, inside & listed)
+        n_inside, n_listed, n_shared = (int(part.sum()) for part in parts)
         raise InputError(
-            f"{path} has other voxels than voxels.parquet: {np.count_nonzero(inside)} and "
-            f"{len(voxel_indices)}, {n_shared} of them the same; expected the same. {remedy}"
+            f"{path} has other voxels than voxels.parquet: {n_inside} and {n_listed}, {n_shared} "
+            f"of them the same; expected the same. {remedy}"
         )
 
 
