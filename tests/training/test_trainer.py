@@ -473,7 +473,7 @@ HARM: dict[str, tuple[Any, str]] = {
     ),
     "no weights": (
         lambda folder: (folder / "model.safetensors").unlink(),
-        "model.safetensors is missing, damaged or truncated",
+        "model.safetensors is missing; manifest.json lists it",
     ),
     "no regions": (
         lambda folder: (folder / "regions.json").unlink(),

@@ -145,3 +145,12 @@ def test_an_interruption_while_a_file_is_replaced_leaves_a_valid_folder(
         path.write_text("{}")
     read(folder).check_all(full=True)
     assert (folder / "text.json").read_text() == "{}"
+
+
+def test_every_change_is_listed(folder: Path) -> None:
+    flip_a_bit(folder / "text.json")
+    (folder / "plain" / "b.txt").unlink()
+    sizes: list[int] = []
+    changes = read(folder).list_changes(sizes.append)
+    assert [Path(change.split(" is ")[0]).name for change in changes] == ["b.txt", "text.json"]
+    assert len(sizes) == len(read(folder).content.files)

@@ -68,7 +68,8 @@ ControlsOption = Annotated[
 CrossValidationFolder = Annotated[
     Path,
     typer.Option(
-        help="Folder for cross_validation.json, cross_validation.md and reliability.png. What an "
+        help="Folder for cross_validation.json, cross_validation.md, reliability.png and, with "
+        "--n-labels, adaptation.tsv and adaptation.png. What an "
         "interrupted run has computed is kept there, and taken up by the same command."
     ),
 ]

@@ -19,6 +19,7 @@ KEPT = {
     "prepare": f"sessions that were read are kept; {RERUN}",
     "demo": f"steps that were finished are kept; {RERUN}",
     "train": "the last checkpoint, if there is one, is kept; add --resume to go on from it",
+    "cross-validate": f"what was computed is kept; {RERUN}",
     "evaluate": "predictions that were made are kept; add --resume to go on with them",
 }
 NOTHING_KEPT = "nothing was written; run the same command again"

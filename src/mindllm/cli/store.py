@@ -65,10 +65,14 @@ def verify_files(
         typer.Option("--update", help="Accept the files as they are: write their checksums anew."),
     ] = False,
 ) -> None:
-    """Compare every file of stores, models and reports with its checksum in manifest.json."""
+    """Compare every file of stores, models and reports with its checksum in manifest.json.
+
+    All that differ are named. Files that a manifest does not list, such as notes, do not matter.
+    """
     from mindllm.utils.manifest import find_manifests
 
     manifests = [manifest for folder in folders for manifest in find_manifests(folder)]
+    changes: list[str] = []
     n_bytes = sum(entry.size for m in manifests for entry in m.content.files.values())
     with (
         bars() as progress,
@@ -78,7 +82,9 @@ def verify_files(
             if update:
                 manifest.update(advance)
             else:
-                manifest.check_all(full=True, advance=advance)
+                changes += manifest.list_changes(advance)
+    if changes:
+        raise InputError("\n".join(changes))
     n_files = sum(len(manifest.content.files) for manifest in manifests)
     done = "have new checksums" if update else "are as they were written"
     console.print(f"{n_files} files ({n_bytes / 2**20:.1f} MiB) {done}")

@@ -173,8 +173,9 @@ class Manifest:
                 f"{path} does not belong to {self.what}: {self.folder / MANIFEST} does not list "
                 f"it. {self.remedy}"
             )
-        with describe_read_errors(path, self.remedy):
-            size = path.stat().st_size
+        if not path.exists():
+            raise InputError(f"{path} is missing; {MANIFEST} lists it. {self.remedy}")
+        size = path.stat().st_size
         sizes = [entry.size for entry in expected]
         if size not in sizes:
             self._refuse(path, f"it has {size} bytes, {' or '.join(map(str, sizes))} were written")
@@ -204,6 +205,28 @@ class Manifest:
             self.check(name, full)
             if advance:
                 advance(entry.size)
+
+    def list_changes(self, advance: Callable[[int], None]) -> list[str]:
+        """Check every listed file in full.
+
+        Parameters
+        ----------
+        advance : callable
+            Called with the number of bytes after each file.
+
+        Returns
+        -------
+        list of str
+            A sentence for each file that is missing or is not the one that was written.
+        """
+        changes = []
+        for name, entry in self.content.files.items():
+            try:
+                self.check(name, full=True)
+            except InputError as error:
+                changes.append(str(error))
+            advance(entry.size)
+        return changes
 
     def update(self, advance: Callable[[int], None] | None = None) -> None:
         """Measure the listed files anew and write their checksums.
@@ -281,7 +304,7 @@ def find_manifests(folder: Path) -> list[Manifest]:
             "of mindllm, or a folder with some."
         )
     what = "a folder that mindllm has written"
-    return [Manifest.read(file.parent, what, "Make it anew.") for file in files]
+    return [Manifest.read(file.parent, what, "Make it anew.", owner=folder) for file in files]
 
 
 def list_files(folder: Path) -> list[str]:
