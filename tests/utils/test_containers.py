@@ -25,8 +25,8 @@ from mindllm.utils.hdf5 import (
     read_whole_number,
 )
 from mindllm.utils.matlab import load_mat
-from mindllm.utils.parquet import read_parquet
 from mindllm.utils.pickles import load_pickled_array
+from mindllm.utils.table_checks import read_checked_table
 
 ANEW = "Make it anew."
 
@@ -215,12 +215,12 @@ def test_parquet_tables(tmp_path: Path) -> None:
     file = tmp_path / "x.parquet"
     table = pd.DataFrame({"a": [1, 2], "b": [0.5, 1], "c": ["x", "y"]})
     table.to_parquet(file, write_page_checksum=True)
-    pd.testing.assert_frame_equal(read_parquet(file, ANEW, ["a"]), table)
-    refused("lacks the columns d; it has a, b, c", read_parquet, file, ANEW, ["d"])
+    pd.testing.assert_frame_equal(read_checked_table(file, ["a"], ANEW), table)
+    refused("has no column `d`; its columns are a, b, c", read_checked_table, file, ["d"], ANEW)
     data = file.read_bytes()
     at = data.index(np.array([0.5, 1]).tobytes())
     file.write_bytes(data[:at] + b"\1" + data[at + 1 :])
-    refused("x.parquet is missing, damaged .*checksum", read_parquet, file, ANEW)
+    refused("x.parquet is missing, damaged .*checksum", read_checked_table, file, [], ANEW)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".NII.GZ"])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mindllm.utils.files import check_not_exists, disk_errors, partial_path, read_json
+from mindllm.utils.files import check_not_exists, disk_errors, partial_path
 from mindllm.utils.locks import lock_output
 from mindllm.utils.manifest import MANIFEST, Manifest
 
@@ -47,17 +47,24 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         If `path` already holds something (nothing is ever overwritten), another process writes
         it, the disk is full, or the folder is not writable.
     """
-    temporary = partial_path(path)
     with lock_output(path), disk_errors(path):
         check_not_exists(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
+        with temporary_directory(path) as temporary:
             yield temporary
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
         commit(temporary, path)
+
+
+@contextmanager
+def temporary_directory(path: Path) -> Iterator[Path]:
+    """Make an empty folder beside `path` to write to; an error in the block removes it."""
+    temporary = partial_path(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def commit(temporary: Path, path: Path) -> None:
@@ -102,17 +109,11 @@ def replace_directory(path: Path) -> Iterator[Path]:
     InputError
         If another process writes it, the disk is full, or the folder is not writable.
     """
-    temporary = partial_path(path)
     with lock_output(path), disk_errors(path):
         finish_replacement(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
+        with temporary_directory(path) as temporary:
             yield temporary
             Manifest.create(temporary)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
         if path.exists():
             path.replace(previous_path(path))
         temporary.replace(path)
@@ -158,8 +159,8 @@ def finish_replacement(path: Path) -> None:
         return
     listed = {MANIFEST}
     if (previous / MANIFEST).exists():
-        files = read_json(previous / MANIFEST, "a folder with a manifest")["files"]
-        listed |= {Path(name).parts[0] for name in files}
+        manifest = Manifest.read(previous, "a folder with a manifest", "Make it anew.")
+        listed |= {Path(name).parts[0] for name in manifest.content.files}
     for entry in previous.iterdir():
         if entry.name not in listed and not (path / entry.name).exists():
             entry.replace(path / entry.name)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import atomic_write, describe_read_errors, read_json, write_json
+from mindllm.utils.validation import validate_content
 
 MANIFEST = "manifest.json"
 LARGE_BYTES = 32 * 2**20
@@ -58,6 +59,9 @@ class ManifestContent(BaseModel):
 
     files: dict[str, FileEntry]
     replaced: dict[str, FileEntry] = {}
+
+
+CONTENT = TypeAdapter(ManifestContent)
 
 
 @dataclass(frozen=True)
@@ -123,14 +127,7 @@ class Manifest:
             If it is missing, damaged, or names files outside the folder.
         """
         raw: Any = read_json(folder / MANIFEST, what)
-        try:
-            content = ManifestContent.model_validate(raw)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise InputError(
-                f"{folder / MANIFEST} is no manifest of {what} ({key}: {first['msg']}). {remedy}"
-            ) from error
+        content = validate_content(CONTENT, raw, str(folder / MANIFEST), remedy)
         for name in content.files:
             if not is_inside(folder, name):
                 raise InputError(
@@ -186,25 +183,21 @@ class Manifest:
                 self._refuse(path, f"its checksum is {entry.sha256[:12]}..., another was written")
         return path
 
-    def check_all(self, full: bool = False, advance: Callable[[int], None] | None = None) -> None:
+    def check_all(self, full: bool = False) -> None:
         """Check every listed file.
 
         Parameters
         ----------
         full : bool
             Compute the checksum of any file; see `check`.
-        advance : callable, optional
-            Called with the number of bytes after each file.
 
         Raises
         ------
         InputError
             If a file is missing or is not the one that was written.
         """
-        for name, entry in self.content.files.items():
+        for name in self.content.files:
             self.check(name, full)
-            if advance:
-                advance(entry.size)
 
     def list_changes(self, advance: Callable[[int], None]) -> list[str]:
         """Check every listed file in full.

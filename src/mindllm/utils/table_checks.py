@@ -39,7 +39,7 @@ def read_checked_table(path: Path, required: Sequence[str], remedy: str) -> pd.D
     """
     table = read_arrow(path, remedy)
     check_column_names(table.column_names, required, path, remedy)
-    with describe_read_errors(path, remedy):
+    with describe_read_errors(path, remedy):  # what pandas wrote about its own types may be damaged
         return table.to_pandas()
 
 
