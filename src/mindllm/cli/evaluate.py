@@ -193,11 +193,9 @@ def cross_validate(
     taking_part, tested = parse_list(subjects), parse_list(left_out)
     validation = CrossValidation(Store(store), taking_part, options, out, tested)
     curve = AdaptationCurve(validation, parse_int_ranges(n_labels) or [])
-    with bars() as progress:
-        with progress_bar(progress, "leaving out", validation.n_steps) as advance:
-            results = validation.run(advance)
-        with progress_bar(progress, "adapting", curve.n_steps) as advance:
-            adaptation = curve.run(advance) if curve.counts else []
+    with bars() as progress, progress_bar(progress, "leaving out", validation.n_steps) as advance:
+        results = validation.run(advance, curve.add if curve.counts else None)
+    adaptation = curve.rows() if curve.counts else []
     write_cross_validation(results, out, adaptation)
     clear_cache(out)
     for scores in results.values():

@@ -93,10 +93,18 @@ class AdaptationCurve:
     >>> from mindllm import Store
     >>> validation = CrossValidation(Store("store"))  # doctest: +SKIP
     >>> rows = AdaptationCurve(validation, [30, 60]).run()  # doctest: +SKIP
+
+    Beside a cross-validation, whose models it then shares:
+
+    >>> curve = AdaptationCurve(validation, [30, 60])  # doctest: +SKIP
+    >>> results = validation.run(visit=curve.add)  # doctest: +SKIP
+    >>> rows = curve.rows()  # doctest: +SKIP
     """
 
     def __init__(self, validation: CrossValidation, counts: Sequence[int]) -> None:
         self.validation = validation
+        self._scores: dict[str, list[TierScores]] = {}
+        self._answers: dict[str, np.ndarray] = {}
         self.counts = sorted({count for count in counts if count > 0})
         store = validation.store
         sizes = {s: len(store.trials(s)) // 2 for s in validation.left_out}
@@ -125,15 +133,20 @@ class AdaptationCurve:
         list of AdaptationRow
             Of each subject, then of all.
         """
-        scores, answers = {}, {}
         for subject in self.validation.left_out:
-            v = self.validation
-            left_out = LeftOutSubject(
-                v.store, subject, v.folds, v.embeddings, v.fit_options, v.cache
-            )
-            tested = TestedSubject(left_out)
-            scores[subject], answers[subject] = tested.score(self.counts), tested.answers
+            self.add(self.validation.leave_out(subject))
             (advance or ignore_progress)(1)
+        return self.rows()
+
+    def add(self, left_out: LeftOutSubject) -> None:
+        """Evaluate every tier in one left-out subject."""
+        tested = TestedSubject(left_out)
+        self._scores[left_out.subject] = tested.score(self.counts)
+        self._answers[left_out.subject] = tested.answers
+
+    def rows(self) -> list[AdaptationRow]:
+        """Return the rows of each subject that was added, then those of all."""
+        scores, answers = self._scores, self._answers
         return [row for subject in scores for row in subject_rows(scores, answers, [subject])] + (
             subject_rows(scores, answers, list(scores))
         )

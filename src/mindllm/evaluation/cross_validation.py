@@ -20,7 +20,7 @@ Bengio & Grandvalet 2004, No unbiased estimator of the variance of k-fold cross-
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -215,13 +215,26 @@ class CrossValidation:
         n_folds = len(self.folds.folds)
         return len(self.left_out) * (1 + n_folds) + (n_folds if self.options.n_texts else 0)
 
-    def run(self, advance: Advance | None = None) -> dict[str, ProtocolScores]:
+    def leave_out(self, subject: str) -> LeftOutSubject:
+        """Return a left-out subject, and the models that are fitted to the others."""
+        return LeftOutSubject(
+            self.store, subject, self.folds, self.embeddings, self.fit_options, self.cache
+        )
+
+    def run(
+        self,
+        advance: Advance | None = None,
+        visit: Callable[[LeftOutSubject], None] | None = None,
+    ) -> dict[str, ProtocolScores]:
         """Fit and evaluate every fold of every subject.
 
         Parameters
         ----------
         advance : Advance, optional
             Called with 1 after each of `n_steps` steps.
+        visit : callable, optional
+            Called with each left-out subject while the model of all answers is fitted to the
+            others, so that nothing else has to fit it again.
 
         Returns
         -------
@@ -231,12 +244,12 @@ class CrossValidation:
         step = advance or ignore_progress
         predictions: dict[str, list[FoldPredictions]] = defaultdict(list)
         for subject in self.left_out:
-            left_out = LeftOutSubject(
-                self.store, subject, self.folds, self.embeddings, self.fit_options, self.cache
-            )
+            left_out = self.leave_out(subject)
             for fold in (None, *range(len(self.folds.folds))):
                 name = "seen answers" if fold is None else "new answers"
                 predictions[name].append(self.predict(left_out, fold))
+                if fold is None and visit:
+                    visit(left_out)
                 if fold is not None and self.options.n_texts:
                     texts = self.proposals(fold, step)
                     predictions["free text"].append(self.predict_text(left_out, fold, *texts))
