@@ -123,6 +123,7 @@ WEIGHTS = [
     Case("texts half", "", of_encoding("stimulus_texts", lambda t: t / 2), "torch.int64"),
     Case("counts int", "", of_encoding("stimulus_counts", lambda t: t.long()), "torch.int64"),
     Case("temperature", "", of_encoding("temperature", torch.zeros_like), "temperature holds 0"),
+    Case("gain", "", of_encoding("regression_gain", lambda t: t - 100), "regression_gain holds -"),
     Case("1", "", of_encoding("temperature", lambda t: t[None]), r"temperature has shape \(1,\)"),
 ]
 VOXELS = [

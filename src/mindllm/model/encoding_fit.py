@@ -1,9 +1,9 @@
-"""Fit of the encoding model in closed form; shares of variance, rank, temperature are learned.
+"""Fit of the encoding model in closed form; shares of variance, rank and scales are learned.
 
 The shares of the signal variance that belong to meaning, text and stimulus are those of the
 largest marginal likelihood, in groups of dimensions: the dimensions that tell stimuli apart best
-carry the most meaning. Rank and temperature are chosen by leaving each training subject out in
-turn.
+carry the most meaning. Rank, temperature, and the part that the regression of embeddings on trials
+has in the evidence, are chosen by leaving each training subject out in turn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize, minimize_scalar
-from torch import Tensor, nn
+from scipy.optimize import minimize
+from torch import Tensor
 
+from mindllm.model.embedding_regression import (
+    PENALTIES,
+    LeftOutTrials,
+    RegressionSums,
+    choose_scale,
+)
 from mindllm.model.encoding_model import (
     EncodingModel,
     EncodingModelConfig,
@@ -32,6 +38,8 @@ from mindllm.utils.errors import InputError
 
 FIRST_GROUP = 8  # dimensions of the first group of equal shares; each next one has twice as many
 INITIAL_SHARES = (0.4, 0.2, 0.4)
+MIN_EIGENVALUE = 1e-10  # of a principal component, relative to the largest
+MAX_LEFT_OUT = 20  # subjects that are left out in turn
 PRIOR_COUNT = 1.0  # of a Dirichlet prior, which keeps every share above 0
 
 
@@ -80,7 +88,7 @@ def fit_encoding_model(
     stimulus_texts: Tensor | None = None,
     config: EncodingModelConfig | None = None,
 ) -> EncodingModel:
-    """Fit an encoding model in closed form; its rank and temperature by leaving one subject out.
+    """Fit an encoding model in closed form; its rank and scales by leaving one subject out.
 
     Parameters
     ----------
@@ -112,13 +120,16 @@ def fit_encoding_model(
     ranks = limit_ranks(config.ranks, subjects)
     if len(subjects) < 2:
         return fit_closed_form(subjects, text_embeddings, stimulus_texts, config, ranks[0])
-    choices = {}
-    for rank in ranks:
-        left_out = leave_subjects_out(subjects, text_embeddings, stimulus_texts, config, rank)
-        choices[rank] = choose_temperature(left_out)
-    rank = min(choices, key=lambda rank: choices[rank].loss)
+    left_out = leave_subjects_out(subjects, text_embeddings, stimulus_texts, config, ranks)
+    scales = {rank: choose_scale(parts) for rank, parts in left_out.items()}
+    rank = min(scales, key=lambda rank: scales[rank].loss)
+    scale = scales[rank]
     model = fit_closed_form(subjects, text_embeddings, stimulus_texts, config, rank)
-    model.temperature.fill_(choices[rank].temperature)
+    regression = RegressionFolds(subjects, text_embeddings, stimulus_texts)
+    model.regression_weights.copy_(regression.total.weights([scale.penalty])[0])
+    model.regression_gain.fill_(scale.gain)
+    model.regression_similarity.fill_(scale.similarity)
+    model.temperature.fill_(scale.temperature)
     return model
 
 
@@ -130,24 +141,19 @@ def limit_ranks(ranks: Sequence[int], subjects: Mapping[str, SubjectFeatures]) -
     return sorted({min(rank, limit) for rank in ranks})
 
 
-@dataclass(frozen=True)
-class TemperatureChoice:
-    """The best temperature, and the mean loss of left-out trials at it, in nats."""
-
-    temperature: float
-    loss: float
-
-
 def leave_subjects_out(
     subjects: Mapping[str, SubjectFeatures],
     text_embeddings: Tensor,
     stimulus_texts: Tensor,
     config: EncodingModelConfig,
-    rank: int,
-) -> list[tuple[Tensor, Tensor]]:
-    """Evidence of each left-out subject's trials, and the numbers of their true texts in it."""
-    results = []
-    for name, left_out in subjects.items():
+    ranks: Sequence[int],
+) -> dict[int, list[LeftOutTrials]]:
+    """What models of the others say of each left-out subject's trials, by rank."""
+    results: dict[int, list[LeftOutTrials]] = {rank: [] for rank in ranks}
+    regression = RegressionFolds(subjects, text_embeddings, stimulus_texts)
+    names = list(subjects)
+    for name in (names[i] for i in evenly_spaced(len(names), MAX_LEFT_OUT)):
+        left_out = subjects[name]
         others = {other: part for other, part in subjects.items() if other != name}
         known = torch.unique(stimulus_texts[torch.cat([part.stimuli for part in others.values()])])
         texts = stimulus_texts[left_out.stimuli]
@@ -155,34 +161,60 @@ def leave_subjects_out(
         if not len(rows):
             continue
         rows = rows[evenly_spaced(len(rows), MAX_ALIGNMENT_TRIALS)]
-        try:
-            model = fit_closed_form(others, text_embeddings, stimulus_texts, config, rank)
-        except InputError:  # of two subjects, the one that is left may have too few trials
-            continue
-        transform = model.subject_transform(left_out.values)
-        candidates, of_rows = torch.unique(texts[rows], return_inverse=True)
-        values = left_out.values[rows]
-        evidence = model.evidence(values, transform, text_embeddings[candidates])
-        results.append((evidence, of_rows))
+        candidates, targets = torch.unique(texts[rows], return_inverse=True)
+        embeddings, values = text_embeddings[candidates].double(), left_out.values[rows]
+        similarities = regression.similarities(name, rows, embeddings)
+        standardized = standardize_subjects(list(others.values()))[2]
+        components = principal_components(standardized, max(ranks))
+        for rank in ranks:
+            try:
+                model = fit_closed_form(
+                    others, text_embeddings, stimulus_texts, config, rank, components
+                )
+            except InputError:  # of two subjects, the one that is left may have too few trials
+                continue
+            transform = model.subject_transform(left_out.values)
+            unique, inverse = torch.unique(embeddings, dim=0, return_inverse=True)
+            ratios = model.density_ratios(values, transform, unique)[:, inverse]
+            results[rank].append(LeftOutTrials(ratios, similarities, targets))
     return results
 
 
-def choose_temperature(left_out: Sequence[tuple[Tensor, Tensor]]) -> TemperatureChoice:
-    """Choose the temperature at which the true texts are most probable, in [0.5, 5]."""
-    if not left_out:
-        return TemperatureChoice(1.0, 0.0)
-    n_trials = sum(len(targets) for _, targets in left_out)
+class RegressionFolds:
+    """Regressions of sentence embeddings on query outputs, with each subject left out.
 
-    def loss(log_temperature: float) -> float:
-        factor = torch.tensor(-log_temperature).exp()
-        losses = [
-            nn.functional.cross_entropy(evidence * factor, targets, reduction="sum")
-            for evidence, targets in left_out
-        ]
-        return float(sum(losses)) / n_trials
+    Parameters
+    ----------
+    subjects : mapping from str to SubjectFeatures
+    text_embeddings : Tensor of shape (n_texts, embedding_dim)
+    stimulus_texts : Tensor of int64, shape (n_stimuli,)
+    """
 
-    best = minimize_scalar(loss, bounds=(-0.7, 1.6), method="bounded")
-    return TemperatureChoice(float(torch.tensor(best.x).exp()), float(best.fun))
+    def __init__(
+        self,
+        subjects: Mapping[str, SubjectFeatures],
+        text_embeddings: Tensor,
+        stimulus_texts: Tensor,
+    ) -> None:
+        parts = list(subjects.values())
+        index, stimuli = number_stimuli(parts, text_embeddings, stimulus_texts)
+        self.center = stimuli.center
+        embeddings = center_embeddings(stimuli.embeddings, stimuli.center)
+        targets = embeddings[stimuli.texts[index]].split([len(part.values) for part in parts])
+        self.values = dict(zip(subjects, standardize_subjects(parts)[2], strict=True))
+        self.targets = dict(zip(subjects, targets, strict=True))
+        self.total = RegressionSums.add(self.sums(name) for name in subjects)
+
+    def sums(self, subject: str) -> RegressionSums:
+        """Sums over one subject's trials."""
+        return RegressionSums.of_trials(self.values[subject], self.targets[subject])
+
+    def similarities(self, left_out: str, rows: Tensor, embeddings: Tensor) -> Tensor:
+        """Similarities (n_penalties, n_rows, n_texts) of a left-out subject's trials with texts."""
+        weights = (self.total - self.sums(left_out)).weights(PENALTIES)
+        targets = center_embeddings(embeddings, self.center)
+        values = self.values[left_out][rows]
+        return torch.stack([values @ matrix @ targets.T for matrix in weights])
 
 
 def fit_closed_form(
@@ -191,12 +223,20 @@ def fit_closed_form(
     stimulus_texts: Tensor,
     config: EncodingModelConfig,
     rank: int | None = None,
+    components: Tensor | None = None,
 ) -> EncodingModel:
-    """Fit everything but the temperature, which is 1, with the first of the ranks by default."""
+    """Fit the densities alone, with the first of the ranks by default.
+
+    The temperature is 1, and the regression has no part in the evidence. `components` are the
+    principal components, this many or more, where they are known already.
+    """
     parts = list(subjects.values())
     index, stimuli = number_stimuli(parts, text_embeddings, stimulus_texts)
     query_mean, query_std, standardized = standardize_subjects(parts)
-    components = principal_components(standardized, rank or config.ranks[0])
+    rank = rank or config.ranks[0]
+    if components is None:
+        components = principal_components(standardized, rank)
+    components = components[:, :rank]
     projected = [values @ components for values in standardized]
     features, group_covariance = align_subjects(projected, config.alignment_shrinkage)
     basis, means, center, variance = discriminant_basis(
@@ -216,6 +256,9 @@ def fit_closed_form(
         "stimulus_means": means,
         "stimulus_counts": stimuli.counts,
         "signal": signal,
+        "regression_weights": torch.zeros(len(query_mean), stimuli.embeddings.shape[1]),
+        "regression_gain": torch.tensor(0.0),
+        "regression_similarity": torch.tensor(0.0),
         "temperature": torch.tensor(1.0),
         # A negative number stands for no alignment, since tensors alone are saved.
         "alignment_shrinkage": torch.tensor(
@@ -272,7 +315,11 @@ def principal_components(parts: Sequence[Tensor], rank: int) -> Tensor:
     n_rows, size = sum(len(part) for part in parts), parts[0].shape[1]
     rank = min(rank, size, n_rows - 1)
     if n_rows < size:
-        return torch.linalg.svd(torch.cat(list(parts)), full_matrices=False)[2][:rank].T
+        rows = torch.cat(list(parts))
+        eigenvalues, vectors = torch.linalg.eigh(rows @ rows.T)
+        if eigenvalues[-rank] > MIN_EIGENVALUE * eigenvalues[-1]:
+            return rows.T @ vectors[:, -rank:].flip(1) / eigenvalues[-rank:].flip(0).sqrt()
+        return torch.linalg.svd(rows, full_matrices=False)[2][:rank].T
     covariance = torch.stack([part.T @ part for part in parts]).sum(0) / n_rows
     return torch.linalg.eigh(covariance)[1][:, -rank:].flip(1)
 

@@ -10,7 +10,8 @@ scatter around a stimulus is white, a trial y of stimulus s with text c is, in e
 e(c) is the centred, unit sentence embedding. w speaks of texts that were never shown; u and v
 keep what was learned of the texts and stimuli that were. A trial of a known text is a trial of
 one of its known stimuli, or of a new one. w has a closed form of the size of e (Bayesian linear
-regression); `fit_encoding_model` is in `mindllm.model.encoding_fit`.
+regression); `fit_encoding_model` is in `mindllm.model.encoding_fit`. A regression in the other
+direction, `mindllm.model.embedding_regression`, is added to the evidence.
 
 References
 ----------
@@ -128,6 +129,9 @@ class EncodingModel(nn.Module):
         "information": ("n_axes",),
         "precision": ("rank",),
         "signal": (3, "rank"),
+        "regression_weights": ("num_queries", "embedding_dim"),
+        "regression_gain": (),
+        "regression_similarity": (),
         "temperature": (),
         "alignment_shrinkage": (),
         "alignment_ridge": (),
@@ -159,6 +163,9 @@ class EncodingModel(nn.Module):
     information: Tensor
     precision: Tensor
     signal: Tensor
+    regression_weights: Tensor
+    regression_gain: Tensor
+    regression_similarity: Tensor
     temperature: Tensor
     alignment_shrinkage: Tensor
     alignment_ridge: Tensor
@@ -230,9 +237,17 @@ class EncodingModel(nn.Module):
         response_map = fit_response_map(trials, expected, ridge)
         return SubjectTransform(subject.mean, subject.std, subject.alignment, response_map)
 
+    def standardize(self, query_outputs: Tensor, subject: SubjectTransform) -> Tensor:
+        """Z-score query outputs (n_trials, num_queries) of a subject."""
+        return (query_outputs.to(self.components) - subject.mean) / subject.std
+
+    def predict_embeddings(self, query_outputs: Tensor, subject: SubjectTransform) -> Tensor:
+        """Sentence embeddings (n_trials, embedding_dim) that ridge regression predicts, centred."""
+        return self.standardize(query_outputs, subject) @ self.regression_weights
+
     def transform(self, query_outputs: Tensor, subject: SubjectTransform) -> Tensor:
         """Features (n_trials, rank) of trials, in which the noise is white."""
-        standardized = (query_outputs.to(self.components) - subject.mean) / subject.std
+        standardized = self.standardize(query_outputs, subject)
         values = standardized @ self.components @ subject.alignment @ self.basis - self.center
         return values if subject.response_map is None else subject.response_map(values)
 
@@ -348,15 +363,39 @@ class EncodingModel(nn.Module):
             Positive where the trial speaks for the text.
         """
         unique, inverse = torch.unique(embeddings.to(self.components), dim=0, return_inverse=True)
-        y, responses = self.transform(query_outputs, subject), self.predict(unique)
+        evidence = self.density_ratios(query_outputs, subject, unique)
+        if self.regression_gain > 0:
+            predicted = self.predict_embeddings(query_outputs, subject)
+            similarity = predicted @ center_embeddings(unique, self.text_center).T
+            evidence += self.regression_gain * (similarity - self.regression_similarity / 2)
+        return evidence[:, inverse] / self.temperature
+
+    def density_ratios(
+        self, query_outputs: Tensor, subject: SubjectTransform, embeddings: Tensor
+    ) -> Tensor:
+        """Log-density of trials given each text, minus that with no text known, in nats.
+
+        Parameters
+        ----------
+        query_outputs, subject
+            As for `evidence`.
+        embeddings : Tensor of shape (n_texts, embedding_dim)
+            No two are equal.
+
+        Returns
+        -------
+        Tensor of shape (n_trials, n_texts)
+            The encoding model's part of the evidence, before the temperature.
+        """
+        y, responses = self.transform(query_outputs, subject), self.predict(embeddings)
         no_text = (self.signal.sum(0) + 1)[None]
         parts = []
         for part in y.split(max(MAX_DENSITIES // len(responses.mean), 1)):
             densities = gaussian_log_density(part, responses.mean, responses.variance)
-            with_text = mean_density(densities, responses.texts, len(unique))
+            with_text = mean_density(densities, responses.texts, len(embeddings))
             without = gaussian_log_density(part, torch.zeros_like(no_text), no_text)
             parts.append(with_text - without)
-        return torch.cat(parts)[:, inverse] / self.temperature
+        return torch.cat(parts)
 
 
 def check_shapes(
@@ -391,6 +430,7 @@ def check_ranges(tensors: Mapping[str, Tensor]) -> None:
         "stimulus_texts": (f"from 0 to {n_texts - 1}", (numbers >= 0) & (numbers < n_texts)),
         "stimulus_counts": ("1 or more", tensors["stimulus_counts"] >= 1),
         "signal": ("0 or more", tensors["signal"] >= 0),
+        "regression_gain": ("0 or more", tensors["regression_gain"] >= 0),
         "temperature": ("above 0", tensors["temperature"] > 0),
     }
     for name, (expected, valid) in are_valid.items():
