@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
+from mindllm.model.checkpoint import FORMAT
 from mindllm.model.modeling import MindLLM
 from mindllm.training.configuration import StageConfig, TrainConfig
 from mindllm.training.trainer import Trainer, train
@@ -452,8 +453,8 @@ def smaller(folder: Path) -> None:
 MOVED = {"name": "/nowhere/llm", "fingerprint": "", "chat_template": None}
 HARM: dict[str, tuple[Any, str]] = {
     "newer": (
-        lambda folder: changed(folder, format=4),
-        r"model format 4; this version of mindllm reads 3. Upgrade",
+        lambda folder: changed(folder, format=FORMAT + 1),
+        rf"model format {FORMAT + 1}; this version of mindllm reads {FORMAT}. Upgrade",
     ),
     "encoder": (
         lambda folder: changed(folder, encoder={"layers": 3}),
