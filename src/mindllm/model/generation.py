@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import TextStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from mindllm.language.chat_templates import strip_thinking
 from mindllm.language.conversation import FMRI_TOKEN, Conversation
@@ -47,18 +48,51 @@ def generate_texts(
     fmri_tokens: Tensor,
     conversations: Sequence[Conversation],
     on_text: Callable[[str], None] | None = None,
+    streamer: BaseStreamer | None = None,
     **options: Any,
 ) -> list[str]:
     """Text of the generated turns; see `MindLLM.generate`."""
     tokenizer = model.language_model.tokenizer
-    streamer = CallbackStreamer(tokenizer, on_text, end_token_ids(model)) if on_text else None
+    check_streaming(len(conversations), on_text, streamer)
+    if on_text:
+        streamer = CallbackStreamer(tokenizer, on_text, end_token_ids(model))
     texts = []
     for ids in generate_ids(model, fmri_tokens, conversations, streamer, **options):
-        text = strip_thinking(tokenizer.decode(ids, skip_special_tokens=True))
-        for mark in model.processor.chat_template.stop_strings:
-            text = text.partition(mark)[0]
-        texts.append(text.replace(FMRI_TOKEN, "").strip())
+        text = visible_text(tokenizer.decode(ids, skip_special_tokens=True))
+        texts.append(clean_text(text, model.processor.chat_template.stop_strings))
     return texts
+
+
+def check_streaming(
+    n_conversations: int, on_text: Callable[[str], None] | None, streamer: BaseStreamer | None
+) -> None:
+    """Refuse two ways to stream, and to stream several conversations as one text."""
+    if on_text and streamer:
+        raise InputError("on_text and streamer both take text as it is generated: pass one.")
+    if (on_text or streamer) and n_conversations != 1:
+        raise InputError(
+            f"text of {n_conversations} conversations cannot be streamed as one: pass a single "
+            "conversation (of `decode`: a single trial), or use "
+            "`mindllm.model.streaming.answer_requests`."
+        )
+
+
+def visible_text(text: str) -> str:
+    """A decoded text without thoughts and placeholders."""
+    return strip_thinking(text).replace(FMRI_TOKEN, "")
+
+
+def clean_text(text: str, stop_strings: Sequence[str]) -> str:
+    """A text up to the first of some strings, without blanks around it.
+
+    Examples
+    --------
+    >>> clean_text(" a dog\\n###", ["###"])
+    'a dog'
+    """
+    for mark in stop_strings:
+        text = text.partition(mark)[0]
+    return text.strip()
 
 
 @torch.no_grad()
@@ -66,7 +100,7 @@ def generate_ids(
     model: MindLLM,
     fmri_tokens: Tensor,
     conversations: Sequence[Conversation],
-    streamer: CallbackStreamer | None = None,
+    streamer: BaseStreamer | None = None,
     **options: Any,
 ) -> list[list[int]]:
     """Token ids of the generated turns, each without what ends it.
@@ -95,7 +129,7 @@ def continue_prompts(
     model: MindLLM,
     fmri_tokens: Tensor,
     prompts: Sequence[EncodedPrompt],
-    streamer: CallbackStreamer | None,
+    streamer: BaseStreamer | None,
     options: Mapping[str, Any],
 ) -> list[list[int]]:
     """Token ids that follow each prompt, up to what ends a turn."""
