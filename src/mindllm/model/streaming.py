@@ -11,23 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from mindllm.language.conversation import FMRI_TOKEN, Conversation
 from mindllm.model.generation import (
-    MAX_NEW_TOKENS,
     clean_text,
     continue_prompts,
     end_token_ids,
@@ -36,8 +27,8 @@ from mindllm.model.generation import (
     visible_text,
 )
 from mindllm.model.processing import EncodedPrompt
+from mindllm.model.sampling import GenerationOptions, RowSampler
 from mindllm.utils.errors import InputError
-from mindllm.utils.seeds import MAX_SEED
 
 if TYPE_CHECKING:
     from mindllm.model.modeling import MindLLM
@@ -45,29 +36,6 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "cancelled"]
 INCOMPLETE = "\ufffd"  # what bytes of an unfinished character are decoded to
 OPENED_MARKS = ("<think>", FMRI_TOKEN)  # which are left out of a text
-
-
-class GenerationOptions(BaseModel):
-    """How one answer is generated.
-
-    Examples
-    --------
-    >>> GenerationOptions(max_new_tokens=16, temperature=0.7, stop=("\\n",)).top_p
-    1.0
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    max_new_tokens: PositiveInt = MAX_NEW_TOKENS
-    """Tokens at most, with the one that ends the answer."""
-    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Divides the logits before a token is drawn; 0: the likeliest token."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Tokens are drawn among the likeliest whose probabilities sum to this."""
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    """Texts that end the answer and are no part of it."""
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    """Of the drawn tokens; null: another one each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +170,7 @@ def continue_texts(
         "max_new_tokens": max(text.max_new_tokens for text in texts),
         "stopping_criteria": StoppingCriteriaList([RowCriteria(texts)]),
         "logits_processor": LogitsProcessorList([RowSampler(options, model.device)]),
+        "guidance_scale": [row.guidance_scale for row in options],
     }
     continue_prompts(model, tokens, prompts, None, settings)
 
@@ -295,44 +264,6 @@ class RowCriteria(StoppingCriteria):
                 text.append(token)
         is_done = [text.finish_reason is not None for text in self.texts]
         return torch.tensor(is_done, device=input_ids.device)
-
-
-class RowSampler(LogitsProcessor):
-    """Draws each row's next token by the row's own options and random state.
-
-    All other tokens get a score of minus infinity, so that greedy generation takes the drawn one.
-
-    Parameters
-    ----------
-    options : sequence of GenerationOptions
-        One per row.
-    device : torch.device
-        Where tokens are drawn.
-    """
-
-    def __init__(self, options: Sequence[GenerationOptions], device: torch.device) -> None:
-        self.warpers: dict[int, LogitsProcessorList] = {}
-        self.generators: dict[int, torch.Generator] = {}
-        for row, row_options in enumerate(options):
-            if not row_options.temperature:
-                continue
-            warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(row_options.temperature)]
-            if row_options.top_p < 1:
-                warpers.append(TopPLogitsWarper(row_options.top_p))
-            self.warpers[row] = LogitsProcessorList(warpers)
-            self.generators[row] = generator = torch.Generator(device)
-            if row_options.seed is None:
-                generator.seed()
-            else:
-                generator.manual_seed(row_options.seed)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        for row, warpers in self.warpers.items():
-            warped = warpers(input_ids[row : row + 1], scores[row : row + 1])[0]
-            token = torch.multinomial(warped.softmax(-1), 1, generator=self.generators[row])
-            scores[row] = -torch.inf
-            scores[row, token] = 0
-        return scores
 
 
 class TextStream:
