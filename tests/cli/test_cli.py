@@ -148,6 +148,19 @@ def test_decode_chooses_by_evidence_among_a_corpus(
     assert [everything[i] for i in (5, 0, 1, 2)] == rows  # aligned by the same volumes
 
 
+def test_decode_chooses_by_likelihood_and_guides(place: Path, model: Path, run: Run) -> None:
+    words = ["decode", model, *scan_of(place, "sub-03"), "--volumes", "0,1"]
+    answers = ["--choice", "yes,yeah", "--choice", "no", "--question", "Is there a dog?"]
+    status, out, err = run(*words, "--by", "likelihood", *answers, "--json")
+    assert status == 0, err
+    rows = json.loads(out)
+    assert [[a["answer"] for a in row["answers"]] for row in rows] == [["yes", "no"]] * 2
+    assert all(abs(sum(a["probability"] for a in row["answers"]) - 1) < 1e-3 for row in rows)
+    status, out, err = run(*words, "--guidance-scale", "3", "--max-new-tokens", 4, "--json")
+    assert status == 0, err
+    assert len(json.loads(out)) == 2
+
+
 def test_decode_decides_a_question_by_evidence(place: Path, model: Path, run: Run) -> None:
     words = ["decode", model, *scan_of(place, "sub-03"), "--by", "evidence", "--n-texts", 0]
     words += ["--choice", "dog,dogs"]
