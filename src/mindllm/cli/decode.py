@@ -329,12 +329,17 @@ def collect_texts(model: "MindLLM", corpus: Sequence[str], n_texts: int, seed: i
 
 def check_options(mask: Path | None, subject: str | None, stream: bool, as_json: bool) -> None:
     """Refuse options that exclude each other, before anything is loaded."""
+    check_masker(mask, subject)
+    if stream and as_json:
+        raise InputError("--stream prints as it goes, --json at the end: choose one of them.")
+
+
+def check_masker(mask: Path | None, subject: str | None) -> None:
+    """Refuse two masks, and none."""
     if (mask is None) == (subject is None):
         raise InputError(
             "give either --mask (and --atlas), or --subject for one whose masker the model holds."
         )
-    if stream and as_json:
-        raise InputError("--stream prints as it goes, --json at the end: choose one of them.")
 
 
 def threshold_mask(mask: Path | None, threshold: float) -> "SpatialImage":
