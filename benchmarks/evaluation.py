@@ -6,7 +6,10 @@
 2. texts of 64 trials generated at once, against one at a time: the same greedy texts
 3. ten questions about one scan asked at once, so that its tokens are read once, against one at a
    time: the same greedy texts
-4. with --complete: `mindllm evaluate` of 240 simulated trials and 60 candidates, in that folder
+4. positions that the language model reads of a trial with 60 simulated candidates: one by one, in
+   trees of neighbours in the order of the stimuli and in sorted order (as `score_candidates` does),
+   in a single tree; and the floating-point operations of a trial
+5. with --complete: `mindllm evaluate` of 240 simulated trials and 60 candidates, in that folder
 """
 
 import argparse
@@ -14,6 +17,7 @@ import platform
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from speed import scoring
 
@@ -21,11 +25,19 @@ from mindllm.data.store import Store
 from mindllm.datasets.bids import BIDSReader
 from mindllm.evaluation.evaluator import evaluate
 from mindllm.language.conversation import build_conversation
+from mindllm.model.candidates import (
+    answer_tokens,
+    context_length,
+    count_shared_tokens,
+    plan_trees,
+)
 from mindllm.model.configuration import PRESETS
 from mindllm.model.language_model import load_language_model
+from mindllm.model.logits import TokenTrie
 from mindllm.model.modeling import MindLLM
 from mindllm.report.write import write_report
 from mindllm.simulate.configuration import SimulateConfig
+from mindllm.simulate.scenes import draw_stimuli, write_captions
 from mindllm.simulate.simulator import simulate
 from mindllm.training.configuration import StageConfig, TrainConfig
 from mindllm.training.trainer import train
@@ -51,6 +63,32 @@ def generation(model: MindLLM, what: str, tokens: torch.Tensor, questions: list[
         f"{what}: one at a time {slow:.1f} s, at once {fast:.1f} s, ratio {slow / fast:.1f}",
         flush=True,
     )
+
+
+def count_positions(model: MindLLM, n_candidates: int = 60) -> None:
+    """Print how many positions are read of a trial; only they, not the machine, decide the cost."""
+    scenes = draw_stimuli(np.random.default_rng(0), {"test": n_candidates}).to_dict("records")
+    texts = [write_captions(scene)[0] for scene in scenes]
+    prompts = [model.processor(model.build_conversation(None, text)) for text in texts]
+    length = count_shared_tokens(prompts, min(map(context_length, prompts)))
+    prompt = length - int(prompts[0].fmri_token_positions[0])  # behind what all trials share
+    in_order = sorted(prompts, key=lambda encoded: encoded.input_ids.tolist())
+    one = [TokenTrie([answer_tokens(p, length)[0] for p in prompts])]
+    trees = {
+        "in the order of stimuli": [
+            trie for trie, _ in plan_trees(model, prompts, length, 16) or []
+        ],
+        "sorted": [trie for trie, _ in plan_trees(model, in_order, length, 16) or []],
+        "in one tree": one,
+    }
+    read = sum(len(p.input_ids) - len(prompts[0].input_ids[:length]) + prompt - 1 for p in prompts)
+    print(f"positions of a trial x {n_candidates} candidates: one by one {read}")
+    weights = sum(p.numel() for p in model.language_model.model.parameters())
+    head = model.language_model.model.get_input_embeddings().weight.numel()  # tied
+    for name, tries in trees.items():
+        inner = sum(len(trie.parents.clamp(min=0).unique()) for trie in tries)
+        flops = 2 * (weights - head) * (prompt + inner) + 2 * head * (inner + 1)
+        print(f"  {name}: {prompt} + {inner}, {flops / 1e9:.0f} GFLOP")
 
 
 def complete(folder: Path, llm: str | None) -> None:
@@ -83,7 +121,7 @@ def main() -> None:
     )
     parser.add_argument("--llm", default=None, help="a language model; default: the small one")
     parser.add_argument("--preset", default="default", help="sizes of the encoder")
-    parser.add_argument("--complete", type=Path, default=None, help="a folder for 4.")
+    parser.add_argument("--complete", type=Path, default=None, help="a folder for 5.")
     options = parser.parse_args()
     llm = load_language_model(options.llm)
     print(
@@ -98,6 +136,7 @@ def main() -> None:
     generation(model, "texts of 64 trials", tokens, [question] * 64)
     scan = tokens[:1].expand(len(QUESTIONS), -1, -1)
     generation(model, "10 questions about one scan", scan, QUESTIONS)
+    count_positions(model)
     scoring(model, scans=2)
     if options.complete:
         complete(options.complete, options.llm)

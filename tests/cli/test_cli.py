@@ -148,6 +148,41 @@ def test_decode_chooses_by_evidence_among_a_corpus(
     assert [everything[i] for i in (5, 0, 1, 2)] == rows  # aligned by the same volumes
 
 
+def test_decode_chooses_by_likelihood_and_guides(place: Path, model: Path, run: Run) -> None:
+    words = ["decode", model, *scan_of(place, "sub-03"), "--volumes", "0,1"]
+    answers = ["--choice", "yes,yeah", "--choice", "no", "--question", "Is there a dog?"]
+    status, out, err = run(*words, "--by", "likelihood", *answers, "--json")
+    assert status == 0, err
+    rows = json.loads(out)
+    assert [[a["answer"] for a in row["answers"]] for row in rows] == [["yes", "no"]] * 2
+    assert all(abs(sum(a["probability"] for a in row["answers"]) - 1) < 1e-3 for row in rows)
+    status, out, err = run(*words, "--guidance-scale", "3", "--max-new-tokens", 4, "--json")
+    assert status == 0, err
+    assert len(json.loads(out)) == 2
+
+
+def test_prompts_and_their_language_model_are_exported(
+    place: Path, model: Path, run: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "prompts.jsonl"
+    words = ["export-prompts", model, *scan_of(place, "sub-03"), "--volumes", "4,0", "--out", out]
+    status, printed, err = run(*words, "--api", "chat", "--served-name", "tiny")
+    assert status == 0, err
+    assert "2 prompts in bfloat16" in printed
+    requests = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [request["custom_id"] for request in requests] == ["volume-4", "volume-0"]
+    assert {request["url"] for request in requests} == {"/v1/chat/completions"}
+    assert {request["body"]["model"] for request in requests} == {"tiny"}
+    assert requests[0]["body"]["messages"][-1]["content"][0]["type"] == "prompt_embeds"
+    status, _, err = run(*words)
+    assert status == 1
+    assert "already exists" in err
+    status, printed, err = run("export-language-model", model, "--out", tmp_path / "llm")
+    assert status == 0, err
+    assert "without an adapter" in printed
+    assert (tmp_path / "llm" / "model.safetensors").is_file()
+
+
 def test_decode_decides_a_question_by_evidence(place: Path, model: Path, run: Run) -> None:
     words = ["decode", model, *scan_of(place, "sub-03"), "--by", "evidence", "--n-texts", 0]
     words += ["--choice", "dog,dogs"]

@@ -94,8 +94,14 @@ REFUSED = [
     (f"{DECODE} --atlas A=nowhere.nii", "there is no file nowhere.nii: expected the atlas A."),
     (f"{DECODE} --standardize-with nowhere.nii", "there is no file nowhere.nii"),
     (f"{DECODE} --corpus file", "add --by evidence"),
-    (f"{DECODE} --by evidence --question what?", "--question, --do-sample and --stream are for"),
-    (f"{DECODE} --by evidence --stream", "--question, --do-sample and --stream are for"),
+    (
+        f"{DECODE} --by evidence --question what?",
+        "--question, --do-sample, --guidance-scale and --stream are for",
+    ),
+    (
+        f"{DECODE} --by evidence --stream",
+        "--question, --do-sample, --guidance-scale and --stream are for",
+    ),
     (f"{DECODE} --by evidence --corpus nowhere.txt", "there is no file nowhere.txt"),
     (f"{DECODE} --by evidence --abstain-below nan", "--abstain-below"),
     (f"{DECODE} --by evidence --n-texts -1", "--n-texts"),

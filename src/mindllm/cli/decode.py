@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mindllm.fmri.masker import VoxelMasker
     from mindllm.model.decode import DecodedVolume
     from mindllm.model.decode_by_evidence import AnsweredVolume, RankedVolume
+    from mindllm.model.decode_by_likelihood import ChosenVolume
     from mindllm.model.modeling import MindLLM
 
 app = typer.Typer()
@@ -75,12 +76,23 @@ Temperature = Annotated[
     typer.Option(min=0.01, max=100, callback=finite, help="With --do-sample: the temperature."),
 ]
 SamplingSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="With --do-sample: the seed.")]
+Way = Literal["generation", "evidence", "likelihood"]
 By = Annotated[
-    Literal["generation", "evidence"],
+    Way,
     typer.Option(
-        help="How a text is found: generated from the scan's tokens, or chosen by the evidence of "
+        help="How a text is found: generated from the scan's tokens; chosen by the evidence of "
         "the scan among texts that the model was trained on, that its language model writes, and "
-        "of --corpus."
+        "of --corpus; or the --choice that its language model finds likeliest."
+    ),
+]
+GuidanceScale = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=100,
+        callback=finite,
+        help="Generate by log p(null tokens) + s (log p(scan) - log p(null tokens)); 1: by the "
+        "scan alone, 2: what the scan adds counts twice.",
     ),
 ]
 Corpus = Annotated[
@@ -91,7 +103,8 @@ Choice = Annotated[
     list[str] | None,
     typer.Option(
         help="With --by evidence: an answer to choose, as the comma-separated words that name it "
-        "in texts, e.g. dog,dogs. Repeatable; a single one is decided as yes or no."
+        "in texts, e.g. dog,dogs. Repeatable; a single one is decided as yes or no. With --by "
+        "likelihood: an answer to --question, as comma-separated wordings; two or more."
     ),
 ]
 NTexts = Annotated[
@@ -136,6 +149,7 @@ def decode(
     abstain_below: AbstainBelow = 0.0,
     do_sample: DoSample = False,
     temperature: Temperature = 0.7,
+    guidance_scale: GuidanceScale = 1.0,
     max_new_tokens: MaxNewTokens = 48,
     batch_size: BatchSize = 16,
     seed: SamplingSeed = 0,
@@ -145,7 +159,8 @@ def decode(
 ) -> None:
     """Decode the volumes of a scan into text, one prediction per volume."""
     check_options(mask, subject, stream, as_json)
-    check_way(by, corpus or choice, stream or do_sample or question is not None)
+    samples = stream or do_sample or guidance_scale != 1
+    check_way(by, bool(corpus), len(choice or []), samples, question is not None)
     answers = parse_choices(choice or [])
     atlases, indices = parse_atlases(atlas or []), parse_int_ranges(volumes)
     check_model(model, llm)
@@ -155,18 +170,25 @@ def decode(
     loaded = load_model(model, llm, seed)
     masker = get_masker(loaded, model, subject) if subject is not None else mask_img
     data = ScanData(scan, masker, atlases, indices, standardize_with, standardized)
+    if by == "likelihood":
+        chosen = choose_volumes(loaded, data, answers, question, batch_size)
+        return show_chosen(chosen, answers, as_json)
     if by == "evidence":
         texts = collect_texts(loaded, corpus_texts, n_texts, seed)
         if answers:
-            show_answered(answer_volumes(loaded, data, texts, answers), answers, as_json)
-        else:
-            show_ranked(rank_volumes(loaded, data, texts, n_best), abstain_below, as_json)
-        return
-    sampling = {"do_sample": True, "temperature": temperature} if do_sample else {}
-    options = {"max_new_tokens": max_new_tokens, **sampling}
+            return show_answered(answer_volumes(loaded, data, texts, answers), answers, as_json)
+        return show_ranked(rank_volumes(loaded, data, texts, n_best), abstain_below, as_json)
+    options = name_options(max_new_tokens, guidance_scale, temperature if do_sample else None)
     decoded = generate(loaded, data, question, batch_size, stream, options)
-    if not stream:
-        show(decoded, as_json)
+    return None if stream else show(decoded, as_json)
+
+
+def name_options(
+    max_new_tokens: int, guidance_scale: float, temperature: float | None
+) -> Mapping[str, Any]:
+    """Options of `generate`; without a temperature, the likeliest token is taken."""
+    sampling = {} if temperature is None else {"do_sample": True, "temperature": temperature}
+    return {"max_new_tokens": max_new_tokens, "guidance_scale": guidance_scale, **sampling}
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +256,28 @@ def answer_volumes(
         return answer_by_evidence(model, data.scan, data.masker, texts, answers, **data.reading)
 
 
+def choose_volumes(
+    model: "MindLLM",
+    data: ScanData,
+    answers: Sequence[Sequence[str]],
+    question: str | None,
+    batch_size: int,
+) -> list["ChosenVolume"]:
+    """Choose among answers by their likelihood after the question about each volume."""
+    from mindllm.model.decode_by_likelihood import choose_by_likelihood
+
+    with errors.status(f"weighing {len(answers)} answers"):
+        return choose_by_likelihood(
+            model,
+            data.scan,
+            data.masker,
+            answers,
+            question=question,
+            batch_size=batch_size,
+            **data.reading,
+        )
+
+
 def parse_choices(options: Sequence[str]) -> list[list[str]]:
     """Words that name each answer.
 
@@ -251,16 +295,27 @@ def parse_choices(options: Sequence[str]) -> list[list[str]]:
     return answers
 
 
-def check_way(by: str, of_evidence: list[Path] | list[str] | None, of_generation: bool) -> None:
-    """Refuse options of the other way to find a text, before anything is loaded."""
-    if by == "evidence" and of_generation:
+def check_way(by: Way, has_corpus: bool, n_choices: int, samples: bool, asks: bool) -> None:
+    """Refuse options of the other ways to find a text, before anything is loaded."""
+    if by == "evidence" and (samples or asks):
         raise InputError(
-            "--by evidence chooses among texts about the stimulus: --question, --do-sample and "
-            "--stream are for --by generation. Leave them out."
+            "--by evidence chooses among texts about the stimulus: --question, --do-sample, "
+            "--guidance-scale and --stream are for --by generation. Leave them out."
         )
-    if by == "generation" and of_evidence:
+    if by == "generation" and (has_corpus or n_choices):
         raise InputError(
-            "--corpus and --choice are for texts chosen by evidence: add --by evidence."
+            "--corpus and --choice are for texts chosen by evidence: add --by evidence (--choice "
+            "also goes with --by likelihood)."
+        )
+    if by == "likelihood" and (has_corpus or samples):
+        raise InputError(
+            "--by likelihood weighs the answers of --choice: --corpus, --do-sample, "
+            "--guidance-scale and --stream are for the other ways. Leave them out."
+        )
+    if by == "likelihood" and n_choices < 2:
+        raise InputError(
+            f"--by likelihood with {n_choices} --choice; expected two or more, e.g. "
+            "--choice yes --choice no."
         )
 
 
@@ -274,12 +329,17 @@ def collect_texts(model: "MindLLM", corpus: Sequence[str], n_texts: int, seed: i
 
 def check_options(mask: Path | None, subject: str | None, stream: bool, as_json: bool) -> None:
     """Refuse options that exclude each other, before anything is loaded."""
+    check_masker(mask, subject)
+    if stream and as_json:
+        raise InputError("--stream prints as it goes, --json at the end: choose one of them.")
+
+
+def check_masker(mask: Path | None, subject: str | None) -> None:
+    """Refuse two masks, and none."""
     if (mask is None) == (subject is None):
         raise InputError(
             "give either --mask (and --atlas), or --subject for one whose masker the model holds."
         )
-    if stream and as_json:
-        raise InputError("--stream prints as it goes, --json at the end: choose one of them.")
 
 
 def threshold_mask(mask: Path | None, threshold: float) -> "SpatialImage":
@@ -422,4 +482,43 @@ def show_answered(
         )
         texts.append(labels[best])
         notes.append(f"probability {volume.probabilities[best]:.0%}, of {len(labels)} answers")
+    print_volumes(rows, texts, notes, as_json)
+
+
+def show_chosen(
+    chosen: Sequence["ChosenVolume"], answers: Sequence[Sequence[str]], as_json: bool
+) -> None:
+    """Print the likeliest answer as one JSON document, or a line per volume."""
+    labels = [wordings[0] for wordings in answers]
+    rows, texts, notes = [], [], []
+    for volume in chosen:
+        best = max(range(len(labels)), key=volume.probabilities.__getitem__)
+        values = zip(
+            labels,
+            volume.log_likelihoods,
+            volume.log_likelihood_ratios,
+            volume.probabilities,
+            strict=True,
+        )
+        rows.append(
+            {
+                "volume": volume.volume,
+                "answer": labels[best],
+                "probability": round(volume.probabilities[best], 4),
+                "answers": [
+                    {
+                        "answer": label,
+                        "log_likelihood": round(log_likelihood, 4),
+                        "log_likelihood_ratio": round(ratio, 4),
+                        "probability": round(probability, 4),
+                    }
+                    for label, log_likelihood, ratio, probability in values
+                ],
+            }
+        )
+        texts.append(labels[best])
+        notes.append(
+            f"probability {volume.probabilities[best]:.0%}, of {len(labels)} answers; "
+            f"log-likelihood ratio {volume.log_likelihood_ratios[best]:+.1f}"
+        )
     print_volumes(rows, texts, notes, as_json)

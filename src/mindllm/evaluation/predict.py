@@ -197,9 +197,8 @@ def predict_ratios(
     """Return the log-likelihood ratio of each generated text, by subject, in nats."""
     ratios = {}
     for subject, rows in predictor.evaluation_set.trial_indices.items():
-        texts = fmri[subject].texts
         compute = partial(
-            predictor.log_likelihood_ratio, store, subject, single_trials(rows), texts
+            predictor.log_likelihood_ratio, store, subject, single_trials(rows), fmri[subject]
         )
         ratios[subject] = cache.array(subject, "log_likelihood_ratio", compute)
     return ratios

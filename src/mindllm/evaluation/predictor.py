@@ -14,6 +14,7 @@ from mindllm.data.store import Store
 from mindllm.evaluation.evaluation_set import EvaluationSet
 from mindllm.evaluation.results import ConditionPredictions
 from mindllm.language.sentence_embeddings import embed_sentences
+from mindllm.model.candidates import prompt_log_likelihood
 from mindllm.model.modeling import MindLLM
 from mindllm.model.processing import MindLLMProcessor
 from mindllm.model.subject_alignment import MIN_ALIGNMENT_TRIALS, SubjectTransform
@@ -239,33 +240,77 @@ class Predictor:
         return replace(predictions, evidence=evidence)
 
     def log_likelihood_ratio(
-        self, store: Store, subject: str, groups: Sequence[np.ndarray], texts: Sequence[str]
+        self,
+        store: Store,
+        subject: str,
+        groups: Sequence[np.ndarray],
+        predictions: ConditionPredictions,
     ) -> np.ndarray:
-        """Compute log p(text | fMRI) - log p(text | null tokens) of one text per group of trials.
+        """Compute log p(text | fMRI) - log p(text | null tokens) of the predicted texts.
+
+        Texts that are candidates were scored before, and are not read again. Another text is read
+        with each trial that it was predicted from, and once with the null tokens.
 
         Parameters
         ----------
         store, subject, groups
             As in `predict_trials`.
-        texts : sequence of str, length B
-            One text per group.
+        predictions : ConditionPredictions
+            What it returned: one text per group, and the candidates' log-likelihoods.
 
         Returns
         -------
         ndarray of shape (B,)
             In nats.
         """
-        ratios, question, start = [], self.evaluation_set.question, 0
+        assert predictions.log_likelihoods is not None
+        assert predictions.null_log_likelihoods is not None
+        ratios = np.empty(len(groups))
+        columns = {text: i for i, text in enumerate(self.evaluation_set.candidates)}
+        rows_to_read = []
+        for row, text in enumerate(predictions.texts):
+            if (column := columns.get(text)) is None:
+                rows_to_read.append(row)
+                continue
+            log_likelihood = predictions.log_likelihoods[row, column]
+            ratios[row] = log_likelihood - predictions.null_log_likelihoods[column]
+        if rows_to_read:
+            texts = [predictions.texts[row] for row in rows_to_read]
+            read_groups = [groups[row] for row in rows_to_read]
+            ratios[rows_to_read] = self._read_ratios(store, subject, read_groups, texts)
+        return ratios
+
+    def _read_ratios(
+        self, store: Store, subject: str, groups: Sequence[np.ndarray], texts: Sequence[str]
+    ) -> np.ndarray:
+        """Return the log-likelihood ratio (B,) of one text per group, by reading them."""
+        distinct = sorted(set(texts))
+        null = self._text_log_likelihoods(
+            self.model.null_tokens.expand(len(distinct), -1, -1), distinct
+        )
+        without_fmri = dict(zip(distinct, null, strict=True))
+        log_likelihoods, start = [], 0
         for group_batch in self._encoded_batches(groups):
             betas = store.mean_betas(subject, group_batch)
             tokens = self.model.encode(betas, store.masker(subject))
-            for batch in tokens.split(self.batch_size):
-                answers = texts[start : start + len(batch)]
-                conversations = [self.model.build_conversation(question, text) for text in answers]
-                values = self.model.log_likelihood_ratio(batch, conversations)
-                ratios.append(values.double().cpu().numpy())
-                start += len(batch)
-        return np.concatenate(ratios)
+            answers = texts[start : start + len(tokens)]
+            log_likelihoods.append(self._text_log_likelihoods(tokens, answers))
+            start += len(tokens)
+        return np.concatenate(log_likelihoods) - [without_fmri[text] for text in texts]
+
+    @torch.no_grad()
+    def _text_log_likelihoods(self, tokens: Tensor, texts: Sequence[str]) -> np.ndarray:
+        """Return the log-likelihood (B,) of one text per row of fMRI tokens."""
+        parts, question = [], self.evaluation_set.question
+        for start in range(0, len(texts), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            prompts = [
+                self.model.processor(self.model.build_conversation(question, text), cut=True)
+                for text in texts[rows]
+            ]
+            values, _ = prompt_log_likelihood(self.model, tokens[rows], prompts)
+            parts.append(values.double().cpu().numpy())
+        return np.concatenate(parts)
 
     def _encoded_batches(self, groups: Sequence[np.ndarray]) -> Iterator[Sequence[np.ndarray]]:
         """Yield as many groups as are encoded at once."""

@@ -62,7 +62,10 @@ def score_candidates(
     conversations = [model.build_conversation(question, text) for text in candidates]
     prompts = [model.processor(turns) for turns in conversations]
     length = count_shared_tokens(prompts, min(map(context_length, prompts)))
-    trees = plan_trees(model, prompts, length, min(batch_size, len(fmri_tokens)))
+    # Neighbours in sorted order share the longest beginnings, so each is read in one tree.
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i].input_ids.tolist())
+    in_order = [prompts[i] for i in order]
+    trees = plan_trees(model, in_order, length, min(batch_size, len(fmri_tokens)))
     if trees is None:
         return score_rows(model, fmri_tokens, prompts)
     ids = torch.as_tensor(prompts[0].input_ids[:length], device=model.device)[None]
@@ -79,7 +82,7 @@ def score_candidates(
             log_probs = score_tree(model.language_model.model, trie, logits, cache_of_tree)
             parts.append((log_probs @ weights.T).cpu())
         scores.append(torch.cat(parts, 1))
-    return torch.cat(scores)
+    return torch.cat(scores)[:, torch.tensor(order).argsort()]
 
 
 def context_length(prompt: EncodedPrompt) -> int:

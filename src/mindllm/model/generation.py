@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -10,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import TextStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from mindllm.language.chat_templates import strip_thinking
 from mindllm.language.conversation import FMRI_TOKEN, Conversation
 from mindllm.model.candidates import count_prefix_tokens
 from mindllm.model.logits import read_prefix, unwindowed_length
 from mindllm.model.processing import EncodedPrompt
+from mindllm.model.sampling import MAX_NEW_TOKENS, FirstRows, guide_settings
 from mindllm.utils.errors import InputError
 
 if TYPE_CHECKING:
     from mindllm.model.modeling import MindLLM
 
-MAX_NEW_TOKENS = 48
 logger = logging.getLogger(__name__)
 
 
@@ -47,18 +49,51 @@ def generate_texts(
     fmri_tokens: Tensor,
     conversations: Sequence[Conversation],
     on_text: Callable[[str], None] | None = None,
+    streamer: BaseStreamer | None = None,
     **options: Any,
 ) -> list[str]:
     """Text of the generated turns; see `MindLLM.generate`."""
     tokenizer = model.language_model.tokenizer
-    streamer = CallbackStreamer(tokenizer, on_text, end_token_ids(model)) if on_text else None
+    check_streaming(len(conversations), on_text, streamer)
+    if on_text:
+        streamer = CallbackStreamer(tokenizer, on_text, end_token_ids(model))
     texts = []
     for ids in generate_ids(model, fmri_tokens, conversations, streamer, **options):
-        text = strip_thinking(tokenizer.decode(ids, skip_special_tokens=True))
-        for mark in model.processor.chat_template.stop_strings:
-            text = text.partition(mark)[0]
-        texts.append(text.replace(FMRI_TOKEN, "").strip())
+        text = visible_text(tokenizer.decode(ids, skip_special_tokens=True))
+        texts.append(clean_text(text, model.processor.chat_template.stop_strings))
     return texts
+
+
+def check_streaming(
+    n_conversations: int, on_text: Callable[[str], None] | None, streamer: BaseStreamer | None
+) -> None:
+    """Refuse two ways to stream, and to stream several conversations as one text."""
+    if on_text and streamer:
+        raise InputError("on_text and streamer both take text as it is generated: pass one.")
+    if (on_text or streamer) and n_conversations != 1:
+        raise InputError(
+            f"text of {n_conversations} conversations cannot be streamed as one: pass a single "
+            "conversation (of `decode`: a single trial), or use "
+            "`mindllm.model.streaming.answer_requests`."
+        )
+
+
+def visible_text(text: str) -> str:
+    """A decoded text without thoughts and placeholders."""
+    return strip_thinking(text).replace(FMRI_TOKEN, "")
+
+
+def clean_text(text: str, stop_strings: Sequence[str]) -> str:
+    """A text up to the first of some strings, without blanks around it.
+
+    Examples
+    --------
+    >>> clean_text(" a dog\\n###", ["###"])
+    'a dog'
+    """
+    for mark in stop_strings:
+        text = text.partition(mark)[0]
+    return text.strip()
 
 
 @torch.no_grad()
@@ -66,7 +101,7 @@ def generate_ids(
     model: MindLLM,
     fmri_tokens: Tensor,
     conversations: Sequence[Conversation],
-    streamer: CallbackStreamer | None = None,
+    streamer: BaseStreamer | None = None,
     **options: Any,
 ) -> list[list[int]]:
     """Token ids of the generated turns, each without what ends it.
@@ -95,37 +130,78 @@ def continue_prompts(
     model: MindLLM,
     fmri_tokens: Tensor,
     prompts: Sequence[EncodedPrompt],
-    streamer: CallbackStreamer | None,
+    streamer: BaseStreamer | None,
     options: Mapping[str, Any],
 ) -> list[list[int]]:
-    """Token ids that follow each prompt, up to what ends a turn."""
+    """Token ids that follow each prompt, up to what ends a turn.
+
+    The option `guidance_scale` is a number, or one per prompt.
+    """
     template, language_model = model.processor.chat_template, model.language_model
     settings = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, **options}
     longest = max(len(p.input_ids) for p in prompts)
     settings["max_new_tokens"] = limit_new_tokens(
         longest, settings["max_new_tokens"], language_model.max_length
     )
-    limit, shared = unwindowed_length(language_model.model), 0
-    fits = limit is None or longest + settings["max_new_tokens"] <= limit
-    if language_model.shortcuts.generation_prefix and fits:
-        shared = count_prefix_tokens(model, prompts, fmri_tokens)
-    batch = model.processor.pad(prompts, pad_after=shared).to(model.device)
-    inputs = model.prepare_inputs_embeds(
-        batch["input_ids"], batch["fmri_token_positions"], fmri_tokens
-    )
     if template.stop_strings:
         tokenizer = language_model.tokenizer
         settings = {"stop_strings": template.stop_strings, "tokenizer": tokenizer} | settings
-    if shared:
-        settings["past_key_values"] = read_prefix(language_model.model, inputs, shared)
+    n_rows = len(prompts)
+    scales = check_guidance(settings.pop("guidance_scale", None), n_rows)
+    if any(scale != 1 for scale in scales):
+        settings, guided = guide_settings(settings, scales, model.device)
+        null_tokens = model.null_tokens.expand(len(guided), -1, -1)
+        fmri_tokens = torch.cat([fmri_tokens, null_tokens.to(fmri_tokens)])
+        prompts = [*prompts, *(prompts[row] for row in guided)]
+        streamer = FirstRows(streamer, n_rows) if streamer else None
+    inputs = read_prompts(model, fmri_tokens, prompts, longest + settings["max_new_tokens"])
     ids = language_model.model.generate(
-        inputs_embeds=inputs,
-        attention_mask=batch["attention_mask"],
         streamer=streamer,
+        **inputs,
         **{"eos_token_id": end_token_ids(model), "pad_token_id": language_model.pad_id} | settings,
     )
     ends = set(end_token_ids(model))
-    return [list(takewhile(lambda token: token not in ends, row)) for row in ids.tolist()]
+    return [list(takewhile(lambda token: token not in ends, row)) for row in ids[:n_rows].tolist()]
+
+
+def check_guidance(guidance_scale: float | Sequence[float] | None, n_rows: int) -> list[float]:
+    """Guidance scale of each row; 1 is no guidance.
+
+    Raises
+    ------
+    InputError
+        If a scale is negative or not finite.
+    """
+    scales = guidance_scale if isinstance(guidance_scale, Sequence) else [guidance_scale] * n_rows
+    numbers = [1.0 if scale is None else float(scale) for scale in scales]
+    for number in numbers:
+        if not 0 <= number < math.inf:
+            raise InputError(
+                f"guidance_scale={number}: expected a number from 0; 1 is no guidance, 2 counts "
+                "twice what the scan adds to the null tokens."
+            )
+    return numbers
+
+
+def read_prompts(
+    model: MindLLM, fmri_tokens: Tensor, prompts: Sequence[EncodedPrompt], longest: int
+) -> dict[str, Any]:
+    """Embeddings and mask of padded prompts, and a cache of what they begin with together.
+
+    `longest` is the number of tokens of the longest prompt and of what is generated.
+    """
+    language_model = model.language_model
+    limit, shared = unwindowed_length(language_model.model), 0
+    if language_model.shortcuts.generation_prefix and (limit is None or longest <= limit):
+        shared = count_prefix_tokens(model, prompts, fmri_tokens)
+    batch = model.processor.pad(prompts, pad_after=shared).to(model.device)
+    embeds = model.prepare_inputs_embeds(
+        batch["input_ids"], batch["fmri_token_positions"], fmri_tokens
+    )
+    inputs = {"inputs_embeds": embeds, "attention_mask": batch["attention_mask"]}
+    if shared:
+        inputs["past_key_values"] = read_prefix(language_model.model, embeds, shared)
+    return inputs
 
 
 def find_end_token_ids(model: Any) -> list[int]:

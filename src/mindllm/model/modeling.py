@@ -478,7 +478,8 @@ class MindLLM(EvidenceModule):
         on_text : callable, optional
             Receives text as it is generated, for a single trial.
         **options
-            Arguments of transformers' ``generate``; greedy, at most 48 new tokens by default.
+            Arguments of transformers' ``generate``, such as a ``streamer``; greedy, at most 48 new
+            tokens by default.
 
         Returns
         -------

@@ -1,0 +1,124 @@
+"""Commands that write what a serving engine such as vLLM reads."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mindllm.cli.decode import (
+    Atlases,
+    Mask,
+    MaskerSubject,
+    Question,
+    Scan,
+    Standardized,
+    StandardizeWith,
+    Volumes,
+    check_files,
+    check_masker,
+    get_masker,
+    load_model,
+    parse_atlases,
+    threshold_mask,
+)
+from mindllm.cli.options import (
+    LanguageModelPath,
+    MaskThreshold,
+    MaxNewTokens,
+    ModelFolder,
+    check_model,
+    claim_output,
+    console,
+    errors,
+    locks,
+    parse_int_ranges,
+)
+from mindllm.utils.files import check_not_exists
+from mindllm.utils.locks import lock_output
+
+app = typer.Typer()
+
+Dtype = Annotated[
+    Literal["bfloat16", "float16", "float32"],
+    typer.Option(help="The dtype that the engine serves the language model in."),
+]
+
+
+ServedName = Annotated[
+    str | None, typer.Option(help="Name that the engine serves. Default: the language model's.")
+]
+ServingApi = Annotated[
+    Literal["completions", "chat"], typer.Option(help="Which of the engine's APIs to ask.")
+]
+
+
+@app.command()
+def export_prompts(
+    model: ModelFolder,
+    scan: Scan,
+    out: Annotated[
+        Path, typer.Option(help="File to write: .jsonl (requests) or .safetensors (tensors).")
+    ],
+    mask: Mask = None,
+    mask_threshold: MaskThreshold = None,
+    subject: MaskerSubject = None,
+    atlas: Atlases = None,
+    volumes: Volumes = None,
+    question: Question = None,
+    standardize_with: StandardizeWith = None,
+    standardized: Standardized = False,
+    served_name: ServedName = None,
+    api: ServingApi = "completions",
+    max_new_tokens: MaxNewTokens = 48,
+    dtype: Dtype = "bfloat16",
+    llm: LanguageModelPath = None,
+) -> None:
+    """Write prompts about the volumes of a scan, as embeddings that vLLM continues."""
+    import torch
+
+    from mindllm.model.prompt_export import RequestOptions, check_suffix, embed_scan, write_prompts
+
+    check_masker(mask, subject)
+    check_suffix(out)
+    atlases, indices = parse_atlases(atlas or []), parse_int_ranges(volumes)
+    check_model(model, llm)
+    check_files(scan, mask, atlases, standardize_with)
+    check_not_exists(out)
+    locks.enter_context(lock_output(out))
+    mask_img = mask if mask_threshold is None else threshold_mask(mask, mask_threshold)
+    loaded = load_model(model, llm, 0)
+    with errors.status("embedding prompts"):
+        prompts = embed_scan(
+            loaded,
+            scan,
+            mask_img if subject is None else get_masker(loaded, model, subject),
+            atlases,
+            volumes=indices,
+            question=question,
+            standardize_with=standardize_with,
+            standardized=standardized,
+            dtype=getattr(torch, dtype),
+        )
+    name = served_name or loaded.language_model.name
+    write_prompts(loaded, prompts, out, RequestOptions(name, api, max_new_tokens))
+    console.print(f"{out}: {len(prompts)} prompts in {dtype}", highlight=False)
+
+
+@app.command()
+def export_language_model(
+    model: ModelFolder,
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    dtype: Dtype = "bfloat16",
+    llm: LanguageModelPath = None,
+) -> None:
+    """Write a model's language model as a transformers folder, its LoRA adapter merged into it."""
+    import torch
+
+    from mindllm.model.prompt_export import export_language_model as export
+
+    check_model(model, llm)
+    claim_output(out, inputs=[model])
+    with errors.status("merging"):
+        is_merged = export(model, out, llm, getattr(torch, dtype))
+    adapter = "with the LoRA adapter merged into it" if is_merged else "without an adapter"
+    console.print(f"{out}: the language model in {dtype}, {adapter}", highlight=False)
