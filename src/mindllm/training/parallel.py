@@ -43,11 +43,12 @@ def create_accelerator(trackers: list[str] | None, project_dir: Path | None) -> 
     InputError
         If processes were launched that it does not connect, or FSDP of version 1 is asked for.
     """
-    num_launched = num_launched_processes()
+    num_launched, plugin = num_launched_processes(), sharding_plugin()
     accelerator = Accelerator(
         cpu=num_launched > 1 and default_device() == "cpu",
         log_with=trackers or None,
         project_dir=project_dir,
+        fsdp_plugin=plugin,
         # Micro batches are weighted here, whatever the launcher's options.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[
@@ -60,36 +61,34 @@ def create_accelerator(trackers: list[str] | None, project_dir: Path | None) -> 
             f"{accelerator.num_processes}; each would train alone. Set ACCELERATE_USE_CPU=true to "
             "train on CPUs, or launch one process."
         )
-    if os.environ.get(FSDP_VARIABLE, "false").lower() == "true":
-        enable_sharding(accelerator)
+    state = accelerator.state
+    if plugin and state.distributed_type == DistributedType.MULTI_CPU:
+        # Accelerate takes the plugin where there are GPUs alone; what it does then runs on CPUs.
+        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
     return accelerator
 
 
-def enable_sharding(accelerator: Accelerator) -> None:
-    """Check that parameters are sharded by FSDP2, and let Accelerate do so on CPUs too.
+def sharding_plugin() -> FullyShardedDataParallelPlugin | None:
+    """Options of FSDP2, if the launcher asks for it.
 
     Raises
     ------
     InputError
         If FSDP of version 1 is asked for.
     """
-    state = accelerator.state
-    if accelerator.num_processes == 1:
-        return  # one process holds all
-    plugin = getattr(state, "fsdp_plugin", None) or FullyShardedDataParallelPlugin()
+    if os.environ.get(FSDP_VARIABLE, "false").lower() != "true" or num_launched_processes() == 1:
+        return None
+    # Each process loads the language model, which is tried out before a training.
+    plugin = FullyShardedDataParallelPlugin(cpu_ram_efficient_loading=False)
     if plugin.fsdp_version != 2:
         raise InputError(
             f"FSDP of version {plugin.fsdp_version} is asked for; parameters are sharded by "
             "version 2. Add --fsdp_version 2 to `accelerate launch`, or set FSDP_VERSION=2."
         )
-    if state.distributed_type == DistributedType.MULTI_CPU:
-        # Accelerate takes the plugin where there are GPUs alone; what it does then runs on CPUs.
-        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+    return plugin
 
 
-def shard(
-    accelerator: Accelerator, module: nn.Module, language_model: FrozenLanguageModel
-) -> None:
+def shard(accelerator: Accelerator, module: nn.Module, language_model: FrozenLanguageModel) -> None:
     """Shard the parameters of a module over the processes, in place.
 
     Parameters
@@ -107,9 +106,7 @@ def shard(
         wrap = {"auto_wrap_policy": "transformer_based_wrap", "fsdp_version": 2}
         plugin.auto_wrap_policy = FullyShardedDataParallelPlugin(**wrap).auto_wrap_policy
     if plugin.transformer_cls_names_to_wrap is None:
-        plugin.transformer_cls_names_to_wrap = list(
-            language_model.model._no_split_modules or []
-        )
+        plugin.transformer_cls_names_to_wrap = list(language_model.model._no_split_modules or [])
     # Single numbers cannot be sharded.
     plugin.ignored_modules = [nn.ParameterList(scalar_parameters(module))]
     # Accelerate takes no module without an optimizer; those of the stages are made after this.

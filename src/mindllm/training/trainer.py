@@ -78,6 +78,7 @@ from mindllm.utils.locks import lock_output
 from mindllm.utils.processes import is_main_process
 from mindllm.utils.progress import progress_bar
 
+CHECKPOINT = Path("training", "state.safetensors")  # in the model folder, until the end
 logger = logging.getLogger(__name__)
 
 
@@ -137,12 +138,8 @@ def train(
         check_loggers(config.loggers)
         if is_main:
             check_output(out, [store.path], ("training", CSV_NAME))
-        checkpoint = out / "training" / "state.safetensors"
-        if checkpoint.exists() and not resume:
-            raise InputError(
-                f"{out} holds an unfinished training. Add --resume to go on with it, "
-                "or remove the folder."
-            )
+        check_unfinished(out, resume)
+        checkpoint = out / CHECKPOINT
         trainer = Trainer(store, subjects, config, callbacks, out)
         if checkpoint.exists():
             trainer.restore(checkpoint)
@@ -151,14 +148,38 @@ def train(
         return trainer.finalize(out)
 
 
+def check_unfinished(out: Path, resume: bool) -> None:
+    """Check that a training may begin, or go on, in a folder.
+
+    Parameters
+    ----------
+    out : Path
+    resume : bool
+        Whether it may go on.
+
+    Raises
+    ------
+    InputError
+        If it holds a model or an unfinished training, and `resume` is False.
+    """
+    if resume:
+        return
+    if (out / "config.json").exists():
+        raise InputError(
+            f"{out} already holds a trained model. Choose another folder, or remove it."
+        )
+    if (out / CHECKPOINT).exists():
+        raise InputError(
+            f"{out} holds an unfinished training. Add --resume to go on with it, "
+            "or remove the folder."
+        )
+
+
 def reload_trained(
     out: Path, store: Store, subjects: Sequence[str], config: TrainConfig, resume: bool
 ) -> MindLLM:
     """Load the finished model in `out`; InputError unless the same training is resumed."""
-    if not resume:
-        raise InputError(
-            f"{out} already holds a trained model. Choose another folder, or remove it."
-        )
+    check_unfinished(out, resume)
     data = select_training_data(store, subjects, config)
     check_same_training(out, config, store, data.training.subjects)
     logger.info("%s is already trained", out)
