@@ -26,6 +26,12 @@ from mindllm.cli.options import (
     parse_list,
 )
 from mindllm.utils.files import to_json
+from mindllm.utils.processes import (
+    is_main_process,
+    local_device,
+    num_launched_processes,
+    wait_for_start,
+)
 from mindllm.utils.progress import progress_bar
 from mindllm.utils.seeds import MAX_SEED
 
@@ -125,12 +131,16 @@ def evaluate(
     seed: Seed = 0,
     resume: Resume = False,
 ) -> None:
-    """Measure how much of the text comes from the fMRI: scores beside controls and baselines."""
+    """Measure how much of the text comes from the fMRI: scores beside controls and baselines.
+
+    Processes that `torchrun` or `accelerate launch` starts share the subjects.
+    """
     from mindllm.data.store import Store
     from mindllm.evaluation.cache import clear_cache
     from mindllm.evaluation.evaluation_set import check_split_name, open_store
-    from mindllm.evaluation.evaluator import check_controls
+    from mindllm.evaluation.evaluator import check_controls, predict_in_processes
     from mindllm.evaluation.evaluator import evaluate as run
+    from mindllm.evaluation.predict import PredictOptions
     from mindllm.model.modeling import MindLLM
     from mindllm.report.write import to_table, write_report
 
@@ -140,15 +150,26 @@ def evaluate(
     claim_output(out, inputs=[model, store], resumable=REPORT_FILES)
     check_model(model, llm)
     Store(store, split_scheme).select_subjects(parse_list(subjects))
-    loaded = MindLLM.from_pretrained(model, language_model=llm)
+    loaded = MindLLM.from_pretrained(model, language_model=llm, device_map=local_device())
     opened = open_store(store, loaded.model_card, split_scheme)
-    if not resume:
+    is_main = is_main_process()
+    if is_main and not resume:
         clear_cache(out)
+    wait_for_start()
+    options = PredictOptions(
+        out, checked_controls, batch_size, seed, {"max_new_tokens": max_new_tokens}
+    )
+    names = parse_list(subjects)
     with bars() as progress:
+        if num_launched_processes() > 1:
+            bar = progress if is_main else None
+            predict_in_processes(loaded, opened, names, split, options, bar)
+        if not is_main:
+            return  # the first process scores
         result = run(
             loaded,
             opened,
-            parse_list(subjects),
+            names,
             split,
             controls=checked_controls,
             batch_size=batch_size,

@@ -35,6 +35,7 @@ from mindllm.evaluation.results import (
     RunInfo,
 )
 from mindllm.evaluation.score import pool_subjects, score_predictions, summarize_scores
+from mindllm.evaluation.share import predict_share
 from mindllm.evaluation.text_scores import try_text_scores
 from mindllm.model.model_card import ModelCard
 from mindllm.model.modeling import MindLLM
@@ -94,6 +95,30 @@ def evaluate(
     lock = nullcontext() if directory is None else lock_output(directory)
     with lock, evaluation_mode(model), choose_progress(progress) as bars:
         return run_steps(model, store, task, options, model_name, bars)
+
+
+def predict_in_processes(
+    model: MindLLM,
+    store: Store,
+    subjects: Sequence[str] | None,
+    split: str | None,
+    options: PredictOptions,
+    progress: Progress | None = None,
+) -> None:
+    """Predict the subjects of this process; the first one then calls `evaluate`, which reads them.
+
+    Parameters
+    ----------
+    model, store, subjects, split
+        As for `evaluate`, the same in all processes.
+    options : PredictOptions
+        Those that `evaluate` is called with; its `cache_dir` is seen by all processes.
+    progress : Progress, optional
+        Where bars are drawn.
+    """
+    task = choose_evaluation_set(model, store, subjects, split, None)
+    with evaluation_mode(model):
+        predict_share(model, store, task, options, progress)
 
 
 def choose_evaluation_set(
