@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -142,11 +143,12 @@ def gathered_weights(module: nn.Module) -> Iterator[None]:
     if not is_sharded(module):
         yield
         return
-    module.unshard()
+    sharded: Any = module
+    sharded.unshard()
     try:
         yield
     finally:
-        module.reshard()
+        sharded.reshard()
 
 
 def gather_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -173,13 +175,13 @@ def gather_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, parameter: Any) -> Tensor:
     """A complete tensor, sharded as a parameter of its shape is; all processes call it.
 
     Parameters
     ----------
     tensor : Tensor
-    parameter : Tensor
+    parameter : Parameter
         Sharded or not.
 
     Returns
