@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mindllm.data import webdataset_export
@@ -99,3 +100,27 @@ def test_exports_that_are_refused(tmp_path: Path, tiny_store: Store) -> None:
         list(iter_webdataset(out))
     with pytest.raises(InputError, match="is not an export"):
         read_export(tmp_path)
+
+
+def test_conversations_about_one_trial_are_with_it_alone() -> None:
+    def turns(text: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": text}]
+
+    table = pd.DataFrame(
+        {
+            "stimulus": ["cat", None, "dog", None],
+            "subject": [None, "sub-01", None, "sub-02"],
+            "trial_index": pd.array([None, 3, None, 3], dtype="Int64"),
+            "source": list("abcd"),
+            "turns": [turns(name) for name in "abcd"],
+            "answers": [["x"], None, None, None],
+        }
+    )
+    conversations = webdataset_export.ConversationTable(table)
+    both = conversations.find("sub-01", 3, "cat")
+    assert both == [
+        {"source": "a", "turns": turns("a"), "answers": ["x"]},
+        {"source": "b", "turns": turns("b"), "answers": []},
+    ]
+    assert [c["source"] for c in conversations.find("sub-01", 4, "dog")] == ["c"]
+    assert conversations.find("sub-03", 3, "bird") == []

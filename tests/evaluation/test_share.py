@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mindllm.data.store import Store
-from mindllm.evaluation.evaluator import evaluate, predict_in_processes
+from mindllm.evaluation.evaluator import evaluate, evaluate_in_processes
 from mindllm.evaluation.predict import PredictOptions
 from mindllm.evaluation.results import EvaluationResult
 from mindllm.evaluation.share import select_share
@@ -51,19 +51,17 @@ def test_subjects_that_processes_share_are_scored_as_by_one(
     expected = evaluate(*arguments, progress=False, max_new_tokens=4)
     choices = PredictOptions(tmp_path, "default", 16, 0, {"max_new_tokens": 4})
     monkeypatch.setenv("WORLD_SIZE", str(num_processes))
+    results = []
     for rank in reversed(range(num_processes)):  # the first one waits for the others
         monkeypatch.setenv("RANK", str(rank))
-        predict_in_processes(*arguments, choices)
-    folders = [tmp_path / "partial" / subject for subject in NEW_SUBJECTS]
-    saved = [{file.stem for file in folder.iterdir()} for folder in folders]
-    assert saved[0] == saved[1] >= {"fmri", "zero", "noise", "log_likelihood_ratio"}
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("a subject was predicted again")
-
-    monkeypatch.setattr("mindllm.evaluation.predictor.Predictor.predict_trials", refuse)
-    result = evaluate(*arguments, progress=False, max_new_tokens=4, cache_dir=tmp_path)
-    check_same(expected, result)
+        if rank == 0:
+            saved = {file.parent.name for file in tmp_path.glob("partial/*/fmri.npz")}
+            assert saved == {"sub-03"}  # by the second process; the third has nothing to do
+        results.append(evaluate_in_processes(*arguments, choices))
+    assert results[:-1] == [None, None]
+    check_same(expected, results[-1])
+    parts = [{file.stem for file in (tmp_path / "partial" / s).iterdir()} for s in NEW_SUBJECTS]
+    assert parts[0] >= parts[1] >= {"fmri", "zero", "noise", "log_likelihood_ratio"}
 
 
 def test_every_subject_is_of_one_process() -> None:

@@ -122,47 +122,43 @@ def train(
     Trials of the split `val` choose the checkpoint, or subjects held out with the option
     num_validation_subjects. Options on the command line win over those of --config.
     """
-    from mindllm.data.store import Store
-    from mindllm.language.hub import check_path
-    from mindllm.training import trainer
     from mindllm.training.cluster import JobResources, TrainingJob, parse_slurm_options
     from mindllm.training.configuration import read_config
 
-    inputs = [store, *([Path(init_from)] if init_from else []), *([Path(llm)] if llm else [])]
     resources = JobResources(
-        partition=partition,
-        time_minutes=time_minutes,
-        nodes=nodes,
-        gpus_per_node=gpus_per_node,
-        tasks_per_node=tasks_per_node,
-        cpus_per_task=cpus_per_task,
-        max_requeues=max_requeues,
-        slurm_options=parse_slurm_options(slurm_option or []),
+        partition,
+        time_minutes,
+        nodes,
+        gpus_per_node,
+        tasks_per_node,
+        cpus_per_task,
+        max_requeues,
+        parse_slurm_options(slurm_option or []),
     )
+    inputs = list_inputs(store, init_from, llm)
     if cluster is None:
         check_no_resources(resources)
         claim_output(out, inputs=inputs, resumable=RESUMABLE)
+    else:
+        check_output(out, inputs, RESUMABLE)  # the job locks it
     options = {"language_model": llm, "preset": preset, "seed": seed, "init_from": init_from}
-    if llm is not None:
-        check_path(llm)
     settings = read_config(config, {k: v for k, v in options.items() if v is not None})
+    job = TrainingJob(store, out, split_scheme, settings, parse_list(subjects))
     if cluster is not None:
-        names = parse_list(subjects)
-        job = TrainingJob(store, out, split_scheme, settings, tuple(names) if names else None)
-        check_output(out, inputs, RESUMABLE)
-        submit_job(job, cluster.value, resources, log_dir, resume)
-        return
+        return submit_job(job, cluster.value, resources, log_dir, resume)
     with bars() as progress:
-        trainer.train(
-            Store(store, split_scheme),
-            out,
-            settings,
-            subjects=parse_list(subjects),
-            resume=resume,
-            progress=progress if is_main_process() else None,
-        )
+        job.run(progress, resume)
     if is_main_process():
         console.print(f"{out}: trained; curves in {out / 'training.png'}")
+
+
+def list_inputs(store: Path, init_from: str | None, llm: str | None) -> list[Path]:
+    """Paths that a training reads; InputError if the language model is none."""
+    from mindllm.language.hub import check_path
+
+    if llm is not None:
+        check_path(llm)
+    return [store, *(Path(name) for name in (init_from, llm) if name)]
 
 
 def check_no_resources(resources: JobResources) -> None:

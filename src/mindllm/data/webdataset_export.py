@@ -243,8 +243,9 @@ class ConversationTable:
         groups = self.table.iloc[rows].groupby("stimulus").indices
         self.by_stimulus = {str(name): rows[group] for name, group in groups.items()}
         self.by_trial: dict[tuple[str, int], list[int]] = {}
-        for row in np.flatnonzero(of_trials):
-            key = (str(self.table.at[row, "subject"]), int(self.table.at[row, "trial_index"]))
+        about = self.table.iloc[np.flatnonzero(of_trials)]
+        keys = zip(about["subject"].astype(str), about["trial_index"].astype(int), strict=True)
+        for row, key in zip(about.index, keys, strict=True):
             self.by_trial.setdefault(key, []).append(int(row))
 
     def find(self, subject: str, trial_index: int, stimulus: str) -> list[JsonRow]:

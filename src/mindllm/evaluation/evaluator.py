@@ -41,6 +41,7 @@ from mindllm.model.model_card import ModelCard
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
 from mindllm.utils.locks import lock_output
+from mindllm.utils.processes import is_main_process, num_launched_processes
 from mindllm.utils.progress import make_progress, spinner
 from mindllm.utils.seeds import subject_seed
 
@@ -97,28 +98,39 @@ def evaluate(
         return run_steps(model, store, task, options, model_name, bars)
 
 
-def predict_in_processes(
+def evaluate_in_processes(
     model: MindLLM,
     store: Store,
     subjects: Sequence[str] | None,
     split: str | None,
     options: PredictOptions,
+    *,
+    model_name: str | None = None,
     progress: Progress | None = None,
-) -> None:
-    """Predict the subjects of this process; the first one then calls `evaluate`, which reads them.
+) -> EvaluationResult | None:
+    """Evaluate as `evaluate` does; processes that a launcher has started share the subjects.
 
     Parameters
     ----------
-    model, store, subjects, split
+    model, store, subjects, split, model_name
         As for `evaluate`, the same in all processes.
     options : PredictOptions
-        Those that `evaluate` is called with; its `cache_dir` is seen by all processes.
+        With a `cache_dir` that all processes see.
     progress : Progress, optional
         Where bars are drawn.
+
+    Returns
+    -------
+    EvaluationResult or None
+        None in all processes but the first.
     """
     task = choose_evaluation_set(model, store, subjects, split, None)
     with evaluation_mode(model):
-        predict_share(model, store, task, options, progress)
+        if num_launched_processes() > 1:
+            predict_share(model, store, task, options, progress if is_main_process() else None)
+        if not is_main_process():
+            return None
+        return run_steps(model, store, task, options, model_name, progress)
 
 
 def choose_evaluation_set(

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
+from rich.progress import Progress
 
 from mindllm.data.store import Store
 from mindllm.training.configuration import TrainConfig
@@ -16,6 +17,9 @@ from mindllm.training.trainer import train
 from mindllm.utils.errors import InputError
 from mindllm.utils.processes import is_main_process
 from mindllm.utils.progress import make_progress
+
+if TYPE_CHECKING:
+    from submitit import AutoExecutor
 
 Cluster = Literal["slurm", "local"]
 
@@ -82,21 +86,21 @@ class SubmittedJob:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A training that a process of a cluster runs; pickled by submitit.
+    """A training as it is asked for; submitit pickles it for the processes of a cluster.
 
     Parameters
     ----------
     store, out : Path
     split_scheme : str or None
     config : TrainConfig
-    subjects : tuple of str or None
+    subjects : list of str or None
     """
 
     store: Path
     out: Path
     split_scheme: str | None
     config: TrainConfig
-    subjects: tuple[str, ...] | None
+    subjects: list[str] | None
 
     def __call__(self) -> None:
         """Train, with the other processes of the job; go on if the job has run before."""
@@ -105,18 +109,29 @@ class TrainingJob:
 
         if JobEnvironment().num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        is_main = is_main_process()
-        level = logging.INFO if is_main else logging.WARNING
+        level = logging.INFO if is_main_process() else logging.WARNING
         logging.basicConfig(level=level, format="%(message)s")
         with make_progress(Console(stderr=True)) as progress:
-            train(
-                Store(self.store, self.split_scheme),
-                self.out,
-                self.config,
-                subjects=self.subjects,
-                resume=True,
-                progress=progress if is_main else None,
-            )
+            self.run(progress, resume=True)
+
+    def run(self, progress: Progress, resume: bool) -> None:
+        """Train in this process, with the others that were started with it.
+
+        Parameters
+        ----------
+        progress : rich.progress.Progress
+            Where the first process draws bars.
+        resume : bool
+            As for `train`.
+        """
+        train(
+            Store(self.store, self.split_scheme),
+            self.out,
+            self.config,
+            subjects=self.subjects,
+            resume=resume,
+            progress=progress if is_main_process() else None,
+        )
 
     def checkpoint(self) -> Any:
         """Called by submitit when the job is preempted or out of time: what is queued instead."""
@@ -146,7 +161,8 @@ def submit(
     Raises
     ------
     InputError
-        If submitit is not installed, there is no Slurm here, or it refuses the job.
+        If submitit is not installed, there is no Slurm here or it refuses the job, or options of
+        Slurm are for this machine.
     """
     try:
         from submitit import AutoExecutor
@@ -155,12 +171,17 @@ def submit(
         raise InputError(
             "--cluster needs the package submitit: pip install 'mindllm[slurm]'."
         ) from error
+    is_slurms = resources.partition or resources.slurm_options or resources.nodes > 1
+    if cluster == "local" and is_slurms:
+        raise InputError(
+            "--partition, --slurm-option and --nodes are of --cluster slurm; --cluster local "
+            "is this machine alone. Leave them out."
+        )
     log_dir.mkdir(parents=True, exist_ok=True)
     try:
-        executor = AutoExecutor(
-            log_dir, cluster=cluster, **{f"{cluster}_max_num_timeout": resources.max_requeues}
-        )
-        executor.update_parameters(**executor_parameters(job, cluster, resources))
+        requeues = {f"{cluster}_max_num_timeout": resources.max_requeues}
+        executor = AutoExecutor(log_dir, cluster=cluster, **requeues)
+        configure(executor, job, cluster, resources)
         submitted = executor.submit(job)
     except (RuntimeError, FailedSubmissionError, OSError) as error:
         raise InputError(
@@ -171,36 +192,24 @@ def submit(
     return SubmittedJob(str(submitted.job_id), Path(paths.stdout), Path(paths.stderr))
 
 
-def executor_parameters(
-    job: TrainingJob, cluster: Cluster, resources: JobResources
-) -> dict[str, Any]:
-    """Parameters of submitit's executor.
-
-    Raises
-    ------
-    InputError
-        For options of Slurm, or several nodes, on this machine.
-    """
-    shared = {
-        "timeout_min": resources.time_minutes,
-        "nodes": resources.nodes,
-        "gpus_per_node": resources.gpus_per_node,
-        "tasks_per_node": resources.num_processes // resources.nodes,
-        "cpus_per_task": resources.cpus_per_task,
-    }
-    if cluster == "local":
-        if resources.partition or resources.slurm_options or resources.nodes > 1:
-            raise InputError(
-                "--partition, --slurm-option and --nodes are of --cluster slurm; --cluster local "
-                "is this machine alone. Leave them out."
-            )
-        return shared
-    slurm: dict[str, Any] = {"slurm_job_name": f"mindllm-{job.out.name}"}
-    if resources.partition:
-        slurm["slurm_partition"] = resources.partition
-    if resources.slurm_options:
-        slurm["slurm_additional_parameters"] = dict(resources.slurm_options)
-    return shared | slurm
+def configure(
+    executor: AutoExecutor, job: TrainingJob, cluster: Cluster, resources: JobResources
+) -> None:
+    """Tell submitit's executor what a job asks for."""
+    executor.update_parameters(
+        timeout_min=resources.time_minutes,
+        nodes=resources.nodes,
+        gpus_per_node=resources.gpus_per_node,
+        tasks_per_node=resources.num_processes // resources.nodes,
+        cpus_per_task=resources.cpus_per_task,
+    )
+    if cluster == "slurm":
+        executor.update_parameters(slurm_job_name=f"mindllm-{job.out.name}")
+        if resources.partition:
+            executor.update_parameters(slurm_partition=resources.partition)
+        if resources.slurm_options:
+            options = dict(resources.slurm_options)
+            executor.update_parameters(slurm_additional_parameters=options)
 
 
 def parse_slurm_options(options: Sequence[str]) -> dict[str, str]:
