@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from mindllm.data.store import Store
-from mindllm.evaluation.evaluator import evaluate, evaluate_in_processes
+from mindllm.evaluation.evaluator import check_controls, evaluate, evaluate_in_processes
 from mindllm.evaluation.predict import PredictOptions
 from mindllm.evaluation.results import EvaluationResult
 from mindllm.evaluation.share import select_share
 from mindllm.model.modeling import MindLLM
 from mindllm.training.trainer import train
+from mindllm.utils.errors import InputError
 from tests.training.test_trainer import options
 
 NEW_SUBJECTS = ["sub-02", "sub-03"]
@@ -62,6 +63,13 @@ def test_subjects_that_processes_share_are_scored_as_by_one(
     check_same(expected, results[-1])
     parts = [{file.stem for file in (tmp_path / "partial" / s).iterdir()} for s in NEW_SUBJECTS]
     assert parts[0] >= parts[1] >= {"fmri", "zero", "noise", "log_likelihood_ratio"}
+
+
+def test_a_control_that_is_trained_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_controls("all") == "all"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="trains a model, which one process of an evaluation"):
+        check_controls("all")
 
 
 def test_every_subject_is_of_one_process() -> None:

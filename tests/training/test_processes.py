@@ -18,8 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mindllm.data.store import Store
+from mindllm.training import parallel
 from mindllm.training.configuration import Stage, StageConfig, TrainConfig, check_processes
 from mindllm.training.loggers import read_rows
+from mindllm.training.parallel import select_share
 from mindllm.training.trainer import Trainer, train
 from mindllm.utils.errors import InputError
 from tests.training.test_trainer import SIZES, weights
@@ -195,7 +197,7 @@ def test_accelerate_launches_the_same_training(trained_by_two: Trainings) -> Non
 def test_two_processes_killed_at_three_steps_go_on_to_the_same_weights(
     trained_by_two: Trainings,
 ) -> None:
-    """To the bit with two processes throughout; to rounding where one goes on alone."""
+    """To the bit with two processes throughout; to rounding alone, or sharded."""
     trainings = trained_by_two
     kills = sorted(np.random.default_rng(5).choice(np.arange(4, NUM_STEPS - 1), 3, replace=False))
     steps = []
@@ -208,14 +210,16 @@ def test_two_processes_killed_at_three_steps_go_on_to_the_same_weights(
     assert steps[-1] > 0
     trainings.launch("accelerate", "killed", resume=True)
     trainings.check_same("two", "killed", tolerance=0)
-    for number in range(len(kills)):
+    for number in range(2):
         trainings.resume_alone(f"killed-{number}")
+    trainings.launch("fsdp", "killed-2", resume=True)
+    for number in range(3):
         trainings.check_same("one", f"killed-{number}", tolerance=1e-5)
 
 
 @pytest.mark.slow
 def test_sharded_processes_train_as_one(trainings: Trainings) -> None:
-    """FSDP2; its checkpoints are complete: one process goes on from them, and it from those."""
+    """FSDP2; its checkpoints are complete: one process goes on from them, too."""
     trainings.launch("fsdp", "sharded", kill_at=10)
     assert trainings.checkpoint_step("sharded") >= 9
     shutil.copytree(trainings.folder / "sharded", trainings.folder / "from-sharded")
@@ -249,27 +253,55 @@ def test_each_process_holds_half_of_what_is_sharded(trainings: Trainings) -> Non
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("num_processes", [1, 2, 3, 4])
-def test_no_sample_is_drawn_twice_or_left_out_over_the_processes(
-    tiny_store: Store, tiny_llm_folder: Path, stage: Stage, num_processes: int
+def test_no_trial_is_read_twice_or_left_out_over_the_processes(
+    tiny_store: Store, tiny_llm_folder: Path, stage: Stage
 ) -> None:
-    trainer = Trainer(tiny_store, tiny_store.subjects, options(tiny_llm_folder, 12))
-    trainer.config.num_validation_subjects = 0
-    for step in range(3):
-        trainer.state.step = step
+    """Without mixing, each trial of a step is in one sample: counted for 1 to 4 processes."""
+    config = options(tiny_llm_folder, 12)
+    config.num_validation_subjects = 0
+    trainer = Trainer(tiny_store, tiny_store.subjects, config)
+    config.mixup_prob = config.repetition_noise_scale = 0.0
+    size = min(12 * config.stage(stage).batch_size, len(trainer.data.training))
+    for trainer.state.step in range(3):
         parts = trainer.draw_batch(stage)
-        shares = [parts[rank::num_processes] for rank in range(num_processes)]
-        assert len({len(share) for share in shares}) == 1
-        indices = [part.index for share in shares for part in share]
-        assert sorted(indices) == list(range(len(parts)))
-        assert sum(part.weight for part in parts) == pytest.approx(1)
-        size = min(trainer.config.stage(stage).batch_size * 12, len(trainer.data.training))
-        assert sum(len(part.trials.stimuli) for part in parts) == size
-        trials = [key for part in parts for key in part.trials.source_trials if key]
-        assert len(set(trials)) == len(trials)
+        for num_processes in (1, 2, 3, 4):
+            shares = [select_share(parts, rank, num_processes) for rank in range(num_processes)]
+            assert [len(share) for share in shares] == [12 // num_processes] * num_processes
+            assert sum(part.weight for share in shares for part in share) == pytest.approx(1)
+            trials = [
+                (group.subject, int(row))
+                for share in shares
+                for part in share
+                for group in part.trials.subjects
+                for row in group.trial_indices
+            ]
+            assert len(trials) == len(set(trials)) == size
+            samples = [key for share in shares for p in share for key in p.trials.source_trials]
+            assert sorted(samples) == sorted(trials)
 
 
 def test_processes_that_cannot_share_a_step_alike(tiny_llm_folder: Path) -> None:
     check_processes(options(tiny_llm_folder, 4), 2)
     with pytest.raises(InputError, match=r"3 processes share .*_accumulation_steps 4. Choose a m"):
         check_processes(options(tiny_llm_folder, 4), 3)
+    with pytest.raises(InputError, match="5 micro batches, which 2 processes cannot share alike"):
+        select_share(range(5), 0, 2)
+
+
+def test_processes_that_would_train_alone(
+    tiny_store: Store, tiny_llm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # without a process to meet
+    monkeypatch.setattr(parallel, "default_device", lambda: "cuda")
+    with pytest.raises(InputError, match="2 processes were launched, but Accelerate connects 1"):
+        Trainer(tiny_store, tiny_store.subjects, options(tiny_llm_folder))
+
+
+def test_fsdp_of_version_1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert parallel.sharding_plugin() is None  # one process holds all
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="parameters are sharded by version 2"):
+        parallel.sharding_plugin()
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert parallel.sharding_plugin().fsdp_version == 2

@@ -144,12 +144,18 @@ def train(
     options = {"language_model": llm, "preset": preset, "seed": seed, "init_from": init_from}
     settings = read_config(config, {k: v for k, v in options.items() if v is not None})
     job = TrainingJob(store, out, split_scheme, settings, parse_list(subjects))
-    if cluster is not None:
-        return submit_job(job, cluster.value, resources, log_dir, resume)
+    if cluster is None:
+        train_here(job, resume)
+    else:
+        submit_job(job, cluster.value, resources, log_dir, resume)
+
+
+def train_here(job: TrainingJob, resume: bool) -> None:
+    """Train in this process and those that a launcher has started with it."""
     with bars() as progress:
         job.run(progress, resume)
     if is_main_process():
-        console.print(f"{out}: trained; curves in {out / 'training.png'}")
+        console.print(f"{job.out}: trained; curves in {job.out / 'training.png'}")
 
 
 def list_inputs(store: Path, init_from: str | None, llm: str | None) -> list[Path]:

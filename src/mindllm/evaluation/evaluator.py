@@ -179,6 +179,11 @@ def check_controls(controls: str) -> Controls:
     """Return `controls` if there are such; a command asks before it loads the model."""
     if controls not in get_args(Controls):
         raise InputError(f"controls={controls!r}: expected {' or '.join(get_args(Controls))}.")
+    if controls == "all" and num_launched_processes() > 1:
+        raise InputError(
+            "controls='all' trains a model, which one process of an evaluation cannot do while "
+            "others wait. Evaluate with the default controls, or without a launcher."
+        )
     return cast("Controls", controls)
 
 

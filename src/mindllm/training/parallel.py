@@ -1,11 +1,11 @@
 """Several processes of one training: the Accelerator, and parameters sharded over processes."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +21,7 @@ from mindllm.model.language_model import FrozenLanguageModel, default_device
 from mindllm.utils.errors import InputError
 from mindllm.utils.processes import num_launched_processes
 
+T = TypeVar("T")
 FSDP_VARIABLE = "ACCELERATE_USE_FSDP"  # set by `accelerate launch --use_fsdp`
 
 
@@ -112,6 +113,41 @@ def shard(accelerator: Accelerator, module: nn.Module, language_model: FrozenLan
     plugin.ignored_modules = [nn.ParameterList(scalar_parameters(module))]
     # Accelerate takes no module without an optimizer; those of the stages are made after this.
     accelerator.prepare(module, torch.optim.SGD(module.parameters(), lr=0.0))
+
+
+def select_share(parts: Sequence[T], index: int, num_processes: int) -> Sequence[T]:
+    """Select the micro batches of a step that a process reads.
+
+    Parameters
+    ----------
+    parts : sequence
+        Of all processes.
+    index : int
+        Of the process, from 0.
+    num_processes : int
+
+    Returns
+    -------
+    sequence
+        As many for each process; every one is of one process.
+
+    Raises
+    ------
+    InputError
+        If their number is no multiple of that of the processes.
+
+    Examples
+    --------
+    >>> select_share("abcdef", 1, 3)
+    'be'
+    """
+    if len(parts) % num_processes:
+        raise InputError(
+            f"a step has {len(parts)} micro batches, which {num_processes} processes cannot "
+            "share alike: there are too few trials. Choose a smaller batch_size, more "
+            "subjects_per_batch, or fewer processes."
+        )
+    return parts[index::num_processes]
 
 
 def scalar_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -57,6 +57,7 @@ from mindllm.training.parallel import (
     gather_tensors,
     gathered_weights,
     is_sharded,
+    select_share,
     shard,
 )
 from mindllm.training.resume import (
@@ -394,15 +395,9 @@ class Trainer:
         """
         accelerator = self.accelerator
         num_processes, rank = accelerator.num_processes, accelerator.process_index
-        if len(parts) % num_processes:
-            raise InputError(
-                f"a step has {len(parts)} micro batches, which {num_processes} processes cannot "
-                "share alike: there are too few trials. Choose a smaller batch_size, more "
-                "subjects_per_batch, or fewer processes."
-            )
         loss = torch.zeros((), device=accelerator.device)
         statistics = RunningStatistics(self.loss_fn)
-        for part in parts[rank::num_processes]:
+        for part in select_share(parts, rank, num_processes):
             statistics.begin_micro_batch()
             self.seed_draws(part.index)
             is_last = part.index + num_processes >= len(parts)
