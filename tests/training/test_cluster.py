@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from mindllm.cli import app
 from mindllm.data.store import Store
 from mindllm.training.cluster import JobResources, TrainingJob, parse_slurm_options, submit
 from mindllm.training.configuration import TrainConfig
@@ -73,6 +74,30 @@ def test_what_slurm_is_asked_for(
     }
     assert expected.items() <= asked.items()
     assert resources.num_processes == 8
+
+
+def test_the_command_says_where_the_log_is(
+    tmp_path: Path,
+    tiny_store: Store,
+    tiny_llm_folder: Path,
+    slurm: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "options.json").write_text(options(tiny_llm_folder).model_dump_json())
+    command = ["train", str(tiny_store.path), "--config", str(tmp_path / "options.json")]
+    command += ["--out", str(tmp_path / "model"), "--cluster", "slurm"]
+    app([*command, "--gpus-per-node", "2"], standalone_mode=False)
+    log = tmp_path / "model-jobs" / "4242_0_log.err"
+    assert capsys.readouterr().out.split("\n")[:2] == ["job 4242 submitted", f"log: {log}"]
+    assert "#SBATCH --gpus-per-node=2" in slurm.read_text()
+    with pytest.raises(InputError, match="3 processes share the micro batches"):
+        app([*command, "--gpus-per-node", "3"], standalone_mode=False)
+    checkpoint = tmp_path / "model" / "training" / "state.safetensors"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    with pytest.raises(InputError, match=r"holds an unfinished training\. Add --resume"):
+        app([*command, "--gpus-per-node", "2"], standalone_mode=False)
+    app([*command, "--gpus-per-node", "2", "--resume"], standalone_mode=False)
 
 
 @pytest.mark.parametrize(
