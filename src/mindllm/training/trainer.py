@@ -461,12 +461,13 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, completely or not at all."""
-        if self.optimizer is None:
-            return
+        is_main = self.accelerator.is_main_process
+        if self.optimizer is None or not (is_main or is_sharded(self.loss_fn)):
+            return  # processes gather together what they share
         parameters = dict(self.loss_fn.named_parameters())
         moments = gather_tensors(collect_optimizer_state(self.optimizer, parameters))
         weights = gather_tensors(self.loss_fn.state_dict())
-        if self.accelerator.is_main_process:
+        if is_main:
             save_checkpoint(path, Checkpoint(self.state, weights, moments), self.fingerprint())
 
     def restore(self, path: Path) -> None:
