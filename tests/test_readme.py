@@ -17,6 +17,7 @@ from mindllm.cli import app
 from mindllm.convert.mindllm_checkpoint import convert_checkpoint
 from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
+from mindllm.data.webdataset_export import export_webdataset
 from mindllm.language.hub import DEFAULT_SENTENCE_ENCODER
 from mindllm.model.configuration import PRESETS, MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder
@@ -336,6 +337,7 @@ def desk(
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "language-model").symlink_to(tiny_llm_folder, target_is_directory=True)
     (tmp_path / "store").symlink_to(tiny_store.path, target_is_directory=True)
+    export_webdataset(tiny_store, tmp_path / "shards")
     rng, shape = np.random.default_rng(0), (5, 4, 3)
     affine = np.diag([-8.0, 8.0, 8.0, 1.0])
     for name, array in {

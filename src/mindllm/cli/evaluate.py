@@ -26,6 +26,7 @@ from mindllm.cli.options import (
     parse_list,
 )
 from mindllm.utils.files import to_json
+from mindllm.utils.processes import is_main_process, local_device, wait_for_start
 from mindllm.utils.progress import progress_bar
 from mindllm.utils.seeds import MAX_SEED
 
@@ -125,12 +126,15 @@ def evaluate(
     seed: Seed = 0,
     resume: Resume = False,
 ) -> None:
-    """Measure how much of the text comes from the fMRI: scores beside controls and baselines."""
+    """Measure how much of the text comes from the fMRI: scores beside controls and baselines.
+
+    Processes that `torchrun` or `accelerate launch` starts share the subjects.
+    """
     from mindllm.data.store import Store
     from mindllm.evaluation.cache import clear_cache
     from mindllm.evaluation.evaluation_set import check_split_name, open_store
-    from mindllm.evaluation.evaluator import check_controls
-    from mindllm.evaluation.evaluator import evaluate as run
+    from mindllm.evaluation.evaluator import check_controls, evaluate_in_processes
+    from mindllm.evaluation.predict import PredictOptions
     from mindllm.model.modeling import MindLLM
     from mindllm.report.write import to_table, write_report
 
@@ -140,28 +144,36 @@ def evaluate(
     claim_output(out, inputs=[model, store], resumable=REPORT_FILES)
     check_model(model, llm)
     Store(store, split_scheme).select_subjects(parse_list(subjects))
-    loaded = MindLLM.from_pretrained(model, language_model=llm)
+    loaded = MindLLM.from_pretrained(model, language_model=llm, device_map=local_device())
     opened = open_store(store, loaded.model_card, split_scheme)
-    if not resume:
-        clear_cache(out)
+    begin_predictions(out, resume)
+    generate_options = {"max_new_tokens": max_new_tokens}
+    options = PredictOptions(out, checked_controls, batch_size, seed, generate_options)
     with bars() as progress:
-        result = run(
+        result = evaluate_in_processes(
             loaded,
             opened,
             parse_list(subjects),
             split,
-            controls=checked_controls,
-            batch_size=batch_size,
-            seed=seed,
+            options,
             model_name=str(model),
-            cache_dir=out,
             progress=progress,
-            max_new_tokens=max_new_tokens,
         )
+    if result is None:
+        return  # the first process writes the report
     write_report(result, out, model=loaded, store=opened)
     clear_cache(out)
     console.print(to_table(result))
     console.print(f"report: {out / 'report.html'}")
+
+
+def begin_predictions(out: Path, resume: bool) -> None:
+    """Delete earlier predictions, unless they are gone on with, before any process predicts."""
+    from mindllm.evaluation.cache import clear_cache
+
+    if is_main_process() and not resume:
+        clear_cache(out)
+    wait_for_start()
 
 
 @app.command(name="cross-validate")

@@ -17,6 +17,7 @@ GRACE_SECONDS = 8  # until a command that does not end by itself is ended
 RERUN = "run the same command again: it goes on where it stopped"
 KEPT = {
     "prepare": f"sessions that were read are kept; {RERUN}",
+    "export-webdataset": f"shards that were written are kept; {RERUN}",
     "demo": f"steps that were finished are kept; {RERUN}",
     "train": "the last checkpoint, if there is one, is kept; add --resume to go on from it",
     "cross-validate": f"what was computed is kept; {RERUN}",

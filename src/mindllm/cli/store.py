@@ -9,9 +9,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from mindllm.cli.options import (
+    MAX_COUNT,
     Seed,
     SplitScheme,
     StoreFolder,
+    Subjects,
     bars,
     claim_output,
     console,
@@ -195,6 +197,42 @@ def split(
         )
     counts = ", ".join(f"{count} {part}" for part, count in new_store.split["trials"].items())
     print_line(f"{escape(describe_split(new_store.split))}: {counts} trials")
+
+
+@app.command()
+def export_webdataset(
+    store: StoreFolder,
+    out: Annotated[Path, typer.Argument(help="New folder for the shards.")],
+    subjects: Subjects = None,
+    shard_size: Annotated[
+        int, typer.Option(min=1, max=MAX_COUNT, help="Trials in each shard.")
+    ] = 1000,
+    standardize: Annotated[
+        bool,
+        typer.Option(
+            "--standardize", help="Write betas as a training reads them, not as measured."
+        ),
+    ] = False,
+    split_scheme: SplitScheme = None,
+) -> None:
+    """Write a store as WebDataset shards (tar files), for clusters that stream their data.
+
+    An interrupted export goes on with the same command.
+    """
+    from mindllm.data.store import Store
+    from mindllm.data.webdataset_export import export_webdataset as export
+
+    with bars() as progress:
+        index = export(
+            Store(store, split_scheme),
+            out,
+            subjects=parse_list(subjects),
+            shard_size=shard_size,
+            standardize=standardize,
+            progress=progress,
+        )
+    n_trials = sum(shard.n_trials for shard in index.shards)
+    print_line(f"{escape(str(out))}: {n_trials} trials in {len(index.shards)} shards")
 
 
 def parse_fractions(texts: dict[str, str]) -> dict[str, float]:

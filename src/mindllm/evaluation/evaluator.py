@@ -35,11 +35,13 @@ from mindllm.evaluation.results import (
     RunInfo,
 )
 from mindllm.evaluation.score import pool_subjects, score_predictions, summarize_scores
+from mindllm.evaluation.share import predict_share
 from mindllm.evaluation.text_scores import try_text_scores
 from mindllm.model.model_card import ModelCard
 from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
 from mindllm.utils.locks import lock_output
+from mindllm.utils.processes import is_main_process, num_launched_processes
 from mindllm.utils.progress import make_progress, spinner
 from mindllm.utils.seeds import subject_seed
 
@@ -96,6 +98,41 @@ def evaluate(
         return run_steps(model, store, task, options, model_name, bars)
 
 
+def evaluate_in_processes(
+    model: MindLLM,
+    store: Store,
+    subjects: Sequence[str] | None,
+    split: str | None,
+    options: PredictOptions,
+    *,
+    model_name: str | None = None,
+    progress: Progress | None = None,
+) -> EvaluationResult | None:
+    """Evaluate as `evaluate` does; processes that a launcher has started share the subjects.
+
+    Parameters
+    ----------
+    model, store, subjects, split, model_name
+        As for `evaluate`, the same in all processes.
+    options : PredictOptions
+        With a `cache_dir` that all processes see.
+    progress : Progress, optional
+        Where bars are drawn.
+
+    Returns
+    -------
+    EvaluationResult or None
+        None in all processes but the first.
+    """
+    task = choose_evaluation_set(model, store, subjects, split, None)
+    with evaluation_mode(model):
+        if num_launched_processes() > 1:
+            predict_share(model, store, task, options, progress if is_main_process() else None)
+        if not is_main_process():
+            return None
+        return run_steps(model, store, task, options, model_name, progress)
+
+
 def choose_evaluation_set(
     model: MindLLM,
     store: Store,
@@ -142,6 +179,11 @@ def check_controls(controls: str) -> Controls:
     """Return `controls` if there are such; a command asks before it loads the model."""
     if controls not in get_args(Controls):
         raise InputError(f"controls={controls!r}: expected {' or '.join(get_args(Controls))}.")
+    if controls == "all" and num_launched_processes() > 1:
+        raise InputError(
+            "controls='all' trains a model, which one process of an evaluation cannot do while "
+            "others wait. Evaluate with the default controls, or without a launcher."
+        )
     return cast("Controls", controls)
 
 

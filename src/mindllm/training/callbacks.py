@@ -11,6 +11,7 @@ import numpy as np
 
 from mindllm.data.sampler import iter_eval_batches
 from mindllm.plotting.curves import plot_training_curve
+from mindllm.training.parallel import gather_tensors
 from mindllm.training.resume import HistoryEntry
 from mindllm.utils.files import write_json
 
@@ -107,10 +108,7 @@ class BestWeights(TrainerCallback):
             return
         if entry.val_loss < state.best_val_loss.get(entry.stage, math.inf):
             state.best_val_loss[entry.stage] = entry.val_loss
-            state.best_state_dict = {
-                name: tensor.detach().cpu().clone()
-                for name, tensor in trainer.loss_fn.state_dict().items()
-            }
+            state.best_state_dict = gather_tensors(trainer.loss_fn.state_dict())
 
 
 class History(TrainerCallback):

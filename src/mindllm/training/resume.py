@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mindllm.data.store import Store
 from mindllm.training.configuration import TrainConfig
+from mindllm.training.parallel import shard_like
 from mindllm.utils.errors import InputError, describe_error
 from mindllm.utils.files import atomic_write, read_json
 
@@ -291,4 +292,8 @@ def restore_optimizer_state(
     """Inverse of `collect_optimizer_state`; parameters without moments begin anew."""
     for name, parameter in parameters.items():
         if f"exp_avg/{name}" in tensors:
-            optimizer.state[parameter] = {m: tensors[f"{m}/{name}"] for m in MOMENTS}
+            moments = {m: tensors[f"{m}/{name}"] for m in MOMENTS}
+            optimizer.state[parameter] = {
+                m: shard_like(tensor, parameter) if tensor.ndim else tensor
+                for m, tensor in moments.items()
+            }

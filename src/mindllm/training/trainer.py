@@ -17,9 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -53,6 +51,15 @@ from mindllm.training.optimization import (
     cosine_schedule_with_warmup,
     create_optimizer,
 )
+from mindllm.training.parallel import (
+    average_scalar_gradients,
+    create_accelerator,
+    gather_tensors,
+    gathered_weights,
+    is_sharded,
+    select_share,
+    shard,
+)
 from mindllm.training.resume import (
     Checkpoint,
     HistoryEntry,
@@ -72,6 +79,7 @@ from mindllm.utils.locks import lock_output
 from mindllm.utils.processes import is_main_process
 from mindllm.utils.progress import progress_bar
 
+CHECKPOINT = Path("training", "state.safetensors")  # in the model folder, until the end
 logger = logging.getLogger(__name__)
 
 
@@ -131,12 +139,8 @@ def train(
         check_loggers(config.loggers)
         if is_main:
             check_output(out, [store.path], ("training", CSV_NAME))
-        checkpoint = out / "training" / "state.safetensors"
-        if checkpoint.exists() and not resume:
-            raise InputError(
-                f"{out} holds an unfinished training. Add --resume to go on with it, "
-                "or remove the folder."
-            )
+        check_unfinished(out, resume)
+        checkpoint = out / CHECKPOINT
         trainer = Trainer(store, subjects, config, callbacks, out)
         if checkpoint.exists():
             trainer.restore(checkpoint)
@@ -145,14 +149,38 @@ def train(
         return trainer.finalize(out)
 
 
+def check_unfinished(out: Path, resume: bool) -> None:
+    """Check that a training may begin, or go on, in a folder.
+
+    Parameters
+    ----------
+    out : Path
+    resume : bool
+        Whether it may go on.
+
+    Raises
+    ------
+    InputError
+        If it holds a model or an unfinished training, and `resume` is False.
+    """
+    if resume:
+        return
+    if (out / "config.json").exists():
+        raise InputError(
+            f"{out} already holds a trained model. Choose another folder, or remove it."
+        )
+    if (out / CHECKPOINT).exists():
+        raise InputError(
+            f"{out} holds an unfinished training. Add --resume to go on with it, "
+            "or remove the folder."
+        )
+
+
 def reload_trained(
     out: Path, store: Store, subjects: Sequence[str], config: TrainConfig, resume: bool
 ) -> MindLLM:
     """Load the finished model in `out`; InputError unless the same training is resumed."""
-    if not resume:
-        raise InputError(
-            f"{out} already holds a trained model. Choose another folder, or remove it."
-        )
+    check_unfinished(out, resume)
     data = select_training_data(store, subjects, config)
     check_same_training(out, config, store, data.training.subjects)
     logger.info("%s is already trained", out)
@@ -209,34 +237,33 @@ class Trainer:
         log_dir: Path | None = None,
     ) -> None:
         self.store, self.config = store, config
-        self.accelerator = Accelerator(
-            log_with=(log_dir and trackers(config.loggers)) or None,
-            project_dir=log_dir and log_dir / "tensorboard",
-            # Micro batches are weighted here, whatever the launcher's options.
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-            ],
+        self.accelerator = create_accelerator(
+            trackers(config.loggers) if log_dir else None, log_dir and log_dir / "tensorboard"
         )
         check_processes(config, self.accelerator.num_processes)
         self.log = TrainingLog(self.accelerator, log_dir, config) if log_dir else None
-        self.data = select_training_data(store, subjects, config)
-        texts = self.data.conversations.texts
+        self.subjects, self.data = subjects, select_training_data(store, subjects, config)
+        self.build()
+        self.state = TrainerState()
+        self.callbacks = [RetrievalAccuracy(), BestWeights(), History(), *callbacks]
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer_state: dict[str, Tensor] = {}  # of a checkpoint, until the stage begins
+
+    def build(self) -> None:
+        """Make the model with its first weights, its loss, and what makes its batches."""
+        config, conversations = self.config, self.data.conversations
         self.model, memory_texts = self.build_model()
         if config.lora:
             add_lora(self.model.language_model, config.lora, config.seed)
         check_batch_sizes(config, self.model.encoder.config)
         if config.instruction_tuning.max_steps:
-            check_longest_conversations(self.model, self.data.conversations)
-        self.loss_fn = MindLLMLoss(self.model, texts, config)
+            check_longest_conversations(self.model, conversations)
+        self.loss_fn = MindLLMLoss(self.model, conversations.texts, config)
         if memory_texts:
             embeddings = self.loss_fn.text_embeddings[memory_texts]
-            init_memory_from_text(self.model, [texts[i] for i in memory_texts], embeddings)
-        self.batches = BatchBuilder(store, subjects, self.model, self.data.conversations, config)
-        self.state = TrainerState()
-        self.callbacks = [RetrievalAccuracy(), BestWeights(), History(), *callbacks]
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.optimizer_state: dict[str, Tensor] = {}  # of a checkpoint, until the stage begins
+            texts = [conversations.texts[i] for i in memory_texts]
+            init_memory_from_text(self.model, texts, embeddings)
+        self.batches = BatchBuilder(self.store, self.subjects, self.model, conversations, config)
 
     def build_model(self) -> tuple[MindLLM, list[int]]:
         """Load the model to start from, or make a new one for the store's parcels and subjects.
@@ -316,12 +343,17 @@ class Trainer:
 
     def prepare_stage(self, stage: Stage) -> tuple[nn.Module, AcceleratedOptimizer]:
         """Put the loss and the stage's optimizer, with a checkpoint's moments, on their devices."""
+        is_fsdp2 = self.accelerator.is_fsdp2
+        if is_fsdp2 and not is_sharded(self.loss_fn):
+            shard(self.accelerator, self.loss_fn, self.model.language_model)
         parameters = self.loss_fn.trainable_parameters(stage)
         for name, parameter in self.loss_fn.named_parameters():
             parameter.requires_grad_(name in parameters)
         self.optimizer = create_optimizer(parameters, self.config.stage(stage))
         restore_optimizer_state(self.optimizer, parameters, self.optimizer_state)
         self.optimizer_state = {}
+        if is_fsdp2:
+            return self.loss_fn, self.accelerator.prepare_optimizer(self.optimizer)
         return self.accelerator.prepare(self.loss_fn, self.optimizer)
 
     def take_step(
@@ -332,6 +364,8 @@ class Trainer:
         self.model.language_model.eval()  # frozen: its dropout stays off
         enable_adapter_dropout(self.model.language_model)
         loss = self.add_up_gradients(loss_module, self.draw_batch(stage))
+        if is_sharded(loss_module):
+            average_scalar_gradients(self.accelerator, loss_module)
         norm = self.accelerator.clip_grad_norm_(loss_module.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(norm):
             raise InputError(
@@ -361,15 +395,9 @@ class Trainer:
         """
         accelerator = self.accelerator
         num_processes, rank = accelerator.num_processes, accelerator.process_index
-        if len(parts) % num_processes:
-            raise InputError(
-                f"a step has {len(parts)} micro batches, which {num_processes} processes cannot "
-                "share alike: there are too few trials. Choose a smaller batch_size, more "
-                "subjects_per_batch, or fewer processes."
-            )
         loss = torch.zeros((), device=accelerator.device)
         statistics = RunningStatistics(self.loss_fn)
-        for part in parts[rank::num_processes]:
+        for part in select_share(parts, rank, num_processes):
             statistics.begin_micro_batch()
             self.seed_draws(part.index)
             is_last = part.index + num_processes >= len(parts)
@@ -416,7 +444,8 @@ class Trainer:
             ]
             entry.val_loss = sum(n * loss for n, loss in losses) / sum(n for n, _ in losses)
         for callback in self.callbacks:
-            callback.on_validation_end(self, entry)
+            with gathered_weights(self.loss_fn):
+                callback.on_validation_end(self, entry)
         return entry
 
     def fit_encoding_model(self) -> None:
@@ -432,12 +461,14 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, completely or not at all."""
-        if not self.accelerator.is_main_process or self.optimizer is None:
-            return
+        is_main = self.accelerator.is_main_process
+        if self.optimizer is None or not (is_main or is_sharded(self.loss_fn)):
+            return  # processes gather together what they share
         parameters = dict(self.loss_fn.named_parameters())
-        moments = collect_optimizer_state(self.optimizer, parameters)
-        checkpoint = Checkpoint(self.state, self.loss_fn.state_dict(), moments)
-        save_checkpoint(path, checkpoint, self.fingerprint())
+        moments = gather_tensors(collect_optimizer_state(self.optimizer, parameters))
+        weights = gather_tensors(self.loss_fn.state_dict())
+        if is_main:
+            save_checkpoint(path, Checkpoint(self.state, weights, moments), self.fingerprint())
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; InputError if it is damaged or of another training."""
@@ -449,6 +480,16 @@ class Trainer:
         """What must be the same for this training to be resumed."""
         language_model = self.model.language_model.fingerprint
         return run_fingerprint(self.config, self.store, self.data.training.subjects, language_model)
+
+    def take_best_weights(self) -> None:
+        """Give the model the best weights; a sharded one is replaced by one that is complete."""
+        weights = self.state.best_state_dict
+        if is_sharded(self.loss_fn):
+            weights = weights or gather_tensors(self.loss_fn.state_dict())
+            self.accelerator.free_memory()
+            self.build()
+        if weights:
+            self.loss_fn.load_state_dict(weights)
 
     def finalize(self, out: Path) -> MindLLM:
         """Take the best weights, describe the training in the model, and write its folder.
@@ -462,8 +503,7 @@ class Trainer:
         MindLLM
             In evaluation mode.
         """
-        if self.state.best_state_dict:
-            self.loss_fn.load_state_dict(self.state.best_state_dict)
+        self.take_best_weights()
         model = self.model.eval()
         measure_null_tokens(model, self.data, self.batches)
         self.fit_encoding_model()
