@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mindllm.model.candidates import prompt_log_likelihood
 from mindllm.model.encoder import VoxelFeatures
+from mindllm.model.logits import PrefixCache
 from mindllm.model.modeling import MindLLM
 from mindllm.model.processing import EncodedPrompt
 from mindllm.model.text_embeddings import embed_texts, whitened_text_embeddings
@@ -96,6 +97,8 @@ class MindLLMLoss(nn.Module):
         self.register_state_dict_post_hook(keep_adapter)
         self.register_buffer("text_embeddings", targets, persistent=False)
         self.logit_scale = nn.Parameter(torch.tensor(INIT_LOGIT_SCALE, device=targets.device).log())
+        # Beginnings of conversations stay as they are read while the language model does.
+        self.prefixes = None if config.lora else PrefixCache()
 
     def embed(self, trials: MixedTrials) -> Tensor:
         """fMRI embeddings (batch_size, embedding_dim) of mixed trials.
@@ -159,7 +162,9 @@ class MindLLMLoss(nn.Module):
             scale = self.config.embedding_noise_scale
             embeddings = add_embedding_noise(embeddings, self.text_embeddings, scale)
         fmri_tokens = self.model.encoder.head.tokens(embeddings)
-        log_likelihoods, counts = prompt_log_likelihood(self.model, fmri_tokens, batch.prompts)
+        log_likelihoods, counts = prompt_log_likelihood(
+            self.model, fmri_tokens, batch.prompts, self.prefixes
+        )
         return -(log_likelihoods.sum() / counts.sum())
 
     def forward(self, batch: AlignmentBatch | InstructionBatch) -> Tensor:
