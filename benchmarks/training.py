@@ -12,13 +12,9 @@ gradients are compared first. Repetitions alternate; medians are printed as a Ma
 import argparse
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import torch
 from torch import Tensor, nn

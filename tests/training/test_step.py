@@ -1,5 +1,6 @@
 """The step of a training against one without short cuts: the benchmark's reference, and options."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,7 @@ def test_groups_are_the_cheapest() -> None:
             return sum(overhead + len(part) * max(part) for part in parts)
 
         cheapest = min(
-            cost([ordered[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)])
+            cost([ordered[a:b] for a, b in pairwise(cuts)])
             for mask in range(2 ** (len(lengths) - 1))
             for cuts in [[0, *[i + 1 for i in range(6) if mask >> i & 1], len(lengths)]]
         )

@@ -97,7 +97,7 @@ def is_sharded(model: Any) -> bool:
 
 def is_checkpointed(model: Any) -> bool:
     """Whether layers are computed again for their gradient."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    return any(getattr(m, "gradient_checkpointing", False) and m.training for m in model.modules())
 
 
 def context_length(prompt: EncodedPrompt) -> int:

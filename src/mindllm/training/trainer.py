@@ -27,6 +27,7 @@ from mindllm.data.sampler import SubjectBatchSampler, iter_eval_batches
 from mindllm.data.store import Store
 from mindllm.model.language_model import load_language_model
 from mindllm.model.modeling import MindLLM
+from mindllm.training import tuning
 from mindllm.training.batches import BatchBuilder, MicroBatch, check_longest_conversations
 from mindllm.training.callbacks import (
     EVAL_BATCH_SIZE,
@@ -45,7 +46,6 @@ from mindllm.training.configuration import (
 from mindllm.training.encoding import fit_to_training_trials
 from mindllm.training.initialization import init_memory_from_text
 from mindllm.training.loggers import CSV_NAME, TrainingLog, check_loggers, trackers
-from mindllm.training.lora import add_lora, enable_adapter_dropout
 from mindllm.training.losses import MindLLMLoss
 from mindllm.training.model_card import create_model_card, measure_null_tokens
 from mindllm.training.optimization import (
@@ -210,6 +210,7 @@ class Trainer:
     ) -> None:
         self.store, self.config = store, config
         self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
             log_with=(log_dir and trackers(config.loggers)) or None,
             project_dir=log_dir and log_dir / "tensorboard",
             # Micro batches are weighted here, whatever the launcher's options.
@@ -223,8 +224,7 @@ class Trainer:
         self.data = select_training_data(store, subjects, config)
         texts = self.data.conversations.texts
         self.model, memory_texts = self.build_model()
-        if config.lora:
-            add_lora(self.model.language_model, config.lora, config.seed)
+        tuning.prepare_language_model(self.model.language_model, config)
         check_batch_sizes(config, self.model.encoder.config)
         if config.instruction_tuning.max_steps:
             check_longest_conversations(self.model, self.data.conversations)
@@ -233,6 +233,8 @@ class Trainer:
             embeddings = self.loss_fn.text_embeddings[memory_texts]
             init_memory_from_text(self.model, [texts[i] for i in memory_texts], embeddings)
         self.batches = BatchBuilder(store, subjects, self.model, self.data.conversations, config)
+        if config.torch_compile:
+            tuning.compile_language_model(self.model.language_model)
         self.state = TrainerState()
         self.callbacks = [RetrievalAccuracy(), BestWeights(), History(), *callbacks]
         self.optimizer: torch.optim.Optimizer | None = None
@@ -248,12 +250,19 @@ class Trainer:
             Indices of the texts that a new model's memory is initialized with.
         """
         c, device = self.config, self.accelerator.device
+        quantization = tuning.quantization_config(c)
         if c.init_from:
             model = MindLLM.from_pretrained(
-                c.init_from, c.language_model, device_map=str(device), dtype=c.dtype
+                c.init_from,
+                c.language_model,
+                device_map=str(device),
+                dtype=c.language_model_dtype(),
+                quantization_config=quantization,
             )
             return model, []
-        language_model = load_language_model(c.language_model, device, c.dtype)
+        language_model = load_language_model(
+            c.language_model, device, c.language_model_dtype(), quantization_config=quantization
+        )
         torch.manual_seed(c.seed)  # after loading, which may draw random numbers the first time
         parcel_names = {
             atlas: [names[number] for number in sorted(names)]
@@ -302,7 +311,7 @@ class Trainer:
             for stage_step in range(n_done, max_steps):
                 factor = cosine_schedule_with_warmup(stage_step, max_steps, c.warmup_ratio)
                 for group in optimizer.param_groups:
-                    group["lr"] = options.learning_rate * factor
+                    group["lr"] = group["initial_lr"] * factor
                 result = self.take_step(stage, loss_module, optimizer)
                 for callback in self.callbacks:
                     callback.on_step_end(self, result.loss)
@@ -319,7 +328,8 @@ class Trainer:
         parameters = self.loss_fn.trainable_parameters(stage)
         for name, parameter in self.loss_fn.named_parameters():
             parameter.requires_grad_(name in parameters)
-        self.optimizer = create_optimizer(parameters, self.config.stage(stage))
+        rate = tuning.learning_rate(self.config)
+        self.optimizer = create_optimizer(parameters, self.config.stage(stage), rate)
         restore_optimizer_state(self.optimizer, parameters, self.optimizer_state)
         self.optimizer_state = {}
         return self.accelerator.prepare(self.loss_fn, self.optimizer)
@@ -329,8 +339,7 @@ class Trainer:
     ) -> StepResult:
         """Take one optimizer step; InputError if the gradient is not finite."""
         loss_module.train()
-        self.model.language_model.eval()  # frozen: its dropout stays off
-        enable_adapter_dropout(self.model.language_model)
+        tuning.set_modes(self.model.language_model, self.config)
         loss = self.add_up_gradients(loss_module, self.draw_batch(stage))
         norm = self.accelerator.clip_grad_norm_(loss_module.parameters(), self.config.max_grad_norm)
         if not torch.isfinite(norm):
@@ -465,6 +474,7 @@ class Trainer:
         if self.state.best_state_dict:
             self.loss_fn.load_state_dict(self.state.best_state_dict)
         model = self.model.eval()
+        tuning.undo_compilation(model.language_model)
         measure_null_tokens(model, self.data, self.batches)
         self.fit_encoding_model()
         model.model_card = create_model_card(model, self.data, self.config, self.state.step)
