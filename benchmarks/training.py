@@ -1,6 +1,6 @@
 """Speed of a whole training step of instruction tuning, as ratios within one run.
 
-    python -m benchmarks.training [--llm NAME] [--batch-size 8] [--repeats 3]
+    python -m benchmarks.training [--llm NAME] [--batch-size 8] [--cases frozen lora]
 
 Forward, backward and optimizer step, at the sizes of the paper: 15,724 voxels, 1,024 queries, 128
 fMRI tokens, and conversations of mixed lengths. The reference is written here: attention for each
@@ -216,22 +216,24 @@ def compare(
     return row
 
 
-def measure(llm: str | None, sizes: Sizes, repeats: int) -> list[Row]:
-    """All rows of the table."""
+CASES = {
+    "frozen": ("training step, frozen language model", 1.8),
+    "one-length": ("the same, conversations of one length", None),
+    "encoder": ("the same, complete encoder trained", None),
+    "lora": ("training step with LoRA", 1.3),
+}
+
+
+def measure(llm: str | None, sizes: Sizes, repeats: int, cases: Sequence[str]) -> list[Row]:
+    """The rows of the table that are asked for, those with an adapter last."""
     language_model = load_language_model(llm)
     rows = []
-    loss_fn = make_loss(language_model, make_config(sizes, lora=False))
-    for what, conversations, target in (
-        ("training step, frozen language model", CONVERSATIONS, 1.8),
-        ("the same, conversations of one length", ONE_LENGTH, None),
-    ):
+    for case in sorted(cases, key=list(CASES).index):
+        what, target = CASES[case]
+        loss_fn = make_loss(language_model, make_config(sizes, case == "lora", case == "encoder"))
+        conversations = ONE_LENGTH if case == "one-length" else CONVERSATIONS
         batch = make_batch(loss_fn.model, sizes, conversations)
         rows.append(compare(what, loss_fn, batch, repeats, target))
-    loss_fn = make_loss(language_model, make_config(sizes, lora=False, encoder_too=True))
-    batch = make_batch(loss_fn.model, sizes, CONVERSATIONS)
-    rows.append(compare("the same, complete encoder trained", loss_fn, batch, repeats, None))
-    loss_fn = make_loss(language_model, make_config(sizes, lora=True))
-    rows.append(compare("training step with LoRA", loss_fn, batch, repeats, 1.3))
     return rows
 
 
@@ -242,12 +244,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--llm", default=None, help="a language model; default: the small one")
     parser.add_argument("--batch-size", type=int, default=8, help="conversations of a step")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps of each")
+    parser.add_argument(
+        "--cases", nargs="+", choices=list(CASES), default=list(CASES), help="rows of the table"
+    )
     options = parser.parse_args(arguments)
     print(
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"batches of {options.batch_size}"
     )
-    rows = measure(options.llm, Sizes(batch_size=options.batch_size), options.repeats)
+    sizes = Sizes(batch_size=options.batch_size)
+    rows = measure(options.llm, sizes, options.repeats, options.cases)
     print("\n| what | reference | ours | ratio | target |\n|---|---|---|---|---|")
     for row in rows:
         print(row)

@@ -290,6 +290,7 @@ def read_prompts(
         "inputs_embeds": inputs[:, shared:-1],  # nothing follows the last token
         "attention_mask": batch["attention_mask"][:, :-1],
         "past_key_values": cache,
+        "use_cache": cache is not None,
     }
     if language_model.shortcuts.row_logits:
         logits = selected_logits(language_model.model, counted, **reading)

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import nn
 
 from mindllm.fmri.masker import VoxelMasker
-from mindllm.language.hub import offline, why_hub_unreachable
+from mindllm.language.hub import offline, quiet_transformers, why_hub_unreachable
 from mindllm.model.checkpoint import (
     LANGUAGE_MODEL_FOLDER,
     REMEDY,
@@ -198,7 +198,7 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
         identity = language_model.fingerprint
         if language_model.is_modified:
             identity = fingerprint(language_model.model)
-            with offline():
+            with offline(), quiet_transformers():
                 language_model.model.save_pretrained(save_directory / LANGUAGE_MODEL_FOLDER)
                 language_model.tokenizer.save_pretrained(save_directory / LANGUAGE_MODEL_FOLDER)
         ref = LanguageModelRef(language_model.name, identity, self.chat_template)

@@ -119,7 +119,10 @@ class MindLLMLoss(nn.Module):
         return cosine * self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
 
     def full_precision(self) -> torch.autocast:
-        """Compute in float32: in bfloat16 a position in the brain is off by millimeters."""
+        """Compute in float32, whatever the launcher asks for.
+
+        In bfloat16 a position in the brain is off by millimeters.
+        """
         return torch.autocast(self.text_embeddings.device.type, enabled=False)
 
     def alignment_loss(self, batch: AlignmentBatch) -> Tensor:
@@ -168,9 +171,11 @@ class MindLLMLoss(nn.Module):
                 scale = self.config.embedding_noise_scale
                 embeddings = add_embedding_noise(embeddings, self.text_embeddings, scale)
             fmri_tokens = self.model.encoder.head.tokens(embeddings)
-        log_likelihoods, counts = prompt_log_likelihood(
-            self.model, fmri_tokens, batch.prompts, self.prefixes
-        )
+        is_mixed = self.config.mixed_precision == "bf16"
+        with torch.autocast(fmri_tokens.device.type, torch.bfloat16, enabled=is_mixed):
+            log_likelihoods, counts = prompt_log_likelihood(
+                self.model, fmri_tokens, batch.prompts, self.prefixes
+            )
         return -(log_likelihoods.sum() / counts.sum())
 
     def forward(self, batch: AlignmentBatch | InstructionBatch) -> Tensor:

@@ -210,7 +210,6 @@ class Trainer:
     ) -> None:
         self.store, self.config = store, config
         self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
             log_with=(log_dir and trackers(config.loggers)) or None,
             project_dir=log_dir and log_dir / "tensorboard",
             # Micro batches are weighted here, whatever the launcher's options.

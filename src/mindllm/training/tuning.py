@@ -75,7 +75,9 @@ def prepare_language_model(language_model: FrozenLanguageModel, config: TrainCon
                 f"language model {language_model.name} has no layers that can be computed again "
                 "for their gradient. Leave gradient_checkpointing out."
             )
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Renamed in transformers 5.x.
+        renamed = getattr(model, "activation_checkpointing_enable", None)
+        (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
     if config.lora:
         add_lora(language_model, config.lora, config.seed)
     if config.train_language_model:
