@@ -135,7 +135,7 @@ class TrainConfig(BaseModel):
     alignment and all weights that are trained stay in float32."""
     gradient_checkpointing: bool = False
     """Whether the layers of the language model are computed again for their gradient, instead of
-    being kept: less memory for about a third more time."""
+    being kept: less memory for a third to a half more time."""
     torch_compile: bool = False
     """Whether the language model is compiled by `torch.compile` in training."""
     source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)

@@ -17,6 +17,7 @@ from mindllm.model.text_embeddings import embed_texts, whitened_text_embeddings
 from mindllm.training.augmentation import add_embedding_noise, add_query_noise
 from mindllm.training.configuration import Stage, TrainConfig
 from mindllm.training.lora import is_adapter_weight
+from mindllm.utils.progress import Advance
 
 MAX_LOGIT_SCALE = 100.0
 INIT_LOGIT_SCALE = 10.0
@@ -80,6 +81,8 @@ class MindLLMLoss(nn.Module):
     texts : sequence of str
         All texts that trials are aligned with.
     config : TrainConfig
+    advance : callable, optional
+        Told how many more texts are embedded.
 
     Attributes
     ----------
@@ -89,10 +92,16 @@ class MindLLMLoss(nn.Module):
 
     text_embeddings: Tensor
 
-    def __init__(self, model: MindLLM, texts: Sequence[str], config: TrainConfig) -> None:
+    def __init__(
+        self,
+        model: MindLLM,
+        texts: Sequence[str],
+        config: TrainConfig,
+        advance: Advance | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.config = model, config
-        embeddings = embed_texts(model.language_model, texts)
+        embeddings = embed_texts(model.language_model, texts, advance=advance)
         targets = whitened_text_embeddings(embeddings, model.encoder.head.embedding_dim)
         self.register_state_dict_post_hook(keep_trained_weights)
         self.register_buffer("text_embeddings", targets, persistent=False)

@@ -70,7 +70,7 @@ from mindllm.utils.files import check_output
 from mindllm.utils.folders import recover_directory, remove_folder, replace_directory
 from mindllm.utils.locks import lock_output
 from mindllm.utils.processes import is_main_process
-from mindllm.utils.progress import progress_bar
+from mindllm.utils.progress import progress_bar, spinner
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def train(
         Go on from the last checkpoint in `out`, if there is one, to the same weights as without
         the interruption.
     progress : rich.progress.Progress, optional
-        Bars to add one per stage to.
+        Bars to add one per stage to, and those of what comes before and after.
     callbacks : sequence of TrainerCallback
 
     Returns
@@ -137,7 +137,7 @@ def train(
                 f"{out} holds an unfinished training. Add --resume to go on with it, "
                 "or remove the folder."
             )
-        trainer = Trainer(store, subjects, config, callbacks, out)
+        trainer = Trainer(store, subjects, config, callbacks, out, progress)
         if checkpoint.exists():
             trainer.restore(checkpoint)
             logger.info("going on after step %d", trainer.state.step)
@@ -190,6 +190,8 @@ class Trainer:
         Called after those that record the history and keep the best weights.
     log_dir : Path, optional
         The model folder, where losses are written as they are measured; None: nowhere.
+    progress : rich.progress.Progress, optional
+        Bars of what comes before and after the steps.
 
     Attributes
     ----------
@@ -207,8 +209,9 @@ class Trainer:
         config: TrainConfig,
         callbacks: Sequence[TrainerCallback] = (),
         log_dir: Path | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        self.store, self.config = store, config
+        self.store, self.config, self.progress = store, config, progress
         self.accelerator = Accelerator(
             log_with=(log_dir and trackers(config.loggers)) or None,
             project_dir=log_dir and log_dir / "tensorboard",
@@ -222,12 +225,14 @@ class Trainer:
         self.log = TrainingLog(self.accelerator, log_dir, config) if log_dir else None
         self.data = select_training_data(store, subjects, config)
         texts = self.data.conversations.texts
-        self.model, memory_texts = self.build_model()
-        tuning.prepare_language_model(self.model.language_model, config)
+        with spinner(progress, "loading the language model"):
+            self.model, memory_texts = self.build_model()
+            tuning.prepare_language_model(self.model.language_model, config)
         check_batch_sizes(config, self.model.encoder.config)
         if config.instruction_tuning.max_steps:
             check_longest_conversations(self.model, self.data.conversations)
-        self.loss_fn = MindLLMLoss(self.model, texts, config)
+        with progress_bar(progress, "embedding texts", len(texts)) as advance:
+            self.loss_fn = MindLLMLoss(self.model, texts, config, advance)
         if memory_texts:
             embeddings = self.loss_fn.text_embeddings[memory_texts]
             init_memory_from_text(self.model, [texts[i] for i in memory_texts], embeddings)
@@ -434,7 +439,7 @@ class Trainer:
         if config:
             encoder = self.config.sentence_encoder
             model.encoding_model = fit_to_training_trials(
-                model, self.data, self.batches, config, encoder
+                model, self.data, self.batches, config, encoder, self.progress
             )
         model.sentence_encoder = encoder if model.encoding_model else None
 
