@@ -237,7 +237,7 @@ def test_many_candidates_are_read_as_several_trees(
 
 def test_short_cuts_are_found_in_half_precision(tiny_llm_folder: Path) -> None:
     found = load_language_model(tiny_llm_folder, dtype=torch.bfloat16).shortcuts
-    assert found == shortcuts.Shortcuts(True, True, True, True)
+    assert found == shortcuts.Shortcuts(True, True, True, True, True)
 
 
 @pytest.mark.parametrize(

@@ -47,13 +47,15 @@ def test_the_learning_rate_rises_and_falls_to_zero() -> None:
 def test_weight_decay_is_for_the_token_head_and_the_projector(tiny_model: MindLLM) -> None:
     parameters = {f"model.{name}": p for name, p in tiny_model.named_parameters()}
     optimizer = create_optimizer(parameters, StageConfig(max_steps=1, batch_size=1))
-    decayed, others = optimizer.param_groups
+    decayed, others, of_language_model = optimizer.param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
+    assert of_language_model["weight_decay"] == 0.0
     names = {id(p): name for name, p in parameters.items()}
     for parameter in decayed["params"]:
         assert ".head." in names[id(parameter)] or ".projector." in names[id(parameter)]
     assert "model.encoder.queries" in {names[id(p)] for p in others["params"]}
-    assert len(decayed["params"]) + len(others["params"]) == len(parameters)
+    assert all(".language_model." in names[id(p)] for p in of_language_model["params"])
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(parameters)
 
 
 def test_jitter_moves_all_voxels_by_one_affine_map() -> None:
@@ -137,7 +139,8 @@ def test_callbacks_history_and_validation_scores(
     bars = [
         (task.description.split(" (")[0], task.total, task.completed) for task in progress.tasks
     ]
-    assert bars == [("training: alignment", 6, 6), ("training: instruction_tuning", 4, 4)]
+    # Before them the language model and the texts, after them the encoding model.
+    assert bars[2:4] == [("training: alignment", 6, 6), ("training: instruction_tuning", 4, 4)]
     assert counter.steps == list(range(1, 11))
     assert [entry.step for entry in counter.entries] == [5, 6, 10]
     means = [np.mean(counter.losses[:5]), counter.losses[5], np.mean(counter.losses[6:])]

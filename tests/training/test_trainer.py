@@ -1,5 +1,6 @@
 """Training: it learns from the data, is reproducible, resumes, and reports errors."""
 
+import io
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from mindllm.data.store import Store
@@ -25,6 +27,7 @@ from mindllm.training.trainer import Trainer, train
 from mindllm.training.trials import choose_trials
 from mindllm.utils.errors import InputError
 from mindllm.utils.manifest import find_manifests
+from mindllm.utils.progress import make_progress
 from tests.conftest import TEXTS, TINY_SIZES, make_space, update_manifests
 
 SIZES = TINY_SIZES | {"embedding_dim": 8}
@@ -636,3 +639,22 @@ def test_training_further_does_not_keep_the_encoding_model_of_another_encoder(
     assert MindLLM.from_pretrained(trained).encoding_model is not None
     assert further.encoding_model is None
     assert further.sentence_encoder is None
+
+
+def test_what_comes_before_and_after_the_steps_is_shown(
+    tmp_path: Path, tiny_store: Store, tiny_llm_folder: Path
+) -> None:
+    progress = make_progress(Console(file=io.StringIO()))
+    with progress:
+        train(tiny_store, tmp_path / "model", options(tiny_llm_folder, 1, 1), progress=progress)
+    titles = [task.description.split(" (")[0] for task in progress.tasks]
+    assert titles == [
+        "loading the language model",
+        "embedding texts",
+        "training: alignment",
+        "training: instruction_tuning",
+        "encoding model: texts",
+        "encoding model: trials",
+        "encoding model: fit",
+    ]
+    assert all(task.finished for task in progress.tasks)

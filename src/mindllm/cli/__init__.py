@@ -60,6 +60,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     for library in ("httpx", "httpcore", "huggingface_hub", "filelock", "matplotlib"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of optional kernels that are absent
     with interruptible():
         run()
 

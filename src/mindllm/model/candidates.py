@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from mindllm.model.length_groups import (
+    MAX_TOKENS_WITHOUT_GRADIENT,
+    batch_overhead,
+    group_by_length,
+)
 from mindllm.model.logits import (
+    PrefixCache,
     TokenTrie,
     forward_logits,
-    read_prefix,
+    read_beginning,
     read_prompt,
+    repeat_cache,
     score_tree,
+    selected_logits,
     unwindowed_length,
 )
 from mindllm.model.processing import IGNORE_INDEX, EncodedPrompt
+from mindllm.model.token_log_probs import token_log_probs
 
 if TYPE_CHECKING:
     from mindllm.model.modeling import MindLLM
@@ -85,6 +93,16 @@ def score_candidates(
     return torch.cat(scores)[:, torch.tensor(order).argsort()]
 
 
+def is_sharded(model: Any) -> bool:
+    """Whether processes share the weights, and so must call the model equally often (FSDP2)."""
+    return any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+
+
+def is_checkpointed(model: Any) -> bool:
+    """Whether layers are computed again for their gradient."""
+    return any(getattr(m, "gradient_checkpointing", False) and m.training for m in model.modules())
+
+
 def context_length(prompt: EncodedPrompt) -> int:
     """Number of tokens before the first that counts."""
     return int(np.append(prompt.labels != IGNORE_INDEX, True).argmax())
@@ -97,13 +115,20 @@ def count_shared_tokens(prompts: Sequence[EncodedPrompt], longest: int) -> int:
 
 
 def count_prefix_tokens(
-    model: MindLLM, prompts: Sequence[EncodedPrompt], fmri_tokens: Tensor
+    model: MindLLM, prompts: Sequence[EncodedPrompt], fmri_tokens: Tensor, min_prompts: int = 2
 ) -> int:
     """Number of tokens that are read once for all prompts, where the language model can do so.
 
     They end before the fMRI tokens, unless these are the same in all rows and have no gradients.
+    A layer that is computed again for its gradient cannot read a cache.
     """
-    if len(prompts) < 2 or not model.language_model.shortcuts.prefix_cache:
+    language_model = model.language_model
+    if (
+        len(prompts) < min_prompts
+        or not language_model.shortcuts.prefix_cache
+        or is_sharded(language_model.model)
+        or (torch.is_grad_enabled() and is_checkpointed(language_model.model))
+    ):
         return 0
     longest = [context_length(p) - 1 for p in prompts]
     if torch.is_grad_enabled() or (fmri_tokens != fmri_tokens[:1]).any():
@@ -176,17 +201,24 @@ def score_rows(model: MindLLM, fmri_tokens: Tensor, prompts: Sequence[EncodedPro
 
 
 def prompt_log_likelihood(
-    model: MindLLM, fmri_tokens: Tensor, prompts: Sequence[EncodedPrompt]
+    model: MindLLM,
+    fmri_tokens: Tensor,
+    prompts: Sequence[EncodedPrompt],
+    prefixes: PrefixCache | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-likelihood of the assistant's turns of each prompt; gradients reach the fMRI tokens.
 
-    The beginning that all prompts share is read once, where the language model can do so.
+    The beginning that all prompts share is read once, where the language model can do so. Prompts
+    of similar length are read together, up to the last token that counts, and logits are computed
+    before the tokens that count alone.
 
     Parameters
     ----------
     model : MindLLM
     fmri_tokens : Tensor of shape (n_prompts, num_fmri_tokens, token_dim)
     prompts : sequence of EncodedPrompt
+    prefixes : PrefixCache, optional
+        Of a language model whose weights do not change, for the next call.
 
     Returns
     -------
@@ -195,22 +227,78 @@ def prompt_log_likelihood(
     counts : Tensor of shape (n_prompts,)
         Number of tokens summed over.
     """
+    prompts = [trim_prompt(prompt) for prompt in prompts]
+    shared, beginning = read_shared_beginning(model, fmri_tokens, prompts, prefixes)
+    sums = torch.zeros(len(prompts), device=model.device)
+    for rows in group_prompts(model, [len(p.input_ids) - shared for p in prompts]):
+        part, index = [prompts[row] for row in rows], torch.tensor(rows, device=model.device)
+        cache = repeat_cache(beginning, len(rows)) if shared else None
+        log_probs, row_of = read_prompts(model, fmri_tokens[index], part, shared, cache)
+        sums = sums.index_add(0, index[row_of], log_probs)
+    counts = [int((prompt.labels[1:] != IGNORE_INDEX).sum()) for prompt in prompts]
+    return sums, torch.tensor(counts, device=model.device)
+
+
+def trim_prompt(prompt: EncodedPrompt) -> EncodedPrompt:
+    """Cut what follows the last token that counts, and the fMRI tokens: nothing depends on it."""
+    counted = np.flatnonzero(prompt.labels != IGNORE_INDEX)
+    stop = 1 + max(counted[-1:].sum(), prompt.fmri_token_positions.max(initial=0))
+    return EncodedPrompt(prompt.input_ids[:stop], prompt.labels[:stop], prompt.fmri_token_positions)
+
+
+def group_prompts(model: MindLLM, lengths: Sequence[int]) -> list[list[int]]:
+    """Rows that are read together; all where processes share the weights, and read in step."""
+    language_model = model.language_model.model
+    if is_sharded(language_model):
+        return [list(range(len(lengths)))]
+    max_tokens = None if torch.is_grad_enabled() else MAX_TOKENS_WITHOUT_GRADIENT
+    return group_by_length(lengths, batch_overhead(language_model), max_tokens)
+
+
+def read_shared_beginning(
+    model: MindLLM,
+    fmri_tokens: Tensor,
+    prompts: Sequence[EncodedPrompt],
+    prefixes: PrefixCache | None,
+) -> tuple[int, Any]:
+    """Number of tokens that all prompts begin with, and their key-value cache of one row."""
+    shared = count_prefix_tokens(model, prompts, fmri_tokens, 2 if prefixes is None else 1)
+    if not shared:
+        return 0, None
+    first, language_model = prompts[0], model.language_model.model
+    if prefixes is not None and shared <= first.fmri_token_positions.min(initial=shared):
+        return shared, prefixes.read(language_model, first.input_ids[:shared].tolist())
+    batch = model.processor.pad([first]).to(model.device)
+    inputs = model.prepare_inputs_embeds(
+        batch["input_ids"], batch["fmri_token_positions"], fmri_tokens[:1]
+    )
+    return shared, read_beginning(language_model, inputs[:, :shared])
+
+
+def read_prompts(
+    model: MindLLM, fmri_tokens: Tensor, prompts: Sequence[EncodedPrompt], shared: int, cache: Any
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the tokens that count, and the prompt that each is in.
+
+    The first `shared` tokens of all prompts are in the cache.
+    """
     batch = model.processor.pad(prompts).to(model.device)
-    shared = count_prefix_tokens(model, prompts, fmri_tokens)
     inputs = model.prepare_inputs_embeds(
         batch["input_ids"], batch["fmri_token_positions"], fmri_tokens
     )
-    labels = F.pad(batch["labels"], (0, 1), value=IGNORE_INDEX)[:, shared + 1 :]
+    labels = batch["labels"][:, shared + 1 :]
     counted = labels != IGNORE_INDEX
-    columns = counted.any(0).nonzero()[:, 0]  # logits are computed at these alone
-    logits, _ = forward_logits(
-        model.language_model.model,
-        columns,
-        inputs_embeds=inputs[:, shared:],
-        attention_mask=batch["attention_mask"],
-        past_key_values=read_prefix(model.language_model.model, inputs, shared),
-    )
-    selected = counted[:, columns]
-    log_probs = -F.cross_entropy(logits[selected].float(), labels[counted], reduction="none")
-    sums = torch.zeros(len(labels), device=log_probs.device)
-    return sums.index_add(0, counted.nonzero()[:, 0], log_probs), counted.sum(1)
+    language_model = model.language_model
+    reading: dict[str, Any] = {
+        "inputs_embeds": inputs[:, shared:-1],  # nothing follows the last token
+        "attention_mask": batch["attention_mask"][:, :-1],
+        "past_key_values": cache,
+        "use_cache": cache is not None,
+    }
+    if language_model.shortcuts.row_logits:
+        logits = selected_logits(language_model.model, counted, **reading)
+    else:
+        columns = counted.any(0).nonzero()[:, 0]
+        all_logits, _ = forward_logits(language_model.model, columns, **reading)
+        logits = all_logits[counted[:, columns]]
+    return token_log_probs(logits, labels[counted]), counted.nonzero()[:, 0]

@@ -1,7 +1,8 @@
 """Parts of a model folder on disk: configuration, weights, maskers, adapter, model card.
 
 config.json, regions.json, model.safetensors, README.md, manifest.json; spaces/<subject>/ and
-adapter/ where there are any. The language model is named, not copied.
+adapter/ where there are any. The language model is named, not copied, unless its own weights were
+trained: then it is in language_model/.
 """
 
 import hashlib
@@ -37,6 +38,7 @@ FORMAT = 4
 WHAT = "a model (made by `mindllm train` or `mindllm convert`)"
 REMEDY = "Fetch or convert the model again."
 ADAPTATIONS = "adaptations.safetensors"
+LANGUAGE_MODEL_FOLDER = "language_model"
 ENCODING_MODEL_PREFIX = "encoding_model."
 Name = Annotated[str, Field(min_length=1)]
 logger = logging.getLogger(__name__)
@@ -78,6 +80,8 @@ class CheckpointParts:
         How the model was made.
     adapter : Path, optional
         Folder of a LoRA adapter of the language model.
+    trained_language_model : Path, optional
+        Folder of the language model, if its own weights were trained.
     sentence_encoder : str, optional
         Hub id or folder of the sentence encoder of the encoding model, if there is one.
     adaptations : mapping from str to mapping from str to Tensor
@@ -93,6 +97,7 @@ class CheckpointParts:
     maskers: Mapping[str, VoxelMasker] = field(default_factory=dict)
     model_card: ModelCard = field(default_factory=ModelCard)
     adapter: Path | None = None
+    trained_language_model: Path | None = None
     sentence_encoder: str | None = None
     adaptations: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     encoding_model: EncodingModel | None = None
@@ -128,7 +133,8 @@ def fingerprint(model: Any) -> str:
     """Twelve hexadecimal digits from the shapes and a sample of the input embeddings."""
     weights = model.get_input_embeddings().weight
     sample = weights[:: max(1, len(weights) // 64), :16].detach().float().half().cpu().numpy()
-    shapes = repr([tuple(p.shape) for p in model.parameters()])
+    # Of a quantized weight the shape that it stands for.
+    shapes = repr([tuple((getattr(p, "quant_state", None) or p).shape) for p in model.parameters()])
     return hashlib.sha256(shapes.encode() + sample.tobytes()).hexdigest()[:12]
 
 
@@ -203,11 +209,17 @@ def load_checkpoint(folder: Path) -> CheckpointParts:
         model_card=content.model_card,
         sentence_encoder=content.sentence_encoder,
         encoding_model=encoding_model,
-        adapter=folder / "adapter" if (folder / "adapter").is_dir() else None,
+        adapter=existing_folder(folder / "adapter"),
+        trained_language_model=existing_folder(folder / LANGUAGE_MODEL_FOLDER),
         adaptations=load_adaptations(folder / ADAPTATIONS),
     )
     check_state_dict(parts, folder)
     return parts
+
+
+def existing_folder(path: Path) -> Path | None:
+    """The path if it is a folder."""
+    return path if path.is_dir() else None
 
 
 def read_parcel_names(path: Path) -> dict[str, list[str]]:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class FrozenLanguageModel(nn.Module):
-    """A causal language model whose weights are not trained, and its tokenizer.
+    """A causal language model whose weights are not trained unless asked for, and its tokenizer.
 
     Parameters
     ----------
@@ -42,6 +42,8 @@ class FrozenLanguageModel(nn.Module):
         Tokens with which its configuration ends a text.
     shortcuts : Shortcuts
         Ways to read several texts at once that give the logits of its own forward.
+    is_modified : bool
+        Whether its weights are no longer those that `name` loads, so that a checkpoint keeps them.
 
     Raises
     ------
@@ -59,6 +61,7 @@ class FrozenLanguageModel(nn.Module):
         model.generation_config = GenerationConfig()
         self.shortcuts = find_shortcuts(model, tokenizer, name)
         self.fingerprint = fingerprint(model)
+        self.is_modified = False
         self.model = model.requires_grad_(False)
 
     @property
@@ -157,7 +160,19 @@ def load_language_model(
         raise InputError(model_not_found_message(name, reason)) from error
     if device_map is None and quantization_config is None:
         model = model.to(target)
+    keep_gradients(model)
     return FrozenLanguageModel(name, model.eval(), tokenizer)
+
+
+def keep_gradients(model: Any) -> None:
+    """Have 4-bit layers on a CPU compute in a way that gradients pass through, and exactly.
+
+    In evaluation mode bitsandbytes else packs their weights, for good, for a kernel that rounds to
+    bfloat16 and has no gradient.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def default_device() -> str:

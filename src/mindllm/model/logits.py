@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -95,10 +96,50 @@ def forward_logits(model: Any, positions: Tensor, **inputs: Any) -> tuple[Tensor
     return output.logits[:, positions], getattr(output, "past_key_values", None)
 
 
+def selected_logits(model: Any, selected: Tensor, **inputs: Any) -> Tensor:
+    """Logits of the language model's own forward at other positions in each row.
+
+    Its output layer is told to read these positions alone.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A causal language model.
+    selected : Tensor of shape (batch_size, L), bool
+    **inputs
+        Of the model's forward.
+
+    Returns
+    -------
+    Tensor of shape (n_selected, vocab_size)
+        Row by row.
+
+    Raises
+    ------
+    ValueError
+        If the model does not compute its logits by its output layer, from L positions.
+    """
+
+    def select(layer: Any, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *others = arguments
+        if hidden.shape[:2] != selected.shape:
+            raise ValueError(f"the output layer reads {tuple(hidden.shape)}")
+        return (hidden[selected][None], *others)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        logits: Tensor = model(**inputs).logits
+    finally:
+        hook.remove()
+    if logits.shape[:2] != (1, int(selected.sum())):
+        raise ValueError(f"the output layer gives {tuple(logits.shape)}")
+    return logits[0]
+
+
 def read_prefix(model: Any, inputs_embeds: Tensor, length: int) -> Any:
     """Key-value cache of the first `length` embeddings, which are the same in all rows.
 
-    Gradients pass through it where an adapter of the model is trained.
+    Gradients pass through it where the model is trained.
 
     Parameters
     ----------
@@ -113,11 +154,86 @@ def read_prefix(model: Any, inputs_embeds: Tensor, length: int) -> Any:
     """
     if not length:
         return None
+    return repeat_cache(read_beginning(model, inputs_embeds[:1, :length]), len(inputs_embeds))
+
+
+def read_beginning(model: Any, inputs_embeds: Tensor) -> Any:
+    """Key-value cache of embeddings, with gradients where the model is trained.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    inputs_embeds : Tensor of shape (1, L, hidden_size)
+
+    Returns
+    -------
+    transformers.Cache
+        Of one row; `repeat_cache` makes copies of it that can be appended to.
+    """
     is_trained = torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters())
     with torch.set_grad_enabled(is_trained):
-        _, cache = read_prompt(model, inputs_embeds[:1, :length])
-    cache.batch_repeat_interleave(len(inputs_embeds))
+        _, cache = read_prompt(model, inputs_embeds)
     return cache
+
+
+def repeat_cache(cache: Any, count: int) -> Any:
+    """Copy a cache of one row to `count` rows; gradients pass to the one row.
+
+    Parameters
+    ----------
+    cache : transformers.Cache
+        It does not change.
+    count : int
+
+    Returns
+    -------
+    transformers.Cache
+    """
+    # Tensors are not copied, which those with gradients cannot be: the repetition makes new ones.
+    tensors = [v for layer in cache.layers for v in vars(layer).values() if isinstance(v, Tensor)]
+    repeated = copy.deepcopy(cache, {id(tensor): tensor for tensor in tensors})
+    repeated.batch_repeat_interleave(count)
+    return repeated
+
+
+class PrefixCache:
+    """Keys and values of the beginnings of prompts, kept while the language model is frozen.
+
+    Parameters
+    ----------
+    max_prefixes : int
+        Beginnings that are kept; the one that was not used for longest is dropped.
+    """
+
+    def __init__(self, max_prefixes: int = 4) -> None:
+        self.max_prefixes = max_prefixes
+        self.caches: dict[tuple[object, ...], Any] = {}
+
+    def read(self, model: Any, token_ids: Sequence[int]) -> Any:
+        """Key-value cache of one row of a beginning without fMRI tokens.
+
+        Parameters
+        ----------
+        model : transformers.PreTrainedModel
+            Always the same one, whose weights do not change.
+        token_ids : sequence of int
+
+        Returns
+        -------
+        transformers.Cache
+        """
+        device = model.device
+        is_mixed = torch.is_autocast_enabled(device.type)
+        key = (tuple(token_ids), device, model.dtype, is_mixed)
+        cache = self.caches.pop(key, None)
+        if cache is None:
+            ids = torch.tensor([list(token_ids)], device=device)
+            with torch.no_grad():
+                cache = read_beginning(model, model.get_input_embeddings()(ids))
+        self.caches[key] = cache
+        if len(self.caches) > self.max_prefixes:
+            del self.caches[next(iter(self.caches))]
+        return cache
 
 
 def read_prompt(model: Any, inputs_embeds: Tensor, shared: int = 0) -> tuple[Tensor, Any]:

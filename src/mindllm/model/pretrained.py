@@ -15,13 +15,15 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import nn
 
 from mindllm.fmri.masker import VoxelMasker
-from mindllm.language.hub import offline, why_hub_unreachable
+from mindllm.language.hub import offline, quiet_transformers, why_hub_unreachable
 from mindllm.model.checkpoint import (
+    LANGUAGE_MODEL_FOLDER,
     REMEDY,
     WHAT,
     CheckpointParts,
     LanguageModelRef,
     check_weights,
+    fingerprint,
     load_checkpoint,
     save_checkpoint,
 )
@@ -45,7 +47,8 @@ logger = logging.getLogger(__name__)
 class PretrainedModule(nn.Module, PyTorchModelHubMixin):
     """What lets a `MindLLM` be loaded, saved and shared.
 
-    A checkpoint holds its own weights, maskers and model card; the language model is named in it.
+    A checkpoint holds its own weights, maskers and model card; the language model is named in it,
+    or beside them if its weights were trained.
     """
 
     encoder: FMRIEncoder
@@ -113,8 +116,13 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
             force_download=force_download,
         )
         parts = load_checkpoint(folder)
+        if language_model and parts.trained_language_model:
+            raise InputError(
+                f"{folder} holds a language model of its own, whose weights were trained; "
+                f"{language_model} cannot stand in for it. Leave the language model out."
+            )
         loaded = load_language_model(
-            language_model or parts.language_model.name,
+            language_model or parts.trained_language_model or parts.language_model.name,
             default_device() if device_map is None else None,
             dtype,
             device_map=device_map,
@@ -130,6 +138,8 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
     ) -> Self:
         """Put a model together from what a folder holds."""
         ref = parts.language_model
+        if parts.trained_language_model:
+            language_model.name, language_model.is_modified = ref.name, True
         if language_model.fingerprint != ref.fingerprint:
             logger.warning(
                 "the language model %s differs from the one %s was trained with "
@@ -185,7 +195,13 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
         if getattr(language_model.model, "peft_config", None):
             with offline():
                 language_model.model.save_pretrained(save_directory / "adapter")
-        ref = LanguageModelRef(language_model.name, language_model.fingerprint, self.chat_template)
+        identity = language_model.fingerprint
+        if language_model.is_modified:
+            identity = fingerprint(language_model.model)
+            with offline(), quiet_transformers():
+                language_model.model.save_pretrained(save_directory / LANGUAGE_MODEL_FOLDER)
+                language_model.tokenizer.save_pretrained(save_directory / LANGUAGE_MODEL_FOLDER)
+        ref = LanguageModelRef(language_model.name, identity, self.chat_template)
         parts = CheckpointParts(
             config=self.encoder.config,
             parcel_names=self.encoder.parcel_names,

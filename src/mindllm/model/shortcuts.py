@@ -24,6 +24,7 @@ from mindllm.model.logits import (
     read_prefix,
     read_prompt,
     score_tree,
+    selected_logits,
     unwindowed_length,
 )
 from mindllm.utils.errors import InputError
@@ -51,12 +52,15 @@ class Shortcuts:
         Prompts of other lengths are continued in one batch.
     generation_prefix : bool
         The beginning that all prompts of a batch share is read once before they are continued.
+    row_logits : bool
+        Logits are computed at other positions in each row.
     """
 
     prefix_cache: bool
     token_tree: bool
     left_padding: bool
     generation_prefix: bool
+    row_logits: bool
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ def find_shortcuts(model: Any, tokenizer: Any, name: str) -> Shortcuts:
         token_tree=holds(lambda: tree_deviation(model, probe)),
         left_padding=left_padding,
         generation_prefix=holds(lambda: generation_deviation(model, probe.rows, PREFIX_LENGTH)),
+        row_logits=holds(lambda: row_logits_deviation(model, probe)),
     )
 
 
@@ -276,6 +281,17 @@ def prefix_deviation(model: Any, probe: Probe) -> float:
         past_key_values=read_prefix(model, embeds, PREFIX_LENGTH),
     )
     return largest_difference(list(logits), [rest[PREFIX_LENGTH:] for rest in probe.log_probs])
+
+
+def row_logits_deviation(model: Any, probe: Probe) -> float:
+    """Difference of the logits at other positions in each row."""
+    embeds, mask = embed_rows(model, probe.rows)
+    selected = mask.bool()
+    selected[0, ::2] = False
+    logits = selected_logits(model, selected, inputs_embeds=embeds, attention_mask=mask)
+    parts = logits.split(selected.sum(1).tolist())
+    rows = zip(probe.log_probs, selected, strict=True)
+    return largest_difference(parts, [row[s[: len(row)]] for row, s in rows])
 
 
 def tree_deviation(model: Any, probe: Probe) -> float:

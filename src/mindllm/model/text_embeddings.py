@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from mindllm.language.chat_templates import DataTokenizer
 from mindllm.model.language_model import FrozenLanguageModel
+from mindllm.utils.progress import Advance
 
 MIN_SINGULAR_VALUE = 1e-3  # of a component that is kept, relative to the largest
 
@@ -45,7 +46,10 @@ def whitened_text_embeddings(embeddings: Tensor, embedding_dim: int) -> Tensor:
 
 @torch.no_grad()
 def embed_texts(
-    language_model: FrozenLanguageModel, texts: Sequence[str], batch_size: int = 32
+    language_model: FrozenLanguageModel,
+    texts: Sequence[str],
+    batch_size: int = 32,
+    advance: Advance | None = None,
 ) -> Tensor:
     """Embed texts: the hidden layer at two thirds of the depth, averaged over the tokens.
 
@@ -58,6 +62,8 @@ def embed_texts(
         Without chat template.
     batch_size : int
         Texts that the language model reads at once.
+    advance : callable, optional
+        Told how many more texts are embedded.
 
     Returns
     -------
@@ -80,4 +86,6 @@ def embed_texts(
         layers = outputs.hidden_states  # the word embeddings first
         hidden = layers[2 * (len(layers) - 1) // 3].float()
         embeddings.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+        if advance:
+            advance(len(encoded))
     return torch.cat(embeddings)

@@ -76,6 +76,9 @@ class LoraOptions(BaseModel):
     target_modules: list[str] | None = Field(default=None, min_length=1)
     """Names of the layers; null: peft's choice for the family, in most the query and value
     projections."""
+    quantization: Literal["4bit"] | None = None
+    """Precision of the language model's own weights while the adapter is trained (QLoRA, through
+    bitsandbytes); null: that of `dtype`."""
 
 
 class TrainConfig(BaseModel):
@@ -121,6 +124,20 @@ class TrainConfig(BaseModel):
     lora: LoraOptions | None = None
     """LoRA adapter of the language model, trained in the second stage beside the projector; null:
     none, and the language model stays as it is."""
+    train_language_model: bool = False
+    """Whether all weights of the language model are trained in the second stage. They are kept in
+    the model folder."""
+    language_model_learning_rate: PositiveFloat | None = None
+    """Learning rate of what is trained of the language model; null: that of the stage for `lora`,
+    0.00002 for `train_language_model`."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """bf16: the language model computes in bfloat16 with weights as they are; the encoder, the
+    alignment and all weights that are trained stay in float32."""
+    gradient_checkpointing: bool = False
+    """Whether the layers of the language model are computed again for their gradient, instead of
+    being kept: less memory for a third to a half more time."""
+    torch_compile: bool = False
+    """Whether the language model is compiled by `torch.compile` in training."""
     source_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Sources of conversations to train on, with weights: for each sample a source is drawn by
     weight among those that have a conversation about it, then one of its conversations. Empty: all
@@ -191,14 +208,33 @@ class TrainConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def check_lora_is_trained(self) -> Self:
-        """Refuse an adapter that no stage would train."""
-        if self.lora and not self.instruction_tuning.max_steps:
+    def check_language_model_is_trained(self) -> Self:
+        """Refuse to train a language model in no stage, in two ways or in half precision."""
+        name = "lora" if self.lora else "train_language_model"
+        if not (self.lora or self.train_language_model):
+            if self.language_model_learning_rate:
+                raise ValueError(
+                    "`language_model_learning_rate` is for a language model that is trained; give "
+                    "`lora` or `train_language_model`, or leave it out"
+                )
+            return self
+        if not self.instruction_tuning.max_steps:
             raise ValueError(
-                "`lora` is trained in instruction_tuning, which has max_steps 0; give it steps, "
-                "or leave `lora` out"
+                f"`{name}` is trained in instruction_tuning, which has max_steps 0; give it steps, "
+                f"or leave `{name}` out"
+            )
+        if self.lora and self.train_language_model:
+            raise ValueError("`lora` and `train_language_model` exclude each other; leave one out")
+        if self.train_language_model and self.dtype == "bfloat16":
+            raise ValueError(
+                "`train_language_model` needs weights in float32: bfloat16 loses small steps. "
+                "Leave `dtype` out, and compute in bfloat16 by `mixed_precision: bf16`"
             )
         return self
+
+    def language_model_dtype(self) -> Literal["auto", "float32", "bfloat16"]:
+        """Data type to load the language model in: float32 where its weights are trained."""
+        return "float32" if self.train_language_model else self.dtype
 
     def stage(self, name: Stage) -> StageConfig:
         """Options of a stage."""

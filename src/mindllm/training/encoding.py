@@ -5,6 +5,7 @@ from collections import defaultdict
 
 import numpy as np
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
 from mindllm.data.conversations import ConversationDataset
@@ -18,6 +19,7 @@ from mindllm.training.batches import BatchBuilder
 from mindllm.training.callbacks import EVAL_BATCH_SIZE
 from mindllm.training.trials import TrainingData
 from mindllm.utils.errors import InputError
+from mindllm.utils.progress import Advance, progress_bar, spinner
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ def fit_to_training_trials(
     batches: BatchBuilder,
     config: EncodingModelConfig,
     sentence_encoder: str,
+    progress: Progress | None = None,
 ) -> EncodingModel | None:
     """Fit the encoding model to the training trials' query outputs.
 
@@ -43,6 +46,8 @@ def fit_to_training_trials(
     config : EncodingModelConfig
     sentence_encoder : str
         Hub id or folder.
+    progress : rich.progress.Progress, optional
+        Bars to add one per part to.
 
     Returns
     -------
@@ -50,17 +55,24 @@ def fit_to_training_trials(
         None, with a warning, if the trials are too few.
     """
     trials = data.trials_for_stage("alignment", data.training)
-    stimuli, texts, embeddings = embed_stimuli(trials, data.conversations, sentence_encoder)
+    stimuli, texts, embeddings = embed_stimuli(
+        trials, data.conversations, sentence_encoder, progress
+    )
+    with progress_bar(progress, "encoding model: trials", len(trials)) as advance:
+        features = collect_features(model, trials, batches, stimuli, advance)
     try:
-        features = collect_features(model, trials, batches, stimuli)
-        return fit_encoding_model(features, embeddings, texts, config)
+        with spinner(progress, "encoding model: fit"):
+            return fit_encoding_model(features, embeddings, texts, config)
     except InputError as reason:
         logger.warning("no encoding model, and no evidence for texts: %s", reason)
         return None
 
 
 def embed_stimuli(
-    trials: TrialDataset, conversations: ConversationDataset, sentence_encoder: str
+    trials: TrialDataset,
+    conversations: ConversationDataset,
+    sentence_encoder: str,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, int], Tensor, Tensor]:
     """Embed the texts of stimuli.
 
@@ -70,6 +82,7 @@ def embed_stimuli(
     conversations : ConversationDataset
     sentence_encoder : str
         Hub id or folder.
+    progress : rich.progress.Progress, optional
 
     Returns
     -------
@@ -85,7 +98,9 @@ def embed_stimuli(
         indices = conversations.text_indices[stimulus]
         paraphrases[indices[0]].update(indices)
     used = sorted(set().union(*paraphrases.values()))
-    vectors = embed_sentences([conversations.texts[i] for i in used], sentence_encoder)
+    with progress_bar(progress, "encoding model: texts", len(used)) as advance:
+        used_texts = [conversations.texts[i] for i in used]
+        vectors = embed_sentences(used_texts, sentence_encoder, advance=advance)
     by_index = dict(zip(used, vectors, strict=True))
     means = [np.mean([by_index[i] for i in sorted(group)], 0) for group in paraphrases.values()]
     numbers = {first: number for number, first in enumerate(paraphrases)}
@@ -95,7 +110,11 @@ def embed_stimuli(
 
 @torch.no_grad()
 def collect_features(
-    model: MindLLM, trials: TrialDataset, batches: BatchBuilder, numbers: dict[str, int]
+    model: MindLLM,
+    trials: TrialDataset,
+    batches: BatchBuilder,
+    numbers: dict[str, int],
+    advance: Advance,
 ) -> dict[str, SubjectFeatures]:
     """Query outputs of each subject's trials, with the number of each trial's stimulus."""
     outputs: dict[str, list[Tensor]] = defaultdict(list)
@@ -105,6 +124,7 @@ def collect_features(
         values = model.encoder.attend(batches.voxels[part.subject], batches.load_betas(part))
         outputs[part.subject].append(values.cpu())
         stimuli[part.subject] += [numbers[stimulus] for stimulus in batch.stimuli]
+        advance(len(batch.stimuli))
     return {
         subject: SubjectFeatures(torch.cat(values), torch.tensor(stimuli[subject]))
         for subject, values in outputs.items()

@@ -10,12 +10,14 @@ from torch.nn import functional as F
 
 from mindllm.model.candidates import prompt_log_likelihood
 from mindllm.model.encoder import VoxelFeatures
+from mindllm.model.logits import PrefixCache
 from mindllm.model.modeling import MindLLM
 from mindllm.model.processing import EncodedPrompt
 from mindllm.model.text_embeddings import embed_texts, whitened_text_embeddings
 from mindllm.training.augmentation import add_embedding_noise, add_query_noise
 from mindllm.training.configuration import Stage, TrainConfig
 from mindllm.training.lora import is_adapter_weight
+from mindllm.utils.progress import Advance
 
 MAX_LOGIT_SCALE = 100.0
 INIT_LOGIT_SCALE = 10.0
@@ -79,6 +81,8 @@ class MindLLMLoss(nn.Module):
     texts : sequence of str
         All texts that trials are aligned with.
     config : TrainConfig
+    advance : callable, optional
+        Told how many more texts are embedded.
 
     Attributes
     ----------
@@ -88,14 +92,23 @@ class MindLLMLoss(nn.Module):
 
     text_embeddings: Tensor
 
-    def __init__(self, model: MindLLM, texts: Sequence[str], config: TrainConfig) -> None:
+    def __init__(
+        self,
+        model: MindLLM,
+        texts: Sequence[str],
+        config: TrainConfig,
+        advance: Advance | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.config = model, config
-        embeddings = embed_texts(model.language_model, texts)
+        embeddings = embed_texts(model.language_model, texts, advance=advance)
         targets = whitened_text_embeddings(embeddings, model.encoder.head.embedding_dim)
-        self.register_state_dict_post_hook(keep_adapter)
+        self.register_state_dict_post_hook(keep_trained_weights)
         self.register_buffer("text_embeddings", targets, persistent=False)
         self.logit_scale = nn.Parameter(torch.tensor(INIT_LOGIT_SCALE, device=targets.device).log())
+        # Beginnings of conversations stay as they are read while the language model does.
+        is_frozen = not (config.lora or config.train_language_model)
+        self.prefixes = PrefixCache() if is_frozen else None
 
     def embed(self, trials: MixedTrials) -> Tensor:
         """fMRI embeddings (batch_size, embedding_dim) of mixed trials.
@@ -113,6 +126,13 @@ class MindLLMLoss(nn.Module):
         """Scaled cosine (batch_size, n_candidates) between fMRI embeddings and candidate texts."""
         cosine = F.normalize(embeddings, dim=-1) @ self.text_embeddings[candidates].T
         return cosine * self.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+
+    def full_precision(self) -> torch.autocast:
+        """Compute in float32, whatever the launcher asks for.
+
+        In bfloat16 a position in the brain is off by millimeters.
+        """
+        return torch.autocast(self.text_embeddings.device.type, enabled=False)
 
     def alignment_loss(self, batch: AlignmentBatch) -> Tensor:
         """Cross-entropy of finding the texts about the stimulus among the candidates.
@@ -136,9 +156,9 @@ class MindLLMLoss(nn.Module):
         ----------
         Khosla et al. 2020, Supervised contrastive learning, arXiv 2004.11362.
         """
-        log_probs = torch.log_softmax(
-            self.similarity(self.embed(batch.trials), batch.candidates), -1
-        )
+        with self.full_precision():
+            similarity = self.similarity(self.embed(batch.trials), batch.candidates)
+        log_probs = torch.log_softmax(similarity, -1)
         positives = batch.positive_mask
         return -(log_probs * positives).sum(-1).div(positives.sum(-1)).mean()
 
@@ -154,12 +174,17 @@ class MindLLMLoss(nn.Module):
         Tensor
             Scalar, in nats per token.
         """
-        embeddings = self.embed(batch.trials)
-        if self.training:
-            scale = self.config.embedding_noise_scale
-            embeddings = add_embedding_noise(embeddings, self.text_embeddings, scale)
-        fmri_tokens = self.model.encoder.head.tokens(embeddings)
-        log_likelihoods, counts = prompt_log_likelihood(self.model, fmri_tokens, batch.prompts)
+        with self.full_precision():
+            embeddings = self.embed(batch.trials)
+            if self.training:
+                scale = self.config.embedding_noise_scale
+                embeddings = add_embedding_noise(embeddings, self.text_embeddings, scale)
+            fmri_tokens = self.model.encoder.head.tokens(embeddings)
+        is_mixed = self.config.mixed_precision == "bf16"
+        with torch.autocast(fmri_tokens.device.type, torch.bfloat16, enabled=is_mixed):
+            log_likelihoods, counts = prompt_log_likelihood(
+                self.model, fmri_tokens, batch.prompts, self.prefixes
+            )
         return -(log_likelihoods.sum() / counts.sum())
 
     def forward(self, batch: AlignmentBatch | InstructionBatch) -> Tensor:
@@ -172,7 +197,8 @@ class MindLLMLoss(nn.Module):
         """Parameters that a stage trains.
 
         Instruction tuning leaves alone what alignment, if there was one, has aligned: it trains
-        the layer that makes the tokens, and the projector; and the LoRA adapter, if there is one.
+        the layer that makes the tokens, and the projector; and the LoRA adapter or the language
+        model, if that is asked for.
 
         Parameters
         ----------
@@ -181,7 +207,6 @@ class MindLLMLoss(nn.Module):
         Returns
         -------
         dict of str to Parameter
-            Never one of the language model's own.
         """
         parameters = {
             name: parameter
@@ -190,23 +215,40 @@ class MindLLMLoss(nn.Module):
         }
         if stage == "alignment":
             return parameters
-        adapter = {
+        of_language_model = {
             name: parameter
             for name, parameter in self.named_parameters()
-            if self.config.lora and is_adapter_weight(name)
+            if is_trained_weight(name, self.config)
         }
         if not self.config.alignment.max_steps:
-            return parameters | adapter
+            return parameters | of_language_model
         tuned = {
             id(parameter)
             for part in (self.model.encoder.head.token_proj, self.model.projector)
             for parameter in part.parameters()
         }
-        return {name: p for name, p in parameters.items() if id(p) in tuned} | adapter
+        return {n: p for n, p in parameters.items() if id(p) in tuned} | of_language_model
 
 
-def keep_adapter(module: MindLLMLoss, state_dict: Any, prefix: str, metadata: Any) -> None:
-    """State-dict hook: a LoRA adapter that is trained is kept, unlike the language model's own."""
+def is_trained_weight(name: str, config: TrainConfig) -> bool:
+    """Whether a parameter of a loss is one of the language model's that instruction tuning trains.
+
+    Parameters
+    ----------
+    name : str
+    config : TrainConfig
+
+    Returns
+    -------
+    bool
+    """
+    if config.lora:
+        return is_adapter_weight(name)
+    return config.train_language_model and ".language_model." in name
+
+
+def keep_trained_weights(module: MindLLMLoss, state_dict: Any, prefix: str, metadata: Any) -> None:
+    """State-dict hook: what is trained of the language model is kept, unlike the rest of it."""
     for name, parameter in module.named_parameters():
-        if module.config.lora and is_adapter_weight(name):
+        if is_trained_weight(name, module.config):
             state_dict[prefix + name] = parameter.detach()

@@ -10,34 +10,53 @@ from mindllm.training.configuration import StageConfig
 
 ADAM_BETAS = (0.9, 0.98)
 DECAYED_PARTS = (".head.", ".projector.")
+LANGUAGE_MODEL_PART = ".language_model."
+FUSED_DEVICES = ("cpu", "cuda")  # that the fused optimizer runs on in every supported torch
 
 
 def create_optimizer(
-    parameters: Mapping[str, nn.Parameter], options: StageConfig
+    parameters: Mapping[str, nn.Parameter],
+    options: StageConfig,
+    language_model_learning_rate: float | None = None,
 ) -> torch.optim.AdamW:
     """Create the optimizer of a stage.
 
     Weight decay applies to the token head and the projector. Queries, keys and parcel embeddings
-    are positions in the brain, and zero is no better a position than another.
+    are positions in the brain, and zero is no better a position than another; the language model
+    is to stay near what it was.
 
     Parameters
     ----------
     parameters : mapping from str to Parameter
         Trainable parameters by name.
     options : StageConfig
+    language_model_learning_rate : float, optional
+        Of the language model's parameters; by default that of the stage.
 
     Returns
     -------
     torch.optim.AdamW
-        With two parameter groups: with weight decay and without.
+        With parameter groups with weight decay, without, and of the language model, each with its
+        learning rate after the warmup as `initial_lr`.
     """
-    decayed = {n: p for n, p in parameters.items() if any(part in n for part in DECAYED_PARTS)}
-    others = [parameter for name, parameter in parameters.items() if name not in decayed]
+    of_model = {n: p for n, p in parameters.items() if LANGUAGE_MODEL_PART in n}
+    others = {n: p for n, p in parameters.items() if n not in of_model}
+    decayed = [p for n, p in others.items() if any(part in n for part in DECAYED_PARTS)]
+    plain = [p for n, p in others.items() if not any(part in n for part in DECAYED_PARTS)]
+    rate = options.learning_rate
     groups = [
-        {"params": list(decayed.values()), "weight_decay": options.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": options.weight_decay, "initial_lr": rate},
+        {"params": plain, "weight_decay": 0.0, "initial_lr": rate},
     ]
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=ADAM_BETAS)
+    if of_model:
+        rate = language_model_learning_rate or rate
+        group = {"params": list(of_model.values()), "weight_decay": 0.0, "initial_lr": rate}
+        groups.append(group | {"lr": rate})
+    # One pass over the weights where the device can do that; the same steps up to rounding.
+    fused = all(
+        p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters.values()
+    )
+    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=ADAM_BETAS, fused=fused)
 
 
 class RunningStatistics:

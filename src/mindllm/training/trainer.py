@@ -25,6 +25,7 @@ from mindllm.data.sampler import SubjectBatchSampler, iter_eval_batches
 from mindllm.data.store import Store
 from mindllm.model.language_model import load_language_model
 from mindllm.model.modeling import MindLLM
+from mindllm.training import tuning
 from mindllm.training.batches import BatchBuilder, MicroBatch, check_longest_conversations
 from mindllm.training.callbacks import (
     EVAL_BATCH_SIZE,
@@ -43,7 +44,6 @@ from mindllm.training.configuration import (
 from mindllm.training.encoding import fit_to_training_trials
 from mindllm.training.initialization import init_memory_from_text
 from mindllm.training.loggers import CSV_NAME, TrainingLog, check_loggers, trackers
-from mindllm.training.lora import add_lora, enable_adapter_dropout
 from mindllm.training.losses import MindLLMLoss
 from mindllm.training.model_card import create_model_card, measure_null_tokens
 from mindllm.training.optimization import (
@@ -77,7 +77,7 @@ from mindllm.utils.files import check_output
 from mindllm.utils.folders import recover_directory, remove_folder, replace_directory
 from mindllm.utils.locks import lock_output
 from mindllm.utils.processes import is_main_process
-from mindllm.utils.progress import progress_bar
+from mindllm.utils.progress import progress_bar, spinner
 
 CHECKPOINT = Path("training", "state.safetensors")  # in the model folder, until the end
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def train(
         Go on from the last checkpoint in `out`, if there is one, to the same weights as without
         the interruption.
     progress : rich.progress.Progress, optional
-        Bars to add one per stage to.
+        Bars to add one per stage to, and those of what comes before and after.
     callbacks : sequence of TrainerCallback
 
     Returns
@@ -141,7 +141,7 @@ def train(
             check_output(out, [store.path], ("training", CSV_NAME))
         check_unfinished(out, resume)
         checkpoint = out / CHECKPOINT
-        trainer = Trainer(store, subjects, config, callbacks, out)
+        trainer = Trainer(store, subjects, config, callbacks, out, progress)
         if checkpoint.exists():
             trainer.restore(checkpoint)
             logger.info("going on after step %d", trainer.state.step)
@@ -218,6 +218,8 @@ class Trainer:
         Called after those that record the history and keep the best weights.
     log_dir : Path, optional
         The model folder, where losses are written as they are measured; None: nowhere.
+    progress : rich.progress.Progress, optional
+        Bars of what comes before and after the steps.
 
     Attributes
     ----------
@@ -235,8 +237,9 @@ class Trainer:
         config: TrainConfig,
         callbacks: Sequence[TrainerCallback] = (),
         log_dir: Path | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        self.store, self.config = store, config
+        self.store, self.config, self.progress = store, config, progress
         self.accelerator = create_accelerator(
             trackers(config.loggers) if log_dir else None, log_dir and log_dir / "tensorboard"
         )
@@ -252,18 +255,21 @@ class Trainer:
     def build(self) -> None:
         """Make the model with its first weights, its loss, and what makes its batches."""
         config, conversations = self.config, self.data.conversations
-        self.model, memory_texts = self.build_model()
-        if config.lora:
-            add_lora(self.model.language_model, config.lora, config.seed)
+        texts = conversations.texts
+        with spinner(self.progress, "loading the language model"):
+            self.model, memory_texts = self.build_model()
+            tuning.prepare_language_model(self.model.language_model, config)
         check_batch_sizes(config, self.model.encoder.config)
         if config.instruction_tuning.max_steps:
             check_longest_conversations(self.model, conversations)
-        self.loss_fn = MindLLMLoss(self.model, conversations.texts, config)
+        with progress_bar(self.progress, "embedding texts", len(texts)) as advance:
+            self.loss_fn = MindLLMLoss(self.model, texts, config, advance)
         if memory_texts:
             embeddings = self.loss_fn.text_embeddings[memory_texts]
-            texts = [conversations.texts[i] for i in memory_texts]
-            init_memory_from_text(self.model, texts, embeddings)
+            init_memory_from_text(self.model, [texts[i] for i in memory_texts], embeddings)
         self.batches = BatchBuilder(self.store, self.subjects, self.model, conversations, config)
+        if config.torch_compile:
+            tuning.compile_language_model(self.model.language_model)
 
     def build_model(self) -> tuple[MindLLM, list[int]]:
         """Load the model to start from, or make a new one for the store's parcels and subjects.
@@ -275,12 +281,19 @@ class Trainer:
             Indices of the texts that a new model's memory is initialized with.
         """
         c, device = self.config, self.accelerator.device
+        quantization = tuning.quantization_config(c)
         if c.init_from:
             model = MindLLM.from_pretrained(
-                c.init_from, c.language_model, device_map=str(device), dtype=c.dtype
+                c.init_from,
+                c.language_model,
+                device_map=str(device),
+                dtype=c.language_model_dtype(),
+                quantization_config=quantization,
             )
             return model, []
-        language_model = load_language_model(c.language_model, device, c.dtype)
+        language_model = load_language_model(
+            c.language_model, device, c.language_model_dtype(), quantization_config=quantization
+        )
         torch.manual_seed(c.seed)  # after loading, which may draw random numbers the first time
         parcel_names = {
             atlas: [names[number] for number in sorted(names)]
@@ -329,7 +342,7 @@ class Trainer:
             for stage_step in range(n_done, max_steps):
                 factor = cosine_schedule_with_warmup(stage_step, max_steps, c.warmup_ratio)
                 for group in optimizer.param_groups:
-                    group["lr"] = options.learning_rate * factor
+                    group["lr"] = group["initial_lr"] * factor
                 result = self.take_step(stage, loss_module, optimizer)
                 for callback in self.callbacks:
                     callback.on_step_end(self, result.loss)
@@ -349,7 +362,8 @@ class Trainer:
         parameters = self.loss_fn.trainable_parameters(stage)
         for name, parameter in self.loss_fn.named_parameters():
             parameter.requires_grad_(name in parameters)
-        self.optimizer = create_optimizer(parameters, self.config.stage(stage))
+        rate = tuning.learning_rate(self.config)
+        self.optimizer = create_optimizer(parameters, self.config.stage(stage), rate)
         restore_optimizer_state(self.optimizer, parameters, self.optimizer_state)
         self.optimizer_state = {}
         if is_fsdp2:
@@ -361,8 +375,7 @@ class Trainer:
     ) -> StepResult:
         """Take one optimizer step; InputError if the gradient is not finite."""
         loss_module.train()
-        self.model.language_model.eval()  # frozen: its dropout stays off
-        enable_adapter_dropout(self.model.language_model)
+        tuning.set_modes(self.model.language_model, self.config)
         loss = self.add_up_gradients(loss_module, self.draw_batch(stage))
         if is_sharded(loss_module):
             average_scalar_gradients(self.accelerator, loss_module)
@@ -455,7 +468,7 @@ class Trainer:
         if config:
             encoder = self.config.sentence_encoder
             model.encoding_model = fit_to_training_trials(
-                model, self.data, self.batches, config, encoder
+                model, self.data, self.batches, config, encoder, self.progress
             )
         model.sentence_encoder = encoder if model.encoding_model else None
 
@@ -505,6 +518,7 @@ class Trainer:
         """
         self.take_best_weights()
         model = self.model.eval()
+        tuning.undo_compilation(model.language_model)
         measure_null_tokens(model, self.data, self.batches)
         self.fit_encoding_model()
         model.model_card = create_model_card(model, self.data, self.config, self.state.step)
