@@ -1,6 +1,5 @@
 """Shapes of language models, for which no weights are needed."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +63,11 @@ def read_shape(name: str) -> Any:
         return shape_of_content(content, path)
     try:
         return load_local_first(name, AutoConfig.from_pretrained)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"{model_not_found_message(name, reason)} Shapes that need no file: {', '.join(SHAPES)}."
-        ) from error
+    except InputError as error:
+        raise InputError(f"{error} Shapes that need no file: {', '.join(SHAPES)}.") from error
+    except (OSError, ValueError, KeyError) as error:
+        reason = model_not_found_message(name, f"{type(error).__name__}: {error}")
+        raise InputError(f"{reason} Shapes that need no file: {', '.join(SHAPES)}.") from error
 
 
 def named_shape(name: str) -> Any:

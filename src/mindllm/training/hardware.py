@@ -106,7 +106,7 @@ def find_hardware(name: str) -> Hardware:
 
 
 def measure_processor() -> Hardware:
-    """This machine: its memory, and how fast it multiplies and copies, measured in two seconds.
+    """Measure in two seconds how fast the processor of this machine multiplies and copies.
 
     Returns
     -------

@@ -3,18 +3,21 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Any
 
 import torch
 from torch import nn
 
 from mindllm.data.store import Store
-from mindllm.training.configuration import STAGES, LoraOptions, Stage, StageConfig, TrainConfig
+from mindllm.training.configuration import STAGES, Stage, TrainConfig
 from mindllm.training.hardware import GIB, Hardware, Precision
+from mindllm.training.memory_trace import ACTIVATIONS
 from mindllm.training.step_trace import (
+    BETAS,
+    CACHE,
     ENCODER,
     GRADIENTS,
+    LOGITS,
     OPTIMIZER,
     WEIGHTS,
     StepShape,
@@ -33,6 +36,10 @@ RESERVE_BYTES = GIB
 # bitsandbytes, NF4 without double quantization: 4 bits a weight, and a float32 for 64 of them
 # (Dettmers et al. 2023, QLoRA, arXiv 2305.14314).
 BYTES_OF_4BIT = 0.5 + 4 / 64
+PARTS = (
+    WEIGHTS, ENCODER, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, BETAS, CACHE, GATHERED,
+    DEQUANTIZED, RESERVE,
+)  # fmt: skip
 SHARDED_PARTS = (WEIGHTS, ENCODER, GRADIENTS, OPTIMIZER)
 
 
@@ -281,7 +288,7 @@ class Planner:
         llm = tracer.modules.model.language_model
         flops_per_token = 2 * sum(parameter.numel() for parameter in llm.parameters()) * n
         # Each token reads all weights, and keys and values, once.
-        held = parts[WEIGHTS] + parts.get("keys and values", 0)
+        held = parts[WEIGHTS] + parts.get(CACHE, 0)
         per_token = max(
             held / options.hardware.bandwidth, self.seconds(flops_per_token, self.dtype)
         )
@@ -374,7 +381,7 @@ def extrapolate_flops(small: StepTrace, large: StepTrace, batch_size: int) -> fl
     return small.flops + slope * (batch_size - first)
 
 
-def quantized_weights(model: nn.Module) -> Iterator[nn.Parameter]:
+def quantized_weights(model: Any) -> Iterator[nn.Parameter]:
     """Weights that bitsandbytes quantizes: of linear layers, but those of the output embeddings."""
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
@@ -382,7 +389,7 @@ def quantized_weights(model: nn.Module) -> Iterator[nn.Parameter]:
             yield module.weight
 
 
-def layer_sizes(model: nn.Module) -> list[int]:
+def layer_sizes(model: Any) -> list[int]:
     """Bytes of the layers that FSDP gathers one at a time."""
     names = set(model._no_split_modules or [])
     return [

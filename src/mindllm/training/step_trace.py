@@ -5,6 +5,7 @@ shared beginning of the conversation read once, the language model's own forward
 there is loss, the gradients and the optimizer.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,7 +101,9 @@ class StepModules(nn.Module):
                 if is_adapter_weight(name):
                     parameter.data = parameter.data.float()
         if shape.gradient_checkpointing:
-            llm.gradient_checkpointing_enable({"use_reentrant": False})
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                # Its new name is not in all versions that are allowed.
+                llm.gradient_checkpointing_enable({"use_reentrant": False})
 
     def trained(self, stage: Stage, is_aligned: bool, has_lora: bool) -> dict[str, nn.Parameter]:
         """Parameters that a stage trains; see `MindLLMLoss.trainable_parameters`."""
@@ -210,7 +213,9 @@ class StepTracer:
         parameters = modules.trained(stage, is_aligned, shape.lora is not None)
         with self.mode:
             for parameter in modules.requires_grad_(False).parameters():
-                parameter.requires_grad_(any(parameter is trained for trained in parameters.values()))
+                parameter.requires_grad_(
+                    any(parameter is trained for trained in parameters.values())
+                )
                 parameter.grad = None
             optimizer = create_optimizer(parameters, options)
             with traced(modules) as (trace, tracker):
@@ -253,7 +258,7 @@ class StepTracer:
             With the operations of the reading alone.
         """
         modules, shape = self.modules.eval(), self.shape
-        with self.mode, torch.no_grad(), traced(modules) as (trace, tracker):
+        with self.mode, torch.no_grad(), traced(modules) as (trace, _):
             options = StageConfig(max_steps=1, batch_size=batch_size)
             outputs = query_outputs(modules, shape, options, batch_size, trace)
             head = modules.model.encoder.head
@@ -287,7 +292,11 @@ def name_gradients(
 
 
 def query_outputs(
-    modules: StepModules, shape: StepShape, options: StageConfig, batch_size: int, trace: MemoryTrace
+    modules: StepModules,
+    shape: StepShape,
+    options: StageConfig,
+    batch_size: int,
+    trace: MemoryTrace,
 ) -> Tensor:
     """Query outputs (batch_size, num_queries) of the trials of several subjects."""
     n_trials = max(1, round(shape.trials_per_sample * batch_size))
@@ -307,7 +316,11 @@ def query_outputs(
 
 
 def alignment_loss(
-    modules: StepModules, shape: StepShape, options: StageConfig, batch_size: int, trace: MemoryTrace
+    modules: StepModules,
+    shape: StepShape,
+    options: StageConfig,
+    batch_size: int,
+    trace: MemoryTrace,
 ) -> Tensor:
     """Loss of the first stage, as `MindLLMLoss.alignment_loss` computes it."""
     outputs = query_outputs(modules, shape, options, batch_size, trace)
@@ -319,7 +332,11 @@ def alignment_loss(
 
 
 def language_modeling_loss(
-    modules: StepModules, shape: StepShape, options: StageConfig, batch_size: int, trace: MemoryTrace
+    modules: StepModules,
+    shape: StepShape,
+    options: StageConfig,
+    batch_size: int,
+    trace: MemoryTrace,
 ) -> Tensor:
     """Loss of the second stage, as `MindLLMLoss.language_modeling_loss` computes it."""
     outputs = query_outputs(modules, shape, options, batch_size, trace)
@@ -333,15 +350,14 @@ def language_modeling_loss(
         torch.arange(embeds.shape[1] - shape.answer_tokens, embeds.shape[1]) - shared,
         inputs_embeds=embeds[:, shared:],
         attention_mask=mask,
+        use_cache=not shape.gradient_checkpointing,
         past_key_values=read_prefix(llm, embeds, shared),
     )
     labels = torch.zeros(batch_size * shape.answer_tokens, dtype=torch.int64)
     return F.cross_entropy(logits.flatten(0, 1).float(), labels)
 
 
-def embed_prompt(
-    modules: StepModules, shape: StepShape, tokens: Tensor
-) -> tuple[Tensor, Tensor]:
+def embed_prompt(modules: StepModules, shape: StepShape, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings of prompts with fMRI tokens, and their attention mask."""
     n, length = len(tokens), shape.prefix_tokens + tokens.shape[1] + shape.text_tokens
     llm = modules.model.language_model
