@@ -117,8 +117,16 @@ class FMRIEncoder(nn.Module):
         nn.init.zeros_(first.bias)
         if self.parcel_proj is not None:
             nn.init.zeros_(self.parcel_proj.weight)  # parcels enter as they are learned
-        voxels = VoxelFeatures.join([self.prepare_voxels(masker) for masker in maskers])
-        voxels = voxels[torch.randperm(len(voxels.coords))[:sample]]
+        ends = torch.tensor([len(masker) for masker in maskers]).cumsum(0)
+        drawn = torch.randperm(int(ends[-1]))[:sample]
+        numbers = torch.searchsorted(ends, drawn, right=True)  # of the subject of each voxel
+        order = numbers.argsort(stable=True)
+        parts = []
+        for number in numbers.unique().tolist():
+            start = int(ends[number - 1]) if number else 0
+            rows = (drawn[numbers == number] - start).to(self.queries.device)
+            parts.append(self.prepare_voxels(maskers[number])[rows])
+        voxels = VoxelFeatures.join(parts)[order.argsort().to(self.queries.device)]
         centers = sample_farthest_points(voxels.coords, self.config.num_queries)
         self.queries.copy_(self.compute_keys(voxels[centers]))
 

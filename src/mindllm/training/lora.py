@@ -1,5 +1,7 @@
 """LoRA: small matrices beside some layers of the language model, trained in its place."""
 
+from typing import Any
+
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -43,7 +45,7 @@ def add_lora(language_model: FrozenLanguageModel, options: LoraOptions, seed: in
             parameter.data = parameter.data.float()
 
 
-def add_adapter(model: nn.Module, options: LoraOptions, seed: int, name: str) -> None:
+def add_adapter(model: Any, options: LoraOptions, seed: int, name: str) -> None:
     """Add a new adapter to a model of transformers, which `name` names in an error."""
     config = LoraConfig(
         task_type="CAUSAL_LM",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mindllm.data.store import Store
 from mindllm.training.configuration import STAGES, Stage, TrainConfig
@@ -381,7 +381,7 @@ def extrapolate_flops(small: StepTrace, large: StepTrace, batch_size: int) -> fl
     return small.flops + slope * (batch_size - first)
 
 
-def quantized_weights(model: Any) -> Iterator[nn.Parameter]:
+def quantized_weights(model: Any) -> Iterator[Tensor]:
     """Weights that bitsandbytes quantizes: of linear layers, but those of the output embeddings."""
     head = model.get_output_embeddings()
     for name, module in model.named_modules():

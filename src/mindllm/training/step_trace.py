@@ -83,6 +83,8 @@ class StepModules(nn.Module):
     shape : StepShape
     """
 
+    model: Any  # of parts whose types are those of the mode
+
     def __init__(self, shape: StepShape) -> None:
         super().__init__()
         parcels = {f"atlas{i}": [str(n) for n in range(400)] for i in range(shape.n_atlases)}

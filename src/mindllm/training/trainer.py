@@ -232,7 +232,7 @@ class Trainer:
         if memory_texts:
             embeddings = self.loss_fn.text_embeddings[memory_texts]
             init_memory_from_text(self.model, [texts[i] for i in memory_texts], embeddings)
-        self.batches = BatchBuilder(store, subjects, self.model, self.data.conversations, config)
+        self.batches = BatchBuilder(store, self.model, self.data.conversations, config)
         self.state = TrainerState()
         self.callbacks = [RetrievalAccuracy(), BestWeights(), History(), *callbacks]
         self.optimizer: torch.optim.Optimizer | None = None
@@ -263,7 +263,7 @@ class Trainer:
         memory_texts = self.data.conversations.memory_texts(training, sizes.memory_size)
         sizes = sizes.model_copy(update={"memory_size": len(memory_texts)})
         model = MindLLM(sizes, parcel_names, language_model, c.chat_template)
-        model.encoder.init_queries([self.store.masker(s) for s in training.subjects])
+        model.encoder.init_queries(self.store.maskers(training.subjects))
         return model, memory_texts
 
     def run(self, checkpoint: Path, progress: Progress | None = None) -> None:
