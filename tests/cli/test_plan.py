@@ -1,6 +1,7 @@
 """The command plan."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -16,8 +17,8 @@ def run(*arguments: str) -> str:
     return result.output
 
 
-def test_parts_and_times_are_printed(tiny_store: Store) -> None:
-    output = run(str(tiny_store.path), "--llm", "smollm2-135m", "--price", "2")
+def test_parts_and_times_are_printed(tiny_store: Store, tiny_llm_folder: Path) -> None:
+    output = run(str(tiny_store.path), "--llm", str(tiny_llm_folder), "--price", "2")
     for word in (
         "language model",
         "activations",
@@ -28,8 +29,9 @@ def test_parts_and_times_are_printed(tiny_store: Store) -> None:
         assert word in " ".join(output.split())
 
 
-def test_json_has_the_same_numbers() -> None:
-    arguments = ("--llm", "qwen2.5-0.5b", "--voxels", "200000", "--batch-size", "4", "--json")
+def test_json_has_the_same_numbers(tiny_llm_folder: Path) -> None:
+    llm = str(tiny_llm_folder / "config.json")
+    arguments = ("--llm", llm, "--voxels", "200000", "--batch-size", "4", "--json")
     content = json.loads(run(*arguments, "--memory-gib", "12", "--tflops", "50", "--lora"))
     assert content["hardware"]["memory_bytes"] == 12 * 2**30
     assert content["hardware"]["flops"]["bfloat16"] == 5e13

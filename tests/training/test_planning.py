@@ -39,7 +39,7 @@ CPU = Hardware("cpu, 1 thread", 16 * GIB, 1e10, {"float32": 5e10, "bfloat16": 5e
 SMALL = {
     "hidden_size": 256,
     "intermediate_size": 1024,
-    "num_hidden_layers": 8,
+    "num_hidden_layers": 5,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "max_position_embeddings": 512,
@@ -52,9 +52,12 @@ def instruct(batch_size: int, **options: object) -> TrainConfig:
     return TrainConfig(alignment={"max_steps": 0}, instruction_tuning=stage, **options)
 
 
-def phase(plan_options: PlanOptions, config: TrainConfig, llm: str = "smollm2-135m") -> PhasePlan:
+def phase(plan_options: PlanOptions, config: TrainConfig) -> PhasePlan:
+    """Instruction tuning with two layers of a small model."""
+    shape = read_shape("smollm2-135m")
+    shape.num_hidden_layers = 2
     data = DataShape(n_subjects=4, n_trials=4000, n_voxels=VOXELS)
-    return plan_training(read_shape(llm), data, config, plan_options).phases[0]
+    return plan_training(shape, data, config, plan_options).phases[0]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +131,7 @@ def measured_step(tiny_llm_folder: str, lora: bool) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_memory_is_that_of_a_real_process(tiny_llm_folder: Path, lora: bool) -> None:
     code = (  # memory goes back as soon as it is free
         "import ctypes; ctypes.CDLL(None).mallopt(-3, 65536);"
@@ -224,10 +227,11 @@ def test_options_change_the_parts_that_they_are_about() -> None:
     card, config = HARDWARE["rtx-4090"], instruct(16)
     plain = phase(PlanOptions(card), config)
     checkpointed = phase(PlanOptions(card, gradient_checkpointing=True), config)
-    assert checkpointed.parts["activations"] < 0.3 * plain.parts["activations"]
-    assert 1.2 < checkpointed.compute_seconds / plain.compute_seconds < 1.8
+    assert checkpointed.parts["activations"] < 0.7 * plain.parts["activations"]
+    assert 1.1 < checkpointed.compute_seconds / plain.compute_seconds < 1.8
     quantized = phase(PlanOptions(card, load_in_4bit=True), config)
-    linear = 134_515_008 - 49_152 * 576  # embeddings and norms are not quantized
+    # Of two layers; embeddings and norms are not quantized.
+    linear = 2 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
     saved = plain.parts["language model"] - quantized.parts["language model"]
     assert saved == pytest.approx(linear * (2 - 0.5625), rel=1e-3)
     sharded = phase(PlanOptions(card, num_gpus=4, shard=True), config)
@@ -237,7 +241,7 @@ def test_options_change_the_parts_that_they_are_about() -> None:
     assert adapted.parts["optimizer"] > plain.parts["optimizer"]
 
 
-def test_accumulated_gradients_are_held(tiny_store: Store) -> None:
+def test_accumulated_gradients_are_held() -> None:
     config = instruct(4)
     config.instruction_tuning.gradient_accumulation_steps = 4
     once, often = phase(PlanOptions(CPU), instruct(4)), phase(PlanOptions(CPU), config)
@@ -248,12 +252,15 @@ def test_accumulated_gradients_are_held(tiny_store: Store) -> None:
 def test_time_and_cost_are_those_of_all_steps() -> None:
     options = PlanOptions(HARDWARE["h100"], num_gpus=2, price_per_hour=3.0)
     data = DataShape(n_subjects=4, n_trials=4000, n_voxels=15_724)
-    plan = plan_training(read_shape("smollm2-135m"), data, TrainConfig(), options)
+    shape = read_shape("smollm2-135m")
+    shape.num_hidden_layers = 1
+    plan = plan_training(shape, data, TrainConfig(), options)
     alignment = plan.phases[0]
     assert alignment.loading_seconds == pytest.approx(480 * 3.5 / 2 * 15_724 / LOADING_RATE)
     seconds = 200 * (alignment.compute_seconds + alignment.loading_seconds)
     assert plan.cost(alignment) == pytest.approx(3.0 * 2 * seconds / 3600)
-    assert plan.n_parameters == 134_515_008
+    n_layer = 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536 + 2 * 576
+    assert plan.n_parameters == 49_152 * 576 + 576 + n_layer
 
 
 def test_sizes_of_a_store(tiny_store: Store) -> None:
