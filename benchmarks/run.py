@@ -56,7 +56,12 @@ BENCHMARKS = [
     Benchmark("encoder", "Encoder", "scale", "--parts encoder whole-brain"),
     Benchmark("training", "Training step", "training"),
     Benchmark("evaluation", "Candidates and generation", "evaluation"),
-    Benchmark("evidence", "Evidence and its model", "encoding_scale", "--table"),
+    Benchmark(
+        "evidence",
+        "Evidence and its model",
+        "encoding_scale",
+        "--subjects 2 --stimuli 3000 --shared 500 --table",
+    ),
     Benchmark("loading", "Loading", "scale", "--parts loading subjects"),
     Benchmark("growth", "Growth", "scale", "--parts growth"),
 ]

@@ -29,6 +29,7 @@ from mindllm.training.planning import (
     LOADING_RATE,
     DataShape,
     PhasePlan,
+    Planner,
     PlanOptions,
     measure_store,
     plan_training,
@@ -57,7 +58,7 @@ def phase(plan_options: PlanOptions, config: TrainConfig) -> PhasePlan:
     shape = read_shape("smollm2-135m")
     shape.num_hidden_layers = 2
     data = DataShape(n_subjects=4, n_trials=4000, n_voxels=VOXELS)
-    return plan_training(shape, data, config, plan_options).phases[0]
+    return Planner(shape, data, config, plan_options).plan_stage("instruction_tuning")
 
 
 @pytest.mark.parametrize(
