@@ -1,6 +1,7 @@
 # make demo   set up, simulate subjects, train, decode a subject left out, print the controls
 # make test   set up, run the tests        make check   lint, types, import layers
 # make docs   build the docs site strictly into site/
+# make bench  measure speed and memory beside references, about 15 minutes on two cores; writes docs/benchmarks.md
 # make real DATA=<folder>   train on real fMRI with two subjects left out, and report on them with all controls
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,7 +12,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DOCS   := $(VENV)/.docs
 
-.PHONY: setup demo real test slow check docs format benchmark clean
+.PHONY: setup demo real test slow check docs format bench clean
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -62,9 +63,8 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: $(READY)
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/evaluation.py
+bench: $(READY)
+	$(BIN)/python -m benchmarks.run
 
 clean:
 	rm -rf $(VENV) $(RUNS) site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=4)
     parser.add_argument("--stimuli", type=int, default=9000)
     parser.add_argument("--shared", type=int, default=1000)
+    parser.add_argument("--table", action="store_true", help="a Markdown table, not JSON")
     options = parser.parse_args()
     subjects, embeddings = simulate(options.subjects, options.stimuli, options.shared)
     started = time.monotonic()
@@ -52,7 +53,7 @@ def main() -> None:
     aligned = time.monotonic()
     model.evidence(values[:N_EVIDENCE], transform, embeddings[-N_EVIDENCE:])
     done = time.monotonic()
-    measured = {
+    measured: dict[str, object] = {
         "subjects": options.subjects,
         "stimuli per subject": options.stimuli,
         "texts": len(embeddings),
@@ -61,7 +62,12 @@ def main() -> None:
         f"evidence {N_EVIDENCE} x {N_EVIDENCE}, seconds": round(done - aligned, 2),
         "peak memory, GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
-    print(json.dumps(measured))
+    if not options.table:
+        print(json.dumps(measured))
+        return
+    print("| what | reference | ours | ratio | target |\n|---|---|---|---|---|")
+    for name, value in measured.items():
+        print(f"| {name} | | {value} | | |")
 
 
 if __name__ == "__main__":

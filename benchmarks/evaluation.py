@@ -1,6 +1,6 @@
 """Speed of an evaluation's parts, as ratios within one run, and time of a complete evaluation.
 
-    python benchmarks/evaluation.py [--llm NAME] [--preset paper] [--complete FOLDER]
+    python -m benchmarks.evaluation [--llm NAME] [--preset paper] [--complete FOLDER]
 
 1. 60 candidates scored as trees after a shared prompt, against one by one
 2. texts of 64 trials generated at once, against one at a time: the same greedy texts
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from speed import scoring
 
+from benchmarks.speed import scoring
 from mindllm.data.store import Store
 from mindllm.datasets.bids import BIDSReader
 from mindllm.evaluation.evaluator import evaluate
@@ -43,12 +43,15 @@ from mindllm.training.configuration import StageConfig, TrainConfig
 from mindllm.training.trainer import train
 
 MAX_NEW_TOKENS = 16
+HEADER = "| what | reference | ours | ratio | target |\n|---|---|---|---|---|"
 ASKED = ["Who is there", "What do they do", "Where are they", "What is held", "Is it day or night"]
 QUESTIONS = [f"<fMRI>\n{asked}{end}" for asked in ASKED for end in ("?", ", in one word?")]
 
 
-def generation(model: MindLLM, what: str, tokens: torch.Tensor, questions: list[str]) -> None:
-    """Print the ratio of texts generated one at a time to all at once."""
+def generation(
+    model: MindLLM, what: str, tokens: torch.Tensor, questions: list[str]
+) -> tuple[float, float]:
+    """Seconds of texts generated one at a time and all at once."""
     conversations = [build_conversation(question) for question in questions]
     start = time.perf_counter()
     together = model.generate(tokens, conversations, max_new_tokens=MAX_NEW_TOKENS)
@@ -63,6 +66,13 @@ def generation(model: MindLLM, what: str, tokens: torch.Tensor, questions: list[
         f"{what}: one at a time {slow:.1f} s, at once {fast:.1f} s, ratio {slow / fast:.1f}",
         flush=True,
     )
+    return slow, fast
+
+
+def row(what: str, times: tuple[float, float], target: str) -> str:
+    """Row of the table."""
+    slow, fast = times
+    return f"| {what} | {slow:.1f} s | {fast:.1f} s | {slow / fast:.1f} | {target} |"
 
 
 def count_positions(model: MindLLM, n_candidates: int = 60) -> None:
@@ -133,11 +143,18 @@ def main() -> None:
     config = model.encoder.config
     tokens = 0.1 * torch.randn(64, config.num_fmri_tokens, config.token_dim)
     question = model.build_conversation()[0]["content"]
-    generation(model, "texts of 64 trials", tokens, [question] * 64)
+    rows = [HEADER]
+    times = generation(model, "texts of 64 trials", tokens, [question] * 64)
+    rows.append(row("texts of 64 trials, one at a time or at once", times, ">= 5"))
     scan = tokens[:1].expand(len(QUESTIONS), -1, -1)
-    generation(model, "10 questions about one scan", scan, QUESTIONS)
+    times = generation(model, "10 questions about one scan", scan, QUESTIONS)
+    rows.append(row("10 questions about one scan", times, ">= 3"))
     count_positions(model)
-    scoring(model, scans=2)
+    for n_answers in (15, 60):  # how it grows with answers
+        times = scoring(model, scans=2, candidates=n_answers)
+        target = ">= 12" if n_answers == 60 else ""
+        rows.append(row(f"{n_answers} candidates for 2 scans, one by one or a tree", times, target))
+    print("\n".join(["", *rows]))
     if options.complete:
         complete(options.complete, options.llm)
 

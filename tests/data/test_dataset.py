@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from mindllm.data.conversations import ConversationDataset
 from mindllm.data.dataset import TrialDataset
@@ -180,3 +181,16 @@ def test_a_trial_is_asked_its_own_questions(store: Store) -> None:
         collect_questions(store, "before", ["sub-01"], "train", True, "caption")
     with pytest.raises(InputError, match="no trial of the split test of sub-01"):
         collect_questions(store, "before", ["sub-01"], "test", False, "caption")
+
+
+def test_trials_read_together_are_those_read_alone(tiny_store: Store) -> None:
+    dataset = TrialDataset(tiny_store, draw_conversations=True)
+    indices = [70, 0, 30, 1, 71, 0]
+    torch.manual_seed(0)
+    together = dataset.__getitems__(indices)
+    torch.manual_seed(0)
+    for index, sample in zip(indices, together, strict=True):
+        alone = dataset[index]
+        np.testing.assert_array_equal(sample.betas, alone.betas)
+        assert (sample.subject, sample.trial_index) == (alone.subject, alone.trial_index)
+        assert (sample.stimulus, sample.conversation) == (alone.stimulus, alone.conversation)

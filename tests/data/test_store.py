@@ -413,3 +413,19 @@ def test_a_file_may_be_read_by_whom_any_other_may(tmp_path: Path) -> None:
         path.write_text("x")
         path.chmod(0o600)
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_subjects_used_last_are_held(tiny_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mindllm.data.store.MAX_MASKER_BYTES", 1)
+    monkeypatch.setattr("mindllm.data.store.MAX_SCALER_BYTES", 1)
+    store = Store(tiny_store.path)
+    for subject in store.subjects:
+        masker, scaler = store.masker(subject), store.scaler(subject)
+        assert store.masker(subject) is masker
+        assert store.scaler(subject) is scaler
+    assert list(store._maskers.content) == list(store._scalers.content) == ["sub-03"]
+    expected = tiny_store.betas("sub-01", [0, 5], standardize=True)
+    np.testing.assert_array_equal(store.betas("sub-01", [0, 5], standardize=True), expected)
+    assert list(store._maskers.content) == ["sub-01"]
+    maskers = store.maskers(store.subjects)
+    assert [len(masker) for masker in maskers[1:]] == [60, 70]

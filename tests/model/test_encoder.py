@@ -131,3 +131,42 @@ def test_paper_has_the_published_number_of_weights() -> None:
 def test_unknown_configuration_key() -> None:
     with pytest.raises(ValueError, match="n_querys"):
         MindLLMConfig(n_querys=3)  # type: ignore[call-arg]
+
+
+def test_attention_in_parts_is_attention_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Query outputs and all gradients, where rows of A are computed a few at a time."""
+    torch.manual_seed(0)
+    encoder = FMRIEncoder(TINY_CONFIG, {p: list(names.values()) for p, names in REGIONS.items()})
+    encoder.double()
+    masker = make_space(voxels=60)
+    voxels, betas = encoder.prepare_voxels(masker), torch.randn(5, 60, dtype=torch.float64)
+    results = []
+    for max_weights in (2**26, 60 * 3, 1):  # all rows, three rows, one row
+        monkeypatch.setattr("mindllm.model.encoder.MAX_WEIGHTS", max_weights)
+        encoder.zero_grad()
+        outputs = encoder.attend(voxels, betas)
+        outputs.square().sum().backward()
+        gradients = [p.grad.clone() for p in encoder.parameters() if p.grad is not None]
+        results.append([outputs.detach(), *gradients])
+    for parts in results[1:]:
+        assert len(parts) == len(results[0]) > 4
+        for actual, expected in zip(parts, results[0], strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.attend(voxels, betas), results[0][0])
+
+
+def test_queries_of_lazy_maskers_are_those_of_a_list() -> None:
+    """Each subject's voxels are prepared only where one of them is drawn."""
+    maskers = [make_space(f"sub-{n}", 50 + 10 * n, seed=n) for n in range(3)]
+    queries = []
+    for sample in (100, 100):
+        torch.manual_seed(1)
+        encoder = FMRIEncoder(TINY_CONFIG, {})
+        encoder.init_queries(maskers, sample)
+        queries.append(encoder.queries.detach().clone())
+    torch.testing.assert_close(queries[0], queries[1])
+    keys = torch.cat([encoder.compute_keys(encoder.prepare_voxels(m)) for m in maskers])
+    distances = (queries[0][:, None] - keys).abs().amax(-1)
+    assert distances.min(1).values.max() < 1e-5
+    assert len(queries[0].unique(dim=0)) == TINY_CONFIG.num_queries

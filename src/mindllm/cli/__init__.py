@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from mindllm.cli import adapt, convert, decode, evaluate, export, prepare, score, store, train
+from mindllm.cli import adapt, convert, decode, evaluate, export, plan, prepare, score, store, train
 from mindllm.cli.interruption import Interruption, describe, end_children, interruptible
 from mindllm.cli.options import errors, locks
 from mindllm.utils.errors import InputError
@@ -18,6 +18,7 @@ from mindllm.utils.versions import package_version
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(convert.app)
 app.add_typer(train.app)
+app.add_typer(plan.app)
 app.add_typer(adapt.app)
 app.add_typer(decode.app)
 app.add_typer(export.app)

@@ -109,18 +109,45 @@ class TrialDataset(Dataset[TrialSample]):
         TrialSample
             Standardized betas, float32 (n_voxels,), and a conversation about the trial.
         """
-        row = self.table.iloc[index]
-        subject, trial, stimulus = str(row["subject"]), int(row["row"]), str(row["stimulus"])
-        rng = None
-        if self._conversation_options.draw:
-            rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-        return TrialSample(
-            subject=subject,
-            trial_index=trial,
-            stimulus=stimulus,
-            betas=self.store.betas(subject, [trial], standardize=True)[0],
-            conversation=self.conversations.draw(stimulus, (subject, int(row["about"])), rng),
-        )
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[TrialSample]:
+        """Read several trials, those of a subject at once: a `DataLoader` reads batches so.
+
+        Parameters
+        ----------
+        indices : sequence of int
+
+        Returns
+        -------
+        list of TrialSample
+            In the order of the indices.
+        """
+        rows = self.table.iloc[list(indices)]
+        betas: dict[int, np.ndarray] = {}
+        subjects = rows["subject"].to_numpy()
+        for subject in dict.fromkeys(subjects):
+            positions = np.flatnonzero(subjects == subject)
+            trials = rows["row"].to_numpy()[positions]
+            values = self.store.betas(str(subject), trials, standardize=True)
+            betas |= zip(positions.tolist(), values, strict=True)
+        columns = (rows[name].tolist() for name in ("subject", "row", "stimulus", "about"))
+        return [
+            TrialSample(
+                subject=subject,
+                trial_index=trial,
+                stimulus=stimulus,
+                betas=betas[position],
+                conversation=self.conversations.draw(stimulus, (subject, about), self._draw_rng()),
+            )
+            for position, (subject, trial, stimulus, about) in enumerate(zip(*columns, strict=True))
+        ]
+
+    def _draw_rng(self) -> np.random.Generator | None:
+        """Random generator of a sample's conversation; None: it has the first one."""
+        if not self._conversation_options.draw:
+            return None
+        return np.random.default_rng(int(torch.randint(2**63 - 1, ())))
 
     @cached_property
     def conversations(self) -> ConversationDataset:

@@ -37,6 +37,7 @@ from mindllm.fmri.masker_io import load_masker, load_voxel_column
 from mindllm.fmri.scaling import SessionScaler
 from mindllm.language.conversation import check_conversation
 from mindllm.utils.arrays import check_header, read_array_header
+from mindllm.utils.bounded_cache import BoundedCache
 from mindllm.utils.errors import InputError, name_file
 from mindllm.utils.files import describe_read_errors, partial_path, read_json
 from mindllm.utils.locks import lock_output
@@ -49,6 +50,8 @@ from mindllm.utils.validation import check_finite, check_format, validate_conten
 FORMAT = 3
 WHAT = "a store (made by `mindllm prepare`)"
 SPLIT_WHAT, SPLIT_REMEDY = "a split (made by `mindllm split`)", "Make the split anew."
+# Held in memory, of the subjects used last: their voxels, and their means and deviations.
+MAX_MASKER_BYTES, MAX_SCALER_BYTES = 2**29, 2**30
 BETA_TYPES = ("float32", "float16")
 TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 CONVERSATIONS = pa.schema(
@@ -72,6 +75,12 @@ def read_parcel_names(path: Path) -> dict[str, dict[int, str]]:
         atlas: {int(number): name for number, name in names.items()}
         for atlas, names in parcels.items()
     }
+
+
+def masker_size(masker: VoxelMasker) -> int:
+    """Bytes of a masker's arrays."""
+    arrays = (masker.voxel_indices, masker.coords_mm, *masker.parcel_labels.values())
+    return sum(array.nbytes for array in arrays)
 
 
 class Store:
@@ -128,6 +137,10 @@ class Store:
                 f"{self.path} has no split {split!r}; it holds "
                 f"{', '.join([DEFAULT_SPLIT, *self.splits])}. `mindllm split` makes others."
             )
+        self._maskers = BoundedCache[VoxelMasker](MAX_MASKER_BYTES, masker_size)
+        self._scalers = BoundedCache[SessionScaler](
+            MAX_SCALER_BYTES, lambda scaler: scaler.mean.nbytes + scaler.std.nbytes
+        )
         chosen = split not in (None, DEFAULT_SPLIT)
         self.split_dir = self.path / "splits" / str(split) if chosen else None
 
@@ -247,9 +260,8 @@ class Store:
             )
         return natural_sorted(set(names)) if names else self.subjects
 
-    @cache  # noqa: B019
     def masker(self, subject: str) -> VoxelMasker:
-        """The subject's voxels.
+        """The subject's voxels; those of the subjects used last are held.
 
         Parameters
         ----------
@@ -259,7 +271,22 @@ class Store:
         -------
         VoxelMasker
         """
-        return load_masker(self.subject_dir(subject), self.parcel_names)
+        return self._maskers.get(
+            subject, lambda: load_masker(self.subject_dir(subject), self.parcel_names)
+        )
+
+    def maskers(self, subjects: Sequence[str]) -> "SubjectMaskers":
+        """The voxels of subjects, read when they are asked for.
+
+        Parameters
+        ----------
+        subjects : sequence of str
+
+        Returns
+        -------
+        sequence of VoxelMasker
+        """
+        return SubjectMaskers(self, subjects)
 
     @cache  # noqa: B019
     def trials(self, subject: str) -> pd.DataFrame:
@@ -384,9 +411,11 @@ class Store:
         sums = np.add.reduceat(self.betas(subject, trials, standardize=True), starts, axis=0)
         return sums / sizes.astype(np.float32)[:, None]
 
-    @cache  # noqa: B019
     def scaler(self, subject: str) -> SessionScaler:
         """Mean and standard deviation per session and voxel, of training trials."""
+        return self._scalers.get(subject, lambda: self._load_scaler(subject))
+
+    def _load_scaler(self, subject: str) -> SessionScaler:
         sessions = set(self.trials(subject)["session"])
         n_voxels = len(self.masker(subject))
         if self.split_dir:
@@ -501,3 +530,24 @@ def to_frame(table: pa.Table) -> pd.DataFrame:
         types_mapper=lambda kind: pd.ArrowDtype(kind) if pa.types.is_list(kind) else None
     )
     return frame.astype({"trial_index": "Int64"})
+
+
+class SubjectMaskers(Sequence[VoxelMasker]):
+    """Maskers of subjects of a store, read when they are asked for.
+
+    Parameters
+    ----------
+    store : Store
+    subjects : sequence of str
+    """
+
+    def __init__(self, store: Store, subjects: Sequence[str]) -> None:
+        self.store, self.subjects = store, subjects
+
+    def __len__(self) -> int:
+        return len(self.subjects)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return SubjectMaskers(self.store, self.subjects[index])
+        return self.store.masker(self.subjects[index])

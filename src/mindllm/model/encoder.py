@@ -22,6 +22,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.model.configuration import MindLLMConfig
@@ -30,6 +31,7 @@ from mindllm.utils.errors import InputError
 from mindllm.utils.memory import check_memory
 
 SCALE_MM = 100.0  # a brain spans about -100 to 100 mm in MNI space
+MAX_WEIGHTS = 2**26  # attention weights in memory at once where A is stored: 256 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,16 @@ class FMRIEncoder(nn.Module):
         nn.init.zeros_(first.bias)
         if self.parcel_proj is not None:
             nn.init.zeros_(self.parcel_proj.weight)  # parcels enter as they are learned
-        voxels = VoxelFeatures.join([self.prepare_voxels(masker) for masker in maskers])
-        voxels = voxels[torch.randperm(len(voxels.coords))[:sample]]
+        ends = torch.tensor([len(masker) for masker in maskers]).cumsum(0)
+        drawn = torch.randperm(int(ends[-1]))[:sample]
+        numbers = torch.searchsorted(ends, drawn, right=True)  # of the subject of each voxel
+        order = numbers.argsort(stable=True)
+        parts = []
+        for number in numbers.unique().tolist():
+            start = int(ends[number - 1]) if number else 0
+            rows = (drawn[numbers == number] - start).to(self.queries.device)
+            parts.append(self.prepare_voxels(maskers[number])[rows])
+        voxels = VoxelFeatures.join(parts)[order.argsort().to(self.queries.device)]
         centers = sample_farthest_points(voxels.coords, self.config.num_queries)
         self.queries.copy_(self.compute_keys(voxels[centers]))
 
@@ -172,6 +182,9 @@ class FMRIEncoder(nn.Module):
     def attend(self, voxels: VoxelFeatures, betas: Tensor) -> Tensor:
         """Compute query outputs z = x A^T, without storing A where the backend can avoid it.
 
+        Elsewhere than on a GPU, a part of the rows of A is in memory at a time, if A is large, and
+        it is computed again for gradients.
+
         Parameters
         ----------
         voxels : VoxelFeatures
@@ -182,8 +195,19 @@ class FMRIEncoder(nn.Module):
         -------
         Tensor of shape (n_trials, num_queries)
         """
-        queries, keys = self.queries[None], self.compute_keys(voxels)[None]
-        return F.scaled_dot_product_attention(queries, keys, betas.T[None], scale=self.scale)[0].T
+        queries, keys, values = self.queries[None], self.compute_keys(voxels)[None], betas.T[None]
+
+        def attend_rows(rows: Tensor, keys: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(rows, keys, values, scale=self.scale)
+
+        num_rows = max(1, MAX_WEIGHTS // max(1, len(voxels.coords)))
+        if queries.is_cuda or len(self.queries) <= num_rows:
+            return attend_rows(queries, keys)[0].T
+        parts = [
+            checkpoint(attend_rows, rows, keys, use_reentrant=False, preserve_rng_state=False)
+            for rows in queries.split(num_rows, 1)
+        ]
+        return torch.cat(parts, 1)[0].T
 
     @property
     def scale(self) -> float:
@@ -194,7 +218,7 @@ class FMRIEncoder(nn.Module):
         if self.config.receptive_field_sd_mm is None:
             return self.config.key_dim**-0.5
         # Curvature of the sum of cosines, per axis.
-        curvature = (2 * math.pi * self.frequencies).square().sum().item() / 3
+        curvature = sum((2 * math.pi * octave) ** 2 for octave in octave_frequencies(self.config))
         return (SCALE_MM / self.config.receptive_field_sd_mm) ** 2 / curvature
 
     def forward(self, groups: Sequence[tuple[VoxelFeatures, Tensor]]) -> Tensor:
@@ -266,5 +290,10 @@ def fourier_frequencies(config: MindLLMConfig) -> Tensor:
     """
     if config.fourier_features == "gaussian":
         return config.fourier_scale * torch.randn(config.num_frequencies, 3)
-    octaves = SCALE_MM / config.max_wavelength_mm * torch.exp2(torch.arange(config.num_frequencies))
-    return torch.cat([torch.eye(3) * octave for octave in octaves])
+    return torch.cat([torch.eye(3) * octave for octave in octave_frequencies(config)])
+
+
+def octave_frequencies(config: MindLLMConfig) -> list[float]:
+    """Frequencies of the Fourier features along an axis, in cycles per unit of the coordinates."""
+    first = SCALE_MM / config.max_wavelength_mm
+    return [first * 2**octave for octave in range(config.num_frequencies)]

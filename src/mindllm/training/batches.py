@@ -1,6 +1,5 @@
 """Drawn trials to inputs of a loss: voxels and betas by subject, texts or tokenized prompts."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,9 @@ from mindllm.model.processing import IGNORE_INDEX, EncodedPrompt
 from mindllm.training.augmentation import jitter_coordinates
 from mindllm.training.configuration import Stage, TrainConfig
 from mindllm.training.losses import AlignmentBatch, InstructionBatch, MixedTrials
+from mindllm.utils.bounded_cache import BoundedCache
 
+MAX_VOXEL_BYTES = 2**29  # of subjects' voxels that are held, on the model's device
 N_LONGEST = 16  # conversations that are tokenized before a training
 
 
@@ -62,6 +63,26 @@ class MicroBatch:
     index: int
 
 
+class SubjectVoxels:
+    """Voxels of subjects as the encoder reads them; those of the subjects used last are held.
+
+    Parameters
+    ----------
+    store : Store
+    model : MindLLM
+    """
+
+    def __init__(self, store: Store, model: MindLLM) -> None:
+        self.store, self.model = store, model
+        self._held = BoundedCache[VoxelFeatures](
+            MAX_VOXEL_BYTES, lambda voxels: voxels.coords.nbytes + voxels.parcel_ids.nbytes
+        )
+
+    def __getitem__(self, subject: str) -> VoxelFeatures:
+        prepare = self.model.encoder.prepare_voxels
+        return self._held.get(subject, lambda: prepare(self.store.masker(subject)))
+
+
 class BatchBuilder:
     """Makes the inputs of `MindLLMLoss` from batches of trials.
 
@@ -69,8 +90,6 @@ class BatchBuilder:
     ----------
     store : Store
         Holds the betas.
-    subjects : sequence of str
-        Subjects that batches may hold.
     model : MindLLM
         Its encoder prepares voxels, its processor conversations.
     conversations : ConversationDataset
@@ -80,14 +99,13 @@ class BatchBuilder:
     def __init__(
         self,
         store: Store,
-        subjects: Sequence[str],
         model: MindLLM,
         conversations: ConversationDataset,
         config: TrainConfig,
     ) -> None:
         self.store, self.model, self.config = store, model, config
         self.conversations = conversations
-        self.voxels = {s: model.encoder.prepare_voxels(store.masker(s)) for s in subjects}
+        self.voxels = SubjectVoxels(store, model)
 
     def split(self, stage: Stage, batch: TrialBatch, rng: np.random.Generator) -> list[MicroBatch]:
         """Split a step's batch into the micro batches of a stage.

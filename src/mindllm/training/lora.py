@@ -1,5 +1,7 @@
 """LoRA: small matrices beside some layers of the language model, trained in its place."""
 
+from typing import Any
+
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
@@ -34,6 +36,17 @@ def add_lora(language_model: FrozenLanguageModel, options: LoraOptions, seed: in
     Hu et al. 2022, LoRA: Low-rank adaptation of large language models, arXiv 2106.09685.
     """
     model = language_model.model
+    if getattr(model, "peft_config", None):
+        check_same_adapter(language_model, options)
+    else:
+        add_adapter(model, options, seed, language_model.name)
+    for name, parameter in model.requires_grad_(False).eval().named_parameters():
+        if is_adapter_weight(name):
+            parameter.data = parameter.data.float()
+
+
+def add_adapter(model: Any, options: LoraOptions, seed: int, name: str) -> None:
+    """Add a new adapter to a model of transformers, which `name` names in an error."""
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=options.r,
@@ -41,22 +54,15 @@ def add_lora(language_model: FrozenLanguageModel, options: LoraOptions, seed: in
         lora_dropout=options.dropout,
         target_modules=options.target_modules,
     )
-    if getattr(model, "peft_config", None):
-        check_same_adapter(language_model, options)
-    else:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            try:
-                model.add_adapter(config)
-            except (ValueError, TypeError) as error:
-                raise InputError(
-                    f"language model {language_model.name} cannot be trained by LoRA "
-                    f"({error}). Name layers that it has in `lora: {{target_modules: [...]}}`, "
-                    "e.g. q_proj and v_proj."
-                ) from error
-    for name, parameter in model.requires_grad_(False).eval().named_parameters():
-        if is_adapter_weight(name):
-            parameter.data = parameter.data.float()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            model.add_adapter(config)
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"language model {name} cannot be trained by LoRA ({error}). Name layers that it "
+                "has in `lora: {target_modules: [...]}`, e.g. q_proj and v_proj."
+            ) from error
 
 
 def check_same_adapter(language_model: FrozenLanguageModel, options: LoraOptions) -> None:

@@ -245,7 +245,7 @@ class Trainer:
         )
         check_processes(config, self.accelerator.num_processes)
         self.log = TrainingLog(self.accelerator, log_dir, config) if log_dir else None
-        self.subjects, self.data = subjects, select_training_data(store, subjects, config)
+        self.data = select_training_data(store, subjects, config)
         self.build()
         self.state = TrainerState()
         self.callbacks = [RetrievalAccuracy(), BestWeights(), History(), *callbacks]
@@ -267,7 +267,7 @@ class Trainer:
         if memory_texts:
             embeddings = self.loss_fn.text_embeddings[memory_texts]
             init_memory_from_text(self.model, [texts[i] for i in memory_texts], embeddings)
-        self.batches = BatchBuilder(self.store, self.subjects, self.model, conversations, config)
+        self.batches = BatchBuilder(self.store, self.model, conversations, config)
         if config.torch_compile:
             tuning.compile_language_model(self.model.language_model)
 
@@ -303,7 +303,7 @@ class Trainer:
         memory_texts = self.data.conversations.memory_texts(training, sizes.memory_size)
         sizes = sizes.model_copy(update={"memory_size": len(memory_texts)})
         model = MindLLM(sizes, parcel_names, language_model, c.chat_template)
-        model.encoder.init_queries([self.store.masker(s) for s in training.subjects])
+        model.encoder.init_queries(self.store.maskers(training.subjects))
         return model, memory_texts
 
     def run(self, checkpoint: Path, progress: Progress | None = None) -> None:
