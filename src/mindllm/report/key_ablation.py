@@ -140,7 +140,7 @@ def key_ablation_figure(rows: Sequence[KeyAblationRow]) -> bytes:
     """Draw top 1 and 2-way of every variant and condition, with intervals over all subjects."""
     of_all = [row for row in rows if row.subject == ALL_SUBJECTS]
     names = list(dict.fromkeys(row.variant for row in of_all))
-    figure = new_figure(8, 0.9 + 0.5 * len(names))
+    figure = new_figure(8, 1.2 + 0.5 * len(names))
     for axes, metric, label in zip(
         figure.subplots(1, 2, sharey=True),
         ("top1", "two_way"),
@@ -163,6 +163,8 @@ def key_ablation_figure(rows: Sequence[KeyAblationRow]) -> bytes:
         style_axes(axes, False)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.2)
-    axes.legend(frameon=False, fontsize=7, loc="lower right", labelcolor=FOREGROUND[False])
-    figure.tight_layout()
+    lines, labels = axes.get_legend_handles_labels()
+    options = {"frameon": False, "fontsize": 8, "labelcolor": FOREGROUND[False]}
+    figure.legend(lines, labels, loc="upper center", ncols=len(labels), **options)
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
     return to_png(figure)
