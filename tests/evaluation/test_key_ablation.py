@@ -208,6 +208,6 @@ def test_the_command_writes_table_and_figure(
     assert set(table["variant"]) == {"both", "regions", "not trained"}
     assert set(table["subject"]) == {"all", "sub-02"}
     text = (out / "key_ablation.md").read_text()
-    assert "By the interval of the 2-way difference, position and regions are" in text
+    assert "By the interval of the 2-way difference, `both` is" in text
     assert (out / "key_ablation.png").read_bytes().startswith(b"\x89PNG")
     assert not (out / "partial").exists()

@@ -84,7 +84,7 @@ def conclusion(rows: Sequence[KeyAblationRow]) -> str:
         else:
             groups["not told apart from"].append(row.variant)
     parts = [f"{words} {', '.join(names)}" for words, names in groups.items() if names]
-    return f"By the interval of the 2-way difference, position and regions are {'; '.join(parts)}."
+    return f"By the interval of the 2-way difference, `{BOTH}` is {'; '.join(parts)}."
 
 
 def key_ablation_table(
