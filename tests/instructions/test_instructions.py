@@ -380,6 +380,21 @@ def vsr(folder: Path) -> None:
         put(folder / split / "train.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
+def refcoco(folder: Path) -> None:
+    lines = [
+        {
+            "img_path": f"COCO_train2014_{image:012}.jpg",
+            "expression": "the dog on the left",
+            "bbox": [0.0, 120.0, 320.0, 480.0],
+            "dataset_name": "refcoco",
+            "height": 480,
+            "width": 640,
+        }
+        for image in (KNOWN, 9)
+    ]
+    put(folder / "REC_refcoco_unc_train.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
+
+
 def a_okvqa(folder: Path) -> None:
     one = {
         "question": "What is in the motorcyclist's mouth?",
@@ -612,6 +627,14 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str, list[str], str, list[st
         "train-1",
         ["accuracy"],
     ),
+    "refcoco": (
+        refcoco,
+        "the dog on the left\nAnswer with the box of it in the image, as [x1,y1,x2,y2].",
+        "[0.000,0.250,0.500,1.000]",
+        ["[0.000,0.250,0.500,1.000]", "the dog on the left"],
+        "REC_refcoco_unc_train-1",
+        ["accuracy@0.5", "IoU"],
+    ),
     "a-okvqa": (
         a_okvqa,
         "What is in the motorcyclist's mouth?\nMultiple Choices:\nA. toothpick\nB. food\nC. "
@@ -666,7 +689,7 @@ def table_of(store: Store, source: str, folder: Path, style: Style = "mindllm") 
 
 def test_every_source_is_here() -> None:
     assert {*CASES, *DIALOGUES, "coco-caption-previous"} == set(SOURCES)
-    assert len(SOURCES) == 19
+    assert len(SOURCES) == 20
     assert {source.aspect for source in SOURCES.values()} == set(ASPECTS)
     assert set(question_answering.SOURCES) <= set(SOURCES)
 
@@ -708,6 +731,16 @@ def test_all_captions_of_an_image_count(store: Store, tmp_path: Path) -> None:
     one, two = "A dog, told 11.", "A dog, told 13."
     assert table["answers"].tolist() == [[one, two], [two, one]]
     assert [turns[1]["content"] for turns in table["turns"]] == [one, two]
+
+
+def test_a_box_outside_its_image_is_refused(store: Store, tmp_path: Path) -> None:
+    refcoco(tmp_path)
+    file = tmp_path / "REC_refcoco_unc_train.jsonl"
+    for bbox in ("[0.0, 120.0, 0.0, 480.0]", "[0.0, 120.0, 320.0, 481.0]"):
+        content = file.read_text().replace("[0.0, 120.0, 320.0, 480.0]", bbox)
+        (tmp_path / "wrong.jsonl").write_text(content)
+        with pytest.raises(InputError, match=r"is not x1 < x2, y1 < y2 within 640 x 480 pixels"):
+            collect(store, "refcoco", [tmp_path / "wrong.jsonl"])
 
 
 def test_the_image_before_in_the_same_run(store: Store, tmp_path: Path) -> None:

@@ -358,3 +358,20 @@ def test_each_item_is_in_the_order_of_the_references() -> None:
     found = score({"a": "1", "b": "2"}, {"b": "2", "a": "3"}, "exact")
     assert found.keys == ["b", "a"]
     assert np.array_equal(found.per_item["accuracy"], [100, 0])
+
+
+def test_boxes_in_texts_are_scored_against_one_expression() -> None:
+    references = {
+        "a": {"the dog": "[0.000,0.000,0.500,1.000]"},
+        "b": {"the cat": "[0.500,0.500,1.000,1.000]"},
+        "c": {"the cat": [[0.0, 0.0, 1.0, 1.0]]},
+    }
+    texts = {"a": "It is at [0, 0, 0.5, 0.8].", "b": "[0.0,0.0,0.5,0.5]", "c": "no idea"}
+    result = score(texts, references, "grounding")
+    assert result.per_item["IoU"].tolist() == pytest.approx([80, 0, 0])
+    assert result.per_item["accuracy@0.5"].tolist() == [100, 0, 0]
+    assert result.values == pytest.approx({"accuracy@0.5": 100 / 3, "IoU": 80 / 3})
+    with pytest.raises(InputError, match="one expression -> its box"):
+        score(texts, references | {"a": {"dog": [0, 0, 1, 1], "cat": [0, 0, 1, 1]}}, "grounding")
+    with pytest.raises(InputError, match="1 of 3 references have no readable box"):
+        score(texts, references | {"a": {"dog": "left"}}, "grounding")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mindllm.model.configuration import PRESETS, MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder
+from mindllm.model.receptive_fields import init_queries
 from mindllm.utils.errors import InputError
 from tests.conftest import REGIONS, TINY_CONFIG, make_space
 
@@ -163,7 +164,7 @@ def test_queries_of_lazy_maskers_are_those_of_a_list() -> None:
     for sample in (100, 100):
         torch.manual_seed(1)
         encoder = FMRIEncoder(TINY_CONFIG, {})
-        encoder.init_queries(maskers, sample)
+        init_queries(encoder, maskers, sample)
         queries.append(encoder.queries.detach().clone())
     torch.testing.assert_close(queries[0], queries[1])
     keys = torch.cat([encoder.compute_keys(encoder.prepare_voxels(m)) for m in maskers])

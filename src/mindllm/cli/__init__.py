@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from mindllm.cli import adapt, convert, decode, evaluate, export, plan, prepare, score, store, train
+from mindllm.cli import (
+    ablate,
+    adapt,
+    convert,
+    decode,
+    evaluate,
+    export,
+    new_task,
+    plan,
+    prepare,
+    score,
+    store,
+    train,
+)
 from mindllm.cli.interruption import Interruption, describe, end_children, interruptible
 from mindllm.cli.options import errors, locks
 from mindllm.utils.errors import InputError
@@ -19,10 +32,12 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(convert.app)
 app.add_typer(train.app)
 app.add_typer(plan.app)
+app.add_typer(ablate.app)
 app.add_typer(adapt.app)
 app.add_typer(decode.app)
 app.add_typer(export.app)
 app.add_typer(evaluate.app)
+app.add_typer(new_task.app)
 app.add_typer(score.app)
 app.add_typer(store.app)
 app.add_typer(prepare.app, name="prepare")

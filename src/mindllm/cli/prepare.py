@@ -384,6 +384,12 @@ def prepare_instructions(
             help="Whose words: mindllm, or published (for converted published checkpoints)."
         ),
     ] = "mindllm",
+    by_type: Annotated[
+        bool,
+        typer.Option(
+            "--by-type", help="Make a source of each type of question, such as tdiuc/counting."
+        ),
+    ] = False,
 ) -> None:
     """Add the conversations of an instruction source, replacing those that the store has of it."""
     from mindllm.data.store import Store
@@ -400,6 +406,7 @@ def prepare_instructions(
             files,
             style=style,  # type: ignore[arg-type] # checked there
             images=coco_ids,
+            by_type=by_type,
             progress=progress,
         )
     print_summary(data, str(added))

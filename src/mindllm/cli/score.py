@@ -65,7 +65,7 @@ def evaluate_qa(
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the shuffling.")] = 0,
     llm: LanguageModelPath = None,
 ) -> None:
-    """Ask a source's questions about trials and score the answers, with two controls."""
+    """Ask a source's questions about trials and score the answers, with three controls."""
     from mindllm.data.store import Store
     from mindllm.evaluation.evaluation_set import open_store
     from mindllm.evaluation.question_answering import evaluate_qa as run

@@ -260,6 +260,33 @@ class Store:
             )
         return natural_sorted(set(names)) if names else self.subjects
 
+    def select_atlases(self, names: Sequence[str] | None) -> dict[str, dict[int, str]]:
+        """Names of the parcels of some atlases.
+
+        Parameters
+        ----------
+        names : sequence of str or None
+            Atlases; None: all of them.
+
+        Returns
+        -------
+        dict of str to dict of int to str
+            Atlas -> parcel label -> parcel name.
+
+        Raises
+        ------
+        InputError
+            If the store has no such atlas.
+        """
+        unknown = [name for name in names or () if name not in self.parcel_names]
+        if unknown:
+            raise InputError(
+                f"{self.path} has no atlas {', '.join(unknown)}; "
+                f"it holds {', '.join(self.parcel_names) or 'none'}."
+            )
+        chosen = self.parcel_names if names is None else names
+        return {atlas: self.parcel_names[atlas] for atlas in chosen}
+
     def masker(self, subject: str) -> VoxelMasker:
         """The subject's voxels; those of the subjects used last are held.
 

@@ -24,6 +24,7 @@ from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder
 from mindllm.model.language_model import FrozenLanguageModel
 from mindllm.model.model_card import ModelCard
+from mindllm.model.receptive_fields import init_queries
 from mindllm.model.text_embeddings import embed_texts, whitened_text_embeddings
 
 N_FIELDS = 512  # receptive fields that ridge regression reads
@@ -184,7 +185,7 @@ class TrainingTrials:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             encoder = FMRIEncoder(MindLLMConfig(num_queries=N_FIELDS, memory_size=0), {})
-            encoder.init_queries([self.store.masker(s) for s in self.subjects])
+            init_queries(encoder, self.store.maskers(self.subjects))
         return encoder
 
     def fit_ridge(self, embeddings: AnswerEmbeddings) -> Any:

@@ -20,6 +20,7 @@ from mindllm.model.encoder import FMRIEncoder
 from mindllm.model.encoding_fit import SubjectFeatures, fit_closed_form, fit_encoding_model
 from mindllm.model.encoding_model import EncodingModel, EncodingModelConfig, center_embeddings
 from mindllm.model.proposals import similarity_gains
+from mindllm.model.receptive_fields import init_queries
 from mindllm.model.subject_alignment import mean_and_std
 from mindllm.utils.seeds import subject_seed
 
@@ -58,6 +59,8 @@ class LeftOutSubject:
     options : FitOptions
     cache : PredictionCache
         Where predictions are kept.
+    encoder : FMRIEncoder, optional
+        Trained on the others. None: one with receptive fields, which is not trained.
     """
 
     def __init__(
@@ -68,8 +71,10 @@ class LeftOutSubject:
         embeddings: Tensor,
         options: FitOptions,
         cache: PredictionCache,
+        encoder: FMRIEncoder | None = None,
     ) -> None:
         self.store, self.subject, self.folds = store, subject, folds
+        self.encoder = encoder
         self.embeddings, self.options, self.cache = embeddings, options, cache
         self.others = [s for s in folds.subjects if s != subject]
         self._models: dict[tuple[int | None, bool], EncodingModel] = {}
@@ -78,8 +83,10 @@ class LeftOutSubject:
     def features(self) -> dict[str, SubjectFeatures]:
         """Query outputs of everybody, by an encoder that knows the others' voxels alone."""
         torch.manual_seed(self.options.seed)
-        encoder = FMRIEncoder(self.options.encoder, {})
-        encoder.init_queries([self.store.masker(s) for s in self.others])
+        encoder = self.encoder
+        if encoder is None:
+            encoder = FMRIEncoder(self.options.encoder, {})
+            init_queries(encoder, self.store.maskers(self.others))
         features = {}
         for subject in self.folds.subjects:
             index = torch.from_numpy(self.folds.stimulus_index(subject))

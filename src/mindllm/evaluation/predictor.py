@@ -215,11 +215,7 @@ class Predictor:
     def predict_question_only(self) -> ConditionPredictions:
         """Predict from the question alone: the prompt without any fMRI token. One row."""
         bare = copy.copy(self)
-        bare.model = copy.copy(self.model)
-        processor = self.model.processor
-        bare.model.processor = MindLLMProcessor(
-            processor.tokenizer, 0, self.model.chat_template, processor.max_length
-        )
+        bare.model = without_fmri_tokens(self.model)
         return bare.predict_tokens(self.model.null_tokens[None, :0], "the question alone")
 
     def predict_artificial_input(
@@ -371,3 +367,12 @@ def shuffled_conditions(
         )
         conditions["other_subject"] = pooled.broadcast_to_trials(n_trials)
     return conditions
+
+
+def without_fmri_tokens(model: MindLLM) -> MindLLM:
+    """Return a model with the same weights whose prompts have no fMRI tokens, so it reads none."""
+    bare, processor = copy.copy(model), model.processor
+    bare.processor = MindLLMProcessor(
+        processor.tokenizer, 0, model.chat_template, processor.max_length
+    )
+    return bare

@@ -14,6 +14,7 @@ from torch import Tensor
 from mindllm.data.splits import describe_split
 from mindllm.data.store import Store
 from mindllm.evaluation.evaluation_set import check_split
+from mindllm.evaluation.predictor import without_fmri_tokens
 from mindllm.language.conversation import Conversation
 from mindllm.metrics.java import JavaError
 from mindllm.metrics.tasks import TASKS, MetricResult, score
@@ -22,7 +23,7 @@ from mindllm.utils.errors import InputError
 from mindllm.utils.files import check_not_exists, write_json
 from mindllm.utils.folders import atomic_directory
 
-CONDITIONS = ("fmri", "shuffled_trials", "null_tokens")
+CONDITIONS = ("fmri", "shuffled_trials", "null_tokens", "question_only")
 ENCODED_TRIALS = 256  # encoded at once
 # How the sources of brain instruction tuning are scored (MindLLM, tables 1 and 2).
 SOURCES = {
@@ -39,6 +40,7 @@ SOURCES = {
     "fsvqa": "fsvqa",
     "tdiuc": "tdiuc",
     "gqa": "exact",
+    "refcoco": "grounding",
 }
 logger = logging.getLogger(__name__)
 
@@ -170,7 +172,8 @@ def evaluate_qa(
     Returns
     -------
     QAResult
-        The same questions answered from fMRI, from trials of other stimuli, and from null tokens.
+        The same questions answered from fMRI, from trials of other stimuli, from null tokens, and
+        without any token.
     """
     check_not_exists(Path(out))
     name, chosen = choose_task(source, task), choose_subjects(model, store, subjects, split)
@@ -201,7 +204,7 @@ class Questions:
 
 def choose_task(source: str, task: str | None) -> str:
     """Return the task that scores a source; an unknown one is an InputError."""
-    name = task or SOURCES.get(source, "caption")
+    name = task or SOURCES.get(source.split("/")[0], "caption")  # without the type of question
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; known: {', '.join(TASKS)}.")
     return name
@@ -232,12 +235,13 @@ def answer_items(
     generate_options: Mapping[str, Any],
 ) -> Answers:
     """Answer every question under every condition, one subject after the other."""
-    rng, answers = np.random.default_rng(seed), Answers()
+    rng, answers, bare = np.random.default_rng(seed), Answers(), without_fmri_tokens(model)
     for subject in sorted({item.subject for item in items}):
         of_subject = [item for item in items if item.subject == subject]
         for condition, batch, tokens in iter_batches(model, store, of_subject, batch_size, rng):
             turns = [item.turns for item in batch]
-            texts = model.generate(tokens, turns, **generate_options)
+            asked = bare if condition == "question_only" else model
+            texts = asked.generate(tokens, turns, **generate_options)
             answers.texts[condition] |= {i.key: t for i, t in zip(batch, texts, strict=True)}
             if condition == "fmri":
                 conversations: list[Conversation] = [
@@ -320,6 +324,8 @@ def iter_batches(
             batch = items[start : start + batch_size]
             if condition == "null_tokens":
                 yield condition, batch, model.null_tokens.expand(len(batch), -1, -1)
+            elif condition == "question_only":
+                yield condition, batch, model.null_tokens[:0].expand(len(batch), -1, -1)
             else:
                 numbers = [index[item.trials] for item in batch]
                 yield condition, batch, tokens[rows[condition][numbers]]
@@ -436,6 +442,8 @@ def build_reference(answers: Sequence[str], task: str) -> Any:
         return {"sentence": first, "answer": others[0], "answers": others[1:]}
     if task == "tdiuc":
         return {"type": others[0], "answer": first}
+    if task == "grounding":
+        return {others[0]: first}
     return first if task in ("choice", "count") else [first, *others]
 
 

@@ -33,6 +33,7 @@ SUMMARY_COLUMNS = (
     "fraction",
     "words",
 )
+TYPED_SOURCES = ("tdiuc",)  # whose last reference is the type of the question
 logger = logging.getLogger(__name__)
 
 
@@ -93,6 +94,7 @@ def attach_source(
     *,
     style: Style = "mindllm",
     images: pd.DataFrame | None = None,
+    by_type: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
     """Put the conversations of a source into a store, in place of those it has of the source.
@@ -109,6 +111,9 @@ def attach_source(
         Wording; see `mindllm.instructions.registry.format_sample`.
     images : pandas.DataFrame, optional
         `stimulus` and `coco_id`, where the trials have no `coco_id`.
+    by_type : bool
+        Make a source of each type of question, such as `tdiuc/counting`, so that types can be
+        left out of a training.
     progress : rich.progress.Progress, optional
         Where a bar per file is shown.
 
@@ -120,9 +125,16 @@ def attach_source(
     Raises
     ------
     InputError
-        As `collect`.
+        As `collect`; or if the questions of the source have no types.
     """
+    if by_type and source not in TYPED_SOURCES:
+        raise InputError(
+            f"the questions of {source} have no types; those of {', '.join(TYPED_SOURCES)} do. "
+            "Leave --by-type out."
+        )
     table = collect(store, source, files, style=style, images=images, progress=progress)
+    if by_type:
+        table["source"] = [f"{source}/{answers[-1]}" for answers in table["answers"]]
     store.add_conversations(table)
     return summarize(store, source, table)
 
@@ -364,6 +376,12 @@ def summarize(store: Store, source: str, table: pd.DataFrame) -> Summary:
     return Summary(source, len(table), n_covered, n_trials, "trials")
 
 
+def aspect(source: str) -> str:
+    """Return the aspect of a source, or of a type of its questions; `other` if it is unknown."""
+    name = source.split("/")[0]
+    return SOURCES[name].aspect if name in SOURCES else "other"
+
+
 def summary(store: Store) -> pd.DataFrame:
     """Tabulate the conversations of a store by aspect and source.
 
@@ -384,10 +402,10 @@ def summary(store: Store) -> pd.DataFrame:
         lambda turns: [len(t["content"].split()) for t in turns if t["role"] == "assistant"]
     )
     table = table.assign(n_words=answer_lengths.map(sum), n_answers=answer_lengths.map(len))
-    aspects = table["source"].map(lambda name: SOURCES[name].aspect if name in SOURCES else "other")
+    aspects = table["source"].map(aspect)
     rows = []
-    for aspect in (*ASPECTS, "other"):
-        of_aspect = table[aspects == aspect]
+    for name in (*ASPECTS, "other"):
+        of_aspect = table[aspects == name]
         parts = [
             (source, of_aspect[of_aspect["source"] == source])
             for source in dict.fromkeys(of_aspect["source"])
@@ -398,7 +416,7 @@ def summary(store: Store) -> pd.DataFrame:
             coverage = summarize(store, source, part)
             n_words, n_answers = part["n_words"].sum(), part["n_answers"].sum()
             row = (
-                aspect,
+                name,
                 source,
                 coverage.conversations,
                 coverage.covered,

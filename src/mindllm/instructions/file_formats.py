@@ -216,6 +216,13 @@ STATEMENTS = FileFormat(
     "",
     split_keys("image caption label relation"),
 )
+EXPRESSIONS = FileFormat(
+    "RefCOCO expressions with boxes",
+    "REC_refcoco_unc_{train,val}.jsonl",
+    schemas.ReferringExpression,
+    "",
+    split_keys("img_path expression bbox height width"),
+)
 CHOICES = FileFormat(
     "A-OKVQA questions",
     "aokvqa_v1p0_{train,val}.json",
@@ -294,6 +301,7 @@ FILE_FORMATS: tuple[FileFormat[Any], ...] = (
     COUNTS,
     EXPLAINED,
     STATEMENTS,
+    EXPRESSIONS,
     CHOICES,
     SENTENCE_QUESTIONS,
     SENTENCES,

@@ -9,7 +9,7 @@ was found to say.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mindllm.instructions import captions, dialogues, file_formats, vqa
+from mindllm.instructions import captions, dialogues, file_formats, grounding, vqa
 from mindllm.instructions.base import InstructionSample, SampleReader
 from mindllm.instructions.file_formats import FileFormat
 from mindllm.language.conversation import FMRI_TOKEN, QUESTION, Conversation, build_conversation
@@ -221,6 +221,14 @@ SOURCES = {
         (file_formats.QUESTIONS, file_formats.TDIUC),
         vqa.read_tdiuc,
         "https://kushalkafle.com/projects/tdiuc.html",
+    ),
+    "refcoco": Source(
+        "RefCOCO, RefCOCO+, RefCOCOg",
+        PERCEPTION,
+        "Answer with the box of it in the image, as [x1,y1,x2,y2].",
+        (file_formats.EXPRESSIONS,),
+        grounding.read_refcoco,
+        "https://github.com/shikras/shikra/blob/main/docs/data.md",
     ),
     "caption": Source(
         "Captions of your own",

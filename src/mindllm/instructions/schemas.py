@@ -186,6 +186,16 @@ class Statement(Record):
     label: Literal[0, 1]
 
 
+class ReferringExpression(Record):
+    """An expression and the box that it refers to, x1, y1, x2, y2 in pixels."""
+
+    img_path: ImageFile
+    expression: str
+    bbox: Annotated[list[float], Field(min_length=4, max_length=4)]
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+
+
 class Choice(Record):
     """A question of A-OKVQA; the test split has no correct choice."""
 

@@ -16,7 +16,7 @@ from mindllm.metrics.captions import (
 )
 from mindllm.metrics.grounding import grounding
 from mindllm.metrics.java import JavaError
-from mindllm.utils.errors import InputError
+from mindllm.utils.errors import InputError, shorten
 from mindllm.utils.text_files import parse_json, read_text
 
 N_ANNOTATORS = 10  # of the VQA protocol
@@ -155,8 +155,29 @@ def captions_with_java(
 
 
 def score_grounding(predictions: Mapping[str, Any], references: References) -> Scores:
-    """Accuracy at IoU 0.5 and mean IoU, per group of categories."""
-    return grounding(predictions, references)[0], {}
+    """Accuracy at IoU 0.5 and mean IoU, per group of categories, or of expressions.
+
+    Texts are answers to referring expressions: one each, without a category.
+    """
+    if not all(isinstance(value, str) for value in predictions.values()):
+        return grounding(predictions, references)[0], {}
+    boxes = {}
+    for key, text in predictions.items():
+        reference = references[key]
+        if not isinstance(reference, Mapping) or len(reference) != 1:
+            raise InputError(
+                f"the reference for {key!r} is {shorten(repr(reference), 80)}; a text is scored "
+                "against an object of one expression -> its box."
+            )
+        boxes[key] = dict.fromkeys(reference, text)
+    scores, values = grounding(boxes, references)
+    if len(values) < len(boxes):
+        raise InputError(
+            f"{len(boxes) - len(values)} of {len(boxes)} references have no readable box; expected "
+            "[x1, y1, x2, y2]."
+        )
+    of_all = {name: scores[f"{name} (all)"] for name in ("accuracy@0.5", "IoU")}
+    return of_all, {"accuracy@0.5": 100.0 * (values > 0.5), "IoU": 100 * values}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +237,9 @@ TASKS = {
         "Kafle & Kanan 2017, arXiv 1703.09684",
     ),
     "grounding": AnswerMetric(
-        score_grounding, "{category: boxes [x1, y1, x2, y2]}", "Xia et al. 2024, BrainHub"
+        score_grounding,
+        "{category: boxes [x1, y1, x2, y2]}, or of an expression",
+        "Xia et al. 2024, BrainHub",
     ),
 }
 

@@ -43,6 +43,10 @@ class MindLLMConfig(BaseModel):
     """Standard deviation of the frequencies of `gaussian`, in cycles per unit of coordinates."""
     receptive_field_sd_mm: PositiveFloat | None = 4.0
     """Standard deviation of the Gaussian receptive fields that queries start as; null: random."""
+    coordinates_in_keys: bool = True
+    """Whether keys are computed from coordinates; without them, from parcels alone."""
+    atlases: tuple[str, ...] | None = None
+    """Atlases of the store whose parcels keys are computed from; null: all of them."""
     parcel_embedding_dim: Size = 8
     """Size of a parcel embedding; each atlas has a table of its own."""
     value_dim: Size | None = None
@@ -83,6 +87,11 @@ class MindLLMConfig(BaseModel):
             raise ValueError(
                 "receptive_field_sd_mm needs fourier_features=axis, num_key_layers=1 and "
                 f"key_dim >= {features}; else set receptive_field_sd_mm to null for random queries"
+            )
+        if self.atlases == () and not self.coordinates_in_keys:
+            raise ValueError(
+                "atlases=[] and coordinates_in_keys=false leave nothing to compute keys from; "
+                "give atlases, or coordinates"
             )
         if self.value_dim and self.num_fmri_tokens != self.num_queries:
             raise ValueError(

@@ -76,10 +76,7 @@ class FMRIEncoder(nn.Module):
         self.config = c = config
         self.parcel_names = {atlas: list(names) for atlas, names in parcel_names.items()}
         self.register_buffer("frequencies", fourier_frequencies(c))
-        num_features = 2 * len(self.frequencies) + 3 * c.append_coordinates
-        dims = [num_features, *[c.key_dim] * c.num_key_layers]
-        layers = [layer for i, o in pairwise(dims) for layer in (nn.Linear(i, o), nn.GELU())]
-        self.coord_proj = nn.Sequential(*layers[:-1])
+        self.coord_proj = self.build_coord_proj() if c.coordinates_in_keys else None
         self.parcel_embeddings = nn.ModuleDict()
         for atlas, names in self.parcel_names.items():
             embedding = nn.Embedding(len(names) + 1, c.parcel_embedding_dim, padding_idx=0)
@@ -92,43 +89,21 @@ class FMRIEncoder(nn.Module):
                 ) from error
         parcel_dim = c.parcel_embedding_dim * len(self.parcel_names)
         self.parcel_proj = nn.Linear(parcel_dim, c.key_dim, bias=False) if parcel_dim else None
+        if self.parcel_proj is None and self.coord_proj is None:
+            raise InputError(
+                "coordinates_in_keys is false and there is no atlas to compute keys from. "
+                "Prepare the store with an atlas, or leave coordinates_in_keys out."
+            )
         self.queries = nn.Parameter(torch.randn(c.num_queries, c.key_dim))
         self.head = PerQueryTokenHead(c) if c.value_dim else MLPTokenHead(c)
 
-    @torch.no_grad()
-    def init_queries(self, maskers: Sequence[VoxelMasker], sample: int = 8192) -> None:
-        """Initialize queries as Gaussian receptive fields of `receptive_field_sd_mm`.
-
-        Centers are voxels spread evenly over these subjects. With orthonormal key weights, Q K^T
-        is a sum of cosines of distance, whose exponential is close to a Gaussian.
-
-        Parameters
-        ----------
-        maskers : sequence of VoxelMasker
-            Maskers of the training subjects.
-        sample : int
-            Voxels, drawn at random, among which the centers are chosen.
-        """
-        if self.config.receptive_field_sd_mm is None:
-            return
-        first = self.coord_proj[0]
-        assert isinstance(first, nn.Linear)
-        nn.init.orthogonal_(first.weight)
-        nn.init.zeros_(first.bias)
-        if self.parcel_proj is not None:
-            nn.init.zeros_(self.parcel_proj.weight)  # parcels enter as they are learned
-        ends = torch.tensor([len(masker) for masker in maskers]).cumsum(0)
-        drawn = torch.randperm(int(ends[-1]))[:sample]
-        numbers = torch.searchsorted(ends, drawn, right=True)  # of the subject of each voxel
-        order = numbers.argsort(stable=True)
-        parts = []
-        for number in numbers.unique().tolist():
-            start = int(ends[number - 1]) if number else 0
-            rows = (drawn[numbers == number] - start).to(self.queries.device)
-            parts.append(self.prepare_voxels(maskers[number])[rows])
-        voxels = VoxelFeatures.join(parts)[order.argsort().to(self.queries.device)]
-        centers = sample_farthest_points(voxels.coords, self.config.num_queries)
-        self.queries.copy_(self.compute_keys(voxels[centers]))
+    def build_coord_proj(self) -> nn.Sequential:
+        """Layers from coordinate features to keys."""
+        c = self.config
+        num_features = 2 * len(self.frequencies) + 3 * c.append_coordinates
+        dims = [num_features, *[c.key_dim] * c.num_key_layers]
+        layers = [layer for i, o in pairwise(dims) for layer in (nn.Linear(i, o), nn.GELU())]
+        return nn.Sequential(*layers[:-1])
 
     def prepare_voxels(self, masker: VoxelMasker) -> VoxelFeatures:
         """Convert a masker to the model's coordinates and parcel numbers.
@@ -162,11 +137,13 @@ class FMRIEncoder(nn.Module):
 
     def compute_keys(self, voxels: VoxelFeatures) -> Tensor:
         """Compute K, (n_voxels, key_dim), from coordinates and parcels."""
-        phase = 2 * math.pi * voxels.coords @ self.frequencies.T
-        features = [phase.sin(), phase.cos()]
-        if self.config.append_coordinates:
-            features.append(voxels.coords)
-        keys = self.coord_proj(torch.cat(features, -1))
+        keys = torch.zeros(()).to(self.queries)
+        if self.coord_proj is not None:
+            phase = 2 * math.pi * voxels.coords @ self.frequencies.T
+            features = [phase.sin(), phase.cos()]
+            if self.config.append_coordinates:
+                features.append(voxels.coords)
+            keys = self.coord_proj(torch.cat(features, -1))
         if self.parcel_proj is not None:
             embeddings = [
                 embedding(voxels.parcel_ids[:, i])
@@ -267,17 +244,6 @@ def plan_encoder(
         "Take smaller sizes.",
     )
     return tensors
-
-
-def sample_farthest_points(coords: Tensor, count: int) -> Tensor:
-    """Indices (count,) of spread points: the first, then always the farthest from those before."""
-    indices = [0]
-    distances = torch.full((len(coords),), torch.inf, device=coords.device)
-    for _ in range(1, count):
-        from_last = (coords - coords[indices[-1]]).square().sum(1)
-        distances = torch.minimum(distances, from_last)
-        indices.append(int(distances.argmax()))
-    return torch.tensor(indices)
 
 
 def fourier_frequencies(config: MindLLMConfig) -> Tensor:

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from mindllm.simulate.questions import write_question_files
 from mindllm.simulate.subject import SimulatedSubject
 from mindllm.simulate.world import SimulatedExperiment
 from mindllm.utils.files import write_json
@@ -36,6 +37,10 @@ def write_experiment(folder: Path, experiment: SimulatedExperiment) -> None:
     (folder / "stimuli").mkdir()
     write_tsv(folder / "stimuli" / "stimuli.tsv", experiment.stimuli)
     write_tsv(folder / "stimuli" / "captions.tsv", experiment.captions)
+    if experiment.config.with_questions:
+        (folder / "questions").mkdir()
+        seed = experiment.config.seed
+        write_question_files(folder / "questions", experiment.stimuli, seed)
 
 
 def write_subject(folder: Path, experiment: SimulatedExperiment, subject: SimulatedSubject) -> None:

@@ -5,7 +5,7 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mindllm.simulate.scenes import ATTRIBUTES
+from mindllm.simulate.scenes import ATTRIBUTES, POSITION_TUNING, POSITIONS, TUNINGS, Tuning
 
 
 class SimulateConfig(BaseModel):
@@ -78,6 +78,21 @@ class SimulateConfig(BaseModel):
         default=5, ge=0, description="voxels of each subject that never vary, as real data has"
     )
     n_fourier_features: int = Field(default=400, ge=10, description="plane waves per random field")
+    with_questions: bool = Field(
+        default=False,
+        description="whether agents have a position in the image, which early visual cortex codes, "
+        "and files of questions and boxes are written, in the layouts of TDIUC and RefCOCO",
+    )
+
+    @property
+    def attributes(self) -> dict[str, dict[str, str]]:
+        """Attributes of a scene, their values, and the words for these."""
+        return ATTRIBUTES | POSITIONS if self.with_questions else ATTRIBUTES
+
+    @property
+    def tunings(self) -> tuple[Tuning, ...]:
+        """Which attributes drive which parcels."""
+        return (*TUNINGS, POSITION_TUNING) if self.with_questions else TUNINGS
 
     @model_validator(mode="after")
     def check_enough_scenes(self) -> Self:

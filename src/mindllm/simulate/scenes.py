@@ -51,6 +51,15 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
         "phone": "a phone",
     },
 }
+# Where the agent is in the image, with `with_questions` alone; captions do not say it.
+POSITIONS: dict[str, dict[str, str]] = {
+    "position": {
+        "upper_left": "upper left",
+        "upper_right": "upper right",
+        "lower_left": "lower left",
+        "lower_right": "lower right",
+    },
+}
 # The first is the answer that identification compares, so every stimulus has it in the same form.
 TEMPLATES = (
     "{agent} {action} {place} with {object}",
@@ -303,6 +312,31 @@ UNTUNED = (
     "Area_STSd_anterior",
     "Area_STSv_anterior",
 )
+
+
+# Early visual areas are retinotopic: a position in the image is one in the cortex.
+POSITION_TUNING = Tuning(
+    attribute="position",
+    values=(),
+    parcels=(
+        "Primary_Visual_Cortex",
+        "Second_Visual_Area",
+        "Third_Visual_Area",
+        "Fourth_Visual_Area",
+    ),
+    weight=1.0,
+    preference=0.0,
+    source="early visual areas are retinotopic: Engel et al. 1994; Sereno et al. 1995",
+)
+
+
+def draw_positions(rng: np.random.Generator, stimuli: pd.DataFrame) -> pd.Series:
+    """Draw the position of each scene's agent, each equally frequent within each split."""
+    drawn = pd.Series(index=stimuli.index, dtype=str)
+    for _, part in stimuli.groupby("split"):
+        values = np.resize(list(POSITIONS["position"]), len(part))
+        drawn[part.index] = rng.permutation(values)
+    return drawn
 
 
 def draw_stimuli(rng: np.random.Generator, counts: Mapping[str, int]) -> pd.DataFrame:

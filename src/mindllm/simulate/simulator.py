@@ -17,7 +17,6 @@ import pandas as pd
 from mindllm.simulate.bids_writer import write_experiment, write_subject, write_tsv
 from mindllm.simulate.configuration import SimulateConfig
 from mindllm.simulate.ideal_observer import SubjectPrior, ideal_observer_accuracy
-from mindllm.simulate.scenes import ATTRIBUTES, TUNINGS
 from mindllm.simulate.subject import SimulatedSubject, simulate_subject
 from mindllm.simulate.world import SimulatedExperiment, build_experiment
 from mindllm.utils.files import check_not_exists, read_json, write_json
@@ -115,8 +114,8 @@ def write_truth(
         "seed": config.seed,
         "config": config.model_dump(),
         "stimuli": experiment.stimuli["split"].value_counts().to_dict(),
-        "attributes": {name: list(values) for name, values in ATTRIBUTES.items()},
-        "tunings": [asdict(tuning) for tuning in TUNINGS],
+        "attributes": {name: list(values) for name, values in config.attributes.items()},
+        "tunings": [asdict(tuning) for tuning in config.tunings],
         "chance_level": 1 / config.test_stimuli,
         "identification": accuracies.mean().to_dict(),
         "subjects": {subject: asdict(truth) for subject, truth in truths.items()},

@@ -7,7 +7,6 @@ import pandas as pd
 from nibabel.affines import apply_affine
 
 from mindllm.simulate.random_fields import RandomFourierField
-from mindllm.simulate.scenes import ATTRIBUTES
 from mindllm.simulate.world import SimulatedExperiment
 
 
@@ -121,7 +120,9 @@ def draw_trials(
     table["caption"] = table["stimulus"].map(first_captions["caption"])
     table = table.reset_index(drop=True).reset_index(names="volume")
     columns = ["volume", "stimulus", "session", "run", "repetition", "split", "caption"]
-    return table[[*columns, *ATTRIBUTES]], scenes
+    if config.with_questions:
+        columns.append("coco_id")
+    return table[[*columns, *config.attributes]], scenes
 
 
 def draw_betas(

@@ -17,10 +17,9 @@ from mindllm.fmri.templates import (
 from mindllm.simulate.configuration import SimulateConfig
 from mindllm.simulate.random_fields import RandomFourierField, fwhm_to_sigma
 from mindllm.simulate.scenes import (
-    ATTRIBUTES,
-    TUNINGS,
     UNTUNED,
     Tuning,
+    draw_positions,
     draw_stimuli,
     write_captions,
 )
@@ -90,20 +89,22 @@ class SimulatedExperiment:
         return np.stack(
             [
                 tuning.weight * map_coordinates(profile, points, order=1)
-                for tuning, profile in zip(TUNINGS, self.profiles, strict=True)
+                for tuning, profile in zip(self.config.tunings, self.profiles, strict=True)
             ]
         )
 
     def shared_patterns(self, coords_mm: np.ndarray) -> np.ndarray:
         """Return the shared pattern of each attribute value at coordinates (V, 3), (K, V)."""
         field = self.weights @ self.fields.evaluate(coords_mm)
-        return self._weigh(field, coords_mm, [tuning.preference for tuning in TUNINGS])
+        return self._weigh(field, coords_mm, [tuning.preference for tuning in self.config.tunings])
 
     def subject_patterns(
         self, coords_mm: np.ndarray, fields: RandomFourierField, weights: np.ndarray
     ) -> np.ndarray:
         """Return the patterns (K, V) of fields of a subject's own, without preferences."""
-        return self._weigh(weights @ fields.evaluate(coords_mm), coords_mm, [0.0] * len(TUNINGS))
+        return self._weigh(
+            weights @ fields.evaluate(coords_mm), coords_mm, [0.0] * len(self.profiles)
+        )
 
     def _weigh(
         self, field: np.ndarray, coords_mm: np.ndarray, preferences: Sequence[float]
@@ -111,8 +112,10 @@ class SimulatedExperiment:
         """Add up the tunings of random fields (K, V)."""
         patterns = np.zeros_like(field)
         profiles = self.tuning_weights(coords_mm)
-        for tuning, profile, preference in zip(TUNINGS, profiles, preferences, strict=True):
-            rows = value_rows(tuning)
+        for tuning, profile, preference in zip(
+            self.config.tunings, profiles, preferences, strict=True
+        ):
+            rows = value_rows(tuning, self.config)
             patterns[rows] += profile * (field[rows] + preference)
         return (self.config.signal * patterns).astype(np.float32)
 
@@ -129,7 +132,7 @@ def build_experiment(config: SimulateConfig) -> SimulatedExperiment:
     atlases = {name: load_bundled_atlas(name) for name in ATLASES}
     template, template_affine, names = atlases["HCPEx"]
     label_of = {name: label for label, name in names.items()}
-    tuned = {parcel for tuning in TUNINGS for parcel in tuning.parcels}
+    tuned = {parcel for tuning in config.tunings for parcel in tuning.parcels}
     visual_labels = merge_hemispheres(tuned | set(UNTUNED), label_of)
     affine, shape = build_grid(template, template_affine, config.resolution_mm)
     voxel_indices = np.argwhere(np.ones(shape, bool))
@@ -149,7 +152,7 @@ def build_experiment(config: SimulateConfig) -> SimulatedExperiment:
         names={name: parcel_names for name, (_, _, parcel_names) in atlases.items()},
         voxel_indices=voxel_indices[gray],
         visual=np.isin(flat_labels[gray], visual_labels),
-        profiles=build_profiles(template, label_of),
+        profiles=build_profiles(template, label_of, config.tunings),
         profiles_affine=template_affine @ np.diag([PROFILE_STEP] * 3 + [1]),
         fields=fields,
         weights=rng.normal(size=(design.shape[1], config.n_fourier_features)),
@@ -189,13 +192,15 @@ def build_grid(
     return affine, shape
 
 
-def build_profiles(template: np.ndarray, label_of: dict[str, int]) -> list[np.ndarray]:
+def build_profiles(
+    template: np.ndarray, label_of: dict[str, int], tunings: Sequence[Tuning]
+) -> list[np.ndarray]:
     """Build for each tuning the fraction of its parcels in the cortex around each point."""
     coarse = template[::PROFILE_STEP, ::PROFILE_STEP, ::PROFILE_STEP]
     sigma = fwhm_to_sigma(PROFILE_FWHM_MM) / PROFILE_STEP
     cortex = gaussian_filter((coarse > 0).astype(np.float32), sigma)
     profiles = []
-    for tuning in TUNINGS:
+    for tuning in tunings:
         in_parcels = np.isin(coarse, merge_hemispheres(tuning.parcels, label_of))
         density = gaussian_filter(in_parcels.astype(np.float32), sigma)
         profiles.append(np.divide(density, cortex, out=np.zeros_like(density), where=cortex > 0.05))
@@ -208,6 +213,9 @@ def draw_scenes(
     """Draw the stimuli (S rows), their captions, and the design (S, K)."""
     counts = {"train": config.train_stimuli, "val": config.val_stimuli, "test": config.test_stimuli}
     stimuli = draw_stimuli(rng, counts)
+    if config.with_questions:
+        stimuli["position"] = draw_positions(np.random.default_rng([config.seed, 4]), stimuli)
+        stimuli["coco_id"] = np.arange(1, len(stimuli) + 1)
     rows = [
         (scene["stimulus"], caption)
         for scene in stimuli.to_dict("records")
@@ -217,14 +225,16 @@ def draw_scenes(
     assert captions["caption"].is_unique
     columns = [
         stimuli[attribute].to_numpy()[:, None] == np.array(list(values))
-        for attribute, values in ATTRIBUTES.items()
+        for attribute, values in config.attributes.items()
     ]
     return stimuli, captions, np.concatenate(columns, axis=1)
 
 
-def value_rows(tuning: Tuning) -> list[int]:
+def value_rows(tuning: Tuning, config: SimulateConfig) -> list[int]:
     """List the rows of a tuning's values among the K values of all attributes in order."""
-    pairs = [(attribute, value) for attribute, values in ATTRIBUTES.items() for value in values]
+    pairs = [
+        (attribute, value) for attribute, values in config.attributes.items() for value in values
+    ]
     return [
         row
         for row, (attribute, value) in enumerate(pairs)

@@ -257,7 +257,8 @@ class TrainConfig(BaseModel):
             raise InputError(f"unknown preset {self.preset!r}; known: {', '.join(PRESETS)}.")
         options = PRESETS[self.preset].model_dump() | self.encoder
         config = validate_model(MindLLMConfig, options, "encoder options")
-        plan_encoder(config, {})
+        # Without coordinates an encoder has an atlas, whose parcels are known from a store alone.
+        plan_encoder(config, {} if config.coordinates_in_keys else {"atlas": []})
         return config
 
 

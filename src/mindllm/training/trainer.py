@@ -25,6 +25,7 @@ from mindllm.data.sampler import SubjectBatchSampler, iter_eval_batches
 from mindllm.data.store import Store
 from mindllm.model.language_model import load_language_model
 from mindllm.model.modeling import MindLLM
+from mindllm.model.receptive_fields import init_queries
 from mindllm.training import tuning
 from mindllm.training.batches import BatchBuilder, MicroBatch, check_longest_conversations
 from mindllm.training.callbacks import (
@@ -295,15 +296,15 @@ class Trainer:
             c.language_model, device, c.language_model_dtype(), quantization_config=quantization
         )
         torch.manual_seed(c.seed)  # after loading, which may draw random numbers the first time
+        sizes, training = c.encoder_config(), self.data.training
         parcel_names = {
             atlas: [names[number] for number in sorted(names)]
-            for atlas, names in self.store.parcel_names.items()
+            for atlas, names in self.store.select_atlases(sizes.atlases).items()
         }
-        sizes, training = c.encoder_config(), self.data.training
         memory_texts = self.data.conversations.memory_texts(training, sizes.memory_size)
         sizes = sizes.model_copy(update={"memory_size": len(memory_texts)})
         model = MindLLM(sizes, parcel_names, language_model, c.chat_template)
-        model.encoder.init_queries(self.store.maskers(training.subjects))
+        init_queries(model.encoder, self.store.maskers(training.subjects))
         return model, memory_texts
 
     def run(self, checkpoint: Path, progress: Progress | None = None) -> None:
