@@ -1,6 +1,6 @@
 """Tables of events of a raw BIDS data set: which events are trials, and of which stimuli."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,6 +76,7 @@ def read_events(file: Path, options: EventOptions) -> pd.DataFrame:
         table["duration"] = np.nan  # to be filled in for the trials
     column = select_stimulus_column(table, file, options.stimulus_column)
     table = table.assign(stimulus=table[column], nuisance=None).astype({"nuisance": object})
+    table.attrs["stimulus_column"] = column
     if options.trial_types is not None:
         mark_other_types(table, file, options.trial_types)
     mark_missing_stimuli(table, file, column, options.missing)
@@ -97,8 +98,9 @@ def select_stimulus_column(table: pd.DataFrame, file: Path, chosen: str | None) 
     candidates = (chosen,) if chosen else DEFAULT_COLUMNS
     column = next((name for name in candidates if name in table), None)
     if column is None:
+        columns = ", ".join(map(str, table))
         raise InputError(
-            f"{file} names no stimulus: its columns with values are {', '.join(map(str, table))}; expected "
+            f"{file} names no stimulus: its columns with values are {columns}; expected "
             f"{' or '.join(candidates)}. Choose one with --stimulus-column."
         )
     return column
@@ -141,6 +143,28 @@ def check_times(table: pd.DataFrame, file: Path) -> None:
                 f"{file}, line {table.index[invalid][0]}: the {column} is "
                 f"{table[column][invalid].iloc[0]!r}; expected seconds"
                 f"{', 0 or more' if column == 'duration' else ''}."
+            )
+
+
+def check_same_column(columns: Mapping[Path, str]) -> None:
+    """Refuse tables of events in which stimuli are named by different columns.
+
+    Parameters
+    ----------
+    columns : mapping of Path to str
+        Table of events -> its column of stimuli.
+
+    Raises
+    ------
+    InputError
+        If they differ.
+    """
+    first_file, first = next(iter(columns.items()))
+    for file, column in columns.items():
+        if column != first:
+            raise InputError(
+                f"stimuli are named by `{first}` in {first_file}, and by `{column}` in {file}; "
+                "expected one column. Choose it with --stimulus-column."
             )
 
 

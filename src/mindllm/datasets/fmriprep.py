@@ -29,10 +29,11 @@ from mindllm.data.store_writer import check_captions
 from mindllm.datasets.base import DatasetDescription, DatasetReader, drop_voxels
 from mindllm.datasets.bids import read_captions
 from mindllm.datasets.confounds import load_confounds, parse_confounds_options
-from mindllm.datasets.events import EventOptions, check_fit, read_events
+from mindllm.datasets.events import EventOptions, check_fit, check_same_column, read_events
 from mindllm.datasets.fmriprep_files import (
     AROMA,
     BOLD,
+    TR_TOLERANCE,
     PreprocessedRun,
     find_events,
     find_runs,
@@ -118,6 +119,12 @@ class ModelOptions:
     slice_time_ref: float | None = None
 
     def __post_init__(self) -> None:
+        if str(self.single_trial).lower() == "glmsingle":
+            raise InputError(
+                "GLMsingle needs all runs of a session at once, and is not run here; expected lsa "
+                "or lss. Run it on the preprocessed runs, and read its outputs with `mindllm "
+                "prepare glmsingle`."
+            )
         known = {
             "single_trial": ("lsa", "lss"),
             "hrf_model": HRF_MODELS,
@@ -140,6 +147,8 @@ class RunModel:
     ----------
     run : PreprocessedRun
     events_file : Path
+    stimulus_column : str
+        Column of the events that names the stimuli.
     times : ScanTimes
     design : RunDesign
     quality : DesignQuality
@@ -153,6 +162,7 @@ class RunModel:
 
     run: PreprocessedRun
     events_file: Path
+    stimulus_column: str
     times: ScanTimes
     design: RunDesign
     quality: DesignQuality
@@ -245,6 +255,7 @@ class FMRIPrepReader(DatasetReader):
         self.mask, self.nan = Path(mask) if mask is not None else None, nan
         self.test_fraction = test_fraction
         self._models: dict[str, list[RunModel]] = {}
+        self._columns: dict[Path, str] = {}  # of stimuli, by table of events
 
     def find_subjects(self) -> list[str]:
         subjects = natural_sorted(p.name for p in self.root.glob("sub-*") if p.is_dir())
@@ -306,15 +317,18 @@ class FMRIPrepReader(DatasetReader):
         return runs
 
     def read_trials(self, subject: str) -> pd.DataFrame:
-        models = [self._build_model(run, subject) for run in self.select_runs(subject)]
-        check_equal_trs(models, subject)
+        runs = self.select_runs(subject)
+        times = [run.read_times(self.model.slice_time_ref) for run in runs]
+        check_equal_trs(runs, times, subject)
+        models = [self._build_model(run, t, subject) for run, t in zip(runs, times)]
+        self._columns |= {model.events_file: model.stimulus_column for model in models}
+        check_same_column(self._columns)
         self._models[subject] = models
         return pd.concat([model.trials for model in models], ignore_index=True).pipe(unify_types)
 
-    def _build_model(self, run: PreprocessedRun, subject: str) -> RunModel:
+    def _build_model(self, run: PreprocessedRun, times: ScanTimes, subject: str) -> RunModel:
         """Read what a run was shown, and build the model of its trials."""
         options = self.model
-        times = run.read_times(options.slice_time_ref)
         events_file = find_events(self.events_root, run)
         events = read_events(events_file, self.event_options)
         check_fit(events, times, events_file)
@@ -337,6 +351,7 @@ class FMRIPrepReader(DatasetReader):
         return RunModel(
             run=run,
             events_file=events_file,
+            stimulus_column=events.attrs["stimulus_column"],
             times=times,
             design=design,
             quality=quality,
@@ -498,16 +513,17 @@ def report_dropped(trials: pd.DataFrame, sampled: np.ndarray, where: str) -> Non
         )
 
 
-def check_equal_trs(models: Sequence[RunModel], subject: str) -> None:
+def check_equal_trs(
+    runs: Sequence[PreprocessedRun], times: Sequence[ScanTimes], subject: str
+) -> None:
     """Refuse runs with different repetition times."""
-    first = models[0]
-    for model in models:
-        if abs(model.times.tr_seconds - first.times.tr_seconds) > 1e-3:
+    first = times[0].tr_seconds
+    for run, run_times in zip(runs, times, strict=True):
+        if abs(run_times.tr_seconds - first) > TR_TOLERANCE:
             raise InputError(
-                f"{subject}: {model.run.file.name} has a repetition time of "
-                f"{model.times.tr_seconds:g} s, {first.run.file.name} of "
-                f"{first.times.tr_seconds:g} s; expected one for all runs. Correct the JSON file, "
-                "or prepare the tasks apart with --task."
+                f"{subject}: {run.file.name} has a repetition time of {run_times.tr_seconds:g} s, "
+                f"{runs[0].file.name} of {first:g} s; expected one for all runs. Correct "
+                "the JSON file, or prepare the tasks apart with --task."
             )
 
 
