@@ -249,7 +249,7 @@ def write_run(
     labels: dict[str, str],
     timing: TimeSeriesConfig,
 ) -> None:
-    """Write the files of a run; its mask has a voxel more than those that all runs share."""
+    """Write the files of a run; but for the first, its mask has a voxel that others lack."""
     name, session = subject.subject, f"ses-{labels['ses']}"
     stem = f"{name}_{session}_task-{TASK}_run-{labels['run']}"
     raw = folder / "bids" / name / session / "func"
@@ -265,8 +265,9 @@ def write_run(
     shape, voxels = experiment.labels["HCPEx"].shape, tuple(subject.voxel_indices.T)
     volumes, mask = np.zeros((*shape, len(run.series)), np.float32), np.zeros(shape, np.uint8)
     volumes[voxels], mask[voxels] = run.series.T, 1
-    extra = np.argwhere(mask == 0)[int(labels["ses"]) * 10 + int(labels["run"])]
-    mask[tuple(extra)] = 1
+    if (labels["ses"], labels["run"]) != ("01", "1"):
+        extra = np.argwhere(mask == 0)[int(labels["ses"]) * 10 + int(labels["run"])]
+        mask[tuple(extra)] = 1
     for array, suffix in ((volumes, "desc-preproc_bold"), (mask, "desc-brain_mask")):
         img = nib.Nifti1Image(array, experiment.affine)
         img.set_sform(experiment.affine, "mni")
