@@ -167,8 +167,9 @@ class PreprocessedRun:
             )
         if slice_time_ref is None:
             start = sidecar.StartTime
-            known = start is not None and sidecar.SliceTimingCorrected is not False
-            slice_time_ref = start / tr_seconds if known else DEFAULT_SLICE_TIME_REF  # type: ignore[operator]
+            slice_time_ref = DEFAULT_SLICE_TIME_REF
+            if start is not None and sidecar.SliceTimingCorrected is not False:
+                slice_time_ref = start / tr_seconds
         if not 0 <= slice_time_ref <= 1:
             raise InputError(
                 f"{self.sidecar_file}: StartTime {sidecar.StartTime} is not within a repetition "
@@ -326,8 +327,8 @@ def resample_labels(img: SpatialImage, target: SpatialImage) -> SpatialImage:
         return img
     from nilearn.image import resample_to_img  # slow to import
 
-    whole = nib.Nifti1Image(get_data(img, "labels").astype(np.int32), img.affine)
-    return resample_to_img(whole, target, interpolation="nearest")
+    labels_img = nib.Nifti1Image(get_data(img, "labels").astype(np.int32), img.affine)
+    return resample_to_img(labels_img, target, interpolation="nearest")
 
 
 @dataclass(frozen=True)
