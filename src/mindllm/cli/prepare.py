@@ -27,6 +27,7 @@ from mindllm.cli.options import (
 if TYPE_CHECKING:
     from mindllm.data.store import Store
     from mindllm.datasets.base import DatasetReader
+    from mindllm.datasets.events import EventOptions
 
 Sessions = Annotated[
     str | None,
@@ -270,6 +271,21 @@ FMRIPrepNan = Annotated[
 ]
 
 
+def make_event_options(
+    stimulus_column: str | None, trial_types: str | None, missing: str, duration: float | None
+) -> "EventOptions":
+    """Make the options that say which events are trials."""
+    from mindllm.datasets.events import EventOptions
+
+    types = parse_list(trial_types)
+    return EventOptions(
+        stimulus_column=stimulus_column,
+        trial_types=tuple(types) if types is not None else None,
+        missing=missing,  # type: ignore[arg-type] # checked there
+        duration_seconds=duration,
+    )
+
+
 @reader_command("fmriprep", dtype="float32")
 def read_fmriprep(
     derivatives: FMRIPrepDerivatives,
@@ -294,10 +310,8 @@ def read_fmriprep(
     test_fraction: TestFraction = 0.0,
 ) -> "DatasetReader":
     """Make a store of fMRIPrep's derivatives: estimate single-trial betas of preprocessed runs."""
-    from mindllm.datasets.events import EventOptions
     from mindllm.datasets.fmriprep import FMRIPrepReader, ModelOptions
 
-    types, values = parse_list(trial_types), parse_assignments(confounds_option or [])
     return FMRIPrepReader(
         derivatives,
         events=events,
@@ -311,15 +325,10 @@ def read_fmriprep(
             noise_model,  # type: ignore[arg-type] # likewise
             smoothing_fwhm,
             confounds=confounds,
-            confounds_options=values,
+            confounds_options=parse_assignments(confounds_option or []),
             slice_time_ref=slice_time_ref,
         ),
-        event_options=EventOptions(
-            stimulus_column,
-            tuple(types) if types is not None else None,
-            missing,  # type: ignore[arg-type] # likewise
-            duration,
-        ),
+        event_options=make_event_options(stimulus_column, trial_types, missing, duration),
         mask=mask,
         nan=nan,  # type: ignore[arg-type] # likewise
         test_fraction=test_fraction,
