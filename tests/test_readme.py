@@ -14,6 +14,7 @@ import typer
 import yaml
 
 from mindllm.cli import app
+from mindllm.cli.bids_app import make_parser
 from mindllm.convert.mindllm_checkpoint import convert_checkpoint
 from mindllm.data.store import Store
 from mindllm.data.store_writer import conversations_from_captions, write_store
@@ -136,7 +137,9 @@ def test_options_named_in_the_text_exist(page: Path) -> None:
         "--help",
         "--no-deps",  # pip's
         "--output-spaces",  # fMRIPrep's
+        "--network",  # docker's
     }
+    everything |= {o for action in make_parser()._actions for o in action.option_strings}
     for command in leaves().values():
         everything |= {name for parameter in command.params for name in parameter.opts}
     for inline in re.findall(r"`([^`]+)`", prose(page)):

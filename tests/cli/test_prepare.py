@@ -6,6 +6,7 @@ import typer.main
 from mindllm.cli.prepare import app
 from mindllm.datasets.base import DatasetReader
 from mindllm.datasets.bids import BIDSReader
+from mindllm.datasets.fmriprep import FMRIPrepReader
 from mindllm.datasets.glmsingle import GLMsingleReader
 from mindllm.datasets.laion_fmri import LAIONReader
 from mindllm.datasets.mindllm_release import MindLLMReleaseReader
@@ -14,6 +15,7 @@ from mindllm.datasets.nsd import NSDReader
 
 READERS = (
     BIDSReader,
+    FMRIPrepReader,
     GLMsingleReader,
     LAIONReader,
     MindLLMReleaseReader,

@@ -283,12 +283,15 @@ def test_the_page_is_complete(tmp_path: Path, ceilings: bool) -> None:
     report = inspect_store(data)
     assert report.info["split"] == "half (others: half)"
     page = write_store_report(report, data, tmp_path / "page")
-    names = {"index.html", "coverage.png", "trials.png"} | (
-        {"noise-ceiling.png"} if ceilings else set()
-    )
-    assert {file.name for file in (tmp_path / "page").iterdir()} == names
+    pictures = {"coverage.png", "trials.png", "noise-ceiling.png"}
+    tables = {"index.html", "reliability.tsv"}
+    assert {file.name for file in (tmp_path / "page").iterdir()} == pictures | tables
     html = page.read_text()
-    for name in names - {"index.html"}:
+    origin = "as published with the data" if ceilings else "estimated from the repeated stimuli"
+    assert origin in html
+    reliability = pd.read_csv(tmp_path / "page" / "reliability.tsv", sep="\t")
+    assert reliability["subject"].tolist() == list(SUBJECTS)
+    for name in pictures:
         assert f'src="{name}"' in html
         assert (tmp_path / "page" / name).read_bytes().startswith(b"\x89PNG")
     assert "</html>" in html

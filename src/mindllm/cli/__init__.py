@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from rich.logging import RichHandler
 from mindllm.cli import (
     ablate,
     adapt,
+    bids_app,
     convert,
     decode,
     evaluate,
@@ -65,7 +67,22 @@ def every_command(
 
 
 def main() -> None:
-    """Run a command; bad input ends in one message and exit status 1, a signal in 128 more."""
+    """Run a command of `mindllm`."""
+    start(app)
+
+
+def run_bids_app() -> None:
+    """Run `mindllm-bids-app`."""
+
+    def command() -> None:
+        with locks:
+            bids_app.run(sys.argv[1:])
+
+    start(command)
+
+
+def start(command: Callable[[], object]) -> None:
+    """Start a command; bad input ends in one message and exit status 1, a signal in 128 more."""
     logging.basicConfig(
         level=logging.INFO if is_main_process() else logging.WARNING,
         format="%(message)s",
@@ -78,13 +95,13 @@ def main() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of optional kernels that are absent
     with interruptible():
-        run()
+        run(command)
 
 
-def run() -> None:
-    """Run the command of the arguments; every end that is no success has its exit code."""
+def run(command: Callable[[], object]) -> None:
+    """Run a command with the arguments; every end that is no success has its exit code."""
     try:
-        app()
+        command()
     except Interruption as end:
         end_children()
         errors.print(describe(end.number), highlight=False, markup=False, soft_wrap=True)

@@ -117,6 +117,30 @@ def parse_list(text: str | None) -> list[str] | None:
     return parts
 
 
+def parse_assignments(texts: Sequence[str]) -> dict[str, str]:
+    """Split options such as `motion=basic` into names and values.
+
+    Raises
+    ------
+    InputError
+        If a text is none, or a name comes twice.
+
+    Examples
+    --------
+    >>> parse_assignments(["motion=basic", "fd_threshold=0.3"])
+    {'motion': 'basic', 'fd_threshold': '0.3'}
+    """
+    values: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value):
+            raise InputError(f"{text!r} is no NAME=VALUE; expected e.g. motion=basic.")
+        if name in values:
+            raise InputError(f"{name} is set twice; expected one value.")
+        values[name] = value
+    return values
+
+
 def finite(value: float | None) -> float | None:
     """Refuse NaN and infinity, which ranges of options let through."""
     if value is not None and not math.isfinite(value):

@@ -19,6 +19,7 @@ from mindllm.cli.options import (
     bars,
     console,
     finite,
+    parse_assignments,
     parse_int_ranges,
     parse_list,
 )
@@ -26,6 +27,7 @@ from mindllm.cli.options import (
 if TYPE_CHECKING:
     from mindllm.data.store import Store
     from mindllm.datasets.base import DatasetReader
+    from mindllm.datasets.events import EventOptions
 
 Sessions = Annotated[
     str | None,
@@ -181,6 +183,154 @@ def read_bids(
         mask=mask,
         mask_threshold=mask_threshold,
         nan=nan,  # type: ignore[arg-type] # checked there
+        test_fraction=test_fraction,
+    )
+
+
+FMRIPrepDerivatives = Annotated[
+    Path, typer.Argument(help="fMRIPrep's derivatives, with volumes among their outputs.")
+]
+FMRIPrepEvents = Annotated[
+    Path, typer.Option(help="The raw BIDS data set, with the tables of events.")
+]
+FMRIPrepSpace = Annotated[
+    str | None,
+    typer.Option(help="Where there are several, e.g. MNI152NLin2009cAsym:res-2."),
+]
+FMRIPrepTask = Annotated[str | None, typer.Option(help="Where there are several, its label.")]
+FMRIPrepSingleTrial = Annotated[
+    str,
+    typer.Option(help="lss (least squares separate: a model per trial) or lsa (all: one model)."),
+]
+FMRIPrepStimulusColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of the events that names the stimulus. Default: stim_file, else trial_type."
+    ),
+]
+FMRIPrepTrialTypes = Annotated[
+    str | None,
+    typer.Option(
+        help="Values of trial_type that are trials, comma-separated; the others become "
+        "regressors of no interest. Default: all events are trials."
+    ),
+]
+FMRIPrepMissing = Annotated[
+    str,
+    typer.Option(
+        help="Events without a stimulus: `error`, or `nuisance` to make them a regressor of "
+        "no interest."
+    ),
+]
+FMRIPrepDuration = Annotated[
+    float | None,
+    typer.Option(min=0, callback=finite, help="Of all trials, in seconds, in place of the column."),
+]
+FMRIPrepConfounds = Annotated[
+    str,
+    typer.Option(help="Strategy of nilearn: simple, scrubbing, compcor, ica_aroma; or none."),
+]
+FMRIPrepConfoundsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Option of the strategy with nilearn's name, e.g. motion=basic or "
+        "fd_threshold=0.3; may be repeated."
+    ),
+]
+FMRIPrepHrfModel = Annotated[
+    str, typer.Option(help="With nilearn's names, e.g. spm or 'glover + derivative'.")
+]
+FMRIPrepHighPass = Annotated[
+    float,
+    typer.Option(min=0, callback=finite, help="Cut-off of the drift model in hertz; 0: no drift."),
+]
+FMRIPrepNoiseModel = Annotated[str, typer.Option(help="ols or ar1, as in nilearn.")]
+FMRIPrepSmoothingFwhm = Annotated[
+    float | None, typer.Option(min=0, callback=finite, help="In millimeters. Default: none.")
+]
+FMRIPrepSliceTimeRef = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        callback=finite,
+        help="Fraction of the repetition time to which slices were shifted. Default: as the "
+        "JSON files say, else 0.5.",
+    ),
+]
+FMRIPrepMask = Annotated[
+    Path | None,
+    typer.Option(help="Image in the same template; voxels outside it are left out."),
+]
+FMRIPrepNan = Annotated[
+    str,
+    typer.Option(
+        help="Voxels without a signal in a run: `error`, or `drop` to leave them out, for "
+        "which runs are read twice."
+    ),
+]
+
+
+def make_event_options(
+    stimulus_column: str | None, trial_types: str | None, missing: str, duration: float | None
+) -> "EventOptions":
+    """Make the options that say which events are trials."""
+    from mindllm.datasets.events import EventOptions
+
+    types = parse_list(trial_types)
+    return EventOptions(
+        stimulus_column=stimulus_column,
+        trial_types=tuple(types) if types is not None else None,
+        missing=missing,  # type: ignore[arg-type] # checked there
+        duration_seconds=duration,
+    )
+
+
+@reader_command("fmriprep", dtype="float32")
+def read_fmriprep(
+    derivatives: FMRIPrepDerivatives,
+    events: FMRIPrepEvents,
+    subjects: Subjects = None,
+    space: FMRIPrepSpace = None,
+    task: FMRIPrepTask = None,
+    single_trial: FMRIPrepSingleTrial = "lss",
+    stimulus_column: FMRIPrepStimulusColumn = None,
+    trial_types: FMRIPrepTrialTypes = None,
+    missing: FMRIPrepMissing = "error",
+    duration: FMRIPrepDuration = None,
+    confounds: FMRIPrepConfounds = "simple",
+    confounds_option: FMRIPrepConfoundsOption = None,
+    hrf_model: FMRIPrepHrfModel = "glover",
+    high_pass: FMRIPrepHighPass = 1 / 128,
+    noise_model: FMRIPrepNoiseModel = "ols",
+    smoothing_fwhm: FMRIPrepSmoothingFwhm = None,
+    slice_time_ref: FMRIPrepSliceTimeRef = None,
+    mask: FMRIPrepMask = None,
+    nan: FMRIPrepNan = "error",
+    test_fraction: TestFraction = 0.0,
+) -> "DatasetReader":
+    """Make a store of fMRIPrep's derivatives: estimate single-trial betas of preprocessed runs."""
+    from mindllm.datasets.fmriprep import FMRIPrepReader, ModelOptions
+
+    return FMRIPrepReader(
+        derivatives,
+        events=events,
+        subjects=parse_list(subjects),
+        space=space,
+        task=task,
+        model=ModelOptions(
+            single_trial,  # type: ignore[arg-type] # checked there
+            hrf_model,
+            high_pass,
+            noise_model,  # type: ignore[arg-type] # likewise
+            smoothing_fwhm,
+            confounds=confounds,
+            confounds_options=parse_assignments(confounds_option or []),
+            slice_time_ref=slice_time_ref,
+        ),
+        event_options=make_event_options(stimulus_column, trial_types, missing, duration),
+        mask=mask,
+        nan=nan,  # type: ignore[arg-type] # likewise
         test_fraction=test_fraction,
     )
 

@@ -19,6 +19,8 @@ N_SAMPLED_TRIALS = 256  # per subject
 N_PAIRS = 400  # of trials compared, per subject
 MIN_REPEATED_STIMULI = 8
 MAX_BETA_RATIO = 1000  # of the largest beta to the median
+MAX_EXCLUDED = 0.3  # of the volumes of a run
+MAX_VARIANCE_INFLATION = 50  # of a beta, by the other regressors
 MNI_BOX_MM = np.array([[-90, 91], [-126, 91], [-72, 109]])  # of the template
 SIDES = {
     -1: re.compile(r"(^|[_\W])(l|lh|left)([_\W]|$)", re.I),
@@ -235,6 +237,36 @@ def pattern_correlation(store: Store, subject: str, pairs: np.ndarray) -> np.nda
         norm = np.maximum(np.sqrt((a**2).sum(1) * (b**2).sum(1)), 1e-12)
         correlations.append((a * b).sum(1) / norm)
     return np.concatenate(correlations)
+
+
+def check_runs(runs: pd.DataFrame | None) -> list[QCResult]:
+    """Whether the single-trial models of runs tell trials apart; nothing without such models.
+
+    Parameters
+    ----------
+    runs : DataFrame or None
+        As `Store.runs`.
+
+    Returns
+    -------
+    list of QCResult
+    """
+    columns = {"excluded_fraction", "n_dropped_trials", "max_variance_inflation"}
+    if runs is None or not columns <= set(runs):
+        return []
+    excluded, inflation = runs["excluded_fraction"], runs["max_variance_inflation"]
+    keys = zip(runs["subject"], runs["session"], runs["run"])
+    labels = [f"{subject}, session {session}, run {run}" for subject, session, run in keys]
+    passed = bool(excluded.max() <= MAX_EXCLUDED and inflation.max() <= MAX_VARIANCE_INFLATION)
+    message = (
+        f"{len(runs)} runs, {runs['n_dropped_trials'].sum()} trials left out; at most "
+        f"{excluded.max():.0%} of the volumes excluded ({labels[excluded.argmax()]}); the other "
+        f"regressors increase the variance of a beta at most {inflation.max():.0f} times "
+        f"({labels[inflation.argmax()]})"
+    )
+    if not passed:
+        message += "; leave such runs out, or take fewer confounds"
+    return [QCResult("", "single-trial models", passed, message)]
 
 
 def check_leak(store: Store) -> QCResult:

@@ -1,6 +1,6 @@
 """A store: one folder of plain files per data set, memory-mapped, whole or absent.
 
-dataset.json  regions.json  conversations.parquet  manifest.json
+dataset.json  regions.json  conversations.parquet  manifest.json  (runs.parquet)
 subjects/<name>/  voxels.parquet  mask.nii.gz  betas.npy  trials.parquet  statistics.npz
 splits/<name>/    split.json  trials.parquet  <subject>.npz
 The folder, that of each subject and that of each split have a manifest.json with checksums.
@@ -48,6 +48,7 @@ from mindllm.utils.table_checks import read_checked_table
 from mindllm.utils.validation import check_finite, check_format, validate_content
 
 FORMAT = 3
+RUNS = "runs.parquet"
 WHAT = "a store (made by `mindllm prepare`)"
 SPLIT_WHAT, SPLIT_REMEDY = "a split (made by `mindllm split`)", "Make the split anew."
 # Held in memory, of the subjects used last: their voxels, and their means and deviations.
@@ -485,6 +486,22 @@ class Store:
             NaN where unknown; None if it was not published.
         """
         return load_voxel_column(self.subject_dir(subject), "ncsnr")
+
+    @cached_property
+    def runs(self) -> pd.DataFrame | None:
+        """One row per run of which `prepare` estimated single-trial betas; None: it did not.
+
+        Columns are subject, session, run, n_trials, and numbers about the design of the run.
+
+        Raises
+        ------
+        InputError
+            If the file is not the one that was written, or lacks a column.
+        """
+        if RUNS not in self.manifest.content.files:
+            return None
+        path = self.manifest.check(RUNS)
+        return read_checked_table(path, ("subject", "session", "run", "n_trials"), REMEDY)
 
     @cached_property
     def conversations(self) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from mindllm.data.schemas import TRIAL_COLUMNS, check_trials_table
 from mindllm.data.splits import SPLITS, check_splits
-from mindllm.data.store import FORMAT, Store, to_arrow
+from mindllm.data.store import FORMAT, RUNS, Store, to_arrow
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.fmri.masker_io import save_masker
 from mindllm.fmri.scaling import SessionScaler
@@ -195,13 +195,15 @@ class StoreWriter:
             )
         write_json(path, earlier | parcels)
 
-    def finish(self, conversations: pd.DataFrame) -> Store:
+    def finish(self, conversations: pd.DataFrame, runs: pd.DataFrame | None = None) -> Store:
         """Check the whole, write the conversations, and rename the store to its place.
 
         Parameters
         ----------
         conversations : DataFrame
             Columns stimulus (or subject and trial_index), source, turns, answers.
+        runs : DataFrame, optional
+            One row per run of which single-trial betas were estimated; see `Store.runs`.
 
         Returns
         -------
@@ -224,6 +226,8 @@ class StoreWriter:
             check_conversation(turns)
         with disk_errors(self.path):
             pq.write_table(to_arrow(conversations), self.partial / "conversations.parquet")
+            if runs is not None:
+                runs.to_parquet(self.partial / RUNS, index=False)
             if not (self.partial / "regions.json").exists():
                 write_json(self.partial / "regions.json", {})
             remove_folder(self.parts, within=self.partial)

@@ -74,11 +74,12 @@ class SubjectFiles:
 
 @dataclass(frozen=True, slots=True)
 class _StorePlan:
-    """A store that was begun: its writer, what to read, and the conversations."""
+    """A store that was begun: its writer, what to read, conversations and runs."""
 
     writer: StoreWriter
     recordings: list[SubjectRecording]
     conversations: pd.DataFrame
+    runs: pd.DataFrame | None
 
 
 class DatasetReader(ABC):
@@ -190,6 +191,13 @@ class DatasetReader(ABC):
         """Read the conversations about the stimuli; by default there are none."""
         return pd.DataFrame({"stimulus": [], "source": [], "turns": [], "answers": []})
 
+    def describe_runs(self, subjects: Sequence[str]) -> pd.DataFrame | None:
+        """Describe the runs whose betas the reader itself estimates, a row each; None: it does not.
+
+        Columns are `subject`, `session`, `run`, `n_trials` and numbers.
+        """
+        return None
+
     def assign_splits(
         self, trials: Mapping[str, pd.DataFrame], val_fraction: float, seed: int
     ) -> dict[str, pd.DataFrame]:
@@ -270,7 +278,7 @@ class DatasetReader(ABC):
                 dask_scheduler=dask_scheduler,
                 progress=progress,
             )
-            return plan.writer.finish(plan.conversations)
+            return plan.writer.finish(plan.conversations, plan.runs)
 
     def _plan(
         self, out: str | Path, dtype: str, val_fraction: float, seed: int, progress: Progress | None
@@ -284,7 +292,8 @@ class DatasetReader(ABC):
         ]
         conversations = self.read_conversations(trials)
         draw = {"val_fraction": val_fraction, "dtype": dtype, "seed": seed}
-        return _StorePlan(self._create_writer(out, trials, draw), recordings, conversations)
+        writer = self._create_writer(out, trials, draw)
+        return _StorePlan(writer, recordings, conversations, self.describe_runs(list(trials)))
 
     def _list_trials(self, progress: Progress | None) -> dict[str, pd.DataFrame]:
         """Read the trials of every subject."""

@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from mindllm.data.quality_control import QCResult, check_store, check_subject, group_results
+from mindllm.data.quality_control import (
+    QCResult,
+    check_runs,
+    check_store,
+    check_subject,
+    group_results,
+)
+from mindllm.data.reliability import Reliability, estimate_reliability
 from mindllm.data.splits import SPLITS
 from mindllm.data.store import Store
 from mindllm.fmri.masker import VoxelMasker
@@ -23,6 +30,42 @@ from mindllm.utils.progress import progress_bar
 SAMPLES_PER_SOURCE = 2
 SOURCE_FORMATS = {"fraction": "{:.0%}", "words": "{:.1f}"}  # by column
 MIN_TOP_CEILING = 5.0  # percent; smallest end of the color scale
+TITLES = {"runs.tsv": "Runs of the single-trial models", "reliability.tsv": "Reliability"}
+SHORT_NAMES = {
+    "n_volumes": "volumes",
+    "tr_seconds": "TR",
+    "slice_time_ref": "ref",
+    "excluded_fraction": "excluded",
+    "n_trials": "trials",
+    "n_dropped_trials": "dropped",
+    "n_confounds": "confounds",
+    "condition_number": "condition",
+    "mean_efficiency": "efficiency",
+    "max_variance_inflation": "inflation",
+    "max_correlation_of_trials": "max r",
+    "max_r2_with_nuisance": "max R2",
+    "n_stimuli": "stimuli",
+    "ncsnr_median": "ncsnr",
+    "ncsnr_95th_percentile": "95th percentile",
+    "ceiling_median": "ceiling",
+    "ceiling_95th_percentile": "95th percentile",
+    "split_half_mean": "split half",
+}
+NOTES = {
+    "runs.tsv": (
+        "TR in seconds; ref: time of the slices, in TR; excluded: fraction of volumes that were "
+        "scrubbed or before the steady state; dropped: trials of which less than half of the "
+        "response is in the volumes that are left; condition: number of the design matrix with a "
+        "regressor per trial; efficiency: 1 / variance of a beta, mean; inflation: by how much "
+        "the other regressors increase it, largest; max r: of the responses to two trials; max "
+        "R2: of a response, explained by drift and confounds; numbers in runs.tsv"
+    ),
+    "reliability.tsv": (
+        "of the standardized betas of repeated stimuli, estimated from this store; ncsnr: standard "
+        "deviation of signal over noise, single trials; ceiling: noise ceiling in percent; split "
+        "half: correlation over stimuli, mean over voxels; numbers in reliability.tsv"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +139,10 @@ class StoreReport:
         Checks that did not pass first.
     samples : list of ConversationSample
         A few conversations of every source.
+    reliability : dict of str to Reliability
+        Of the subjects with enough repeated stimuli.
+    runs : DataFrame or None
+        One row per run of which `prepare` estimated the betas; see `Store.runs`.
     """
 
     name: str
@@ -105,10 +152,20 @@ class StoreReport:
     sources: TextTable
     checks: list[QCResult]
     samples: list[ConversationSample]
+    reliability: Mapping[str, Reliability]
+    runs: pd.DataFrame | None
+
+    @property
+    def numbers(self) -> dict[str, pd.DataFrame]:
+        """Tables of numbers that are written beside the page, by name of the file."""
+        tables = {"reliability.tsv": summarize_reliability(self.reliability)}
+        if self.runs is not None:
+            tables["runs.tsv"] = self.runs
+        return {name: table for name, table in tables.items() if len(table)}
 
     @property
     def tables(self) -> list[TextTable]:
-        """Subjects, atlases and sources, to be shown in this order."""
+        """Subjects, atlases, runs, reliability and sources, to be shown in this order."""
         split_note = (
             "split: trials of train/val/test, and unused ones; "
             "ceiling: noise ceiling of the median voxel, single trials"
@@ -117,6 +174,11 @@ class StoreReport:
         return [
             _to_table("Subjects", split_note, SubjectOverview, self.subjects),
             _to_table("Atlases", coverage_note, AtlasOverview, self.atlases),
+            *(
+                to_text_table(table, title, NOTES[name])
+                for name, title in TITLES.items()
+                if (table := self.numbers.get(name)) is not None
+            ),
             self.sources,
         ]
 
@@ -151,12 +213,15 @@ def inspect_store(store: Store, seed: int = 0, progress: Progress | None = None)
     """
     rng = np.random.default_rng(seed)
     checks: list[QCResult] = []
+    reliability: dict[str, Reliability] = {}
     with progress_bar(progress, "checking", len(store.subjects)) as advance:
         for subject in store.subjects:
             advance(0, f"checking {subject}")
             checks += check_subject(store, subject, rng)
+            if (estimate := estimate_reliability(store, subject, rng)) is not None:
+                reliability[subject] = estimate
             advance(1)
-    checks += check_store(store)
+    checks += [*check_store(store), *check_runs(store.runs)]
     return StoreReport(
         name=store.meta["name"],
         info=describe_store(store),
@@ -165,7 +230,39 @@ def inspect_store(store: Store, seed: int = 0, progress: Progress | None = None)
         sources=describe_sources(store),
         checks=group_results(checks),
         samples=sample_conversations(store, rng),
+        reliability=reliability,
+        runs=store.runs,
     )
+
+
+def summarize_reliability(reliability: Mapping[str, Reliability]) -> pd.DataFrame:
+    """Summarize reliabilities over voxels, a row per subject."""
+    rows = []
+    for subject, estimate in reliability.items():
+        ceiling = noise_ceiling_percent(estimate.ncsnr)
+        rows.append(
+            {
+                "subject": subject,
+                "n_stimuli": estimate.n_stimuli,
+                "n_trials": estimate.n_trials,
+                "ncsnr_median": np.median(estimate.ncsnr),
+                "ncsnr_95th_percentile": np.percentile(estimate.ncsnr, 95),
+                "ceiling_median": np.median(ceiling),
+                "ceiling_95th_percentile": np.percentile(ceiling, 95),
+                "split_half_mean": np.nanmean(estimate.split_half),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def to_text_table(table: pd.DataFrame, title: str, note: str) -> TextTable:
+    """Return a table of numbers as texts, with three digits and short names of columns."""
+    rows = [
+        [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
+        for row in table.itertuples(index=False)
+    ]
+    columns = [SHORT_NAMES.get(str(name), str(name)) for name in table]
+    return TextTable(title, note, columns, rows)
 
 
 def describe_store(store: Store) -> dict[str, str]:
@@ -266,8 +363,8 @@ class StoreFigure:
     png: bytes
 
 
-def draw_store_figures(store: Store) -> list[StoreFigure]:
-    """Draw where voxels are, noise ceilings where the store has them, and trials per split."""
+def draw_store_figures(store: Store, reliability: Mapping[str, Reliability]) -> list[StoreFigure]:
+    """Draw where voxels are, noise ceilings as published or estimated, and trials per split."""
     maskers = [store.masker(subject) for subject in store.subjects]
     coverage = "Where the voxels are; color: mm of voxels along the line of sight, mean of subjects"
     figures = [StoreFigure("coverage", coverage, plot_voxel_coverage(maskers))]
@@ -276,10 +373,14 @@ def draw_store_figures(store: Store) -> list[StoreFigure]:
         for masker in maskers
         if (ncsnr := store.ncsnr(masker.subject)) is not None
     }
+    origin = "as published with the data"
+    if not ceilings:
+        origin = "estimated from the repeated stimuli of this store"
+        ceilings = {s: noise_ceiling_percent(r.ncsnr) for s, r in reliability.items()}
     if ceilings:
         caption = (
-            "Noise ceiling of single trials as published with the data: percent of the variance "
-            "that a perfect model could explain"
+            f"Noise ceiling of single trials {origin}: percent of the variance that a perfect "
+            "model could explain"
         )
         values = list(ceilings.values())
         measured = [masker for masker in maskers if masker.subject in ceilings]
@@ -300,7 +401,7 @@ def write_store_report(report: StoreReport, store: Store, out: str | Path) -> Pa
     store : Store
         The same store, for the figures.
     out : str or Path
-        New folder for index.html and PNG files.
+        New folder for index.html, PNG files and tables of numbers (TSV).
 
     Returns
     -------
@@ -312,10 +413,12 @@ def write_store_report(report: StoreReport, store: Store, out: str | Path) -> Pa
     InputError
         If `out` exists.
     """
-    figures = draw_store_figures(store)
+    figures = draw_store_figures(store, report.reliability)
     html = load_template("store.html.jinja").render(report=report, figures=figures)
     with atomic_directory(Path(out)) as folder:
         for figure in figures:
             (folder / f"{figure.name}.png").write_bytes(figure.png)
+        for name, table in report.numbers.items():
+            table.to_csv(folder / name, sep="\t", index=False, na_rep="n/a")
         (folder / "index.html").write_text(html, encoding="utf-8")
     return Path(out) / "index.html"

@@ -26,7 +26,9 @@ MISSING = ("", "n/a")  # BIDS knows no other; None, null and NA are words
 logger = logging.getLogger(__name__)
 
 
-def read_table(file: Path, what: str, columns: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(
+    file: Path, what: str, columns: Sequence[str] = (), text_columns: Sequence[str] = ()
+) -> pd.DataFrame:
     """Read a table: identifiers as text, numbers as numbers.
 
     Cells are separated by tabs where the header has one, and then have no quoting, as BIDS says;
@@ -41,6 +43,8 @@ def read_table(file: Path, what: str, columns: Sequence[str] = ()) -> pd.DataFra
         What the table is, for the message ("the design table").
     columns : sequence of str
         Columns that it must have.
+    text_columns : sequence of str
+        Columns of identifiers beside TEXT_COLUMNS.
 
     Returns
     -------
@@ -75,7 +79,9 @@ def read_table(file: Path, what: str, columns: Sequence[str] = ()) -> pd.DataFra
         lines.append(line)
         cells.append([None if cell in MISSING else cell for cell in row])
     table = pd.DataFrame(cells, columns=header, index=lines, dtype=object)
-    return table.apply(lambda column: convert_column(column, file))
+    return table.apply(
+        lambda column: column if column.name in text_columns else convert_column(column, file)
+    )
 
 
 def iter_rows(file: Path, what: str) -> Iterator[tuple[int, list[str]]]:
