@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import nibabel as nib
 import numpy as np
 import torch
 import uvicorn
+from fastapi import FastAPI
 from openai import OpenAI
 
 from mindllm.data.store import Store
@@ -59,8 +59,9 @@ class RunningServer:
 
     url: str
     config: ServeConfig
+    app: FastAPI
 
-    def http(self, token: str | None = None, **options: object) -> httpx.Client:
+    def http(self, token: str | None = None) -> httpx.Client:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
 
@@ -80,7 +81,8 @@ def running(
 ) -> Iterator[RunningServer]:
     """Run a server until the block ends."""
     config = ServeConfig(port=free_port(), **(options or {}))  # type: ignore[arg-type]
-    server = uvicorn.Server(make_uvicorn_config(create_app(model, store, config), config))
+    app = create_app(model, store, config)
+    server = uvicorn.Server(make_uvicorn_config(app, config))
     port = socket.socket()
     port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     port.bind((config.host, config.port))
@@ -91,7 +93,7 @@ def running(
         while not server.started and thread.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert server.started
-        yield RunningServer(f"http://127.0.0.1:{config.port}", config)
+        yield RunningServer(f"http://127.0.0.1:{config.port}", config, app)
     finally:
         server.should_exit = True
         thread.join(60)
@@ -108,11 +110,7 @@ def scan_files(
         "volume": masker.inverse_transform(betas),
         "mask": masker.inverse_transform(np.ones(len(masker), np.uint8)),
     }
-    return {name: (f"{name}.nii", to_bytes(img)) for name, img in images.items()}
-
-
-def to_bytes(img: nib.Nifti1Image) -> bytes:
-    return img.to_bytes()
+    return {name: (f"{name}.nii", img.to_bytes()) for name, img in images.items()}
 
 
 def ask(reference: Mapping[str, object], text: str = "What is it?", **others: object) -> dict:

@@ -13,6 +13,7 @@ import logging
 import math
 import re
 import resource
+import shutil
 import sys
 import zlib
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ from mindllm.utils.files import write_json
 GZIP_MAGIC = b"\x1f\x8b"
 NIFTI_SIZES = (348, 540)  # of the header of NIfTI-1 and NIfTI-2
 STEP = 2**20  # bytes that are decompressed at once
-ATLAS_NAME = re.compile(r"atlas-([A-Za-z0-9]{1,64})[_.]")
+PLAIN = "plain"  # folder of decompressed files
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,16 @@ class ScanLimits:
 
 
 def main() -> None:
-    """Read the scan of a folder."""
+    """Read the scan of a folder, with bounded memory and time."""
     logging.disable()
     folder = Path(sys.argv[1])
     limits = ScanLimits.read(folder / "limits.json")
     limit_process(limits)
+    read_or_refuse(folder, limits)
+
+
+def read_or_refuse(folder: Path, limits: ScanLimits) -> None:
+    """Read the scan of a folder, or write why it cannot be read."""
     try:
         read_scan(folder, limits)
     except InputError as error:
@@ -136,13 +142,12 @@ def make_masker(folder: Path, limits: ScanLimits) -> VoxelMasker:
     """The voxels of the scan: of the mask that was sent."""
     mask = open_upload(folder / "mask", limits, dimensions=3)
     atlases, names = {}, {}
-    for path in sorted((folder / "atlases").glob("atlas-*_dseg.nii*")):
-        match = ATLAS_NAME.match(path.name)
-        assert match is not None
-        atlas = match[1]
-        img = open_upload(path, limits, dimensions=3)
-        img.file_map["image"].filename = str(folder / "atlases" / f"atlas-{atlas}_dseg.nii")
-        atlases[atlas] = img
+    for path in sorted((folder / "atlases").glob("*.tsv")):
+        shutil.copy(path, folder / PLAIN)
+    for path in sorted((folder / "atlases").glob("*.nii")):
+        atlas = path.name.removeprefix("atlas-").removesuffix("_dseg.nii")
+        open_upload(path, limits, dimensions=3)
+        atlases[atlas] = folder / PLAIN / path.name  # its lookup table is beside it
         if numbered := limits.parcel_names.get(atlas):
             names[atlas] = {int(number): name for number, name in numbered.items()}
     return VoxelMasker.from_mask_img(mask, atlases, parcel_names=names)
@@ -168,7 +173,7 @@ def read_standardized(
 def open_upload(
     path: Path, limits: ScanLimits, dimensions: int | None = None
 ) -> nib.spatialimages.SpatialImage:
-    """Open an uploaded image; a compressed one is decompressed, up to a size, beside it.
+    """Open an uploaded image; a compressed one is decompressed first, up to a size.
 
     Parameters
     ----------
@@ -188,10 +193,17 @@ def open_upload(
         If it is no NIfTI image, damaged, or larger than the limits.
     """
     what = path.name.partition(".")[0]
-    plain = path.with_name(f"plain-{what}.nii")
+    plain = plain_path(path)
     decompress_bounded(path, plain, limits.image_bytes, what)
     check_header(plain, limits, what)
     return load_img(plain, what, dimensions)
+
+
+def plain_path(path: Path) -> Path:
+    """Where an uploaded file is decompressed to."""
+    folder = path.parent.parent if path.parent.name == "atlases" else path.parent
+    (folder / PLAIN).mkdir(exist_ok=True)
+    return folder / PLAIN / f"{path.name.partition('.')[0]}.nii"
 
 
 def decompress_bounded(path: Path, plain: Path, limit: int, what: str) -> None:
