@@ -147,6 +147,11 @@ class ModelWorker:
         self._count, self._lock = 0, threading.Lock()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
+    @property
+    def count(self) -> int:
+        """Jobs that wait, or that are worked on."""
+        return self._count
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
