@@ -14,7 +14,7 @@ from mindllm.model.coverage import VoxelCoverage, check_coverage, voxel_coverage
 from mindllm.model.encoder import VoxelFeatures
 from mindllm.model.encoding_model import EncodingModel
 from mindllm.model.pretrained import PretrainedModule
-from mindllm.model.subject_alignment import MIN_ALIGNMENT_TRIALS
+from mindllm.model.subject_alignment import MIN_ALIGNMENT_TRIALS, SubjectTransform
 from mindllm.utils.errors import InputError
 from mindllm.utils.validation import check_values
 
@@ -90,14 +90,36 @@ class EvidenceModule(PretrainedModule):
         model, _ = self._require_encoding_model()
         embeddings = texts if isinstance(texts, Tensor) else self.embed_texts(texts)
         outputs = self.query_outputs(betas, masker)
-        if subject_betas is None:
-            subject = masker.subject if isinstance(masker, VoxelMasker) else None
-            transform = self.adaptations.get(subject or "", model.subject_transform(None))
-        elif subject_betas is betas:
+        if subject_betas is not None and subject_betas is betas:
             transform = model.subject_transform(outputs)
         else:
-            transform = model.subject_transform(self.query_outputs(subject_betas, masker))
+            transform = self.subject_transform(masker, subject_betas)
         return model.evidence(outputs, transform, embeddings)
+
+    def subject_transform(
+        self, masker: VoxelMasker | VoxelFeatures, subject_betas: Betas | None = None
+    ) -> SubjectTransform:
+        """Standardization and alignment of a subject, as `evidence` reads its trials.
+
+        Parameters
+        ----------
+        masker, subject_betas
+            As for `evidence`.
+
+        Returns
+        -------
+        SubjectTransform
+
+        Raises
+        ------
+        InputError
+            If the model has no encoding model.
+        """
+        model, _ = self._require_encoding_model()
+        if subject_betas is not None:
+            return model.subject_transform(self.query_outputs(subject_betas, masker))
+        subject = masker.subject if isinstance(masker, VoxelMasker) else None
+        return self.adaptations.get(subject or "", model.subject_transform(None))
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed texts as the encoding model reads them.
