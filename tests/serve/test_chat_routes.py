@@ -116,6 +116,7 @@ def test_a_model_without_encoding_model_says_what_it_cannot_say(
 
 
 FMRI = {"type": "fmri", "fmri": TRIAL}
+V9 = {"atlas": "visual", "parcel": "V9"}
 OTHER = {"type": "fmri", "fmri": {"subject": "sub-01", "trial": 3}}
 TEXT = {"type": "text", "text": "What?"}
 USER = {"role": "user", "content": [TEXT, FMRI]}
@@ -155,7 +156,7 @@ BAD: dict[str, tuple[dict, int, str]] = {
     ),
     "unknown region": (
         {"messages": [{"role": "user", "content": [
-            {"type": "fmri", "fmri": TRIAL | {"without": [{"atlas": "visual", "parcel": "V9"}]}}]}]},
+            {"type": "fmri", "fmri": TRIAL | {"without": [V9]}}]}]},
         404, "region_not_found",
     ),
 }  # fmt: skip

@@ -58,7 +58,14 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for library in ("httpx", "httpcore", "huggingface_hub", "filelock", "matplotlib"):
+    for library in (
+        "uvicorn.error",
+        "httpx",
+        "httpcore",
+        "huggingface_hub",
+        "filelock",
+        "matplotlib",
+    ):
         logging.getLogger(library).setLevel(logging.WARNING)
     with interruptible():
         run()

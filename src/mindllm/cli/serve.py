@@ -120,16 +120,17 @@ def serve_model(
     from mindllm.evaluation.evaluation_set import open_store
     from mindllm.model.modeling import MindLLM
     from mindllm.serve.app import create_app
-    from mindllm.serve.server import run_server, unwatched_signals
+    from mindllm.serve.server import open_port, run_server, unwatched_signals
 
     if store is not None and not store.is_dir():
         raise InputError(f"there is no store {store}. Make one with `mindllm prepare`.")
-    with errors.status("loading the model"):
-        loaded = MindLLM.from_pretrained(model, language_model=language_model).eval()
-        opened = None if store is None else open_store(store, loaded.model_card, split_scheme)
-    name = loaded.model_card.name or model.resolve().name
-    with unwatched_signals():
-        run_server(create_app(loaded, opened, config, name), config, show_address)
+    with open_port(config) as port:
+        with errors.status("loading the model"):
+            loaded = MindLLM.from_pretrained(model, language_model=language_model).eval()
+            opened = None if store is None else open_store(store, loaded.model_card, split_scheme)
+        name = loaded.model_card.name or model.resolve().name
+        with unwatched_signals():
+            run_server(create_app(loaded, opened, config, name), config, port, show_address)
 
 
 def show_address(url: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mindllm.explain.attention import MNIGrid
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.model.coverage import check_coverage
 from mindllm.model.encoder import VoxelFeatures
@@ -28,6 +29,7 @@ from mindllm.serve.schemas import Region
 
 FMRIKey: TypeAlias = tuple[str, int, tuple[tuple[str, str], ...]]
 CACHED_SUBJECTS = 32
+CACHED_MAPS = 2  # subjects whose attention is kept, which may be large
 BETAS_AT_ONCE = 2**26  # bytes of betas in memory, while a subject's trials are read
 MAX_PROPOSALS = 1000  # the texts that were most frequent in training
 
@@ -173,6 +175,8 @@ class FMRIDecoder:
         self._encoded: LRUCache[FMRIKey, EncodedFMRI] = LRUCache(cached_scans)
         self._voxels: LRUCache[str, VoxelFeatures] = LRUCache(CACHED_SUBJECTS)
         self._contexts: LRUCache[str, SubjectContext] = LRUCache(CACHED_SUBJECTS)
+        self._attention: LRUCache[str, Tensor] = LRUCache(CACHED_MAPS)
+        self._grids: LRUCache[str, MNIGrid] = LRUCache(CACHED_MAPS)
         self._proposal_embeddings: Tensor | None = None
 
     @property
@@ -208,13 +212,23 @@ class FMRIDecoder:
     def forget(self, group: str) -> None:
         """Remove what was kept of a subject or scan."""
         self._encoded.remove(lambda key: key[0] == group)
-        self._voxels.remove(lambda key: key == group)
-        self._contexts.remove(lambda key: key == group)
+        for cache in (self._voxels, self._contexts, self._attention, self._grids):
+            cache.remove(lambda key: key == group)
 
     def voxels(self, source: FMRISource) -> VoxelFeatures:
         """Voxels of a scan, as the encoder reads them."""
         prepare = self.model.encoder.prepare_voxels
         return self._voxels.get(source.group, lambda: prepare(source.masker))[0]
+
+    @torch.no_grad()
+    def attention(self, source: FMRISource) -> Tensor:
+        """Attention weights (num_queries, n_voxels) of the queries over a scan's voxels."""
+        weigh = self.model.encoder.attention_weights
+        return self._attention.get(source.group, lambda: weigh(self.voxels(source)).cpu())[0]
+
+    def mni_grid(self, source: FMRISource) -> MNIGrid:
+        """The grid in MNI space that shows a scan's voxels."""
+        return self._grids.get(source.group, lambda: MNIGrid(source.masker))[0]
 
     @torch.no_grad()
     def encode(self, source: FMRISource) -> tuple[EncodedFMRI, bool]:

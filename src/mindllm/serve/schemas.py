@@ -406,6 +406,94 @@ class EvidenceResponse(Answer):
     """Voxels of the parcels that are switched off."""
 
 
+class ExplainRequest(Strict):
+    """What every explanation names."""
+
+    model: Name
+    fmri: FMRIReference
+    space: Literal["native", "mni"] = "native"
+    """Grid of an image: the scan's own, or MNI152 with 3 mm."""
+
+
+class AttentionRequest(ExplainRequest):
+    """A request for where the model listens."""
+
+    query: Index | None = None
+    """Number of a query; neither query nor token: the mean of all queries."""
+    token: Index | None = None
+    """Number of an fMRI token, whose attention depends on the scan."""
+
+
+class ContributionRequest(ExplainRequest):
+    """A request for the voxels that speak for a text."""
+
+    text: Annotated[Text, Field(min_length=1)]
+
+
+class WordsRequest(ExplainRequest):
+    """A request for the words of an answer."""
+
+    answer: Annotated[Text, Field(min_length=1)]
+    """Such as what the model said of the scan."""
+    question: Annotated[Text, Field(min_length=1)] | None = None
+    """That was answered; default: the one that the model was trained with."""
+
+
+class WordMapRequest(WordsRequest):
+    """A request for the voxels that a word came from."""
+
+    word: Index
+    """Number of the word."""
+
+
+class RegionSum(Answer):
+    """A sum over the voxels of a parcel."""
+
+    atlas: str
+    parcel: str
+    n_voxels: int
+    voxel_fraction: float
+    """Of the scan's voxels."""
+    value: float
+
+
+class RegionSums(Answer):
+    """Sums over the parcels of every atlas; voxels in none are a parcel of their own."""
+
+    object: Literal["list"] = "list"
+    data: list[RegionSum]
+
+
+class EvidenceSums(RegionSums):
+    """Contributions to the evidence for a text, in nats."""
+
+    evidence: float
+    at_zero: float
+    """Evidence of betas that are all 0, which no voxel contributes."""
+    is_closed_form: bool
+    error: float
+    """Difference of the sum of all contributions and `at_zero` from the evidence."""
+
+
+class WordInfo(Answer):
+    """A word of an answer."""
+
+    word: int
+    """Number of the word."""
+    text: str
+    log_likelihood: float
+    """Of the word after those before it, given the scan, in nats."""
+    at_zero: float
+    """The same given betas that are all 0."""
+
+
+class WordList(Answer):
+    """Words of an answer."""
+
+    object: Literal["list"] = "list"
+    data: list[WordInfo]
+
+
 class Health(Answer):
     """The server answers."""
 

@@ -16,7 +16,10 @@ KEEP_ALIVE_SECONDS = 15
 
 
 def run_server(
-    app: FastAPI, config: ServeConfig, on_ready: Callable[[str], None] = lambda url: None
+    app: FastAPI,
+    config: ServeConfig,
+    port: socket.socket,
+    on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve an application until SIGINT or SIGTERM, then finish running requests.
 
@@ -25,16 +28,12 @@ def run_server(
     app : FastAPI
         Made by `mindllm.serve.app.create_app`.
     config : ServeConfig
+    port : socket.socket
+        Of `open_port`.
     on_ready : callable
         Called with the server's address once requests are answered.
-
-    Raises
-    ------
-    InputError
-        If the port cannot be opened.
     """
-    with open_port(config) as port:
-        Server(make_uvicorn_config(app, config), lambda: on_ready(server_url(config))).run([port])
+    Server(make_uvicorn_config(app, config), lambda: on_ready(server_url(config))).run([port])
 
 
 def make_uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
@@ -47,6 +46,7 @@ def make_uvicorn_config(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
         proxy_headers=False,
         ws="none",
         lifespan="on",
+        backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=config.shutdown_seconds,
     )
@@ -73,7 +73,7 @@ class Server(uvicorn.Server):
 
 @contextmanager
 def open_port(config: ServeConfig) -> Iterator[socket.socket]:
-    """Open the port, before the model is loaded for nothing.
+    """Claim the port, before a model is loaded for nothing; nobody can connect yet.
 
     Yields
     ------
@@ -82,7 +82,7 @@ def open_port(config: ServeConfig) -> Iterator[socket.socket]:
     Raises
     ------
     InputError
-        If it is in use, or the address is not this machine's.
+        If it is in use by another program, or the address is not this machine's.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -95,7 +95,6 @@ def open_port(config: ServeConfig) -> Iterator[socket.socket]:
         port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             port.bind(address)
-            port.listen(BACKLOG)
         except OSError as error:
             raise unopened(config, error) from error
         yield port
