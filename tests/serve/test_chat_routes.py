@@ -20,7 +20,7 @@ from tests.serve.serving import ALICE, TRIAL, RunningServer, ask, make_model, ru
 
 
 def test_the_official_client_streams_two_turns_about_an_uploaded_scan(
-    server: RunningServer, tiny_store: Store
+    server: RunningServer, tiny_store: Store, real_reader: None
 ) -> None:
     client = server.openai()
     assert [model.id for model in client.models.list()] == ["tiny"]

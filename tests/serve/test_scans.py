@@ -113,7 +113,7 @@ def test_hostile_files_are_refused_by_the_reader(
 
 @pytest.mark.parametrize("name", ["bomb", "header claims", "NaN affine"])
 def test_hostile_files_are_refused_by_the_server(
-    server: RunningServer, tiny_store: Store, name: str
+    server: RunningServer, tiny_store: Store, name: str, real_reader: None
 ) -> None:
     part, change, message = HOSTILE[name]
     files = scan_files(tiny_store.masker("sub-01"))
@@ -194,7 +194,10 @@ def test_scans_expire_and_nothing_is_left_on_disk(served_model: MindLLM, tiny_st
 
 
 def test_a_reader_that_takes_too_long_or_too_much_is_ended(
-    served_model: MindLLM, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+    served_model: MindLLM,
+    tiny_store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    real_reader: None,
 ) -> None:
     files = scan_files(tiny_store.masker("sub-01"))
     monkeypatch.setattr("mindllm.serve.scans.GRACE_SECONDS", 0.0)

@@ -76,6 +76,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], output: Path) -> None:
     raise AssertionError(output.read_text())
 
 
+@pytest.mark.slow
 def test_only_the_port_is_opened_and_running_requests_are_finished(
     tmp_path: Path, served_model: MindLLM, tiny_store: Store
 ) -> None:

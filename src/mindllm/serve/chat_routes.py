@@ -1,6 +1,8 @@
 """Routes of OpenAI's API: models and chat completions."""
 
 import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
@@ -16,7 +18,6 @@ from mindllm.serve.chat import (
 )
 from mindllm.serve.schemas import (
     AtlasParcels,
-    ChatChunk,
     ChatRequest,
     ChatResponse,
     ModelFacts,
@@ -26,6 +27,7 @@ from mindllm.serve.schemas import (
 from mindllm.serve.services import Services, ServicesOf, UserOf, describe_failure
 from mindllm.serve.worker import Answer, ChatJob, Delivery
 
+Result = TypeVar("Result")
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 
@@ -146,7 +148,7 @@ async def first_piece(delivery: Delivery[Answer], request: Request) -> str | Non
     return piece
 
 
-async def until_disconnect(work, request: Request):  # type: ignore[no-untyped-def]
+async def until_disconnect(work: Awaitable[Result], request: Request) -> Result:
     """The result of an awaitable, unless the client goes away before."""
     waiting = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(wait_for_disconnect(request))
@@ -164,6 +166,3 @@ async def wait_for_disconnect(request: Request) -> None:
     """Return when the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-CHUNK_SCHEMA = ChatChunk  # part of the OpenAPI schema, though no route returns it as such
