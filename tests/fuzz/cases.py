@@ -30,6 +30,8 @@ from mindllm.fmri.roi_volumes import load_parcel_names
 from mindllm.fmri.scaling import SessionScaler
 from mindllm.instructions import SOURCES, collect
 from mindllm.metrics import tasks
+from mindllm.serve import scan_reader
+from mindllm.serve.scan_reader import ScanLimits
 from mindllm.training.configuration import TrainConfig, read_config
 from mindllm.training.resume import METADATA_KEY, load_checkpoint
 from mindllm.utils.hdf5 import open_hdf5
@@ -71,6 +73,21 @@ def write_betas_img(name: str, folder: Path) -> Path:
     img.header.set_slope_inter(0.5, 40)
     nib.save(img, folder / name)
     return folder / name
+
+
+def write_upload(target: str, folder: Path) -> Path:
+    """A scan as it is sent to the server."""
+    write_img("mask.nii.gz", mask_values(), folder).rename(folder / "mask")
+    name = "volume.nii.gz" if target.endswith("gz") else "volume.nii"
+    img = nib.Nifti1Image(np.arange(60 * 9, dtype=np.int16).reshape(*GRID, 9), AFFINE)
+    nib.save(img, folder / name)
+    (folder / name).rename(folder / "volume")
+    return folder / target.partition(".")[0]
+
+
+def read_upload(folder: Path) -> object:
+    limits = ScanLimits(2**24, 512, 4096, 500_000, 2**32, 60, False, {})
+    return scan_reader.read_scan(folder, limits)
 
 
 def write_atlas(target: str, folder: Path) -> Path:
@@ -553,6 +570,12 @@ def build_cases() -> list[Case]:
         )
         for suffix, kinds in ((".nii", m.NIFTI), (".nii.gz", m.NIFTI_GZ))
     ]
+    nifti += [
+        Case(f"uploaded {name}", bind(write_upload, name), read_upload, kinds, names_file=False)
+        for name, kinds in (
+            ("volume.nii", m.NIFTI), ("volume.nii.gz", m.NIFTI_GZ), ("mask.nii.gz", m.NIFTI_GZ),
+        )
+    ]  # fmt: skip
     nifti += [
         Case("atlas image", bind(write_atlas, "atlas-A_dseg.nii.gz"), read_atlas, m.NIFTI_GZ),
         Case("atlas table", bind(write_atlas, "atlas-A_dseg.tsv"), read_atlas, m.TABLE),

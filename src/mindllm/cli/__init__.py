@@ -21,6 +21,7 @@ from mindllm.cli import (
     plan,
     prepare,
     score,
+    serve,
     store,
     train,
 )
@@ -41,6 +42,7 @@ app.add_typer(export.app)
 app.add_typer(evaluate.app)
 app.add_typer(new_task.app)
 app.add_typer(score.app)
+app.add_typer(serve.app)
 app.add_typer(store.app)
 app.add_typer(prepare.app, name="prepare")
 
@@ -91,7 +93,14 @@ def start(command: Callable[[], object]) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for library in ("httpx", "httpcore", "huggingface_hub", "filelock", "matplotlib"):
+    for library in (
+        "uvicorn.error",
+        "httpx",
+        "httpcore",
+        "huggingface_hub",
+        "filelock",
+        "matplotlib",
+    ):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of optional kernels that are absent
     with interruptible():

@@ -22,6 +22,7 @@ KEPT = {
     "train": "the last checkpoint, if there is one, is kept; add --resume to go on from it",
     "cross-validate": f"what was computed is kept; {RERUN}",
     "evaluate": "predictions that were made are kept; add --resume to go on with them",
+    "serve": "running requests were finished; scans that were sent to it are removed",
 }
 NOTHING_KEPT = "nothing was written; run the same command again"
 

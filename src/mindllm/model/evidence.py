@@ -19,6 +19,7 @@ from mindllm.utils.errors import InputError
 from mindllm.utils.validation import check_values
 
 Betas = np.ndarray | Tensor
+MAX_CHECKED_MASKERS = 64  # a server sees any number of them
 
 
 class EvidenceModule(PretrainedModule):
@@ -48,6 +49,8 @@ class EvidenceModule(PretrainedModule):
         """Check the coverage of a subject's voxels, once."""
         if id(masker) not in self._checked_maskers:
             check_coverage(self.coverage(masker))
+            while len(self._checked_maskers) >= MAX_CHECKED_MASKERS:
+                del self._checked_maskers[next(iter(self._checked_maskers))]
             self._checked_maskers[id(masker)] = masker  # kept, so that no other has its id
 
     def evidence(
