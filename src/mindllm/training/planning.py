@@ -242,7 +242,7 @@ class Planner:
         stages = [stage for stage in STAGES if self.config.stage(stage).max_steps]
         phases = [self.plan_stage(stage) for stage in stages] + [self.plan_decoding()]
         modules = self.tracer.modules
-        trained = modules.trained(
+        trained = modules.trained_parameters(
             stages[-1] if stages else "alignment", self.is_aligned, self.config.lora is not None
         )
         n_trained = sum(parameter.numel() for parameter in trained.values())
