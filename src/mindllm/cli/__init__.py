@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.logging import RichHandler
 
-from mindllm.cli import adapt, convert, decode, evaluate, prepare, score, store, train
+from mindllm.cli import adapt, convert, decode, evaluate, explain, prepare, score, store, train
 from mindllm.cli.interruption import Interruption, describe, end_children, interruptible
 from mindllm.cli.options import errors, locks
 from mindllm.utils.errors import InputError
@@ -21,6 +21,7 @@ app.add_typer(train.app)
 app.add_typer(adapt.app)
 app.add_typer(decode.app)
 app.add_typer(evaluate.app)
+app.add_typer(explain.app)
 app.add_typer(score.app)
 app.add_typer(store.app)
 app.add_typer(prepare.app, name="prepare")
