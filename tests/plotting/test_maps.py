@@ -46,8 +46,8 @@ def test_vertices_have_the_values_of_their_voxels(img: nib.Nifti1Image) -> None:
 
 def test_a_color_scale_is_symmetric_about_0(img: nib.Nifti1Image) -> None:
     scale = color_scale(img, signed=True)
-    assert scale["vmin"] == -scale["vmax"] == -signed_top(img)
-    assert color_scale(img, signed=False)["vmin"] == 0
+    assert scale.vmin == -scale.vmax == -signed_top(img)
+    assert color_scale(img, signed=False).vmin == 0
     assert signed_top(nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.eye(4))) == 1
 
 

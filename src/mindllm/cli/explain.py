@@ -21,6 +21,7 @@ from mindllm.cli.options import (
     parse_list,
 )
 from mindllm.utils.errors import InputError
+from mindllm.utils.progress import spinner
 
 if TYPE_CHECKING:
     from mindllm.explain.subject_data import SubjectData
@@ -29,55 +30,62 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
+Data = Annotated[
+    Path, typer.Argument(help="A prepared store, or a NIfTI file with one volume per trial.")
+]
+NewFolder = Annotated[Path, typer.Option(help="Folder of maps, tables, pictures and the page.")]
+ExplainedSubjects = Annotated[
+    str | None,
+    typer.Option(
+        help="Subjects of the store, comma-separated. Of a scan: one whose masker the model "
+        "holds, instead of --mask."
+    ),
+]
+Trials = Annotated[
+    str | None, typer.Option(help="Which trials, from 0, e.g. 0,3,5-9. Default: all.")
+]
+Words = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A word to map, with its forms: dog,dogs. The texts that name it are compared with "
+        "those that do not. Repeatable."
+    ),
+]
+Networks = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=PARCEL,PARCEL: parcels to lesion together; * stands for any letters. Repeatable."
+    ),
+]
+NRandom = Annotated[int, typer.Option(min=1, max=MAX_COUNT, help="Random voxel sets per lesion.")]
+RandomVoxels = Annotated[
+    Literal["contiguous", "scattered"],
+    typer.Option(help="Random voxels: patches of neighbors, or drawn one by one."),
+]
+NAnswers = Annotated[
+    int, typer.Option(min=0, help="Trials per subject whose generated words are attributed.")
+]
+WriteQueries = Annotated[bool, typer.Option(help="Write the attention of every single query.")]
+WriteInteractive = Annotated[bool, typer.Option(help="Write interactive maps.")]
+
+
 @app.command()
 def explain(
     model: ModelFolder,
-    data: Annotated[
-        Path, typer.Argument(help="A prepared store, or a NIfTI file with one volume per trial.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the maps, tables, pictures and the page.")],
-    subject: Annotated[
-        str | None,
-        typer.Option(
-            help="Subjects of the store, comma-separated. Of a scan: one whose masker the model "
-            "holds, instead of --mask."
-        ),
-    ] = None,
-    trials: Annotated[
-        str | None, typer.Option(help="Which trials, from 0, e.g. 0,3,5-9. Default: all.")
-    ] = None,
-    word: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A word to map, with its forms: dog,dogs. The texts that name it are compared "
-            "with those that do not. Repeatable."
-        ),
-    ] = None,
-    network: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=PARCEL,PARCEL: parcels to lesion together; * stands for any letters. "
-            "Repeatable."
-        ),
-    ] = None,
+    data: Data,
+    out: NewFolder,
+    subject: ExplainedSubjects = None,
+    trials: Trials = None,
+    word: Words = None,
+    network: Networks = None,
     mask: Mask = None,
     atlas: Atlases = None,
     standardized: Standardized = False,
-    n_random: Annotated[
-        int, typer.Option(min=1, max=MAX_COUNT, help="Random voxel sets per lesion.")
-    ] = 200,
-    random_sets: Annotated[
-        Literal["contiguous", "scattered"],
-        typer.Option(help="Random voxels: patches of neighbors, or drawn one by one."),
-    ] = "contiguous",
-    n_answers: Annotated[
-        int,
-        typer.Option(min=0, help="Trials per subject whose generated words are attributed."),
-    ] = 1,
-    queries: Annotated[
-        bool, typer.Option(help="Write the attention of every single query.")
-    ] = True,
-    interactive: Annotated[bool, typer.Option(help="Write interactive maps.")] = True,
+    n_random: NRandom = 200,
+    random_sets: RandomVoxels = "contiguous",
+    n_answers: NAnswers = 1,
+    queries: WriteQueries = True,
+    interactive: WriteInteractive = True,
     llm: LanguageModelPath = None,
     split_scheme: SplitScheme = None,
     seed: Seed = 0,
@@ -103,17 +111,11 @@ def explain(
     source.check()
     loaded = MindLLM.from_pretrained(model, language_model=llm)
     subjects = source.read(loaded, model, indices, split_scheme)
+    title = f"What {model.name} makes of {data.name}"
     with bars() as progress:
         explanation = explain_subjects(loaded, subjects, config, progress)
-        task = progress.add_task("drawing and writing", total=None)
-        page = write_explanation(
-            explanation,
-            out,
-            f"What {model.name} makes of {data.name}",
-            write_queries=queries,
-            write_interactive=interactive,
-        )
-        progress.update(task, total=1, completed=1)
+        with spinner(progress, "drawing and writing"):
+            page = write_explanation(explanation, out, title, queries, interactive)
     console.print(f"{page}: {', '.join(d.masker.subject for d in subjects)} explained")
 
 

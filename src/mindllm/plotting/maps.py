@@ -1,6 +1,9 @@
 """Maps of positive and negative numbers: glass brain, slices, inflated and flat cortex."""
 
+from __future__ import annotations
+
 import re
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
@@ -63,7 +66,7 @@ def plot_glass_brain_map(img: nib.Nifti1Image, unit: str, signed: bool = True) -
         colorbar=True,
         cbar_tick_format="%.2g",
         symmetric_cbar=signed,
-        **color_scale(img, signed),
+        **asdict(color_scale(img, signed)),
     )
     label_colorbar(display, unit)
     return to_png(figure)
@@ -98,7 +101,7 @@ def plot_slices_map(img: nib.Nifti1Image, unit: str, signed: bool = True) -> byt
         resampling_interpolation="nearest",
         cbar_tick_format="%.2g",
         symmetric_cbar=signed,
-        **color_scale(img, signed),
+        **asdict(color_scale(img, signed)),
     )
     label_colorbar(display, unit)
     return to_png(figure)
@@ -137,7 +140,7 @@ def plot_cortex_map(img: nib.Nifti1Image, unit: str, signed: bool = True) -> byt
             figure=figure,
             colorbar=False,
             bg_on_data=True,
-            **scale,
+            **asdict(scale),
         )
     add_colorbar(figure, scale, unit)
     return to_png(figure)
@@ -168,7 +171,7 @@ def plot_flat_map(img: nib.Nifti1Image, unit: str, signed: bool = True) -> bytes
 
 
 def draw_flat(
-    axes: "Axes", mesh: Any, values: np.ndarray, sulci: np.ndarray, scale: dict[str, Any]
+    axes: Axes, mesh: Any, values: np.ndarray, sulci: np.ndarray, scale: ColorScale
 ) -> None:
     """Draw values per vertex on a flat mesh, over the sulci."""
     x, y = mesh.coordinates[:, 0], mesh.coordinates[:, 1]
@@ -176,11 +179,19 @@ def draw_flat(
     axes.tripcolor(
         x, y, mesh.faces, gray, cmap="gray", vmin=0, vmax=1, shading="gouraud", rasterized=True
     )
-    visible = np.isfinite(values) & (np.abs(values) > scale["threshold"])
+    visible = np.isfinite(values) & (np.abs(values) > scale.threshold)
     faces = mesh.faces[visible[mesh.faces].all(1)]
     if len(faces):
-        limits = {name: scale[name] for name in ("cmap", "vmin", "vmax")}
-        axes.tripcolor(x, y, faces, np.nan_to_num(values), shading="gouraud", **limits)
+        axes.tripcolor(
+            x,
+            y,
+            faces,
+            np.nan_to_num(values),
+            shading="gouraud",
+            cmap=scale.cmap,
+            vmin=scale.vmin,
+            vmax=scale.vmax,
+        )
     axes.set_aspect("equal")
     axes.axis("off")
 
@@ -209,21 +220,31 @@ def load_surfaces(img: nib.Nifti1Image) -> tuple[Any, dict[str, np.ndarray], dic
     return meshes, values, {side: np.asarray(depth[side]).ravel() for side in HEMISPHERES}
 
 
-def color_scale(img: nib.Nifti1Image, signed: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ColorScale:
+    """Colors of a map and their ends, by nilearn's names; below the threshold nothing is drawn."""
+
+    cmap: str
+    vmin: float
+    vmax: float
+    threshold: float
+
+
+def color_scale(img: nib.Nifti1Image, signed: bool) -> ColorScale:
     """Colors of a map and their ends, as nilearn takes them."""
     top = signed_top(img)
     if signed:
-        return {"cmap": "RdBu_r", "vmin": -top, "vmax": top, "threshold": 0.02 * top}
-    return {"cmap": "inferno_r", "vmin": 0.0, "vmax": top, "threshold": 0.02 * top}
+        return ColorScale("RdBu_r", -top, top, 0.02 * top)
+    return ColorScale("inferno_r", 0.0, top, 0.02 * top)
 
 
-def add_colorbar(figure: Any, scale: dict[str, Any], unit: str) -> None:
+def add_colorbar(figure: Any, scale: ColorScale, unit: str) -> None:
     """Add a color bar at the right of a figure."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     axes = figure.add_axes((0.925, 0.15, 0.012, 0.7))
-    colors = ScalarMappable(Normalize(scale["vmin"], scale["vmax"]), scale["cmap"])
+    colors = ScalarMappable(Normalize(scale.vmin, scale.vmax), scale.cmap)
     bar = figure.colorbar(colors, cax=axes, format="%.2g")
     bar.set_label(unit, fontsize=8)
     axes.tick_params(labelsize=8)
@@ -259,10 +280,10 @@ def interactive_map(img: nib.Nifti1Image, title: str, signed: bool = True) -> st
     view = view_img(
         img,
         title=title,
-        cmap=scale["cmap"],
-        vmin=scale["vmin"],
-        vmax=scale["vmax"],
-        threshold=scale["threshold"],
+        cmap=scale.cmap,
+        vmin=scale.vmin,
+        vmax=scale.vmax,
+        threshold=scale.threshold,
         symmetric_cmap=signed,
         resampling_interpolation="nearest",
     )

@@ -98,7 +98,6 @@ def write_explanation(
     explanation: Explanation,
     out: str | Path,
     title: str,
-    *,
     write_queries: bool = True,
     write_interactive: bool = True,
 ) -> Path:
