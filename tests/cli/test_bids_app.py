@@ -16,7 +16,7 @@ from mindllm.simulate.fmriprep_writer import simulate_fmriprep
 from mindllm.training.configuration import TrainConfig
 from mindllm.training.trainer import train
 from mindllm.utils.errors import InputError
-from tests.examples.test_examples import SIZES
+from tests.examples.conftest import SIZES
 
 
 @pytest.fixture(scope="module")

@@ -575,7 +575,7 @@ def test_a_published_model_trains_evaluates_and_decodes_as_any_other(
         "exact",
         True,
     )
-    assert set(told["scores"]) == {"fmri", "shuffled_trials", "null_tokens"}
+    assert set(told["scores"]) == {"fmri", "shuffled_trials", "null_tokens", "question_only"}
     said = json.loads(Path("answers/predictions-fmri.json").read_text())
     asked = Store("asked")
     trials = asked.trials("subj01")

@@ -9,6 +9,7 @@ from mindllm.model.embedding_regression import (
     LeftOutTrials,
     RegressionSums,
     choose_scale,
+    ridge_weights,
 )
 from mindllm.model.encoding_fit import RegressionFolds, fit_encoding_model
 from mindllm.model.encoding_model import center_embeddings
@@ -21,10 +22,16 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 
 def test_weights_are_those_of_ridge_regression() -> None:
     x, y = draw(0, 50, 8), draw(1, 50, 3)
-    (weights,) = RegressionSums.of_trials(x, y).weights([2.0])
     alpha = 2.0 * float((x**2).sum()) / 8
     expected = Ridge(alpha=alpha, fit_intercept=False).fit(x.numpy(), y.numpy()).coef_.T
-    torch.testing.assert_close(weights, torch.from_numpy(expected))
+    torch.testing.assert_close(ridge_weights(x, y, [2.0])[0], torch.from_numpy(expected))
+
+
+def test_fewer_trials_than_queries_give_the_same_weights() -> None:
+    x, y = draw(0, 20, 30), draw(1, 20, 3)
+    of_sums = RegressionSums.of_trials(x, y).weights([0.5, 2.0])
+    for weights, expected in zip(ridge_weights(x, y, [0.5, 2.0]), of_sums, strict=True):
+        torch.testing.assert_close(weights, expected)
 
 
 def test_a_subject_is_left_out_by_subtraction() -> None:
@@ -87,8 +94,9 @@ def test_a_left_out_subject_is_not_read() -> None:
     texts = torch.arange(N_TEXTS)
     rows, embeddings = torch.arange(5), simulation.embeddings
     before = RegressionFolds(subjects, embeddings, texts)
-    weights = (before.total - before.sums("sub-01")).weights([1.0])[0]
+    weights = before.weights([1.0], "sub-01")[0]
     subjects["sub-01"].stimuli.copy_(subjects["sub-01"].stimuli.flip(0))
     after = RegressionFolds(subjects, embeddings, texts)
-    torch.testing.assert_close((after.total - after.sums("sub-01")).weights([1.0])[0], weights)
+    torch.testing.assert_close(after.weights([1.0], "sub-01")[0], weights)
+    assert not torch.allclose(after.weights([1.0])[0], before.weights([1.0])[0])
     assert before.similarities("sub-01", rows, embeddings).shape == (len(PENALTIES), 5, N_TEXTS)

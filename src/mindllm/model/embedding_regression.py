@@ -19,8 +19,8 @@ from functools import reduce
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from scipy.special import log_softmax
 from torch import Tensor
-from torch.nn import functional as F
 
 FIELDS = ("n_trials", "gram", "moments")
 PENALTIES = (1.0, 3.0, 10.0, 30.0)  # in multiples of the mean variance of the query outputs
@@ -59,21 +59,37 @@ class RegressionSums:
         return RegressionSums(*(getattr(self, n) - getattr(part, n) for n in FIELDS))
 
     def weights(self, penalties: Sequence[float]) -> list[Tensor]:
-        """Weights (num_queries, embedding_dim) of ridge regression at each penalty.
-
-        Parameters
-        ----------
-        penalties : sequence of float
-            In multiples of the mean variance of the query outputs.
-
-        Returns
-        -------
-        list of Tensor
-        """
+        """Weights of ridge regression at each penalty; see `ridge_weights`."""
         eigenvalues, vectors = torch.linalg.eigh(self.gram / self.n_trials)
         rotated = vectors.T @ self.moments / self.n_trials
         mean = eigenvalues.clamp_min(0).mean()
         return [vectors @ (rotated / (eigenvalues + p * mean)[:, None]) for p in penalties]
+
+
+def ridge_weights(values: Tensor, targets: Tensor, penalties: Sequence[float]) -> list[Tensor]:
+    """Weights (num_queries, embedding_dim) of ridge regression at each penalty.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n_trials, num_queries)
+        Standardized query outputs.
+    targets : Tensor of shape (n_trials, embedding_dim)
+    penalties : sequence of float
+        In multiples of the mean variance of the query outputs.
+
+    Returns
+    -------
+    list of Tensor
+        Of as many as there are penalties; by the smaller of the two products of the values.
+    """
+    n_trials, num_queries = values.shape
+    if n_trials >= num_queries:
+        return RegressionSums.of_trials(values, targets).weights(penalties)
+    eigenvalues, vectors = torch.linalg.eigh(values @ values.T / n_trials)
+    rotated = vectors.T @ targets / n_trials
+    mean = eigenvalues.clamp_min(0).sum() / num_queries
+    solved = [vectors @ (rotated / (eigenvalues + p * mean)[:, None]) for p in penalties]
+    return [values.T @ rows for rows in solved]
 
 
 @dataclass(frozen=True)
@@ -148,17 +164,22 @@ def scale_at(left_out: Sequence[LeftOutTrials], penalty: int) -> EvidenceScale:
     ]
     similarity = float(sum(of_true)) / n_trials
 
+    parts = [
+        (p.density_ratios.numpy(), p.similarities[penalty].numpy(), p.targets.numpy())
+        for p in left_out
+    ]
+
     def loss(factors: np.ndarray) -> tuple[float, np.ndarray]:
-        a = torch.tensor(factors, dtype=torch.float64, requires_grad=True)
-        logits = [a[0] * p.density_ratios + a[1] * p.similarities[penalty] for p in left_out]
-        losses = [
-            F.cross_entropy(part, p.targets, reduction="sum")
-            for part, p in zip(logits, left_out, strict=True)
-        ]
-        total = torch.stack(losses).sum() / n_trials
-        total.backward()
-        assert a.grad is not None
-        return total.item(), a.grad.numpy()
+        total, gradient = 0.0, np.zeros(2)
+        for ratios, similarities, targets in parts:
+            logits = factors[0] * ratios + factors[1] * similarities
+            rows = np.arange(len(targets))
+            log_probs = log_softmax(logits, axis=1)
+            total -= log_probs[rows, targets].sum()
+            residual = np.exp(log_probs)
+            residual[rows, targets] -= 1
+            gradient += (residual * ratios).sum(), (residual * similarities).sum()
+        return total / n_trials, gradient / n_trials
 
     bounds = [(MIN_INVERSE_TEMPERATURE, MAX_INVERSE_TEMPERATURE), (0.0, None)]
     best = minimize(loss, np.array([1.0, 1.0]), jac=True, method="L-BFGS-B", bounds=bounds)

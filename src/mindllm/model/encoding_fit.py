@@ -19,6 +19,7 @@ from mindllm.model.embedding_regression import (
     LeftOutTrials,
     RegressionSums,
     choose_scale,
+    ridge_weights,
 )
 from mindllm.model.encoding_model import (
     EncodingModel,
@@ -126,7 +127,7 @@ def fit_encoding_model(
     scale = scales[rank]
     model = fit_closed_form(subjects, text_embeddings, stimulus_texts, config, rank)
     regression = RegressionFolds(subjects, text_embeddings, stimulus_texts)
-    model.regression_weights.copy_(regression.total.weights([scale.penalty])[0])
+    model.regression_weights.copy_(regression.weights([scale.penalty])[0])
     model.regression_gain.fill_(scale.gain)
     model.regression_similarity.fill_(scale.similarity)
     model.temperature.fill_(scale.temperature)
@@ -203,17 +204,32 @@ class RegressionFolds:
         targets = embeddings[stimuli.texts[index]].split([len(part.values) for part in parts])
         self.values = dict(zip(subjects, standardize_subjects(parts)[2], strict=True))
         self.targets = dict(zip(subjects, targets, strict=True))
-        self.total = RegressionSums.add(self.sums(name) for name in subjects)
+        n_trials, num_queries = len(index), parts[0].values.shape[1]
+        self.is_small = n_trials < num_queries  # then trials are fewer numbers than their sums
+        self._sums: RegressionSums | None = None
 
     def sums(self, subject: str) -> RegressionSums:
         """Sums over one subject's trials."""
         return RegressionSums.of_trials(self.values[subject], self.targets[subject])
 
+    def weights(self, penalties: Sequence[float], left_out: str | None = None) -> list[Tensor]:
+        """Weights at each penalty, fitted to all subjects but one that is left out."""
+        if self.is_small:
+            names = [name for name in self.values if name != left_out]
+            values, targets = (
+                [part[name] for name in names] for part in (self.values, self.targets)
+            )
+            return ridge_weights(torch.cat(values), torch.cat(targets), penalties)
+        if self._sums is None:
+            self._sums = RegressionSums.add(self.sums(name) for name in self.values)
+        sums = self._sums if left_out is None else self._sums - self.sums(left_out)
+        return sums.weights(penalties)
+
     def similarities(self, left_out: str, rows: Tensor, embeddings: Tensor) -> Tensor:
         """Similarities (n_penalties, n_rows, n_texts) of a left-out subject's trials with texts."""
-        weights = (self.total - self.sums(left_out)).weights(PENALTIES)
         targets = center_embeddings(embeddings, self.center)
         values = self.values[left_out][rows]
+        weights = self.weights(PENALTIES, left_out)
         return torch.stack([values @ matrix @ targets.T for matrix in weights])
 
 
