@@ -24,6 +24,7 @@ from mindllm.cli import (
     serve,
     store,
     train,
+    walkthrough,
 )
 from mindllm.cli.interruption import Interruption, describe, end_children, interruptible
 from mindllm.cli.options import errors, locks
@@ -44,6 +45,7 @@ app.add_typer(new_task.app)
 app.add_typer(score.app)
 app.add_typer(serve.app)
 app.add_typer(store.app)
+app.add_typer(walkthrough.app)
 app.add_typer(prepare.app, name="prepare")
 
 
