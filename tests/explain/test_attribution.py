@@ -16,7 +16,7 @@ from mindllm.model.modeling import MindLLM
 from mindllm.utils.errors import InputError
 
 ANSWER = "two people eat pizza"
-EXACT = AttributionConfig(n_steps=16, tolerance=1e-3)
+EXACT = AttributionConfig(n_steps=16, tolerance=1e-3, max_pieces=64)
 
 
 @pytest.fixture

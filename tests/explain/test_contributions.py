@@ -6,7 +6,7 @@ import torch
 
 from mindllm.explain.contributions import contribute
 from mindllm.explain.evidence_path import Question, integrate
-from tests.explain.conftest import Fitted
+from tests.explain.conftest import DIM, Fitted
 
 
 def model_evidence(fitted: Fitted, betas: np.ndarray, embeddings: torch.Tensor) -> np.ndarray:
@@ -77,7 +77,7 @@ def test_a_trial_is_explained_by_the_map_of_the_other_trials(fitted: Fitted) -> 
     subject = model.subject_transform(outputs)
     assert subject.response_map is not None
     expected = model.transform(outputs, subject)
-    torch.testing.assert_close(explainer.features.values, expected)
+    torch.testing.assert_close(explainer.features.values[:, : expected.shape[1]], expected)
     others = fitted.betas + np.random.default_rng(1).normal(size=fitted.betas.shape)
     new = type(explainer)(fitted.model, fitted.masker, others, fitted.betas).features
     outputs = fitted.model.query_outputs(others, fitted.masker)
@@ -91,3 +91,24 @@ def test_no_voxel_no_contribution(fitted: Fitted) -> None:
     result = contribute(explainer.features, fitted.question(2))
     assert (result.voxels[:, :10] == 0).all()
     assert (result.voxels[:, 10:] != 0).any(0).all()
+
+
+@pytest.mark.parametrize("against", [(), (0,), (1, 2)])
+def test_the_regression_has_its_part_in_the_contributions(
+    fitted: Fitted, against: tuple[int, ...]
+) -> None:
+    model = fitted.model.encoding_model
+    assert model is not None
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(model.regression_weights.shape, generator=generator)
+    model.regression_weights.copy_(0.1 * weights)
+    model.regression_gain.fill_(3.0)
+    model.regression_similarity.fill_(0.2)
+    question, features = fitted.question(3, against), fitted.explainer.features
+    assert features.values.shape[1] == len(model.group_covariance) + DIM
+    result = contribute(features, question)
+    assert result.error < 1e-6
+    np.testing.assert_allclose(result.voxels.sum(1), result.evidence - result.at_zero, atol=1e-6)
+    if not against:
+        expected = model_evidence(fitted, fitted.betas, fitted.embeddings[[3]])
+        np.testing.assert_allclose(result.evidence, expected, atol=1e-6)

@@ -180,7 +180,7 @@ def test_vicunas_step_is_that_of_torchs_own_tracker(n_layers: int) -> None:
         encoder = FMRIEncoder(encoder_config, {"atlas": [str(n) for n in range(400)]})
         projector = torch.nn.Linear(encoder_config.token_dim, 4096)
         parameters = [*encoder.parameters(), *projector.parameters()]  # without alignment: all
-        optimizer = torch.optim.AdamW(parameters)
+        optimizer = torch.optim.AdamW(parameters, fused=True)
         tracker = Tracker()
         tracker.track_external(llm, encoder, projector, optimizer)
         with tracker:

@@ -16,6 +16,7 @@ from mindllm.cli import (
     convert,
     decode,
     evaluate,
+    explain,
     export,
     new_task,
     plan,
@@ -42,6 +43,7 @@ app.add_typer(decode.app)
 app.add_typer(export.app)
 app.add_typer(evaluate.app)
 app.add_typer(new_task.app)
+app.add_typer(explain.app)
 app.add_typer(score.app)
 app.add_typer(serve.app)
 app.add_typer(store.app)

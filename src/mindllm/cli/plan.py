@@ -14,6 +14,7 @@ from mindllm.cli.train import ConfigFile, Preset
 from mindllm.utils.errors import InputError
 
 if TYPE_CHECKING:
+    from mindllm.training.configuration import TrainConfig
     from mindllm.training.hardware import Hardware
     from mindllm.training.planning import DataShape, PhasePlan, TrainingPlan
 
@@ -25,48 +26,61 @@ Size = Annotated[int | None, typer.Option(min=1, max=MAX_TRIALS)]
 Tokens = Annotated[int, typer.Option(min=0, max=MAX_COUNT)]
 
 
+LanguageModelShape = Annotated[
+    str,
+    typer.Option(
+        help="Shape of the language model: a name such as vicuna-7b, a config.json, a folder or a "
+        "hub id. No weights are read."
+    ),
+]
+BatchSize = Annotated[int | None, typer.Option(min=1, max=MAX_COUNT, help="Instruction tuning.")]
+Lora = Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter of rank 8.")]
+HardwareName = Annotated[
+    str, typer.Option(help="A GPU, such as rtx-4090 or h100, or cpu: this machine, measured.")
+]
+MemoryGib = Annotated[float | None, typer.Option(min=0.1, help="Of another GPU.")]
+Tflops = Annotated[
+    float | None, typer.Option(min=0.001, help="Of another GPU, in bfloat16 and dense.")
+]
+Efficiency = Annotated[
+    float | None,
+    typer.Option(min=0.01, max=1.0, help="Fraction of its operations that a step reaches."),
+]
+NumGpus = Annotated[int, typer.Option(min=1, max=10_000, help="That share the samples.")]
+Shard = Annotated[bool, typer.Option("--shard", help="Shard weights (FSDP2).")]
+Checkpointing = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Compute activations again.")
+]
+LoadIn4Bit = Annotated[
+    bool, typer.Option("--load-in-4bit", help="Language model in 4 bits (bitsandbytes).")
+]
+Price = Annotated[float | None, typer.Option(min=0, help="Of a GPU and hour.")]
+SomeTokens = Annotated[int, typer.Option(min=1, max=MAX_COUNT)]
+
+
 @app.command()
 def plan(
     store: Store = None,
-    llm: Annotated[
-        str,
-        typer.Option(
-            help="Shape of the language model: a name such as vicuna-7b, a config.json, a folder "
-            "or a hub id. No weights are read."
-        ),
-    ] = "smollm2-135m",
+    llm: LanguageModelShape = "smollm2-135m",
     voxels: Size = None,
     trials: Size = None,
     subjects: Size = None,
     config: ConfigFile = None,
     preset: Preset = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, max=MAX_COUNT, help="Of instruction tuning.")
-    ] = None,
-    lora: Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter of rank 8.")] = False,
-    hardware: Annotated[
-        str, typer.Option(help="A GPU, such as rtx-4090 or h100, or cpu: this machine, measured.")
-    ] = "rtx-4090",
-    memory_gib: Annotated[float | None, typer.Option(min=0.1, help="Of another GPU.")] = None,
-    tflops: Annotated[
-        float | None, typer.Option(min=0.001, help="Of another GPU, in bfloat16 and dense.")
-    ] = None,
-    efficiency: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=1.0, help="Fraction of its operations that a step reaches."),
-    ] = None,
-    num_gpus: Annotated[int, typer.Option(min=1, max=10_000)] = 1,
-    shard: Annotated[bool, typer.Option("--shard", help="Shard weights (FSDP2).")] = False,
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Compute activations again.")
-    ] = False,
-    load_in_4bit: Annotated[
-        bool, typer.Option("--load-in-4bit", help="Language model in 4 bits (bitsandbytes).")
-    ] = False,
-    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU and hour.")] = None,
+    batch_size: BatchSize = None,
+    lora: Lora = False,
+    hardware: HardwareName = "rtx-4090",
+    memory_gib: MemoryGib = None,
+    tflops: Tflops = None,
+    efficiency: Efficiency = None,
+    num_gpus: NumGpus = 1,
+    shard: Shard = False,
+    gradient_checkpointing: Checkpointing = False,
+    load_in_4bit: LoadIn4Bit = False,
+    price: Price = None,
     text_tokens: Tokens = 64,
-    answer_tokens: Annotated[int, typer.Option(min=1, max=MAX_COUNT)] = 24,
-    new_tokens: Annotated[int, typer.Option(min=1, max=MAX_COUNT)] = 48,
+    answer_tokens: SomeTokens = 24,
+    new_tokens: SomeTokens = 48,
     as_json: AsJson = False,
 ) -> None:
     """Plan a training: memory by part, the largest batch that fits, time and cost.
@@ -75,19 +89,10 @@ def plan(
     reserve and the efficiency are assumptions; everything else is counted or measured.
     """
     from mindllm.language.shapes import read_shape
-    from mindllm.training.configuration import LoraOptions, read_config
     from mindllm.training.planning import PlanOptions, plan_training
 
-    if answer_tokens > text_tokens:
-        raise InputError(
-            f"--answer-tokens {answer_tokens} are part of --text-tokens {text_tokens}: "
-            "give no more."
-        )
-    settings = read_config(config, {"preset": preset} if preset else {})
-    if lora and settings.lora is None:
-        settings.lora = LoraOptions()
-    if batch_size is not None:
-        settings.instruction_tuning.batch_size = batch_size
+    check_tokens(text_tokens, answer_tokens)
+    settings = read_settings(config, preset, lora, batch_size)
     data = read_data(store, voxels, trials, subjects)
     shape = read_shape(llm)
     with errors.status("following a step"):
@@ -107,6 +112,29 @@ def plan(
         print(json.dumps(describe(result)))
     else:
         print_plan(result, llm, data)
+
+
+def check_tokens(text_tokens: int, answer_tokens: int) -> None:
+    """Raise InputError unless the answer is a part of the text."""
+    if answer_tokens > text_tokens:
+        raise InputError(
+            f"--answer-tokens {answer_tokens} are part of --text-tokens {text_tokens}: "
+            "give no more."
+        )
+
+
+def read_settings(
+    config: Path | None, preset: str | None, lora: bool, batch_size: int | None
+) -> "TrainConfig":
+    """Options of the training, of the file and of the command line."""
+    from mindllm.training.configuration import LoraOptions, read_config
+
+    settings = read_config(config, {"preset": preset} if preset else {})
+    if lora and settings.lora is None:
+        settings.lora = LoraOptions()
+    if batch_size is not None:
+        settings.instruction_tuning.batch_size = batch_size
+    return settings
 
 
 def read_data(
@@ -182,7 +210,8 @@ def print_plan(plan: "TrainingPlan", llm: str, data: "DataShape") -> None:
     console.print(table)
     console.print(
         "Parts are what is in memory when most is. Counted: weights, gradients, optimizer, "
-        "activations, logits, betas. Measured: loading, 8,000 trials of 15,724 voxels a second. "
+        "activations, logits, betas. Loading: 8,000 trials of 15,724 voxels a second, as `make "
+        "bench` checks. "
         f"Operations: {hardware.source}; a step reaches {hardware.efficiency:.0%} of them. "
         "Assumed: the reserve, 1 GiB on a GPU.",
         highlight=False,

@@ -440,7 +440,16 @@ class Store:
         return sums / sizes.astype(np.float32)[:, None]
 
     def scaler(self, subject: str) -> SessionScaler:
-        """Mean and standard deviation per session and voxel, of training trials."""
+        """Mean and standard deviation per session and voxel, of training trials.
+
+        Parameters
+        ----------
+        subject : str
+
+        Returns
+        -------
+        SessionScaler
+        """
         return self._scalers.get(subject, lambda: self._load_scaler(subject))
 
     def _load_scaler(self, subject: str) -> SessionScaler:

@@ -34,7 +34,6 @@ from mindllm.model.processing import IGNORE_INDEX
 from mindllm.utils.errors import InputError
 
 FIRST_PIECES = (0.0, 0.125, 0.5, 1.0)  # the head changes most near zero betas
-MAX_PIECES = 64
 ScoreWords = Callable[[Tensor], Tensor]
 
 
@@ -48,12 +47,15 @@ class AttributionConfig:
         Gauss-Legendre nodes in each piece of the path.
     tolerance : float
         Nats by which the attributions of a word may miss its change in log-likelihood.
+    max_pieces : int
+        Pieces at most; where the tolerance is not met by then, `WordAttributions.error` says so.
     batch_size : int
         Rows that the language model reads at once.
     """
 
     n_steps: int = 8
     tolerance: float = 0.05
+    max_pieces: int = 16
     batch_size: int = 16
 
 
@@ -171,7 +173,7 @@ def integrate_path(
         integrate_piece(score, outputs, words, start, stop, config)
         for start, stop in pairwise(FIRST_PIECES)
     ]
-    while len(pieces) < MAX_PIECES:
+    while len(pieces) < config.max_pieces:
         total = torch.stack([piece.error.abs() for piece in pieces]).sum(0)
         if float(total.max()) <= config.tolerance:
             break

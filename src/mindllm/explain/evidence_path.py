@@ -6,6 +6,8 @@ to 1. The evidence E is a difference of log-densities, each of a Gaussian or of 
 
     E = lme over texts of (lme over responses k of log N_k(y) - log N_0(y)) / temperature
 
+to which the regression of sentence embeddings on trials adds gain (r^T e - similarity / 2), with r
+the predicted embedding, for a text with embedding e: r stands behind y in the features,
 and its mean gradient g along the path gives every feature the part (y - y0) g, which sum to
 E(y) - E(y0) (integrated gradients). Of a text with one response E is quadratic, and the mean
 gradient is the gradient in the middle of the path, exactly. Of several responses it is
@@ -33,6 +35,7 @@ from torch import Tensor
 from mindllm.model.encoding_model import (
     EncodingModel,
     Responses,
+    center_embeddings,
     gaussian_log_density,
     mean_density,
 )
@@ -57,6 +60,10 @@ class Question:
     no_text : Tensor of shape (1, rank)
         Variance of a trial with no text known.
     temperature : float
+    regression : Tensor of shape (n_responses, embedding_dim), optional
+        Gain times the embedding of each response's text; None: the regression has no part.
+    regression_offset : float
+        What is subtracted from every text's part of the regression, nats.
     """
 
     responses: Responses
@@ -64,6 +71,8 @@ class Question:
     opposes: Tensor
     no_text: Tensor
     temperature: float
+    regression: Tensor | None = None
+    regression_offset: float = 0.0
 
     @classmethod
     def of_texts(
@@ -73,12 +82,17 @@ class Question:
         supports = torch.unique(embeddings.to(model.components), dim=0)
         others = supports[:0] if opposed is None else torch.unique(opposed.to(supports), dim=0)
         is_other = torch.arange(len(supports) + len(others)) >= len(supports)
+        texts = torch.cat([supports, others])
+        responses, gain = model.predict(texts), float(model.regression_gain)
+        weights = gain * center_embeddings(texts, model.text_center)[responses.texts]
         return cls(
-            model.predict(torch.cat([supports, others])),
+            responses,
             ~is_other,
             is_other,
             (model.signal.sum(0) + 1)[None],
             float(model.temperature),
+            weights if gain > 0 else None,
+            gain * float(model.regression_similarity) / 2,
         )
 
     @property
@@ -89,12 +103,20 @@ class Question:
 
     def log_densities(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Log-densities (n, n_responses), and (n, 1) with no text known."""
-        of_texts = gaussian_log_density(features, self.responses.mean, self.responses.variance)
+        y, predicted = self.split(features)
+        of_texts = gaussian_log_density(y, self.responses.mean, self.responses.variance)
+        if self.regression is not None:
+            of_texts = of_texts + predicted @ self.regression.T - self.regression_offset
         zero = torch.zeros_like(self.no_text)
-        return of_texts, gaussian_log_density(features, zero, self.no_text)
+        return of_texts, gaussian_log_density(y, zero, self.no_text)
+
+    def split(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of the encoding model, and predicted embeddings."""
+        rank = self.responses.mean.shape[1]
+        return features[:, :rank], features[:, rank:]
 
     def evidence(self, features: Tensor) -> Tensor:
-        """Evidence (n,) of features (n, rank), in nats."""
+        """Evidence (n,) of features (n, n_features), in nats."""
         return self.combine(*self.log_densities(features))[0]
 
     def combine(self, of_texts: Tensor, no_text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,7 +145,7 @@ class PathIntegral:
     ----------
     evidence, at_zero : Tensor of shape (n_trials,)
         Of the trials, and of zero betas; nats.
-    gradients : Tensor of shape (n_trials, rank)
+    gradients : Tensor of shape (n_trials, n_features)
         Mean over the path.
     error : float
         Largest difference of the sum of all parts from `evidence - at_zero`, nats.
@@ -141,7 +163,7 @@ def integrate(question: Question, values: Tensor, at_zero: Tensor) -> PathIntegr
     Parameters
     ----------
     question : Question
-    values, at_zero : Tensor of shape (n_trials, rank), float64
+    values, at_zero : Tensor of shape (n_trials, n_features), float64
         Features of the trials and of zero betas.
 
     Returns
@@ -172,7 +194,7 @@ def integrate(question: Question, values: Tensor, at_zero: Tensor) -> PathIntegr
 
 
 def mean_gradients(question: Question, start: Tensor, step: Tensor, panels: int) -> Tensor:
-    """Mean gradient (n_trials, rank) by Gauss-Legendre quadrature in equal panels."""
+    """Mean gradient (n_trials, n_features) by Gauss-Legendre quadrature in equal panels."""
     nodes, weights = gauss_legendre(panels)
     ends = [question.log_densities(start + t * step) for t in (0.0, 0.5, 1.0)]
     of_texts = fit_parabola(*(densities for densities, _ in ends))
@@ -188,9 +210,13 @@ def mean_gradients(question: Question, start: Tensor, step: Tensor, panels: int)
         first_moment += weight * t * derivatives
         of_none += weight * torch.stack([derivative, t * derivative])
     precision = 1 / question.responses.variance
+    (start, predicted), (step, _) = question.split(start), question.split(step)
     gradients = total @ (question.responses.mean * precision)
     gradients -= (total @ precision) * start + (first_moment @ precision) * step
-    return gradients - (of_none[0, :, None] * start + of_none[1, :, None] * step) / question.no_text
+    gradients -= (of_none[0, :, None] * start + of_none[1, :, None] * step) / question.no_text
+    if question.regression is None:
+        return torch.cat([gradients, torch.zeros_like(predicted)], 1)
+    return torch.cat([gradients, total @ question.regression], 1)
 
 
 def gauss_legendre(panels: int) -> tuple[list[float], list[float]]:

@@ -6,6 +6,9 @@ The betas x (n_voxels,) of a trial become features y (rank,) by steps that are a
     v = ((z - mean) / std) C R basis - center     z-score, components, alignment of the subject
     y = scale v (I + W)                           map to the expected responses
 
+Behind y stands the sentence embedding r = ((z - mean) / std) B that ridge regression predicts of
+the trial, where the regression has a part in the evidence.
+
 W is the map that is fitted to the subject's other trials alone; of a trial that took part in the
 fit it is the map without it (a rank-one change of the ridge regression, in closed form), so that
 y is the same as `EncodingModel.transform` gives. What is learned of the subject from its trials
@@ -97,12 +100,14 @@ class AffineFeatures:
         Attention weights of the subject.
     betas : Tensor of shape (n_trials, n_voxels), float64
         Standardized betas.
-    values : Tensor of shape (n_trials, rank), float64
-        Features y of the trials.
-    at_zero : Tensor of shape (n_trials, rank), float64
+    values : Tensor of shape (n_trials, n_features), float64
+        Features y of the trials, and r behind them.
+    at_zero : Tensor of shape (n_trials, n_features), float64
         Features of zero betas, under the map of each trial.
     projection : Tensor of shape (num_queries, rank), float64
         Query outputs to v, without its constant.
+    regression : Tensor of shape (num_queries, embedding_dim), float64
+        Query outputs to r, without its constant; embedding_dim 0 where it has no part.
     maps : TrialMaps or None
         Maps to the expected responses; None: the subject has none.
     """
@@ -112,6 +117,7 @@ class AffineFeatures:
     values: Tensor
     at_zero: Tensor
     projection: Tensor
+    regression: Tensor
     maps: TrialMaps | None
 
     def __len__(self) -> int:
@@ -139,17 +145,18 @@ class AffineFeatures:
         )
 
     def trial_projection(self, trial: int) -> Tensor:
-        """Projection (num_queries, rank) of a trial's query outputs to its features."""
-        if self.maps is None:
-            return self.projection
-        return self.projection @ self.maps.matrix(trial)
+        """Projection (num_queries, n_features) of a trial's query outputs to its features."""
+        projection = self.projection
+        if self.maps is not None:
+            projection = projection @ self.maps.matrix(trial)
+        return torch.cat([projection, self.regression], 1)
 
     def to_voxels(self, gradients: Tensor) -> Tensor:
         """Carry mean gradients of features back to voxels, times their betas.
 
         Parameters
         ----------
-        gradients : Tensor of shape (n_trials, rank)
+        gradients : Tensor of shape (n_trials, n_features)
 
         Returns
         -------
@@ -161,7 +168,7 @@ class AffineFeatures:
         return self.betas * multiply_attention(of_queries, self.attention)
 
     def voxel_features(self, trial: int) -> Tensor:
-        """Part of each voxel in the features of a trial, (n_voxels, rank).
+        """Part of each voxel in the features of a trial, (n_voxels, n_features).
 
         Their sum is `values - at_zero`.
         """
@@ -226,12 +233,17 @@ def build_features(
     """Features of betas (n_trials, n_voxels) in float64; see `trial_features`."""
     projection = model.components @ subject.alignment @ model.basis / subject.std[:, None]
     constant = -subject.mean @ projection - model.center
-    values = query_outputs(attention, betas) @ projection + constant
-    at_zero = constant.expand_as(values)
-    if subject.response_map is None:
-        return AffineFeatures(attention, betas, values, at_zero, projection, None)
-    maps = TrialMaps.of_trials(subject.response_map, values)
-    matrices = [maps.matrix(i) for i in range(len(values))]
-    mapped = [(v @ m, zero @ m) for v, zero, m in zip(values, at_zero, matrices, strict=True)]
-    values, at_zero = (torch.stack(rows) for rows in zip(*mapped, strict=True))
-    return AffineFeatures(attention, betas, values, at_zero, projection, maps)
+    outputs = query_outputs(attention, betas)
+    values = outputs @ projection + constant
+    at_zero, maps = constant.expand_as(values), None
+    if subject.response_map is not None:
+        maps = TrialMaps.of_trials(subject.response_map, values)
+        matrices = [maps.matrix(i) for i in range(len(values))]
+        mapped = [(v @ m, zero @ m) for v, zero, m in zip(values, at_zero, matrices, strict=True)]
+        values, at_zero = (torch.stack(rows) for rows in zip(*mapped, strict=True))
+    regression = model.regression_weights / subject.std[:, None]
+    regression = regression if model.regression_gain > 0 else regression[:, :0]
+    zero = (-subject.mean @ regression).expand(len(values), -1)
+    values = torch.cat([values, outputs @ regression + zero], 1)
+    at_zero = torch.cat([at_zero, zero], 1)
+    return AffineFeatures(attention, betas, values, at_zero, projection, regression, maps)

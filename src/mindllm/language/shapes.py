@@ -9,18 +9,17 @@ from mindllm.language.hub import load_local_first, model_not_found_message
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import read_json
 
-LLAMA: dict[str, Any] = {"model_type": "llama"}
-QWEN: dict[str, Any] = {"model_type": "qwen2"}
+Sizes = tuple[int, int, int, int, int, int, bool]
 # From the config.json of each model: layers, hidden and intermediate size, heads, key-value heads,
 # words, and whether input and output embeddings are one matrix.
-SHAPES: dict[str, dict[str, Any]] = {
-    "vicuna-7b": LLAMA | {"sizes": (32, 4096, 11008, 32, 32, 32000, False)},
-    "vicuna-13b": LLAMA | {"sizes": (40, 5120, 13824, 40, 40, 32000, False)},
-    "llama-3.1-8b": LLAMA | {"sizes": (32, 4096, 14336, 32, 8, 128256, False)},
-    "qwen2.5-0.5b": QWEN | {"sizes": (24, 896, 4864, 14, 2, 151936, True)},
-    "qwen2.5-7b": QWEN | {"sizes": (28, 3584, 18944, 28, 4, 152064, False)},
-    "smollm2-135m": LLAMA | {"sizes": (30, 576, 1536, 9, 3, 49152, True)},
-    "smollm2-1.7b": LLAMA | {"sizes": (24, 2048, 8192, 32, 32, 49152, True)},
+SHAPES: dict[str, tuple[str, Sizes]] = {
+    "vicuna-7b": ("llama", (32, 4096, 11008, 32, 32, 32000, False)),
+    "vicuna-13b": ("llama", (40, 5120, 13824, 40, 40, 32000, False)),
+    "llama-3.1-8b": ("llama", (32, 4096, 14336, 32, 8, 128256, False)),
+    "qwen2.5-0.5b": ("qwen2", (24, 896, 4864, 14, 2, 151936, True)),
+    "qwen2.5-7b": ("qwen2", (28, 3584, 18944, 28, 4, 152064, False)),
+    "smollm2-135m": ("llama", (30, 576, 1536, 9, 3, 49152, True)),
+    "smollm2-1.7b": ("llama", (24, 2048, 8192, 32, 32, 49152, True)),
 }
 FIELDS = (
     "num_hidden_layers",
@@ -72,8 +71,8 @@ def read_shape(name: str) -> Any:
 
 def named_shape(name: str) -> Any:
     """Configuration of a shape of `SHAPES`."""
-    shape = SHAPES[name]
-    return AutoConfig.for_model(shape["model_type"], **dict(zip(FIELDS, shape["sizes"])))
+    model_type, sizes = SHAPES[name]
+    return AutoConfig.for_model(model_type, **dict(zip(FIELDS, sizes, strict=True)))
 
 
 def shape_of_content(content: Any, path: Path) -> Any:

@@ -289,7 +289,7 @@ def read_prompts(
     labels = batch["labels"][:, shared + 1 :]
     counted = labels != IGNORE_INDEX
     language_model = model.language_model
-    reading: dict[str, Any] = {
+    reading: dict[str, object] = {
         "inputs_embeds": inputs[:, shared:-1],  # nothing follows the last token
         "attention_mask": batch["attention_mask"][:, :-1],
         "past_key_values": cache,

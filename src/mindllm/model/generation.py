@@ -185,7 +185,7 @@ def check_guidance(guidance_scale: float | Sequence[float] | None, n_rows: int) 
 
 def read_prompts(
     model: MindLLM, fmri_tokens: Tensor, prompts: Sequence[EncodedPrompt], longest: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Embeddings and mask of padded prompts, and a cache of what they begin with together.
 
     `longest` is the number of tokens of the longest prompt and of what is generated.

@@ -129,8 +129,7 @@ def measure_processor() -> Hardware:
     )
 
 
-# Rate of a training step of a 135 M model over that of float32 matrix products of 1,024, on two
-# kinds of x86 cores (`benchmarks/scale.py` prints it).
+# Rate of a training step over that of float32 matrix products of 1,024: an assumption.
 CPU_EFFICIENCY = 0.6
 
 

@@ -28,8 +28,8 @@ from mindllm.training.step_trace import (
 DECODING = "decoding"
 GATHERED, DEQUANTIZED, RESERVE = "gathered layers", "dequantized layer", "reserve"
 TRACED_BATCHES = (8, 16)  # memory and operations are linear in the batch size
-# Values that are read and standardized in a second: 8,000 trials of 15,724 voxels, measured on two
-# CPU cores with a warm cache (`benchmarks/scale.py`).
+# Values that are read and standardized in a second, from a warm cache: the rate that loading is
+# held to, which `benchmarks/scale.py` measures.
 LOADING_RATE = 8000 * 15_724
 # For the context of CUDA, its libraries and gaps of the allocator; an allowance, not measured.
 RESERVE_BYTES = GIB
@@ -242,7 +242,7 @@ class Planner:
         stages = [stage for stage in STAGES if self.config.stage(stage).max_steps]
         phases = [self.plan_stage(stage) for stage in stages] + [self.plan_decoding()]
         modules = self.tracer.modules
-        trained = modules.trained(
+        trained = modules.trained_parameters(
             stages[-1] if stages else "alignment", self.is_aligned, self.config.lora is not None
         )
         n_trained = sum(parameter.numel() for parameter in trained.values())

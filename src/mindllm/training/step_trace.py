@@ -107,11 +107,13 @@ class StepModules(nn.Module):
                 # Its new name is not in all versions that are allowed.
                 llm.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def trained(self, stage: Stage, is_aligned: bool, has_lora: bool) -> dict[str, nn.Parameter]:
+    def trained_parameters(
+        self, stage: Stage, is_aligned: bool, has_lora: bool
+    ) -> dict[str, nn.Parameter]:
         """Parameters that a stage trains; see `MindLLMLoss.trainable_parameters`."""
-        named = dict(self.named_parameters())
-        adapter = {n: p for n, p in named.items() if has_lora and is_adapter_weight(n)}
-        others = {n: p for n, p in named.items() if ".language_model." not in n}
+        parameters = dict(self.named_parameters())
+        adapter = {n: p for n, p in parameters.items() if has_lora and is_adapter_weight(n)}
+        others = {n: p for n, p in parameters.items() if ".language_model." not in n}
         if stage == "alignment":
             return others
         if is_aligned:
@@ -212,7 +214,7 @@ class StepTracer:
         """
         modules, shape = self.modules.train(), self.shape
         modules.model.language_model.train(shape.gradient_checkpointing)
-        parameters = modules.trained(stage, is_aligned, shape.lora is not None)
+        parameters = modules.trained_parameters(stage, is_aligned, shape.lora is not None)
         with self.mode:
             for parameter in modules.requires_grad_(False).parameters():
                 parameter.requires_grad_(
