@@ -21,6 +21,7 @@ from mindllm.cli import (
     new_task,
     plan,
     prepare,
+    report,
     score,
     serve,
     store,
@@ -44,6 +45,7 @@ app.add_typer(export.app)
 app.add_typer(evaluate.app)
 app.add_typer(new_task.app)
 app.add_typer(explain.app)
+app.add_typer(report.app)
 app.add_typer(score.app)
 app.add_typer(serve.app)
 app.add_typer(store.app)

@@ -15,6 +15,13 @@ from mindllm.evaluation.results import (
 )
 from mindllm.evaluation.text_scores import TEXT_METRICS, percent_factor
 from mindllm.metrics.calibration import CalibrationCurve, Estimate, EvidenceCalibration
+from mindllm.report.alt_texts import (
+    describe_attention,
+    describe_calibration,
+    describe_confusion,
+    describe_coverage,
+    describe_voxels,
+)
 from mindllm.report.formatting import UNDEFINED, format_percent
 from mindllm.report.methods_text import UNKNOWN, methods_text
 from mindllm.report.published import load_published_results
@@ -96,7 +103,7 @@ def calibration_section(result: EvaluationResult) -> Section:
     if (evidence := calibration.evidence) is not None:
         rows.insert(0, auroc_row("most evidence, by its probability", evidence.probability))
         paragraphs.append(evidence_paragraph(evidence, len(result.run_info.candidates)))
-        figures.append(FigureReference("coverage-all", COVERAGE_TEXT))
+        figures.append(FigureReference("coverage-all", COVERAGE_TEXT, describe_coverage(evidence)))
     paragraph = (
         "The log-likelihood ratio is log p(answer | fMRI) − log p(answer | null tokens), in nats; "
         "every prediction has one. AUROC: how often a correct answer has a higher one than a wrong "
@@ -108,6 +115,7 @@ def calibration_section(result: EvaluationResult) -> Section:
     figure = FigureReference(
         "calibration-all",
         "Fraction of trials that is correct, in bins of equal count, with Wilson's 95 % interval.",
+        describe_calibration(calibration),
     )
     table = Table(head, [rows], "95 % interval: bootstrap over trials.")
     return Section("Calibration", [*paragraphs, paragraph], [table], [figure, *figures])
@@ -152,6 +160,7 @@ def confusion_section(result: EvaluationResult) -> Section | None:
         "confusion-all",
         "Category of the target (rows) by that of the most likely candidate (columns); percent of "
         "the row.",
+        describe_confusion(confusion),
     )
     return Section("Confusion by category", [paragraph], figures=[figure])
 
@@ -308,8 +317,10 @@ def brain_section(result: EvaluationResult, maps: "BrainMaps") -> Section:
         else:
             voxels = f"{subjects[0]}: {n_voxels[subjects[0]]} voxels."
             attention = f"{subjects[0]}: attention."
-        figures.append(FigureReference(f"voxels-{group}", voxels))
-        figures.append(FigureReference(f"attention-{group}", attention))
+        maskers, values = maps.members(group)
+        figures.append(FigureReference(f"voxels-{group}", voxels, describe_voxels(maskers)))
+        alt = describe_attention(maskers, values)
+        figures.append(FigureReference(f"attention-{group}", attention, alt))
     if not maps.parcels:
         return Section("Voxels and attention", [ATTENTION_TEXT], figures=figures)
     head = to_head(

@@ -10,7 +10,8 @@ from rich.table import Table as ScreenTable
 from mindllm.data.store import Store
 from mindllm.evaluation.results import EvaluationResult
 from mindllm.model.modeling import MindLLM
-from mindllm.report.brain_figures import draw_brain_figures, map_attention
+from mindllm.report.brain_figures import brain_tables, draw_brain_figures, map_attention
+from mindllm.report.figure_tables import result_tables, write_tables
 from mindllm.report.figures import draw_result_figures
 from mindllm.report.render import FIGURES, to_html, to_markdown
 from mindllm.report.score_sections import scores_section
@@ -29,7 +30,8 @@ def write_report(
 ) -> Path:
     """Write a report into a folder.
 
-    Besides the files of `EvaluationResult.save`: report.html, report.md and figures/.
+    Besides the files of `EvaluationResult.save`: report.html, report.md and figures/, in which
+    every picture has its numbers beside it as tab-separated values.
 
     Parameters
     ----------
@@ -68,11 +70,13 @@ def write_files(
     for name, png in light.items():
         with atomic_write(out / FIGURES / f"{name}.png") as path:
             path.write_bytes(png)
+    tables = result_tables(result) | (brain_tables(maps) if maps else {})
+    write_tables(tables, out / FIGURES)
     summary, sections = summarize_findings(result), build_sections(result, maps)
     with atomic_write(out / "report.md") as path:
-        path.write_text(to_markdown(result, summary, sections, light), encoding="utf-8")
+        path.write_text(to_markdown(result, summary, sections, light, tables), encoding="utf-8")
     with atomic_write(out / "report.html") as path:
-        path.write_text(to_html(result, summary, sections, light, dark), encoding="utf-8")
+        path.write_text(to_html(result, summary, sections, light, dark, tables), encoding="utf-8")
 
 
 def to_table(result: EvaluationResult) -> Group:
