@@ -261,7 +261,18 @@ def test_evaluate_writes_its_report(
     figures = tmp_path / "r" / "figures"
     pictures = {path.stem for path in figures.glob("*.png")}
     assert pictures == {path.stem for path in figures.glob("*.tsv")}
-    assert "attention-sub-03" in pictures
+    assert {"attention-sub-03", "contributions-all"} <= pictures
+    text = (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
+    rows = text.partition("## Contributions to the evidence")[2]
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "r" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    for subject in ("sub-01", "sub-03"):
+        evidence = [r["target_evidence"] for r in records if r["subject"] == subject]
+        shown = re.search(rf"^\| {subject} \| {len(evidence)} \| (\S+) ", rows, re.M)
+        assert shown, "the trials are few enough to be all averaged"
+        assert float(shown[1]) == pytest.approx(sum(evidence) / len(evidence), abs=0.02)
     report = json.loads((tmp_path / "r" / "result.json").read_text())
     assert {row["condition"] for row in report["rows"]} == set(CONDITIONS) - set(
         report["run_info"]["skipped_conditions"]

@@ -215,6 +215,54 @@ def plot_brain_slices(
     return to_png(figure)
 
 
+def plot_signed_slices(
+    maskers: Sequence[VoxelMasker],
+    values: Sequence[np.ndarray],
+    limit: float,
+    cut_coords: Sequence[float],
+    dark: bool = False,
+) -> bytes:
+    """Draw values of both signs, mean over subjects, on axial slices of the MNI template.
+
+    Parameters
+    ----------
+    maskers : sequence of VoxelMasker
+        One per subject.
+    values : sequence of ndarrays (n_voxels,)
+        One per subject.
+    limit : float
+        Colors go from -limit to limit.
+    cut_coords : sequence of float
+        Heights of the slices in mm.
+    dark : bool
+        Whether the figure is for a dark page.
+
+    Returns
+    -------
+    bytes
+        PNG.
+    """
+    from nilearn.datasets import load_mni152_template
+    from nilearn.plotting import plot_stat_map
+
+    figure = new_figure(10, 2.2, dark)
+    plot_stat_map(
+        resample_to_common_grid(maskers, values),
+        bg_img=load_mni152_template(resolution=2),
+        figure=figure,
+        display_mode="z",
+        cut_coords=list(cut_coords),
+        black_bg=dark,
+        resampling_interpolation="nearest",
+        cbar_tick_format="%.2g",
+        cmap="RdBu_r",
+        vmin=-limit,
+        vmax=limit,
+        threshold=1e-12,
+    )
+    return to_png(figure)
+
+
 def slice_heights(maskers: Sequence[VoxelMasker], n_slices: int) -> list[float]:
     """Choose heights of axial slices at equal fractions of the subjects' voxels.
 

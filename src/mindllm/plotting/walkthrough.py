@@ -4,52 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mindllm.fmri.masker import VoxelMasker
-from mindllm.plotting.brain import resample_to_common_grid
 from mindllm.plotting.style import new_figure, style_axes, to_png
 
 DPI = 90
-
-
-def plot_signed_slices(
-    masker: VoxelMasker, values: np.ndarray, limit: float, cut_coords: Sequence[float]
-) -> bytes:
-    """Draw values of both signs on axial slices of the MNI template.
-
-    Parameters
-    ----------
-    masker : VoxelMasker
-        The subject's voxels.
-    values : ndarray of shape (n_voxels,)
-        One per voxel.
-    limit : float
-        Colors go from -limit to limit.
-    cut_coords : sequence of float
-        Heights of the slices in mm.
-
-    Returns
-    -------
-    bytes
-        PNG.
-    """
-    from nilearn.datasets import load_mni152_template
-    from nilearn.plotting import plot_stat_map
-
-    figure = new_figure(10, 2.2)
-    plot_stat_map(
-        resample_to_common_grid([masker], [values]),
-        bg_img=load_mni152_template(resolution=2),
-        figure=figure,
-        display_mode="z",
-        cut_coords=list(cut_coords),
-        black_bg=False,
-        resampling_interpolation="nearest",
-        cmap="RdBu_r",
-        vmin=-limit,
-        vmax=limit,
-        threshold=1e-6,
-    )
-    return to_png(figure, DPI)
 
 
 def plot_fourier_features(

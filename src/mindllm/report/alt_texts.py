@@ -1,6 +1,7 @@
 """Alternative texts of a report's figures: what is to be seen, with the main numbers."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,9 @@ from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
 from mindllm.evaluation.results import ConfusionResult
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.metrics.calibration import CalibrationResult, EvidenceCalibration
+
+if TYPE_CHECKING:
+    from mindllm.report.contribution_maps import SubjectContributions
 
 COVERAGES = (25, 50, 100)  # percent of the trials, whose accuracy is said
 
@@ -135,4 +139,24 @@ def describe_attention(
     return (
         f"Axial slices of the MNI template in the colors of the attention; the largest is "
         f"{values.max():.1f}, at MNI {point} mm."
+    )
+
+
+def describe_contributions(parts: "Sequence[SubjectContributions]") -> str:
+    """Describe where voxels contribute most beyond the control.
+
+    Parameters
+    ----------
+    parts : sequence of SubjectContributions
+
+    Returns
+    -------
+    str
+    """
+    coords_mm = np.concatenate([part.masker.coords_mm for part in parts])
+    values = np.concatenate([part.difference for part in parts])
+    point = ", ".join(f"{mm:.0f}" for mm in coords_mm[values.argmax()])
+    return (
+        "Axial slices of the MNI template; red where voxels speak for the target more than for the "
+        f"text of a random trial, blue where less; most at MNI {point} mm."
     )

@@ -19,6 +19,7 @@ from mindllm.report.alt_texts import (
     describe_attention,
     describe_calibration,
     describe_confusion,
+    describe_contributions,
     describe_coverage,
     describe_voxels,
 )
@@ -44,6 +45,7 @@ from mindllm.report.tables import (
 
 if TYPE_CHECKING:
     from mindllm.report.brain_figures import BrainMaps, ParcelAttention
+    from mindllm.report.contribution_maps import SubjectContributions
 
 EXAMPLES = 3  # per table
 COVERAGE_TEXT = (
@@ -57,8 +59,19 @@ ATTENTION_TEXT = (
     "lose without them."
 )
 
+CONTRIBUTIONS_TEXT = (
+    "Each voxel's part in the evidence of a trial for its target, by the encoding model; the parts "
+    "and the evidence of betas that are all zero sum to the evidence. The control is the mean "
+    "over the targets of all trials that are averaged: what the same voxels contribute to the text "
+    "of a random trial. Contributions say what this model reads where, not what a brain area codes."
+)
 
-def build_sections(result: EvaluationResult, maps: "BrainMaps | None" = None) -> list[Section]:
+
+def build_sections(
+    result: EvaluationResult,
+    maps: "BrainMaps | None" = None,
+    contributions: "Sequence[SubjectContributions]" = (),
+) -> list[Section]:
     """Return the sections of a report.
 
     Parameters
@@ -67,6 +80,8 @@ def build_sections(result: EvaluationResult, maps: "BrainMaps | None" = None) ->
         The result.
     maps : BrainMaps, optional
         Where the voxels are, and which of them the model attends to.
+    contributions : sequence of SubjectContributions
+        What voxels contribute to the evidence.
 
     Returns
     -------
@@ -84,6 +99,7 @@ def build_sections(result: EvaluationResult, maps: "BrainMaps | None" = None) ->
         ablation_section(result),
         examples_section(result),
         brain_section(result, maps) if maps else None,
+        contribution_section(contributions) if contributions else None,
         published_section(result),
         skipped_section(result.run_info),
         methods_section(result.run_info),
@@ -329,6 +345,48 @@ def brain_section(result: EvaluationResult, maps: "BrainMaps") -> Section:
     caption = "Parcels with the most attention, mean over the evaluated subjects."
     table = Table(head, [[parcel_row(parcel) for parcel in maps.parcels]], caption)
     return Section("Voxels and attention", [ATTENTION_TEXT], [table], figures)
+
+
+def contribution_section(parts: "Sequence[SubjectContributions]") -> Section:
+    """Return what voxels contribute to the evidence for the targets, beside the control."""
+    rows = [
+        [
+            part.masker.subject,
+            str(len(part.trials)),
+            *(
+                f"{value:.2f}"
+                for value in (
+                    part.evidence,
+                    part.target.sum(),
+                    part.at_zero,
+                    part.control_evidence,
+                    part.control.sum(),
+                )
+            ),
+        ]
+        for part in parts
+    ]
+    head = to_head(
+        "Subject",
+        "Trials",
+        ("Evidence for the target", "nats, mean"),
+        ("From the voxels", "their sum"),
+        ("Without betas", "what no voxel contributes"),
+        ("Control: evidence", "for the target of a random trial"),
+        ("Control: from the voxels", "their sum"),
+    )
+    figure = FigureReference(
+        "contributions-all",
+        "Contribution to the evidence for the target minus the control, nats per voxel, mean over "
+        "trials and evaluated subjects. The colors end at the 97th percentile.",
+        describe_contributions(parts),
+    )
+    return Section(
+        "Contributions to the evidence",
+        [CONTRIBUTIONS_TEXT],
+        [Table(head, [to_rows(rows)])],
+        [figure],
+    )
 
 
 def parcel_row(parcel: "ParcelAttention") -> TableRow:

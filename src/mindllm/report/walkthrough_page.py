@@ -10,13 +10,13 @@ from mindllm.model.encoder import SCALE_MM, octave_frequencies
 from mindllm.plotting.brain import (
     MIN_TOP_ATTENTION,
     plot_brain_slices,
+    plot_signed_slices,
     plot_voxel_coverage,
     slice_heights,
 )
 from mindllm.plotting.walkthrough import (
     plot_fourier_features,
     plot_matrices,
-    plot_signed_slices,
     plot_two_passes,
 )
 from mindllm.report.walkthrough import ATLAS, SubjectSteps, Walkthrough
@@ -443,7 +443,7 @@ def brain_figures(
     return {
         f"voxels-{name}": lambda: plot_voxel_coverage([masker]),
         f"values-{name}": lambda: plot_signed_slices(
-            masker, subject.betas[TRIAL], LIMIT, cut_coords
+            [masker], [subject.betas[TRIAL]], LIMIT, cut_coords
         ),
         f"attention-{name}": lambda: plot_brain_slices(
             [masker], [relative_attention], top, cut_coords=cut_coords
