@@ -248,12 +248,31 @@ def test_evaluate_resumes_after_a_failed_report(
     assert not (tmp_path / "r" / "partial").exists(), "a finished evaluation leaves none behind"
 
 
-def test_evaluate_writes_its_report(place: Path, model: Path, run: Run, tmp_path: Path) -> None:
-    status, out, err = run(
-        "evaluate", model, place / "store", "--subjects", "sub-03,sub-01", "--out", tmp_path / "r"
-    )
+def test_evaluate_writes_its_report(
+    place: Path, model: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    command = ["evaluate", model, place / "store", "--subjects", "sub-03,sub-01"]
+    status, out, err = run(*command, "--out", tmp_path / "r", "--open")
     assert status == 0, err
     assert "report.html" in out
+    assert opened == [(tmp_path / "r" / "report.html").as_uri()]
+    figures = tmp_path / "r" / "figures"
+    pictures = {path.stem for path in figures.glob("*.png")}
+    assert pictures == {path.stem for path in figures.glob("*.tsv")}
+    assert {"attention-sub-03", "contributions-all"} <= pictures
+    text = (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
+    rows = text.partition("## Contributions to the evidence")[2]
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "r" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    for subject in ("sub-01", "sub-03"):
+        evidence = [r["target_evidence"] for r in records if r["subject"] == subject]
+        shown = re.search(rf"^\| {subject} \| {len(evidence)} \| (\S+) ", rows, re.M)
+        assert shown, "the trials are few enough to be all averaged"
+        assert float(shown[1]) == pytest.approx(sum(evidence) / len(evidence), abs=0.02)
     report = json.loads((tmp_path / "r" / "result.json").read_text())
     assert {row["condition"] for row in report["rows"]} == set(CONDITIONS) - set(
         report["run_info"]["skipped_conditions"]

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from mindllm.fmri.masker import VoxelMasker
-from mindllm.plotting.brain import plot_attention, plot_voxel_coverage, resample_to_common_grid
+from mindllm.plotting.brain import (
+    plot_attention,
+    plot_signed_slices,
+    plot_voxel_coverage,
+    resample_to_common_grid,
+    slice_heights,
+)
 
 PNG = b"\x89PNG"
 
@@ -50,3 +56,15 @@ def test_figures_are_drawn_for_light_and_dark_pages(maskers: list[VoxelMasker]) 
     figures += [plot_attention(maskers, attention, dark) for dark in (False, True)]
     assert all(png.startswith(PNG) for png in figures)
     assert len(set(figures)) == 4
+
+
+def test_slices_are_the_same_for_all_where_heights_are_given(maskers: list[VoxelMasker]) -> None:
+    heights = slice_heights(maskers, 3)
+    assert heights == sorted(set(heights))
+    assert set(heights) <= {0.0, 2.0, 4.0}
+    values = [np.array([1.0, -1.0, 2.0]), np.array([-2.0, 1.0])]
+    light, dark = (plot_signed_slices(maskers, values, 2.0, heights, d) for d in (False, True))
+    assert light.startswith(PNG)
+    assert light != dark
+    negative = plot_signed_slices(maskers, [-array for array in values], 2.0, heights)
+    assert negative != light, "the sign is seen"

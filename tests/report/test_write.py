@@ -7,13 +7,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
 from mindllm.evaluation.results import EvaluationResult
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.model.modeling import MindLLM
-from mindllm.report.brain_figures import draw_brain_figures, map_attention
+from mindllm.report.brain_figures import brain_tables, draw_brain_figures, map_attention
 from mindllm.report.render import escape_markdown
 from mindllm.report.sections import build_sections, choose_examples
 from mindllm.report.summary import summarize_findings
@@ -65,12 +66,8 @@ def test_the_folder_holds_the_result_and_the_report(tmp_path: Path) -> None:
     assert write_report(result, tmp_path / "out") == tmp_path / "out" / "report.html"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == REPORT_FILES
     figures = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
-    assert figures == [
-        "calibration-all.png",
-        "confusion-all.png",
-        "coverage-all.png",
-        "intervals-all.png",
-    ]
+    names = ("calibration", "confusion", "coverage", "intervals")
+    assert figures == [f"{name}-all.{suffix}" for name in names for suffix in ("png", "tsv")]
     loaded = EvaluationResult.load(tmp_path / "out")
     assert loaded.scores == result.scores
 
@@ -82,8 +79,12 @@ def test_markdown_has_every_section_and_figure(tmp_path: Path) -> None:
     assert text.startswith("# Evaluation of my-model on a store\n")
     assert re.findall(r"^## (.*)$", text, re.M) == TITLES
     assert all(sentence in text for sentence in summarize_findings(result)[:4])
-    for name in re.findall(r"\]\((.*)\)", text):
+    pictures = re.findall(r"!\[(.*)\]\((.*)\)", text)
+    assert len(pictures) == 4
+    for alt, name in pictures:
+        assert len(alt) > 40
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert f"[Numbers]({name.replace('.png', '.tsv')})" in text
     columns = [line.count("|") - line.count("\\|") for line in text.split("\n") if "|" in line[:1]]
     assert min(columns) > 2
 
@@ -93,8 +94,14 @@ def test_the_page_is_complete_and_fetches_nothing(tmp_path: Path) -> None:
     page = Page()
     page.feed(html)
     assert not page.open
-    assert len(page.links) == 2 * 4, "light and dark"
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    numbers = [link for link in page.links if not link.startswith("data:image/png;base64,")]
+    assert len(page.links) == 3 * 4, "light, dark and numbers"
+    assert len(numbers) == 4
+    for link in numbers:
+        assert len(pd.read_csv(tmp_path / link, sep="\t"))
+    alts = re.findall(r'alt="([^"]*)"', html)
+    assert len(alts) == len(set(alts)) == 4
+    assert not [alt for alt in alts if f"<figcaption>{alt}" in html], "no caption is said twice"
     assert not re.search(r"<script|<link|@import|url\(", html)
     for kind in ("fmri", "shuffled", "blind", "baseline", "reference"):
         assert f'<tr class="{kind}">' in html
@@ -205,6 +212,13 @@ def test_attention_is_shown_per_subject_and_parcel(tiny_model: MindLLM, space: V
     section = build_sections(make_result(), maps)[-4]
     assert section.title == "Voxels and attention"
     assert {figure.name for figure in section.figures} == set(figures)
+    assert "largest is" in section.figures[1].alt
+    tables = brain_tables(maps)
+    assert set(tables) == set(figures)
+    assert list(tables["voxels-all"]) == ["x_mm", "y_mm", "z_mm", "n_subjects"]
+    assert set(tables["voxels-all"]["n_subjects"]) == {2}, "both have the same voxels"
+    assert len(tables["attention-sub-01"]) == len(tables["voxels-sub-01"])
+    assert (tables["attention-sub-01"]["relative_attention"] > 0).all()
     assert len(section.tables[0].groups[0]) == len(maps.parcels)
 
 

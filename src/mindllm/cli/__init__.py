@@ -21,10 +21,12 @@ from mindllm.cli import (
     new_task,
     plan,
     prepare,
+    report,
     score,
     serve,
     store,
     train,
+    walkthrough,
 )
 from mindllm.cli.interruption import Interruption, describe, end_children, interruptible
 from mindllm.cli.options import errors, locks
@@ -43,9 +45,11 @@ app.add_typer(export.app)
 app.add_typer(evaluate.app)
 app.add_typer(new_task.app)
 app.add_typer(explain.app)
+app.add_typer(report.app)
 app.add_typer(score.app)
 app.add_typer(serve.app)
 app.add_typer(store.app)
+app.add_typer(walkthrough.app)
 app.add_typer(prepare.app, name="prepare")
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mindllm.cli.browser import open_page
 from mindllm.cli.options import (
     MAX_COUNT,
     AsJson,
@@ -13,6 +14,7 @@ from mindllm.cli.options import (
     LanguageModelPath,
     MaxNewTokens,
     ModelFolder,
+    OpenPage,
     Seed,
     SplitScheme,
     StoreFolder,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mindllm.evaluation.compare import ComparisonResult
+    from mindllm.evaluation.results import EvaluationResult
 
 app = typer.Typer()
 # One of them shows that a folder holds a report, or an evaluation that was interrupted.
@@ -125,6 +128,7 @@ def evaluate(
     batch_size: BatchSize = 16,
     seed: Seed = 0,
     resume: Resume = False,
+    open_in_browser: OpenPage = False,
 ) -> None:
     """Measure how much of the text comes from the fMRI: scores beside controls and baselines.
 
@@ -136,7 +140,7 @@ def evaluate(
     from mindllm.evaluation.evaluator import check_controls, evaluate_in_processes
     from mindllm.evaluation.predict import PredictOptions
     from mindllm.model.modeling import MindLLM
-    from mindllm.report.write import to_table, write_report
+    from mindllm.report.write import write_report
 
     # Checked before the language model is loaded, which takes a while.
     checked_controls = check_controls(controls)
@@ -163,8 +167,17 @@ def evaluate(
         return  # the first process writes the report
     write_report(result, out, model=loaded, store=opened)
     clear_cache(out)
+    show_report(result, out / "report.html", open_in_browser)
+
+
+def show_report(result: "EvaluationResult", page: Path, open_in_browser: bool) -> None:
+    """Print summary and scores, and where the page is, which is opened if asked for."""
+    from mindllm.report.write import to_table
+
     console.print(to_table(result))
-    console.print(f"report: {out / 'report.html'}")
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    if open_in_browser:
+        open_page(page)
 
 
 def begin_predictions(out: Path, resume: bool) -> None:

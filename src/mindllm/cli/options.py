@@ -60,6 +60,10 @@ MaskThreshold = Annotated[
         "inside.",
     ),
 ]
+OpenPage = Annotated[
+    bool,
+    typer.Option("--open", help="Open the page in the browser; without one, print where it is."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 console = Console()

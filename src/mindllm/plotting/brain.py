@@ -169,6 +169,7 @@ def plot_brain_slices(
     top: float,
     dark: bool = False,
     n_slices: int = 7,
+    cut_coords: Sequence[float] | None = None,
 ) -> bytes:
     """Draw values per voxel, mean over subjects, on axial slices of the MNI template.
 
@@ -184,6 +185,8 @@ def plot_brain_slices(
         Whether the figure is for a dark page.
     n_slices : int
         Number of slices, at equal fractions of the voxels.
+    cut_coords : sequence of float, optional
+        Heights of the slices in mm, instead.
 
     Returns
     -------
@@ -193,14 +196,13 @@ def plot_brain_slices(
     from nilearn.datasets import load_mni152_template
     from nilearn.plotting import plot_stat_map
 
-    z = np.concatenate([masker.coords_mm[:, 2] for masker in maskers])
     figure = new_figure(10, 2.2, dark)
     plot_stat_map(
         resample_to_common_grid(maskers, values),
         bg_img=load_mni152_template(resolution=2),
         figure=figure,
         display_mode="z",
-        cut_coords=np.unique(np.round(np.quantile(z, np.linspace(0.06, 0.94, n_slices)))).tolist(),
+        cut_coords=cut_coords or slice_heights(maskers, n_slices),
         black_bg=dark,
         resampling_interpolation="nearest",
         cbar_tick_format="%.1f",
@@ -211,3 +213,70 @@ def plot_brain_slices(
         threshold=1e-6,
     )
     return to_png(figure)
+
+
+def plot_signed_slices(
+    maskers: Sequence[VoxelMasker],
+    values: Sequence[np.ndarray],
+    limit: float,
+    cut_coords: Sequence[float],
+    dark: bool = False,
+) -> bytes:
+    """Draw values of both signs, mean over subjects, on axial slices of the MNI template.
+
+    Parameters
+    ----------
+    maskers : sequence of VoxelMasker
+        One per subject.
+    values : sequence of ndarrays (n_voxels,)
+        One per subject.
+    limit : float
+        Colors go from -limit to limit.
+    cut_coords : sequence of float
+        Heights of the slices in mm.
+    dark : bool
+        Whether the figure is for a dark page.
+
+    Returns
+    -------
+    bytes
+        PNG.
+    """
+    from nilearn.datasets import load_mni152_template
+    from nilearn.plotting import plot_stat_map
+
+    figure = new_figure(10, 2.2, dark)
+    plot_stat_map(
+        resample_to_common_grid(maskers, values),
+        bg_img=load_mni152_template(resolution=2),
+        figure=figure,
+        display_mode="z",
+        cut_coords=list(cut_coords),
+        black_bg=dark,
+        resampling_interpolation="nearest",
+        cbar_tick_format="%.2g",
+        cmap="RdBu_r",
+        vmin=-limit,
+        vmax=limit,
+        threshold=1e-12,
+    )
+    return to_png(figure)
+
+
+def slice_heights(maskers: Sequence[VoxelMasker], n_slices: int) -> list[float]:
+    """Choose heights of axial slices at equal fractions of the subjects' voxels.
+
+    Parameters
+    ----------
+    maskers : sequence of VoxelMasker
+        One per subject.
+    n_slices : int
+        Number of slices.
+
+    Returns
+    -------
+    list of float
+        In mm, ascending; fewer where they would be the same.
+    """
+    z = np.concatenate([masker.coords_mm[:, 2] for masker in maskers])
+    return np.unique(np.round(np.quantile(z, np.linspace(0.06, 0.94, n_slices)))).tolist()

@@ -11,6 +11,7 @@ from mindllm.fmri.masker import VoxelMasker
 from mindllm.model.attention_maps import NO_PARCEL, attention_by_parcel, attention_mass
 from mindllm.model.modeling import MindLLM
 from mindllm.plotting.brain import plot_attention, plot_voxel_coverage
+from mindllm.report.figure_tables import brain_table
 
 MAX_SUBJECTS = 6  # up to this many have figures of their own
 TOP_PARCELS = 10  # per atlas
@@ -40,6 +41,12 @@ class BrainMaps:
         subjects = [masker.subject for masker in self.maskers]
         single = subjects if 1 < len(subjects) <= MAX_SUBJECTS else []
         return {"all": subjects, **{subject: [subject] for subject in single}}
+
+    def members(self, group: str) -> tuple[list[VoxelMasker], list[np.ndarray]]:
+        """Return maskers and relative attention of the subjects of a group."""
+        subjects = self.groups[group]
+        members = [i for i, masker in enumerate(self.maskers) if masker.subject in subjects]
+        return [self.maskers[i] for i in members], [self.relative_attention[i] for i in members]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +103,31 @@ def draw_brain_figures(maps: BrainMaps, dark: bool = False) -> dict[str, bytes]:
         PNG by name: `voxels-<group>` and `attention-<group>`.
     """
     figures = {}
-    for group, subjects in maps.groups.items():
-        members = [i for i, masker in enumerate(maps.maskers) if masker.subject in subjects]
-        maskers = [maps.maskers[i] for i in members]
-        attention = [maps.relative_attention[i] for i in members]
+    for group in maps.groups:
+        maskers, attention = maps.members(group)
         figures[f"voxels-{group}"] = plot_voxel_coverage(maskers, dark)
         figures[f"attention-{group}"] = plot_attention(maskers, attention, dark)
     return figures
+
+
+def brain_tables(maps: BrainMaps) -> dict[str, pd.DataFrame]:
+    """Return the numbers of `draw_brain_figures`, per cell of the grid that is drawn.
+
+    Parameters
+    ----------
+    maps : BrainMaps
+
+    Returns
+    -------
+    dict of str to DataFrame
+        Name of the figure -> `x_mm`, `y_mm`, `z_mm`, and `n_subjects` or `relative_attention`.
+    """
+    tables = {}
+    for group in maps.groups:
+        maskers, attention = maps.members(group)
+        tables[f"voxels-{group}"] = brain_table(maskers, "n_subjects")
+        tables[f"attention-{group}"] = brain_table(maskers, "relative_attention", attention)
+    return tables
 
 
 def top_parcels(tables: Sequence[pd.DataFrame]) -> list[ParcelAttention]:

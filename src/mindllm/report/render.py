@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from mindllm.evaluation.results import EvaluationResult
 from mindllm.report.methods_text import UNKNOWN
@@ -19,6 +19,7 @@ def to_markdown(
     summary: Sequence[str],
     sections: Sequence[Section],
     figures: Mapping[str, bytes],
+    tables: Collection[str] = (),
 ) -> str:
     """Render a report as Markdown.
 
@@ -32,6 +33,8 @@ def to_markdown(
         The sections.
     figures : mapping of str to bytes
         Drawn figures by name, which lie in the folder `figures` beside the file.
+    tables : collection of str
+        Names of the figures whose numbers lie there too, as name.tsv.
 
     Returns
     -------
@@ -47,8 +50,10 @@ def to_markdown(
         lines += [f"{escape_markdown(text)}\n" for text in section.paragraphs]
         for figure in section.figures:
             if figure.name in figures:
-                caption = escape_markdown(figure.caption)
-                lines += [f"![{caption}]({FIGURES}/{figure.name}.png)", ""]
+                alt, caption = escape_markdown(figure.alt), escape_markdown(figure.caption)
+                if figure.name in tables:
+                    caption += f" [Numbers]({FIGURES}/{figure.name}.tsv)"
+                lines += [f"![{alt}]({FIGURES}/{figure.name}.png)", "", caption, ""]
         for table in section.tables:
             lines += table_lines(table)
     return "\n".join(lines)
@@ -96,6 +101,7 @@ def to_html(
     sections: Sequence[Section],
     figures: Mapping[str, bytes],
     dark_figures: Mapping[str, bytes],
+    tables: Collection[str] = (),
 ) -> str:
     """Render a report as one HTML page.
 
@@ -109,6 +115,8 @@ def to_html(
         The sections.
     figures, dark_figures : mapping of str to bytes
         Drawn figures by name, for light and dark pages.
+    tables : collection of str
+        Names of the figures whose numbers lie beside the page, as figures/name.tsv.
 
     Returns
     -------
@@ -121,6 +129,7 @@ def to_html(
         store=result.run_info.data.store or UNKNOWN,
         summary=summary,
         sections=sections,
+        tables={name: f"{FIGURES}/{name}.tsv" for name in tables},
         figures={name: to_data_uri(png) for name, png in figures.items()},
         dark_figures={name: to_data_uri(png) for name, png in dark_figures.items()},
     )

@@ -6,6 +6,8 @@ from mindllm.evaluation.conditions import ALL_SUBJECTS, CONDITIONS
 from mindllm.evaluation.results import EvaluationResult, MetricRow, ProtocolResult
 from mindllm.evaluation.text_scores import TEXT_METRICS, percent_factor
 from mindllm.metrics.registry import METRICS
+from mindllm.report.alt_texts import describe_intervals
+from mindllm.report.figure_tables import interval_table
 from mindllm.report.formatting import UNDEFINED, format_interval, format_percent
 from mindllm.report.summary import get_row
 from mindllm.report.tables import (
@@ -43,6 +45,7 @@ def scores_section(result: EvaluationResult) -> Section:
     figure = FigureReference(
         "intervals-all",
         "Top 1 identification from fMRI and under every other condition: value and 95 % interval.",
+        describe_intervals(interval_table(result)),
     )
     return Section("Scores and controls", (), [condition_table(result, caption)], [figure])
 

@@ -15,6 +15,14 @@ from mindllm.evaluation.results import (
 )
 from mindllm.evaluation.text_scores import TEXT_METRICS, percent_factor
 from mindllm.metrics.calibration import CalibrationCurve, Estimate, EvidenceCalibration
+from mindllm.report.alt_texts import (
+    describe_attention,
+    describe_calibration,
+    describe_confusion,
+    describe_contributions,
+    describe_coverage,
+    describe_voxels,
+)
 from mindllm.report.formatting import UNDEFINED, format_percent
 from mindllm.report.methods_text import UNKNOWN, methods_text
 from mindllm.report.published import load_published_results
@@ -37,6 +45,7 @@ from mindllm.report.tables import (
 
 if TYPE_CHECKING:
     from mindllm.report.brain_figures import BrainMaps, ParcelAttention
+    from mindllm.report.contribution_maps import SubjectContributions
 
 EXAMPLES = 3  # per table
 COVERAGE_TEXT = (
@@ -50,8 +59,19 @@ ATTENTION_TEXT = (
     "lose without them."
 )
 
+CONTRIBUTIONS_TEXT = (
+    "Each voxel's part in the evidence of a trial for its target, by the encoding model; the parts "
+    "and the evidence of betas that are all zero sum to the evidence. The control is the mean "
+    "over the targets of all trials that are averaged: what the same voxels contribute to the text "
+    "of a random trial. Contributions say what this model reads where, not what a brain area codes."
+)
 
-def build_sections(result: EvaluationResult, maps: "BrainMaps | None" = None) -> list[Section]:
+
+def build_sections(
+    result: EvaluationResult,
+    maps: "BrainMaps | None" = None,
+    contributions: "Sequence[SubjectContributions]" = (),
+) -> list[Section]:
     """Return the sections of a report.
 
     Parameters
@@ -60,6 +80,8 @@ def build_sections(result: EvaluationResult, maps: "BrainMaps | None" = None) ->
         The result.
     maps : BrainMaps, optional
         Where the voxels are, and which of them the model attends to.
+    contributions : sequence of SubjectContributions
+        What voxels contribute to the evidence.
 
     Returns
     -------
@@ -77,6 +99,7 @@ def build_sections(result: EvaluationResult, maps: "BrainMaps | None" = None) ->
         ablation_section(result),
         examples_section(result),
         brain_section(result, maps) if maps else None,
+        contribution_section(contributions) if contributions else None,
         published_section(result),
         skipped_section(result.run_info),
         methods_section(result.run_info),
@@ -96,7 +119,7 @@ def calibration_section(result: EvaluationResult) -> Section:
     if (evidence := calibration.evidence) is not None:
         rows.insert(0, auroc_row("most evidence, by its probability", evidence.probability))
         paragraphs.append(evidence_paragraph(evidence, len(result.run_info.candidates)))
-        figures.append(FigureReference("coverage-all", COVERAGE_TEXT))
+        figures.append(FigureReference("coverage-all", COVERAGE_TEXT, describe_coverage(evidence)))
     paragraph = (
         "The log-likelihood ratio is log p(answer | fMRI) − log p(answer | null tokens), in nats; "
         "every prediction has one. AUROC: how often a correct answer has a higher one than a wrong "
@@ -108,6 +131,7 @@ def calibration_section(result: EvaluationResult) -> Section:
     figure = FigureReference(
         "calibration-all",
         "Fraction of trials that is correct, in bins of equal count, with Wilson's 95 % interval.",
+        describe_calibration(calibration),
     )
     table = Table(head, [rows], "95 % interval: bootstrap over trials.")
     return Section("Calibration", [*paragraphs, paragraph], [table], [figure, *figures])
@@ -152,6 +176,7 @@ def confusion_section(result: EvaluationResult) -> Section | None:
         "confusion-all",
         "Category of the target (rows) by that of the most likely candidate (columns); percent of "
         "the row.",
+        describe_confusion(confusion),
     )
     return Section("Confusion by category", [paragraph], figures=[figure])
 
@@ -308,8 +333,10 @@ def brain_section(result: EvaluationResult, maps: "BrainMaps") -> Section:
         else:
             voxels = f"{subjects[0]}: {n_voxels[subjects[0]]} voxels."
             attention = f"{subjects[0]}: attention."
-        figures.append(FigureReference(f"voxels-{group}", voxels))
-        figures.append(FigureReference(f"attention-{group}", attention))
+        maskers, values = maps.members(group)
+        figures.append(FigureReference(f"voxels-{group}", voxels, describe_voxels(maskers)))
+        alt = describe_attention(maskers, values)
+        figures.append(FigureReference(f"attention-{group}", attention, alt))
     if not maps.parcels:
         return Section("Voxels and attention", [ATTENTION_TEXT], figures=figures)
     head = to_head(
@@ -318,6 +345,48 @@ def brain_section(result: EvaluationResult, maps: "BrainMaps") -> Section:
     caption = "Parcels with the most attention, mean over the evaluated subjects."
     table = Table(head, [[parcel_row(parcel) for parcel in maps.parcels]], caption)
     return Section("Voxels and attention", [ATTENTION_TEXT], [table], figures)
+
+
+def contribution_section(parts: "Sequence[SubjectContributions]") -> Section:
+    """Return what voxels contribute to the evidence for the targets, beside the control."""
+    rows = [
+        [
+            part.masker.subject,
+            str(len(part.trials)),
+            *(
+                f"{value:.2f}"
+                for value in (
+                    part.evidence,
+                    part.target.sum(),
+                    part.at_zero,
+                    part.control_evidence,
+                    part.control.sum(),
+                )
+            ),
+        ]
+        for part in parts
+    ]
+    head = to_head(
+        "Subject",
+        "Trials",
+        ("Evidence for the target", "nats, mean"),
+        ("From the voxels", "their sum"),
+        ("Without betas", "what no voxel contributes"),
+        ("Control: evidence", "for the target of a random trial"),
+        ("Control: from the voxels", "their sum"),
+    )
+    figure = FigureReference(
+        "contributions-all",
+        "Contribution to the evidence for the target minus the control, nats per voxel, mean over "
+        "trials and evaluated subjects. The colors end at the 97th percentile.",
+        describe_contributions(parts),
+    )
+    return Section(
+        "Contributions to the evidence",
+        [CONTRIBUTIONS_TEXT],
+        [Table(head, [to_rows(rows)])],
+        [figure],
+    )
 
 
 def parcel_row(parcel: "ParcelAttention") -> TableRow:

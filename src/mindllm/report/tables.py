@@ -69,10 +69,14 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class FigureReference:
-    """A figure by its name (without suffix), with its caption; shown if it was drawn."""
+    """A figure by its name (without suffix), with its caption; shown if it was drawn.
+
+    alt: what is to be seen in it, with its main numbers, for readers who do not see it.
+    """
 
     name: str
     caption: str
+    alt: str
 
 
 @dataclass(frozen=True, slots=True)

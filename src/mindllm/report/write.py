@@ -10,7 +10,14 @@ from rich.table import Table as ScreenTable
 from mindllm.data.store import Store
 from mindllm.evaluation.results import EvaluationResult
 from mindllm.model.modeling import MindLLM
-from mindllm.report.brain_figures import draw_brain_figures, map_attention
+from mindllm.report.brain_figures import brain_tables, draw_brain_figures, map_attention
+from mindllm.report.contribution_maps import (
+    FIGURE,
+    contribution_table,
+    draw_contributions,
+    map_contributions,
+)
+from mindllm.report.figure_tables import result_tables, write_tables
 from mindllm.report.figures import draw_result_figures
 from mindllm.report.render import FIGURES, to_html, to_markdown
 from mindllm.report.score_sections import scores_section
@@ -29,7 +36,8 @@ def write_report(
 ) -> Path:
     """Write a report into a folder.
 
-    Besides the files of `EvaluationResult.save`: report.html, report.md and figures/.
+    Besides the files of `EvaluationResult.save`: report.html, report.md and figures/, in which
+    every picture has its numbers beside it as tab-separated values.
 
     Parameters
     ----------
@@ -58,21 +66,28 @@ def write_files(
     """Write the files of a result, the figures, report.md and report.html; see `write_report`."""
     result.write_files(out)
     subjects = [info.subject for info in result.run_info.subjects]
-    maps = None
+    maps, contributions = None, []
     if model is not None and store is not None:
         maps = map_attention(model, store, subjects)
+        contributions = map_contributions(model, store, result.predictions)
     light, dark = (
-        draw_result_figures(result, is_dark) | (draw_brain_figures(maps, is_dark) if maps else {})
+        draw_result_figures(result, is_dark)
+        | (draw_brain_figures(maps, is_dark) if maps else {})
+        | ({FIGURE: draw_contributions(contributions, is_dark)} if contributions else {})
         for is_dark in (False, True)
     )
     for name, png in light.items():
         with atomic_write(out / FIGURES / f"{name}.png") as path:
             path.write_bytes(png)
-    summary, sections = summarize_findings(result), build_sections(result, maps)
+    tables = result_tables(result) | (brain_tables(maps) if maps else {})
+    if contributions:
+        tables[FIGURE] = contribution_table(contributions)
+    write_tables(tables, out / FIGURES)
+    summary, sections = summarize_findings(result), build_sections(result, maps, contributions)
     with atomic_write(out / "report.md") as path:
-        path.write_text(to_markdown(result, summary, sections, light), encoding="utf-8")
+        path.write_text(to_markdown(result, summary, sections, light, tables), encoding="utf-8")
     with atomic_write(out / "report.html") as path:
-        path.write_text(to_html(result, summary, sections, light, dark), encoding="utf-8")
+        path.write_text(to_html(result, summary, sections, light, dark, tables), encoding="utf-8")
 
 
 def to_table(result: EvaluationResult) -> Group:
