@@ -15,6 +15,7 @@ interface MapRequest {
 }
 
 const ROWS = 12
+const OTHER = 'other' // of the maps, one that the list does not hold
 let template: Promise<ArrayBuffer> | null = null
 
 /** The brain of one scan. */
@@ -27,6 +28,7 @@ export class BrainPanel {
   private sums: RegionSums | null = null
   private shown: MapRequest | null = null
   private isComplete = false
+  private range: Range | null = null
 
   private readonly heading = el('h3', { tabindex: '-1' })
   private readonly canvas = el('canvas', { role: 'img', 'aria-label': 'Brain; no map yet' })
@@ -53,6 +55,7 @@ export class BrainPanel {
 
   private parts(): HTMLElement[] {
     const { num_fmri_tokens: tokens, num_queries: queries } = this.model.mindllm
+    this.listening.append(el('option', { value: OTHER, hidden: true }, 'another map is shown'))
     this.listening.append(el('option', { value: '' }, `all ${queries} queries, mean`))
     for (let token = 0; token < tokens; token++) {
       this.listening.append(el('option', { value: token }, `token ${token}`))
@@ -111,6 +114,7 @@ export class BrainPanel {
     scan: Scan, label: string, answer: string, question: string | null, word: number, text: string,
   ): Promise<void> {
     this.adopt(scan, label)
+    this.listening.value = OTHER
     await this.show({
       path: 'words',
       body: { answer, question, word },
@@ -123,6 +127,7 @@ export class BrainPanel {
   /** Voxels that speak for or against a text. */
   async showEvidence(scan: Scan, label: string, text: string): Promise<void> {
     this.adopt(scan, label)
+    this.listening.value = OTHER
     await this.show({
       path: 'evidence',
       body: { text },
@@ -137,6 +142,7 @@ export class BrainPanel {
     this.label = label
     this.element.hidden = false
     this.heading.textContent = label
+    this.heading.scrollIntoView({ block: 'nearest' })
   }
 
   private async showAttention(): Promise<void> {
@@ -160,12 +166,18 @@ export class BrainPanel {
     this.element.setAttribute('aria-busy', 'true')
     this.progress.hidden = false
     const patience = request.path === 'words' ? ' This takes from seconds to a minute or two.' : ''
-    this.progress.textContent = `Computing: ${request.title.toLowerCase()}.${patience}`
+    const start = Date.now()
+    const tell = (): void => {
+      const seconds = Math.round((Date.now() - start) / 1000)
+      this.progress.textContent = `Computing: ${request.title}. ${seconds} s.${patience}`
+    }
+    tell()
+    const clock = setInterval(tell, 1000)
     const body = { model: this.model.id, fmri: this.scan, ...request.body }
     const path = request.path === 'words' ? 'words/map' : request.path
     try {
       const image = await this.api.image(path, { ...body, space: 'mni' }, running.signal)
-      // the sums of a word come from the map, whose computation would be repeated
+      // afterwards, since the server keeps the map of a word
       const sums = await this.api.regions(request.path, body, running.signal)
       if (running.signal.aborted) return
       this.sums = sums
@@ -176,6 +188,7 @@ export class BrainPanel {
     } catch (error) {
       if (!running.signal.aborted) showError(this.error, error)
     } finally {
+      clearInterval(clock)
       if (this.running === running) {
         this.element.setAttribute('aria-busy', 'false')
         this.progress.hidden = true
@@ -194,13 +207,12 @@ export class BrainPanel {
     const signed = request.kind === 'signed'
     const text =
       `${request.title}. From ${number(range.min)} to ${number(range.max)} ${request.unit}; ` +
-      (signed ? 'for: red to yellow; against: blue to green. ' : 'more: from blue to yellow. ') +
+      (signed ? 'for: orange to yellow; against: blue to green. ' : 'more: from blue to yellow. ') +
       `Shown ${signed ? 'beyond ±' : 'from '}${number(limit)}.`
     this.caption.textContent = text
     this.canvas.setAttribute('aria-label', `${this.label}: ${text} The table has its regions.`)
     this.range = range
   }
-  private range: Range | null = null
 
   private getViewer(): Promise<Viewer> {
     this.viewer ??= this.createViewer().catch((error: unknown) => {
@@ -217,10 +229,10 @@ export class BrainPanel {
     })
     const [{ Viewer }, anatomy] = await Promise.all([import('./viewer'), template])
     return Viewer.create(this.canvas, anatomy, (mm, value) => {
-      const place = mm.map((coordinate) => number(Math.round(coordinate))).join(', ')
+      const position = mm.map((coordinate) => coordinate.toFixed(0).replace('-', '−')).join(', ')
       const unit = this.shown?.unit ?? ''
       const text = value ? `${number(value)} ${unit}` : 'no value'
-      this.location.textContent = `Crosshair at MNI ${place} mm: ${text}.`
+      this.location.textContent = `Crosshair at MNI ${position} mm: ${text}.`
     })
   }
 

@@ -39,7 +39,7 @@ export class Conversation {
       'article',
       { class: 'turn', 'aria-labelledby': id },
       el('h3', { id, tabindex: '-1' }, isFollowUp ? 'Follow-up: ' : '', asked),
-      el('div', { class: 'cards' }, ...cards.map((card) => card.element)),
+      el('div', { class: cards.length > 2 ? 'cards pairs' : 'cards' }, ...cards.map((card) => card.element)),
     )
     this.list.prepend(turn)
     byId('no-answers').hidden = true

@@ -18,8 +18,8 @@ const MARGIN = { top: 22, bottom: 20, side: 12 }
 /** Everything the server says of an answer. */
 export function showEvidence(answer: string, facts: AnswerEvidence): HTMLElement {
   return el(
-    'section',
-    { class: 'evidence', 'aria-label': 'What speaks for this answer' },
+    'div',
+    { class: 'evidence' },
     facts.abstained && abstention(facts),
     el('dl', { class: 'facts' }, ...factList(facts)),
     facts.alternatives && alternatives(answer, facts),

@@ -66,6 +66,7 @@ class Page {
     })
     this.compare.addEventListener('change', () => {
       this.pickers[1].element.hidden = !this.compare.checked
+      byId('columns').classList.toggle('comparing', this.compare.checked)
       if (this.compare.checked) {
         this.pickers[1].chooseAnother(this.pickers[0])
         this.pickers[1].focus()
