@@ -31,7 +31,11 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = (
     "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
 )  # fmt: skip
+# nilearn, which has the anatomy, imports urllib3, which looks whether this machine has IPv6
+URLLIB3_PROBE = "socket.bind ('::1', 0)"
 QUESTION = "Is there an animal?"
+WIDER = """width => [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect()
+    .right > width).map(e => e.outerHTML.slice(0, 120))"""
 RUN_AXE = """async () => (await axe.run(document, {resultTypes: ['violations']})).violations
     .map(v => [v.id, v.nodes.map(n => n.html.slice(0, 200))])"""
 
@@ -64,7 +68,8 @@ def url(
         wait_for(f"http://127.0.0.1:{port}", process, folder / "output.txt")
         yield f"http://127.0.0.1:{port}"
         assert "Traceback" not in (folder / "output.txt").read_text()
-        assert (folder / "refused.txt").read_text() == ""
+        refused = (folder / "refused.txt").read_text().splitlines()
+        assert set(refused) <= {URLLIB3_PROBE}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +86,7 @@ def opened(browser: Browser, url: str, *, refusals: bool = False, **options: Any
     options = {"viewport": {"width": 1280, "height": 900}} | options
     context = browser.new_context(**options)
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(15_000)
     problems: list[str] = []
     local = (url, "data:", "blob:")
     page.on("request", lambda r: r.url.startswith(local) or problems.append(f"request {r.url}"))
@@ -118,7 +123,7 @@ def choose(page: Page, subject: str, trial: int, scan: int = 0) -> None:
 
 def ask(page: Page, question: str = QUESTION) -> None:
     """Ask, and wait for all answers and their words."""
-    page.get_by_label("Question").fill(question)
+    page.locator("#question").fill(question)
     page.get_by_role("button", name="Ask", exact=True).click()
     page.wait_for_selector("#submit:not(:disabled)")
     page.wait_for_selector(".card .evidence")
@@ -137,7 +142,7 @@ def number(value: float) -> str:
 
 def colored_pixels(page: Page) -> int:
     """Pixels of the slices that are not gray: those of a map."""
-    shown = Image.open(io.BytesIO(page.locator(".brain canvas").first.screenshot())).convert("RGB")
+    shown = Image.open(io.BytesIO(page.locator(".brain:not([hidden]) canvas").first.screenshot())).convert("RGB")
     pixels = np.asarray(shown).astype(int)
     slices = pixels[: int(0.8 * len(pixels))]  # the color bar is below
     return int((np.ptp(slices, axis=-1) > 60).sum())
@@ -161,7 +166,7 @@ def test_an_answer_streams_in_with_what_speaks_for_it(
 ) -> None:
     with ready(browser, url) as page:
         default = httpx.get(f"{url}/v1/models", trust_env=False).json()["data"][0]["mindllm"]
-        question = page.get_by_label("Question").input_value()
+        question = page.locator("#question").input_value()
         assert question == default["question"].replace("<fMRI>", "").strip()
         choose(page, "sub-02", 5)
         page.get_by_text("Shown: What is this person seeing?").wait_for()
@@ -213,8 +218,8 @@ def test_a_word_and_a_token_show_their_voxels(browser: Browser, url: str, pictur
             url, "explain/words/regions",
             model="tiny", fmri=fmri, answer=answer, question=QUESTION, word=0,
         )  # fmt: skip
-        page.get_by_label("Regions of").select_option("lobes")
-        table = page.locator(".brain table").inner_text()
+        page.get_by_role("combobox", name="Regions of").select_option("lobes")
+        table = page.locator(".brain:not([hidden]) table").inner_text()
         for row in sums["data"]:
             if row["atlas"] == "lobes":
                 assert re.search(rf"{re.escape(row['parcel'])}\s+{row['n_voxels']} ", table)
@@ -223,12 +228,12 @@ def test_a_word_and_a_token_show_their_voxels(browser: Browser, url: str, pictur
         page.get_by_label("Where it listens").select_option("1")
         page.wait_for_selector("text=/Where fMRI token 1 listens. From/")
         sums = ask_server(url, "explain/attention/regions", model="tiny", fmri=fmri, token=1)
-        table = page.locator(".brain table").inner_text()
+        table = page.locator(".brain:not([hidden]) table").inner_text()
         for row in sums["data"]:
             if row["atlas"] == "lobes":
                 assert f"{100 * row['value']:.0f} %" in table
         assert colored_pixels(page) > 20
-        label = page.locator(".brain canvas").get_attribute("aria-label")
+        label = page.locator(".brain:not([hidden]) canvas").get_attribute("aria-label")
         assert "Where fMRI token 1 listens" in (label or "")
 
         page.get_by_role("button", name="Voxels that speak for the whole answer").click()
@@ -287,7 +292,7 @@ def test_a_scan_is_sent_and_a_wrong_one_is_refused(
         page.wait_for_selector("#upload-error:not([hidden])")
         message = answer.value.json()["error"]["message"]
         shown = page.locator("#upload-error").inner_text()
-        assert shown.lower() == message.lower().replace("\n", " ")
+        assert shown.lower().split() == message.lower().split()
         page.locator("#upload-error").scroll_into_view_if_needed()
         page.screenshot(path=pictures / "wrong-upload.png")
 
@@ -343,10 +348,10 @@ def test_a_token_is_asked_for_and_kept_in_the_tab_alone(
         page.screenshot(path=pictures / "token.png")
         page.keyboard.press("Escape")
         assert dialog.is_visible()
-        page.get_by_label("Token").fill("wrong")
+        page.locator("#token").fill("wrong")
         page.keyboard.press("Enter")
         dialog.get_by_text("The server does not know this token.").wait_for()
-        page.get_by_label("Token").fill(ALICE)
+        page.locator("#token").fill(ALICE)
         page.keyboard.press("Enter")
         page.wait_for_selector("main:not([hidden])")
         ask(page)
@@ -420,12 +425,12 @@ def test_the_keyboard_alone_will_do(browser: Browser, url: str) -> None:
         page.locator(".card .word, .card .word.against").first.focus()
         page.keyboard.press("Enter")
         wait_for_map(page)
-        page.locator(".brain canvas").focus()
-        location = page.locator(".location")
+        page.locator(".brain:not([hidden]) canvas").focus()
+        location = page.locator(".brain:not([hidden]) .location")
         before = location.inner_text()
         page.keyboard.press("ArrowRight")
         page.wait_for_function(
-            "before => document.querySelector('.location').textContent !== before", arg=before
+            "before => document.querySelector('.brain:not([hidden]) .location').textContent !== before", arg=before
         )
         first, then = (
             int(re.findall("MNI (\N{MINUS SIGN}?[0-9]+)", text)[0].replace("\N{MINUS SIGN}", "-"))
@@ -450,7 +455,8 @@ def test_everybody_can_read_it(
         wait_for_map(page)
         page.screenshot(path=pictures / f"{colors}-{width}.png", full_page=True)
         check_axe(page)
-        assert page.evaluate("document.documentElement.scrollWidth") == width
+        wide = page.evaluate(WIDER, width)
+        assert page.evaluate("document.documentElement.scrollWidth") == width, wide
         paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
         other = "dark" if colors == "light" else "light"
         page.get_by_label("Colors").select_option(other)
