@@ -225,7 +225,7 @@ def test_a_word_and_a_token_show_their_voxels(browser: Browser, url: str, pictur
                 assert re.search(rf"{re.escape(row['parcel'])}\s+{row['n_voxels']} ", table)
         page.screenshot(path=pictures / "word.png")
 
-        page.get_by_label("Where it listens").select_option("1")
+        page.get_by_role("combobox", name="Where it listens").select_option("1")
         page.wait_for_selector("text=/Where fMRI token 1 listens. From/")
         sums = ask_server(url, "explain/attention/regions", model="tiny", fmri=fmri, token=1)
         table = page.locator(".brain:not([hidden]) table").inner_text()
@@ -268,9 +268,7 @@ def test_regions_are_switched_off_and_two_subjects_compared(
         titles = page.locator(".turn").first.locator("h4").all_text_contents()
         assert titles == ["sub-01, trial 3", "sub-03, trial 1"]
         page.get_by_role("button", name="Show where the model listens").click()
-        page.wait_for_function(
-            "document.querySelectorAll('.brain[aria-busy=false] table').length === 2"
-        )
+        page.locator(".brain[aria-busy=false] table").nth(1).wait_for()
         page.screenshot(path=pictures / "compare.png", full_page=True)
 
 
@@ -314,7 +312,7 @@ def test_a_scan_is_sent_and_a_wrong_one_is_refused(
         title = page.locator(".card h4").text_content() or ""
         assert re.fullmatch("scan .*, volume 4", title)
         page.get_by_role("button", name="Remove this scan").click()
-        page.get_by_label("Trial", exact=True).wait_for()
+        page.get_by_label("Trial", exact=True).first.wait_for()
         scans = httpx.get(f"{url}/v1/scans", trust_env=False).json()["data"]
         assert scans == []
 
