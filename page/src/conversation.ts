@@ -193,7 +193,7 @@ function wordButton(word: WordInfo): HTMLButtonElement {
   const text = gain > 0 ? `+${number(gain)}` : number(gain)
   const button = el(
     'button',
-    { type: 'button', class: gain > 0 ? 'word' : 'word against', 'aria-pressed': 'false' },
+    { type: 'button', class: gain < 0 ? 'word against' : 'word', 'aria-pressed': 'false' },
     el('span', {}, word.text),
     el('small', {}, text, el('span', { class: 'hidden' }, ' nats')),
   )
