@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--llm")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends, too
     with serve(arguments) as (url, process):
         with httpx.Client(base_url=url, timeout=600, trust_env=False) as client:
             model = client.get("/v1/models").json()["data"][0]["id"]
