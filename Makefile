@@ -2,6 +2,7 @@
 # make test   set up, run the tests        make check   lint, types, import layers
 # make docs   build the docs site strictly into site/
 # make bench  measure speed and memory beside references, about 15 minutes on two cores; writes docs/benchmarks.md
+# make page   build the page of `mindllm serve` (needs node) into src/mindllm/serve/page/
 # make real DATA=<folder>   train on real fMRI with two subjects left out, and report on them with all controls
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +13,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DOCS   := $(VENV)/.docs
 
-.PHONY: setup demo real test slow check docs format bench clean
+.PHONY: setup demo real test slow check docs page format bench clean
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -58,6 +59,9 @@ check: $(READY)
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
+
+page:
+	cd page && npm ci --no-audit --no-fund && npm run build
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
