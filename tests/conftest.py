@@ -38,6 +38,10 @@ TINY_SIZES = {
 }
 TINY_CONFIG = MindLLMConfig(**TINY_SIZES)
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: workers share the cores already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of commands that tests start
+    torch.set_num_threads(1)
+
 
 def update_manifests(folder: Path) -> None:
     """Give a folder that a test has changed the checksums of its files."""
