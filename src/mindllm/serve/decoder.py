@@ -28,7 +28,9 @@ from mindllm.serve.scans import Scan
 from mindllm.serve.schemas import Region
 
 FMRIKey: TypeAlias = tuple[str, int, tuple[tuple[str, str], ...]]
+WordKey: TypeAlias = tuple[FMRIKey, str, str | None, int]
 CACHED_SUBJECTS = 32
+CACHED_WORDS = 32  # whose maps take long
 CACHED_MAPS = 2  # subjects whose attention is kept, which may be large
 BETAS_AT_ONCE = 2**26  # bytes of betas in memory, while a subject's trials are read
 MAX_PROPOSALS = 1000  # the texts that were most frequent in training
@@ -177,6 +179,7 @@ class FMRIDecoder:
         self._contexts: LRUCache[str, SubjectContext] = LRUCache(CACHED_SUBJECTS)
         self._attention: LRUCache[str, Tensor] = LRUCache(CACHED_MAPS)
         self._grids: LRUCache[str, MNIGrid] = LRUCache(CACHED_MAPS)
+        self._words: LRUCache[WordKey, np.ndarray] = LRUCache(CACHED_WORDS)
         self._proposal_embeddings: Tensor | None = None
 
     @property
@@ -212,6 +215,7 @@ class FMRIDecoder:
     def forget(self, group: str) -> None:
         """Remove what was kept of a subject or scan."""
         self._encoded.remove(lambda key: key[0] == group)
+        self._words.remove(lambda key: key[0][0] == group)
         for cache in (self._voxels, self._contexts, self._attention, self._grids):
             cache.remove(lambda key: key == group)
 
@@ -225,6 +229,10 @@ class FMRIDecoder:
         """Attention weights (num_queries, n_voxels) of the queries over a scan's voxels."""
         weigh = self.model.encoder.attention_weights
         return self._attention.get(source.group, lambda: weigh(self.voxels(source)).cpu())[0]
+
+    def word_map(self, key: WordKey, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Attribution (n_voxels,) of a word, kept: its image and its regions are asked for."""
+        return self._words.get(key, make)[0]
 
     def mni_grid(self, source: FMRISource) -> MNIGrid:
         """The grid in MNI space that shows a scan's voxels."""

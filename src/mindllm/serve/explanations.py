@@ -97,11 +97,14 @@ def map_word(
     decoder: FMRIDecoder, source: FMRISource, answer: str, question: str | None, word: int
 ) -> np.ndarray:
     """Attribution (n_voxels,) of a word of an answer to voxels, in nats."""
-    betas = source.betas()
-    attributions = attribute_words(
-        decoder.model, source.masker, betas, answer, question, words=[word]
-    )
-    return attributions.voxels[0]
+
+    def attribute() -> np.ndarray:
+        attributions = attribute_words(
+            decoder.model, source.masker, source.betas(), answer, question, words=[word]
+        )
+        return attributions.voxels[0]
+
+    return decoder.word_map((source.key, answer, question, word), attribute)
 
 
 def sum_regions(masker: VoxelMasker, values: np.ndarray) -> list[RegionSum]:
