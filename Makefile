@@ -1,6 +1,7 @@
 # make demo   set up, simulate subjects, train, decode a subject left out, print the controls
 # make test   set up, run the tests        make check   lint, types, import layers
 # make docs   build the docs site strictly into site/
+# make page   build the page of `mindllm serve` (needs node) into src/mindllm/serve/page/
 # make real DATA=<folder>   train on real fMRI with two subjects left out, and report on them with all controls
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,7 +12,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DOCS   := $(VENV)/.docs
 
-.PHONY: setup demo real test slow check docs format benchmark clean
+.PHONY: setup demo real test slow check docs page format benchmark clean
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -57,6 +58,9 @@ check: $(READY)
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
+
+page:
+	cd page && npm ci --no-audit --no-fund && npm run build
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,1 @@
+var e={fromConfig(){throw Error(`This page reads no Zarr files.`)}};export{e as default};
