@@ -84,6 +84,7 @@ interface Chunk {
 }
 
 const TOKEN = 'mindllm-token'
+const NO_TOKEN = 'The server answers with a token alone. Who started it can tell you one.'
 
 /** The server refused a request; the message is its sentence. */
 export class ApiError extends Error {
@@ -172,7 +173,7 @@ export class Api {
     for (;;) {
       const { status, text } = await send(form, onProgress, signal)
       if (status === 401) {
-        await this.renewToken(message(text, status))
+        await this.renewToken()
         continue
       }
       if (status !== 201) throw new ApiError(status, message(text, status))
@@ -197,7 +198,7 @@ export class Api {
       if (response.ok) return response
       const text = message(await response.text(), response.status)
       if (response.status === 401) {
-        if (sessionStorage.getItem(TOKEN) === sent) await this.renewToken(text)
+        if (sessionStorage.getItem(TOKEN) === sent) await this.renewToken()
         continue
       }
       const wait = response.headers.get('Retry-After')
@@ -207,10 +208,10 @@ export class Api {
   }
 
   /** Asks for a token once, however many requests wait for it. */
-  private async renewToken(reason: string): Promise<void> {
+  private async renewToken(): Promise<void> {
     const hadToken = sessionStorage.getItem(TOKEN) !== null
     sessionStorage.removeItem(TOKEN)
-    this.asking ??= this.askToken(hadToken ? 'The server does not know this token.' : reason)
+    this.asking ??= this.askToken(hadToken ? 'The server does not know this token.' : NO_TOKEN)
     try {
       sessionStorage.setItem(TOKEN, await this.asking)
     } finally {

@@ -7,7 +7,7 @@ export function askToken(reason: string): Promise<string> {
   const dialog = byId<HTMLDialogElement>('token-dialog')
   const input = byId<HTMLInputElement>('token')
   const form = byId<HTMLFormElement>('token-form')
-  byId('token-reason').textContent = reason.charAt(0).toUpperCase() + reason.slice(1)
+  byId('token-reason').textContent = reason
   input.value = ''
   dialog.showModal()
   input.focus()

@@ -7,6 +7,7 @@ const ATLAS = /(^|_)atlas-[A-Za-z0-9]+_(.*_)?dseg\.(nii|nii\.gz|tsv)$/
 
 export class Upload {
   private readonly form = byId<HTMLFormElement>('upload')
+  private readonly details = byId<HTMLDetailsElement>('upload-details')
   private readonly volume = byId<HTMLInputElement>('upload-volume')
   private readonly mask = byId<HTMLInputElement>('upload-mask')
   private readonly atlases = byId<HTMLInputElement>('upload-atlases')
@@ -32,6 +33,13 @@ export class Upload {
       event.preventDefault()
       this.drop.classList.add('over')
     })
+    // files that are dragged over the page open the form; dropped beside it, they go nowhere
+    document.addEventListener('dragenter', (event) => {
+      if (event.dataTransfer?.types.includes('Files')) this.details.open = true
+    })
+    for (const name of ['dragover', 'drop']) {
+      document.addEventListener(name, (event) => event.preventDefault())
+    }
     this.drop.addEventListener('dragleave', () => this.drop.classList.remove('over'))
     this.drop.addEventListener('drop', (event) => {
       event.preventDefault()

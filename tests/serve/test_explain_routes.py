@@ -125,3 +125,26 @@ def test_sent_scans_are_explained_too_and_forgotten(
         assert all(f"scan {scan}" in cache.keys() for cache in caches)  # noqa: SIM118
         http.delete(f"/v1/scans/{scan}")
         assert not any(f"scan {scan}" in cache.keys() for cache in caches)  # noqa: SIM118
+
+
+def test_the_map_of_a_word_is_computed_once(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def attribute(*arguments: object, **options: object) -> object:
+        calls.append(options)
+        return attribute_words(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mindllm.serve.explanations.attribute_words", attribute)
+    fields = {"answer": "a cat sleeps", "question": QUESTION, "word": 1}
+    first = post(server, "explain/words/map", **fields)
+    post(server, "explain/words/regions", **fields)
+    assert post(server, "explain/words/map", **fields) == first
+    assert len(calls) == 1
+    other = post(server, "explain/words/map", **fields | {"fmri": FMRI | {"trial": 8}})
+    assert other != first
+    assert len(calls) == 2
+    server.app.state.services.decoder.forget("subject sub-01")
+    post(server, "explain/words/map", **fields)
+    assert len(calls) == 3

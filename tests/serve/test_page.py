@@ -329,7 +329,13 @@ def test_dropped_files_go_where_their_names_belong(browser: Browser, url: str) -
         assert page.evaluate(file_of, "upload-mask") == [names[0]]
         assert page.evaluate(file_of, "upload-volume") == [names[2]]
         assert page.evaluate(file_of, "upload-atlases") == [names[1], names[3]]
-        page.get_by_text("Send your own scan").click()
+        assert page.locator("#upload-drop").is_hidden()
+        page.evaluate(
+            """() => { const data = new DataTransfer(); data.items.add(new File(['x'], 'a.nii'));
+            document.body.dispatchEvent(new DragEvent('dragenter',
+                {dataTransfer: data, bubbles: true})) }"""
+        )
+        page.locator("#upload-drop").wait_for()
         page.evaluate(drop, ["a.nii", "b.nii"])
         assert "Drop one scan and one mask" in page.locator("#upload-error").inner_text()
 
@@ -340,7 +346,7 @@ def test_a_token_is_asked_for_and_kept_in_the_tab_alone(
     with opened(browser, token_server.url, refusals=True) as page:
         dialog = page.get_by_role("dialog")
         dialog.wait_for()
-        assert "A token is needed: send the header" in dialog.inner_text()
+        assert "The server answers with a token alone." in dialog.inner_text()
         assert page.evaluate("document.activeElement.id") == "token"
         check_axe(page)
         page.screenshot(path=pictures / "token.png")
