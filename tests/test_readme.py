@@ -143,7 +143,7 @@ def test_options_named_in_the_text_exist(page: Path) -> None:
     for command in leaves().values():
         everything |= {name for parameter in command.params for name in parameter.opts}
     for inline in re.findall(r"`([^`]+)`", prose(page)):
-        for option in re.findall(r"(?<!\S)--[a-z0-9-]+", inline):
+        for option in re.findall(r"(?<!\S)--[a-z][a-z0-9-]+", inline):
             assert option in everything, f"{page.name}: {option}"
 
 

@@ -349,8 +349,12 @@ def test_what_is_written(tiny_model: MindLLM, store: Store, tmp_path: Path) -> N
     page = Page()
     page.feed(html)
     assert not page.open
-    assert len(page.links) == 2 * 9
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    images = [link for link in page.links if link.startswith("data:image/png;base64,")]
+    assert len(images) == 2 * 9
+    numbers = sorted(set(page.links) - set(images))
+    assert len(numbers) == 9
+    assert all((tmp_path / "out" / name).suffix == ".tsv" for name in numbers)
+    assert all((tmp_path / "out" / name).exists() for name in numbers)
     assert not re.search(r"<script|<link|@import|url\(", html), (
         "nothing runs and nothing is fetched"
     )

@@ -19,6 +19,7 @@ from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.encoding_fit import SubjectFeatures, fit_encoding_model
 from mindllm.model.language_model import load_language_model
 from mindllm.model.modeling import MindLLM
+from mindllm.model.receptive_fields import init_queries
 from mindllm.simulate.configuration import SimulateConfig
 from mindllm.simulate.scenes import ATTRIBUTES, TUNINGS
 from mindllm.simulate.subject import SimulatedSubject, simulate_subject
@@ -92,7 +93,7 @@ def plan(llm_folder: Path, signal: float, n_subjects: int) -> Planted:
     torch.manual_seed(0)
     names = {ATLAS: list(experiment.names[ATLAS].values())}
     model = MindLLM(CONFIG, names, load_language_model(llm_folder)).eval()
-    model.encoder.init_queries(maskers[:-1])
+    init_queries(model.encoder, maskers[:-1])
     numbers = {name: i for i, name in enumerate(experiment.stimuli["stimulus"])}
     shown = [np.array([numbers[name] for name in s.trials["stimulus"]]) for s in subjects]
     is_training = (experiment.stimuli["split"] == "train").to_numpy()

@@ -132,6 +132,7 @@ def trace_memory(
 
     Examples
     --------
+    >>> import torch
     >>> with trace_memory({}) as (trace, _):
     ...     total = (torch.ones(256) + torch.ones(256)).sum()
     >>> trace.peak_bytes, trace.current[ACTIVATIONS]
