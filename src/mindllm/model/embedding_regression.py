@@ -12,9 +12,8 @@ It is linear in the trial. `gain` is not taken from the noise, which the encodin
 too, but chosen together with the temperature, in training subjects that are left out.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from torch import Tensor
 
-FIELDS = ("n_trials", "gram", "moments")
 PENALTIES = (1.0, 3.0, 10.0, 30.0)  # in multiples of the mean variance of the query outputs
 MIN_INVERSE_TEMPERATURE, MAX_INVERSE_TEMPERATURE = 0.2, 2.0
 
@@ -49,14 +47,17 @@ class RegressionSums:
         """Sum over trials (n, num_queries) and the embeddings (n, embedding_dim) of their texts."""
         return cls(len(values), values.T @ values, values.T @ embeddings)
 
-    @classmethod
-    def add(cls, parts: "Iterable[RegressionSums]") -> "RegressionSums":
-        """Add up sums, one after the other."""
-        return reduce(lambda a, b: cls(*(getattr(a, n) + getattr(b, n) for n in FIELDS)), parts)
+    def __add__(self, other: "RegressionSums") -> "RegressionSums":
+        """Sum over the trials of both."""
+        return RegressionSums(
+            self.n_trials + other.n_trials, self.gram + other.gram, self.moments + other.moments
+        )
 
     def __sub__(self, part: "RegressionSums") -> "RegressionSums":
         """Leave out trials that were summed over."""
-        return RegressionSums(*(getattr(self, n) - getattr(part, n) for n in FIELDS))
+        return RegressionSums(
+            self.n_trials - part.n_trials, self.gram - part.gram, self.moments - part.moments
+        )
 
     def weights(self, penalties: Sequence[float]) -> list[Tensor]:
         """Weights of ridge regression at each penalty; see `ridge_weights`."""

@@ -6,8 +6,10 @@ carry the most meaning. Rank, temperature, and the part that the regression of e
 has in the evidence, are chosen by leaving each training subject out in turn.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -121,12 +123,14 @@ def fit_encoding_model(
     ranks = limit_ranks(config.ranks, subjects)
     if len(subjects) < 2:
         return fit_closed_form(subjects, text_embeddings, stimulus_texts, config, ranks[0])
-    left_out = leave_subjects_out(subjects, text_embeddings, stimulus_texts, config, ranks)
+    regression = RegressionFolds(subjects, text_embeddings, stimulus_texts)
+    left_out = leave_subjects_out(
+        subjects, text_embeddings, stimulus_texts, config, ranks, regression
+    )
     scales = {rank: choose_scale(parts) for rank, parts in left_out.items()}
     rank = min(scales, key=lambda rank: scales[rank].loss)
     scale = scales[rank]
     model = fit_closed_form(subjects, text_embeddings, stimulus_texts, config, rank)
-    regression = RegressionFolds(subjects, text_embeddings, stimulus_texts)
     model.regression_weights.copy_(regression.weights([scale.penalty])[0])
     model.regression_gain.fill_(scale.gain)
     model.regression_similarity.fill_(scale.similarity)
@@ -148,10 +152,10 @@ def leave_subjects_out(
     stimulus_texts: Tensor,
     config: EncodingModelConfig,
     ranks: Sequence[int],
+    regression: "RegressionFolds",
 ) -> dict[int, list[LeftOutTrials]]:
     """What models of the others say of each left-out subject's trials, by rank."""
     results: dict[int, list[LeftOutTrials]] = {rank: [] for rank in ranks}
-    regression = RegressionFolds(subjects, text_embeddings, stimulus_texts)
     names = list(subjects)
     for name in (names[i] for i in evenly_spaced(len(names), MAX_LEFT_OUT)):
         left_out = subjects[name]
@@ -164,6 +168,7 @@ def leave_subjects_out(
         rows = rows[evenly_spaced(len(rows), MAX_ALIGNMENT_TRIALS)]
         candidates, targets = torch.unique(texts[rows], return_inverse=True)
         embeddings, values = text_embeddings[candidates].double(), left_out.values[rows]
+        unique, inverse = torch.unique(embeddings, dim=0, return_inverse=True)
         similarities = regression.similarities(name, rows, embeddings)
         standardized = standardize_subjects(list(others.values()))[2]
         components = principal_components(standardized, max(ranks))
@@ -175,7 +180,6 @@ def leave_subjects_out(
             except InputError:  # of two subjects, the one that is left may have too few trials
                 continue
             transform = model.subject_transform(left_out.values)
-            unique, inverse = torch.unique(embeddings, dim=0, return_inverse=True)
             ratios = model.density_ratios(values, transform, unique)[:, inverse]
             results[rank].append(LeftOutTrials(ratios, similarities, targets))
     return results
@@ -221,7 +225,7 @@ class RegressionFolds:
             )
             return ridge_weights(torch.cat(values), torch.cat(targets), penalties)
         if self._sums is None:
-            self._sums = RegressionSums.add(self.sums(name) for name in self.values)
+            self._sums = reduce(operator.add, (self.sums(name) for name in self.values))
         sums = self._sums if left_out is None else self._sums - self.sums(left_out)
         return sums.weights(penalties)
 

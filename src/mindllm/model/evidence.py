@@ -93,7 +93,7 @@ class EvidenceModule(PretrainedModule):
         model, _ = self._require_encoding_model()
         embeddings = texts if isinstance(texts, Tensor) else self.embed_texts(texts)
         outputs = self.query_outputs(betas, masker)
-        if subject_betas is not None and subject_betas is betas:
+        if subject_betas is betas:
             transform = model.subject_transform(outputs)
         else:
             transform = self.subject_transform(masker, subject_betas)
