@@ -108,6 +108,14 @@ def hold_out_validation(trials: Tables, fraction: float, seed: int) -> dict[str,
     }
 
 
+def draw_splits(
+    trials: Tables, fractions: Mapping[str, float], seed: int
+) -> dict[str, pd.DataFrame]:
+    """Trials with a column `split`, which is drawn by stimulus; see `split_stimuli`."""
+    splits = split_by_stimulus(trials, fractions, seed)
+    return {subject: table.assign(split=splits[subject]) for subject, table in trials.items()}
+
+
 def split_by_stimulus(trials: Tables, fractions: Mapping[str, float], seed: int) -> SplitBySubject:
     """Fractions of the stimuli, drawn at random; see `split_stimuli`."""
     stimuli = pd.concat(trials.values())["stimulus"].unique().tolist()

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from mindllm.data.splits import hold_out_validation
+from mindllm.data.splits import draw_splits, hold_out_validation
 from mindllm.data.store import Store
 from mindllm.data.store_writer import StoreWriter, check_dtype
 from mindllm.datasets.parallel import SessionReader, SubjectRecording, write_recordings
@@ -336,6 +336,34 @@ class DatasetReader(ABC):
                 name: stimuli for name, stimuli in self.stimulus_sets(trials).items() if stimuli
             },
         )
+
+
+def assign_fractions(
+    trials: Mapping[str, pd.DataFrame], fractions: Mapping[str, float], seed: int, tables: str
+) -> dict[str, pd.DataFrame]:
+    """Assign fractions of the stimuli to splits, unless the tables name the splits.
+
+    Parameters
+    ----------
+    trials : mapping of str to DataFrame
+        By subject.
+    fractions : mapping of str to float
+        Of `val` and `test`; 0 leaves a split out.
+    seed : int
+    tables : str
+        What the warning calls the tables, which may have a column `split`.
+
+    Returns
+    -------
+    dict of str to DataFrame
+    """
+    fractions = {split: fraction for split, fraction in fractions.items() if fraction}
+    if not fractions:
+        return dict(trials)
+    if any("split" in table for table in trials.values()):
+        logger.warning("%s have a column `split`; the fractions %s are not used", tables, fractions)
+        return dict(trials)
+    return draw_splits(trials, fractions, seed)
 
 
 class SessionFilesReader(DatasetReader):

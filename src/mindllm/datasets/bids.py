@@ -24,9 +24,8 @@ import pandas as pd
 from nibabel.spatialimages import SpatialImage
 from pydantic import BaseModel, ValidationError
 
-from mindllm.data.splits import split_stimuli
 from mindllm.data.store_writer import TRIAL_COLUMNS, check_captions, conversations_from_captions
-from mindllm.datasets.base import DatasetDescription, DatasetReader, drop_voxels
+from mindllm.datasets.base import DatasetDescription, DatasetReader, assign_fractions, drop_voxels
 from mindllm.datasets.parallel import SessionReader
 from mindllm.fmri.atlases import select_atlases
 from mindllm.fmri.masker import VoxelMasker
@@ -114,20 +113,7 @@ class BIDSReader(DatasetReader):
         self, trials: Mapping[str, pd.DataFrame], val_fraction: float, seed: int
     ) -> dict[str, pd.DataFrame]:
         fractions = {"val": val_fraction, "test": self.test_fraction}
-        fractions = {split: fraction for split, fraction in fractions.items() if fraction}
-        if not fractions:
-            return dict(trials)
-        if any("split" in table for table in trials.values()):
-            logger.warning(
-                "the trials tables have a column `split`; the fractions %s are not used", fractions
-            )
-            return dict(trials)
-        stimuli = pd.concat(trials.values())["stimulus"].tolist()
-        splits = split_stimuli(stimuli, fractions, seed)
-        return {
-            subject: table.assign(split=table["stimulus"].map(splits))
-            for subject, table in trials.items()
-        }
+        return assign_fractions(trials, fractions, seed, "the trials tables")
 
     def load_masker(self, subject: str, trials: pd.DataFrame) -> VoxelMasker:
         statmaps = [Path(file) for file in trials["file"].unique()]

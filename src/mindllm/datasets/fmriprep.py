@@ -24,9 +24,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, TypeAdapter
 
-from mindllm.data.splits import split_stimuli
 from mindllm.data.store_writer import check_captions
-from mindllm.datasets.base import DatasetDescription, DatasetReader, drop_voxels
+from mindllm.datasets.base import DatasetDescription, DatasetReader, assign_fractions, drop_voxels
 from mindllm.datasets.bids import read_captions
 from mindllm.datasets.confounds import load_confounds, parse_confounds_options
 from mindllm.datasets.events import EventOptions, check_fit, check_same_column, read_events
@@ -364,21 +363,7 @@ class FMRIPrepReader(DatasetReader):
         self, trials: Mapping[str, pd.DataFrame], val_fraction: float, seed: int
     ) -> dict[str, pd.DataFrame]:
         fractions = {"val": val_fraction, "test": self.test_fraction}
-        fractions = {split: fraction for split, fraction in fractions.items() if fraction}
-        has_split = any("split" in table for table in trials.values())
-        if fractions and has_split:
-            logger.warning(
-                "the tables of events have a column `split`; the fractions %s are not used",
-                fractions,
-            )
-        if not fractions or has_split:
-            return dict(trials)
-        stimuli = pd.concat(trials.values())["stimulus"].tolist()
-        splits = split_stimuli(stimuli, fractions, seed)
-        return {
-            subject: table.assign(split=table["stimulus"].map(splits))
-            for subject, table in trials.items()
-        }
+        return assign_fractions(trials, fractions, seed, "the tables of events")
 
     def load_masker(self, subject: str, trials: pd.DataFrame) -> VoxelMasker:
         models = self._models[subject]

@@ -38,7 +38,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from mindllm.data.splits import split_stimuli
+from mindllm.data.splits import draw_splits
 from mindllm.data.store_writer import TRIAL_COLUMNS, check_captions, conversations_from_captions
 from mindllm.datasets.base import DatasetDescription, DatasetReader, drop_voxels
 from mindllm.datasets.parallel import SessionReader
@@ -231,12 +231,7 @@ class GLMsingleReader(DatasetReader):
         if has_split:
             return super().assign_splits(trials, val_fraction, seed)
         fractions = {"test": self.test_fraction} if self.test_fraction else {}
-        stimuli = pd.concat(trials.values())["stimulus"].tolist()
-        splits = split_stimuli(stimuli, fractions, seed)
-        tables = {
-            subject: table.assign(split=table["stimulus"].map(splits))
-            for subject, table in trials.items()
-        }
+        tables = draw_splits(trials, fractions, seed)
         return super().assign_splits(tables, val_fraction, seed)
 
     def load_masker(self, subject: str, trials: pd.DataFrame) -> VoxelMasker:
