@@ -1,7 +1,7 @@
 """Brain figures as PNG bytes, drawn without a display, for light and dark pages."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +11,7 @@ from mindllm.plotting.style import new_figure, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 GRID_MM = 4.0
 MAX_DEPTH_MM = 70.0  # end of the color scale of the voxel coverage
@@ -193,18 +194,10 @@ def plot_brain_slices(
     bytes
         PNG.
     """
-    from nilearn.datasets import load_mni152_template
-    from nilearn.plotting import plot_stat_map
-
-    figure = new_figure(10, 2.2, dark)
-    plot_stat_map(
+    figure, _ = draw_axial_slices(
         resample_to_common_grid(maskers, values),
-        bg_img=load_mni152_template(resolution=2),
-        figure=figure,
-        display_mode="z",
-        cut_coords=cut_coords or slice_heights(maskers, n_slices),
-        black_bg=dark,
-        resampling_interpolation="nearest",
+        cut_coords or slice_heights(maskers, n_slices),
+        dark,
         cbar_tick_format="%.1f",
         cmap="plasma",
         vmin=0.0,
@@ -242,18 +235,10 @@ def plot_signed_slices(
     bytes
         PNG.
     """
-    from nilearn.datasets import load_mni152_template
-    from nilearn.plotting import plot_stat_map
-
-    figure = new_figure(10, 2.2, dark)
-    plot_stat_map(
+    figure, _ = draw_axial_slices(
         resample_to_common_grid(maskers, values),
-        bg_img=load_mni152_template(resolution=2),
-        figure=figure,
-        display_mode="z",
-        cut_coords=list(cut_coords),
-        black_bg=dark,
-        resampling_interpolation="nearest",
+        cut_coords,
+        dark,
         cbar_tick_format="%.2g",
         cmap="RdBu_r",
         vmin=-limit,
@@ -261,6 +246,44 @@ def plot_signed_slices(
         threshold=1e-12,
     )
     return to_png(figure)
+
+
+def draw_axial_slices(
+    img: nib.Nifti1Image, cut_coords: Sequence[float], dark: bool = False, **colors: Any
+) -> tuple["Figure", Any]:
+    """Draw an image on axial slices of the MNI template.
+
+    Parameters
+    ----------
+    img : Nifti1Image
+        In MNI space.
+    cut_coords : sequence of float
+        Heights of the slices in mm.
+    dark : bool
+        Whether the figure is for a dark page.
+    **colors
+        Colors and color bar, as nilearn's `plot_stat_map` takes them.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+    display : nilearn.plotting.displays.BaseSlicer
+    """
+    from nilearn.datasets import load_mni152_template
+    from nilearn.plotting import plot_stat_map
+
+    figure = new_figure(10, 2.2, dark)
+    display = plot_stat_map(
+        img,
+        bg_img=load_mni152_template(resolution=2),
+        figure=figure,
+        display_mode="z",
+        cut_coords=list(cut_coords),
+        black_bg=dark,
+        resampling_interpolation="nearest",
+        **colors,
+    )
+    return figure, display
 
 
 def slice_heights(maskers: Sequence[VoxelMasker], n_slices: int) -> list[float]:
@@ -278,5 +301,9 @@ def slice_heights(maskers: Sequence[VoxelMasker], n_slices: int) -> list[float]:
     list of float
         In mm, ascending; fewer where they would be the same.
     """
-    z = np.concatenate([masker.coords_mm[:, 2] for masker in maskers])
+    return spread_heights(np.concatenate([masker.coords_mm[:, 2] for masker in maskers]), n_slices)
+
+
+def spread_heights(z: np.ndarray, n_slices: int) -> list[float]:
+    """Heights in mm at equal fractions of voxels at heights z (n_voxels,), ascending."""
     return np.unique(np.round(np.quantile(z, np.linspace(0.06, 0.94, n_slices)))).tolist()

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 
+from mindllm.plotting.brain import draw_axial_slices, spread_heights
 from mindllm.plotting.style import FOREGROUND, new_figure, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TOP_QUANTILE = 0.995  # of the absolute values, where a color scale ends
+N_SLICES = 7
 HEMISPHERES = ("left", "right")
 SURFACE = "fsaverage5"
 GRAY, SULCAL_DARKNESS = 0.82, 0.1
@@ -85,20 +87,11 @@ def plot_slices_map(img: nib.Nifti1Image, unit: str, signed: bool = True) -> byt
     bytes
         PNG.
     """
-    from nilearn.datasets import load_mni152_template
-    from nilearn.plotting import plot_stat_map
-
     rows = np.argwhere(np.asarray(img.dataobj) != 0)
     z = nib.affines.apply_affine(img.affine, rows)[:, 2] if len(rows) else np.zeros(1)
-    figure = new_figure(10, 2.2)
-    display = plot_stat_map(
+    figure, display = draw_axial_slices(
         img,
-        bg_img=load_mni152_template(resolution=2),
-        figure=figure,
-        display_mode="z",
-        cut_coords=np.unique(np.round(np.quantile(z, np.linspace(0.06, 0.94, 7)))).tolist(),
-        black_bg=False,
-        resampling_interpolation="nearest",
+        spread_heights(z, N_SLICES),
         cbar_tick_format="%.2g",
         symmetric_cbar=signed,
         **asdict(color_scale(img, signed)),
