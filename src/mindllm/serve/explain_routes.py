@@ -1,12 +1,14 @@
 """Routes that show where in the brain an answer comes from."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import nibabel as nib
 import numpy as np
 from fastapi import APIRouter
 from fastapi.responses import Response
 
+from mindllm.explain.contributions import Contributions
 from mindllm.serve.api_errors import APIError, input_error
 from mindllm.serve.data_routes import NIFTI, nifti_response
 from mindllm.serve.decoder import FMRIDecoder, FMRISource
@@ -37,6 +39,7 @@ from mindllm.serve.services import Services, ServicesOf, UserOf
 from mindllm.utils.errors import InputError
 
 router = APIRouter(prefix="/v1", tags=["explanations"])
+T = TypeVar("T")
 
 
 def check_evidence(services: Services) -> None:
@@ -52,11 +55,9 @@ def check_evidence(services: Services) -> None:
 
 
 async def explain(
-    services: Services,
-    source: FMRISource,
-    function: Callable[[FMRIDecoder], np.ndarray],
-) -> np.ndarray:
-    """Numbers (n_voxels,) that a function computes in the model's thread.
+    services: Services, function: Callable[[FMRIDecoder], T], param: str | None = None
+) -> T:
+    """What a function computes in the model's thread.
 
     Raises
     ------
@@ -66,7 +67,7 @@ async def explain(
     try:
         return await services.worker.call(function)
     except InputError as error:
-        raise input_error(error) from None
+        raise input_error(error, param=param) from None
 
 
 async def image_response(
@@ -114,7 +115,7 @@ async def compute_attention(
         raise APIError(400, "give a query or a token, not both.", "query_and_token", "token")
     source = services.source(body.fmri, user, "fmri")
     values = await explain(
-        services, source, lambda decoder: attend(decoder, source, body.query, body.token)
+        services, lambda decoder: attend(decoder, source, body.query, body.token)
     )
     return source, values
 
@@ -138,6 +139,19 @@ async def get_attention_regions(
     return RegionSums(data=sum_regions(source.masker, values / values.sum()))
 
 
+async def compute_contributions(
+    body: ContributionRequest, services: Services, user: str
+) -> tuple[FMRISource, Contributions]:
+    """Contribution of every voxel to the evidence for a text, in nats."""
+    services.check_model(body.model)
+    source = services.source(body.fmri, user, "fmri")
+    check_evidence(services)
+    contributions = await explain(
+        services, lambda decoder: contribute_to(decoder, source, body.text)
+    )
+    return source, contributions
+
+
 @router.post(
     "/explain/evidence", summary="Voxels that speak for a text", response_class=Response,
     responses=NIFTI,  # type: ignore[arg-type]
@@ -146,13 +160,8 @@ async def get_contributions(
     body: ContributionRequest, services: ServicesOf, user: UserOf
 ) -> Response:
     """Contribution of every voxel to the evidence for a text, in nats, as an image."""
-    services.check_model(body.model)
-    source = services.source(body.fmri, user, "fmri")
-    check_evidence(services)
-    values = await explain(
-        services, source, lambda decoder: contribute_to(decoder, source, body.text).voxels[0]
-    )
-    return await image_response(services, body, source, values, "evidence")
+    source, contributions = await compute_contributions(body, services, user)
+    return await image_response(services, body, source, contributions.voxels[0], "evidence")
 
 
 @router.post("/explain/evidence/regions", summary="Regions that speak for a text")
@@ -160,12 +169,7 @@ async def get_contribution_regions(
     body: ContributionRequest, services: ServicesOf, user: UserOf
 ) -> EvidenceSums:
     """Contributions summed over parcels. Those of all voxels and `at_zero` sum to the evidence."""
-    services.check_model(body.model)
-    source = services.source(body.fmri, user, "fmri")
-    check_evidence(services)
-    contributions = await services.worker.call(
-        lambda decoder: contribute_to(decoder, source, body.text)
-    )
+    source, contributions = await compute_contributions(body, services, user)
     return EvidenceSums(
         evidence=float(contributions.evidence[0]),
         at_zero=float(contributions.at_zero[0]),
@@ -180,12 +184,11 @@ async def list_words(body: WordsRequest, services: ServicesOf, user: UserOf) -> 
     """Words of an answer, and how much likelier the scan makes each of them."""
     services.check_model(body.model)
     source = services.source(body.fmri, user, "fmri")
-    try:
-        words = await services.worker.call(
-            lambda decoder: describe_words(decoder, source, body.answer, body.question)
-        )
-    except InputError as error:
-        raise input_error(error, param="answer") from None
+    words = await explain(
+        services,
+        lambda decoder: describe_words(decoder, source, body.answer, body.question),
+        param="answer",
+    )
     return WordList(data=words)
 
 
@@ -197,7 +200,6 @@ async def compute_word(
     source = services.source(body.fmri, user, "fmri")
     values = await explain(
         services,
-        source,
         lambda decoder: map_word(decoder, source, body.answer, body.question, body.word),
     )
     return source, values
