@@ -17,6 +17,7 @@ from mindllm.datasets.bids import BIDSReader
 from mindllm.evaluation.cross_validation import CrossValidation, CrossValidationOptions
 from mindllm.evaluation.evaluator import evaluate
 from mindllm.evaluation.results import EvaluationResult
+from mindllm.language.hub import DEFAULT_SENTENCE_ENCODER
 from mindllm.metrics.calibration import Estimate, bootstrap_estimate
 from mindllm.model.choices import answer_evidence, names
 from mindllm.model.modeling import MindLLM
@@ -36,6 +37,7 @@ SCENES = SimulateConfig()
 TRAINING = TrainConfig(
     alignment=StageConfig(max_steps=60, batch_size=480),
     instruction_tuning=StageConfig(max_steps=30, batch_size=16, learning_rate=1e-3),
+    sentence_encoder=DEFAULT_SENTENCE_ENCODER,
 )
 N_CAPTIONS = 2000  # to choose a text about a new scene among
 QUESTIONS = {
@@ -105,7 +107,9 @@ def identify_by_evidence(
     """Print the first result: the left-out subject's scenes, by evidence, without training."""
     left_out = store.subjects[-1]
     console.rule(f"3/5  which scene did {left_out} see? By evidence, without training (about 30 s)")
-    options = CrossValidationOptions(test_split="test", seed=seed)
+    options = CrossValidationOptions(
+        test_split="test", seed=seed, sentence_encoder=TRAINING.sentence_encoder
+    )
     validation = CrossValidation(store, None, options, out, [left_out])
     with (
         make_progress() as progress,

@@ -41,7 +41,7 @@ from mindllm.evaluation.score import (
     score_predictions,
     summarize_scores,
 )
-from mindllm.language.hub import DEFAULT_SENTENCE_ENCODER
+from mindllm.language.hub import DEFAULT_SENTENCE_ENCODERS
 from mindllm.language.sentence_embeddings import embed_sentences
 from mindllm.metrics.calibration import (
     EvidenceCalibration,
@@ -75,7 +75,7 @@ class CrossValidationOptions:
     seed : int
         Of folds, texts, permutations and bootstrap.
     sentence_encoder : str
-        Hub id or folder.
+        Hub ids or folders, separated by commas.
     encoding_model : EncodingModelConfig
     encoder : MindLLMConfig
         The receptive fields that trials are read with.
@@ -86,9 +86,27 @@ class CrossValidationOptions:
     n_texts: int = 0
     language_model: str | None = None
     seed: int = 0
-    sentence_encoder: str = DEFAULT_SENTENCE_ENCODER
+    sentence_encoder: str = DEFAULT_SENTENCE_ENCODERS
     encoding_model: EncodingModelConfig = field(default_factory=EncodingModelConfig)
     encoder: MindLLMConfig = field(default_factory=MindLLMConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposals:
+    """Texts to choose among in a fold.
+
+    Parameters
+    ----------
+    texts : list of str
+    embeddings : Tensor of shape (n_texts, embedding_dim)
+        By the sentence encoders that the model reads texts with.
+    similarity : ndarray of shape (n_texts, n_answers)
+        Cosine with the fold's new answers by the default sentence encoder, whatever the model's.
+    """
+
+    texts: list[str]
+    embeddings: Tensor
+    similarity: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +208,7 @@ class CrossValidation:
         self.cache = PredictionCache(
             None if directory is None else directory / PARTIAL_DIR, self.fingerprint()
         )
-        self._proposals: dict[int, tuple[list[str], Tensor]] = {}
+        self._proposals: dict[int, Proposals] = {}
 
     def fingerprint(self) -> dict[str, str]:
         """Return everything that the evidence depends on."""
@@ -251,8 +269,8 @@ class CrossValidation:
                 if fold is None and visit:
                     visit(left_out)
                 if fold is not None and self.options.n_texts:
-                    texts = self.proposals(fold, step)
-                    predictions["free text"].append(self.predict_text(left_out, fold, *texts))
+                    proposals = self.proposals(fold, step)
+                    predictions["free text"].append(self.predict_text(left_out, fold, proposals))
                 step(1)
         return {name: self.score(name, parts) for name, parts in predictions.items()}
 
@@ -266,16 +284,16 @@ class CrossValidation:
         return self.of_rows(left_out.subject, fold, rows, conditions)
 
     def predict_text(
-        self, left_out: LeftOutSubject, fold: int, texts: Sequence[str], embeddings: Tensor
+        self, left_out: LeftOutSubject, fold: int, proposals: Proposals
     ) -> FoldPredictions:
         """Return the texts about a left-out subject's trials, as similarities with the answers."""
         rows = self.folds.rows(left_out.subject, fold)
-        similarity = (embeddings @ self.embeddings[self.folds.candidates(fold)].T).numpy()
+        texts, similarity = proposals.texts, proposals.similarity
         conditions = {
             name: ConditionPredictions(
                 None, [texts[i] for i in chosen[rows]], evidence=similarity[chosen[rows]]
             )
-            for name, chosen in left_out.choose_texts(fold, embeddings).items()
+            for name, chosen in left_out.choose_texts(fold, proposals.embeddings).items()
         }
         return self.of_rows(left_out.subject, fold, rows, conditions)
 
@@ -291,14 +309,16 @@ class CrossValidation:
         stimuli = self.folds.stimuli[subject][rows]
         return FoldPredictions(fold, SubjectPredictions(subject, stimuli, conditions))
 
-    def proposals(self, fold: int, advance: Advance) -> tuple[list[str], Tensor]:
-        """Return the texts to choose among in a fold, and their embeddings."""
+    def proposals(self, fold: int, advance: Advance) -> Proposals:
+        """Return the texts to choose among in a fold."""
         if fold not in self._proposals:
             examples = [self.folds.answers[i] for i in self.folds.shown(fold)]
             sampled = self.cache.texts(f"texts-{fold}", partial(self.sample, examples))
             texts = list(dict.fromkeys([*examples, *sampled]))
             vectors = embed_sentences(texts, self.options.sentence_encoder)
-            self._proposals[fold] = texts, torch.from_numpy(vectors).double()
+            answers = [self.folds.answers[i] for i in self.folds.candidates(fold)]
+            similarity = embed_sentences(texts) @ embed_sentences(answers).T
+            self._proposals[fold] = Proposals(texts, torch.from_numpy(vectors).double(), similarity)
             advance(1)
         return self._proposals[fold]
 

@@ -28,6 +28,7 @@ from mindllm.utils.locks import lock_output
 
 DEFAULT_LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_SENTENCE_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_SENTENCE_ENCODERS = f"{DEFAULT_SENTENCE_ENCODER}, {DEFAULT_LANGUAGE_MODEL}"
 HUB_TIMEOUT_SECONDS = 5.0
 CONVERSION_SECONDS = 1800.0  # that another process may take to convert a language model
 Loaded = TypeVar("Loaded")

@@ -1,48 +1,33 @@
-"""Sentences as vectors of their meaning, by a sentence encoder."""
+"""Sentences as vectors of their meaning, by one or several sentence encoders."""
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import torch
 from sklearn.cluster import KMeans
-from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer
 
-from mindllm.language.hub import (
-    DEFAULT_SENTENCE_ENCODER,
-    load_local_first,
-    model_not_found_message,
-    quiet_transformers,
-)
+from mindllm.language.hub import DEFAULT_SENTENCE_ENCODER
+from mindllm.language.sentence_encoders import load_sentence_encoder
 from mindllm.utils.errors import InputError
 from mindllm.utils.progress import Advance
-from mindllm.utils.weights import check_finite_weights
-
-TOKENIZE_OPTIONS = {
-    "padding": True,
-    "truncation": True,
-    "max_length": 256,  # what the default encoder was trained to read
-    "return_tensors": "pt",
-}
 
 
-@torch.no_grad()
 def embed_sentences(
     texts: Sequence[str],
     name: str = DEFAULT_SENTENCE_ENCODER,
     batch_size: int = 64,
     advance: Advance | None = None,
 ) -> np.ndarray:
-    """Embed sentences: the encoder's last layer, averaged over the tokens of each text.
+    """Embed sentences by a sentence encoder, or by several, whose vectors are put side by side.
+
+    The inner product of two vectors is the mean of the encoders' cosines.
 
     Parameters
     ----------
     texts : sequence of str
         Cut at 256 tokens.
     name : str
-        Hub id or folder of the encoder.
+        Hub id or folder of the encoder; several are separated by commas. A causal language model
+        is an encoder as well, see `LanguageModelEncoder`.
     batch_size : int
         Texts that are read at once.
     advance : Advance, optional
@@ -50,51 +35,62 @@ def embed_sentences(
 
     Returns
     -------
-    ndarray of shape (n_texts, hidden_size), float32
+    ndarray of shape (n_texts, embedding_dim), float32
         Unit vectors.
 
     Raises
     ------
     InputError
-        If the encoder cannot be loaded; the message says how to get it.
+        If an encoder cannot be loaded; the message says how to get it.
 
     References
     ----------
     Reimers & Gurevych 2019, Sentence-BERT, arXiv 1908.10084.
+    Jiang et al. 2023, Scaling sentence embeddings with large language models, arXiv 2307.16645.
     """
-    tokenizer, model = load_sentence_encoder(name)
+    encoders = [load_sentence_encoder(part) for part in encoder_names(name)]
     # Texts of similar length are read together.
     order = np.argsort([len(text) for text in texts], kind="stable")
-    embeddings = np.empty((len(texts), model.config.hidden_size), np.float32)
+    dim = sum(encoder.embedding_dim for encoder in encoders)
+    embeddings = np.empty((len(texts), dim), np.float32)
     for start in range(0, len(texts), batch_size):
         batch = order[start : start + batch_size]
-        encoded = tokenizer([texts[i] for i in batch], **TOKENIZE_OPTIONS)
-        mask = encoded["attention_mask"][..., None]
-        hidden = model(**encoded).last_hidden_state
-        embeddings[batch] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).numpy()
+        parts = [encoder.embed([texts[i] for i in batch]).numpy() for encoder in encoders]
+        embeddings[batch] = np.concatenate(parts, axis=1) / np.sqrt(len(encoders))
         if advance:
             advance(len(batch))
     return embeddings
 
 
-@lru_cache(maxsize=1)
-def load_sentence_encoder(name: str) -> tuple[Any, Any]:
-    """Tokenizer and encoder; InputError, saying how to get it, where it cannot be loaded."""
+def encoder_names(name: str) -> list[str]:
+    """Split the names of sentence encoders.
 
-    def load(location: str) -> tuple[Any, Any]:
-        tokenizer = AutoTokenizer.from_pretrained(location)
-        return tokenizer, AutoModel.from_pretrained(location).eval()
+    Parameters
+    ----------
+    name : str
+        Separated by commas.
 
-    try:
-        with quiet_transformers():
-            tokenizer, model = load_local_first(name, load)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(model_not_found_message(name, reason)) from error
-    check_finite_weights(model.named_parameters(), f"sentence encoder {name}")
-    return tokenizer, model
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    InputError
+        If a name is empty or there twice.
+
+    Examples
+    --------
+    >>> encoder_names("lab/small, lab/large")
+    ['lab/small', 'lab/large']
+    """
+    names = [part.strip() for part in name.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise InputError(
+            f"sentence encoder: {name!r} names none or one twice; expected hub ids or folders, "
+            "separated by commas."
+        )
+    return names
 
 
 def cluster_embeddings(embeddings: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:

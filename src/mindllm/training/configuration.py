@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from mindllm.language.hub import DEFAULT_SENTENCE_ENCODER
+from mindllm.language.hub import DEFAULT_SENTENCE_ENCODERS
 from mindllm.model.configuration import PRESETS, Fraction, MindLLMConfig
 from mindllm.model.encoder import plan_encoder
 from mindllm.model.encoding_model import EncodingModelConfig
@@ -107,8 +107,9 @@ class TrainConfig(BaseModel):
     """A named conversation format, for tokenizers without a chat template of their own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of the language model; auto: float32 on a CPU, bfloat16 elsewhere."""
-    sentence_encoder: str = DEFAULT_SENTENCE_ENCODER
-    """Hub id or folder of the sentence encoder that the encoding model reads texts with."""
+    sentence_encoder: str = DEFAULT_SENTENCE_ENCODERS
+    """Hub ids or folders of the sentence encoders that the encoding model reads texts with,
+    separated by commas; a language model is asked to summarize each text in one word."""
     encoding_model: EncodingModelConfig | None = EncodingModelConfig()
     """Options of the encoding model, fitted when training ends; null: none, and no evidence."""
     init_from: str | None = None

@@ -45,7 +45,7 @@ def fit_to_training_trials(
         Loads the betas.
     config : EncodingModelConfig
     sentence_encoder : str
-        Hub id or folder.
+        Hub ids or folders, separated by commas.
     progress : rich.progress.Progress, optional
         Bars to add one per part to.
 
@@ -81,7 +81,7 @@ def embed_stimuli(
     trials : TrialDataset
     conversations : ConversationDataset
     sentence_encoder : str
-        Hub id or folder.
+        Hub ids or folders, separated by commas.
     progress : rich.progress.Progress, optional
 
     Returns
