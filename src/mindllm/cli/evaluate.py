@@ -98,6 +98,10 @@ NTexts = Annotated[
 WritesTexts = Annotated[
     str | None, typer.Option(help="With --n-texts: the language model. Default: the small one.")
 ]
+SentenceEncoders = Annotated[
+    str | None,
+    typer.Option(help="Embeds texts: hub ids or folders, separated by commas."),
+]
 NLabels = Annotated[
     str | None,
     typer.Option(
@@ -199,6 +203,7 @@ def cross_validate(
     test_split: TestSplit = None,
     n_texts: NTexts = 0,
     llm: WritesTexts = None,
+    sentence_encoder: SentenceEncoders = None,
     n_labels: NLabels = None,
     seed: Seed = 0,
 ) -> None:
@@ -207,14 +212,20 @@ def cross_validate(
     from mindllm.evaluation.adaptation_curve import AdaptationCurve
     from mindllm.evaluation.cache import clear_cache
     from mindllm.evaluation.cross_validation import CrossValidation, CrossValidationOptions
-    from mindllm.language.hub import check_path
+    from mindllm.language.hub import DEFAULT_SENTENCE_ENCODERS, check_path
+    from mindllm.language.sentence_embeddings import encoder_names
     from mindllm.report.adaptation import adaptation_table
     from mindllm.report.cross_validation import cross_validation_table, write_cross_validation
 
     claim_output(out, inputs=[store], resumable=("cross_validation.json", "partial"))
     if llm is not None:
         check_path(llm)
-    options = CrossValidationOptions(folds, test_split, n_texts, llm, seed)
+    encoders = sentence_encoder or DEFAULT_SENTENCE_ENCODERS
+    for name in encoder_names(encoders):
+        check_path(name)
+    options = CrossValidationOptions(
+        folds, test_split, n_texts, llm, seed, sentence_encoder=encoders
+    )
     taking_part, tested = parse_list(subjects), parse_list(left_out)
     validation = CrossValidation(Store(store), taking_part, options, out, tested)
     curve = AdaptationCurve(validation, parse_int_ranges(n_labels) or [])
