@@ -105,6 +105,7 @@ def attribute_words(
     *,
     words: Sequence[int] | None = None,
     config: AttributionConfig | None = None,
+    on_piece: Callable[[], None] | None = None,
 ) -> WordAttributions:
     """Attribute the words of an answer to voxels.
 
@@ -121,6 +122,8 @@ def attribute_words(
     words : sequence of int, optional
         Numbers of the words, from 0; all by default.
     config : AttributionConfig, optional
+    on_piece : callable, optional
+        Called before each piece of the path; what it raises ends the attribution.
 
     Returns
     -------
@@ -143,7 +146,7 @@ def attribute_words(
             f"words {chosen} were asked for; the answer {answer!r} has words 0 to "
             f"{len(all_words) - 1}."
         )
-    pieces = integrate_path(score, outputs, chosen, config)
+    pieces = integrate_path(score, outputs, chosen, config, on_piece)
     gradients = sum_pieces(pieces)
     with torch.no_grad():
         scores = score(torch.cat([outputs, torch.zeros_like(outputs)]))[:, chosen].double().cpu()
@@ -166,13 +169,20 @@ def sum_pieces(pieces: Sequence[Piece]) -> Tensor:
 
 
 def integrate_path(
-    score: ScoreWords, outputs: Tensor, words: Sequence[int], config: AttributionConfig
+    score: ScoreWords,
+    outputs: Tensor,
+    words: Sequence[int],
+    config: AttributionConfig,
+    on_piece: Callable[[], None] | None = None,
 ) -> list[Piece]:
     """Cut the path into pieces, the worst first, until the errors of every word are small."""
-    pieces = [
-        integrate_piece(score, outputs, words, start, stop, config)
-        for start, stop in pairwise(FIRST_PIECES)
-    ]
+
+    def integrate(start: float, stop: float) -> Piece:
+        if on_piece is not None:
+            on_piece()
+        return integrate_piece(score, outputs, words, start, stop, config)
+
+    pieces = [integrate(start, stop) for start, stop in pairwise(FIRST_PIECES)]
     while len(pieces) < config.max_pieces:
         total = torch.stack([piece.error.abs() for piece in pieces]).sum(0)
         if float(total.max()) <= config.tolerance:
@@ -181,7 +191,7 @@ def integrate_path(
         pieces.remove(worst)
         middle = (worst.start + worst.stop) / 2
         for start, stop in ((worst.start, middle), (middle, worst.stop)):
-            pieces.append(integrate_piece(score, outputs, words, start, stop, config))
+            pieces.append(integrate(start, stop))
     return pieces
 
 
