@@ -22,6 +22,7 @@ from mindllm.plotting.maps import (
 from mindllm.report.pages import load_template, to_data_uri
 from mindllm.utils.files import to_json
 from mindllm.utils.folders import replace_directory
+from mindllm.utils.ranges import count_of
 
 ROWS = 8  # of a table on the page; the TSV has all
 SIGNIFICANT = 0.05
@@ -325,7 +326,7 @@ def sum_sentence(name: str, maps: Sequence[TextMap]) -> str:
     error = max(m.error for m in maps)
     what = "their own text" if name == "text" else f"“{maps[0].name}”"
     return (
-        f"{n_trials} trials of {len(maps)} subject{'s' if len(maps) > 1 else ''} have a mean "
+        f"{count_of(n_trials, 'trial')} of {count_of(len(maps), 'subject')} have a mean "
         f"evidence of {evidence:+.2f} nats for {what}: {evidence - at_zero:+.2f} contributed by "
         f"voxels and {at_zero:+.2f} that zero activity has already (largest miss of a sum "
         f"{error:.1e} nats)."
@@ -361,7 +362,8 @@ def table_rows(table: pd.DataFrame) -> list[dict[str, str]]:
 
 def describe_subject(part: SubjectExplanation) -> str:
     """A subject in one line."""
-    return f"{part.masker.subject}: {len(part.masker)} voxels, {len(part.data.chosen)} trials"
+    n_trials = count_of(len(part.data.chosen), "trial")
+    return f"{part.masker.subject}: {len(part.masker)} voxels, {n_trials}"
 
 
 def answer_rows(explanation: Explanation) -> list[dict[str, str]]:
