@@ -14,11 +14,12 @@ Kokhlikyan et al. 2020, Captum, arXiv 2009.07896.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -84,6 +85,32 @@ class WordAttributions:
     at_zero: np.ndarray
     error: np.ndarray
     n_pieces: int
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All of it as arrays by name; `from_arrays` is the inverse."""
+        texts = json.dumps([self.answer, *self.words]).encode()
+        return {
+            "texts": np.frombuffer(texts, np.uint8),
+            "voxels": self.voxels,
+            "log_likelihood": self.log_likelihood,
+            "at_zero": self.at_zero,
+            "error": self.error,
+            "n_pieces": np.array(self.n_pieces),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Put it together from its arrays."""
+        answer, *words = json.loads(arrays["texts"].tobytes())
+        return cls(
+            answer,
+            tuple(words),
+            arrays["voxels"],
+            arrays["log_likelihood"],
+            arrays["at_zero"],
+            arrays["error"],
+            int(arrays["n_pieces"]),
+        )
 
 
 @dataclass(frozen=True)
