@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mindllm.cli.decode import Atlases, Mask, Standardized, get_masker, parse_atlases
 from mindllm.cli.options import (
     MAX_COUNT,
     LanguageModelPath,
@@ -21,6 +20,7 @@ from mindllm.cli.options import (
     parse_int_ranges,
     parse_list,
 )
+from mindllm.cli.scans import Atlases, Mask, Standardized, get_masker, parse_atlases
 from mindllm.utils.errors import InputError
 from mindllm.utils.folders import remove_folder
 from mindllm.utils.progress import spinner
@@ -121,23 +121,20 @@ def explain(
         attributes=parse_groups("--attribute", "NAME=WORD,WORD", attribute or []),
         smooth_mm=smooth_mm,
         networks=parse_groups("--network", "NAME=PARCEL,PARCEL", network or []),
-        n_random=n_random,
-        random_sets=random_sets,
-        n_answers=n_answers,
-        seed=seed,
-    )
+        n_random=n_random, random_sets=random_sets, n_answers=n_answers, seed=seed,
+    )  # fmt: skip
     check_attributes(config)
     claim_output(out, inputs=[model, data], resumable=["explanation.json", PARTS])
     check_model(model, llm)
-    indices = parse_int_ranges(trials)
     source = Source(data, parse_list(subject), mask, parse_atlases(atlas or []), standardized)
+    indices = parse_int_ranges(trials)
     source.check()
     loaded = MindLLM.from_pretrained(model, language_model=llm)
     subjects = source.read(loaded, model, indices, split_scheme)
-    title = f"What {model.name} makes of {data.name}"
     with bars() as progress:
         explanation = explain_subjects(loaded, subjects, config, progress, out / PARTS)
         with spinner(progress, "drawing and writing"):
+            title = f"What {model.name} makes of {data.name}"
             page = write_explanation(explanation, out, title, queries, interactive)
             remove_folder(out / PARTS, within=out)
     console.print(f"{page}: {', '.join(d.masker.subject for d in subjects)} explained")
