@@ -6,7 +6,7 @@ area under the ROC curve (AUC) compares voxels that code the attribute with all 
 by chance. Beside the exact contributions stand activation patterns, and both as they are without
 smoothing; of all words of an attribute averaged, and of single words.
 
-    python -m benchmarks.planted_maps --seeds 1,2,3 --subjects 3
+    python -m benchmarks.planted_maps
     python -m benchmarks.planted_maps --seeds 1 --subjects 2 --signal 0     # nothing is planted
 
 A subject takes some 20 s of one core.
@@ -36,7 +36,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--subjects", type=int, default=3, help="left out of each simulation")
+    parser.add_argument("--subjects", type=int, default=4, help="left out of each simulation")
     parser.add_argument("--signal", type=float, default=1.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
