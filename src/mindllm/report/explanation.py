@@ -226,11 +226,11 @@ def mean_maps(explanation: Explanation, grids: Sequence[MNIGrid]) -> list[MeanMa
     def signed(
         name: str, title: str, values: Sequence[np.ndarray], unit: str = "millinats per voxel"
     ) -> MeanMap:
-        smoothed = [smooth(c, 1000 * v, fwhm) for c, v in zip(coords, values, strict=True)]
+        smoothed = [smooth(c, v, fwhm) for c, v in zip(coords, values, strict=True)]
         return MeanMap(name, title, unit, True, average(smoothed))
 
     attention = average([part.relative_attention for part in parts])
-    differences = [part.texts.voxels - part.texts.control for part in parts]
+    differences = [1000 * (part.texts.voxels - part.texts.control) for part in parts]
     maps = [
         MeanMap("attention", "Where the queries attend", "times uniform", False, attention),
         signed("text", "What speaks for the text of the trial", differences),
@@ -240,12 +240,11 @@ def mean_maps(explanation: Explanation, grids: Sequence[MNIGrid]) -> list[MeanMa
         kind = "word" if number < n_words else "attribute"
         of_subjects = [(*part.words, *part.attributes)[number] for part in parts]
         name, what = f"{kind}-{pattern.name}", f"the {kind} “{pattern.name}”"
-        differences = [m.voxels - m.control for m in of_subjects]
+        differences = [1000 * (m.voxels - m.control) for m in of_subjects]
         maps.append(signed(name, f"What speaks for {what}", differences))
         patterns = [part.patterns[number].voxels for part in parts]
         title = f"What varies with the evidence for {what}"
-        unit = "thousandths of pattern times difference"
-        maps.append(signed(f"pattern-{name}", title, patterns, unit))
+        maps.append(signed(f"pattern-{name}", title, patterns, "correlation x difference"))
     return maps
 
 
