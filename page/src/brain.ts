@@ -35,7 +35,9 @@ export class BrainPanel {
   private readonly caption = el('p', { class: 'caption' })
   private readonly location = el('p', { class: 'note location' })
   private readonly error = el('p', { class: 'error', role: 'alert', hidden: true })
-  private readonly progress = el('p', { class: 'busy', hidden: true })
+  private readonly progress = el('p')
+  private readonly cancel = el('button', { type: 'button', class: 'quiet' }, 'Cancel')
+  private readonly busy = el('div', { class: 'busy', hidden: true }, this.progress, this.cancel)
   private readonly listening = el('select')
   private readonly threshold = el('input', { type: 'range', min: 0, max: 90, step: 5, value: 20 })
   private readonly view = el('select')
@@ -47,6 +49,7 @@ export class BrainPanel {
     private readonly model: ModelInfo,
   ) {
     this.element = el('section', { class: 'brain', hidden: true }, ...this.parts())
+    this.cancel.addEventListener('click', () => this.stop())
     this.listening.addEventListener('change', () => void this.showAttention())
     this.threshold.addEventListener('input', () => void this.applyThreshold())
     this.view.addEventListener('change', () => void this.applyView())
@@ -77,7 +80,7 @@ export class BrainPanel {
         labelled('Hide weak voxels', this.threshold),
       ),
       this.error,
-      this.progress,
+      this.busy,
       el('div', { class: 'canvas' }, this.canvas),
       this.caption,
       this.location,
@@ -101,6 +104,13 @@ export class BrainPanel {
     this.heading.textContent = label
     this.listening.value = ''
     await this.showAttention()
+  }
+
+  /** Ends what is being computed, on the server too; an earlier map stays. */
+  private stop(): void {
+    this.running?.abort()
+    announce('Cancelled.')
+    this.heading.focus()
   }
 
   close(): void {
@@ -160,11 +170,12 @@ export class BrainPanel {
     this.running?.abort()
     const running = new AbortController()
     this.running = running
+    const earlier = this.isComplete ? this.shown : null
     this.shown = request
     this.isComplete = false
     showError(this.error, null)
     this.element.setAttribute('aria-busy', 'true')
-    this.progress.hidden = false
+    this.busy.hidden = false
     const patience = request.path === 'words' ? ' This takes from seconds to a minute or two.' : ''
     const start = Date.now()
     const tell = (): void => {
@@ -191,7 +202,11 @@ export class BrainPanel {
       clearInterval(clock)
       if (this.running === running) {
         this.element.setAttribute('aria-busy', 'false')
-        this.progress.hidden = true
+        this.busy.hidden = true
+        if (running.signal.aborted) {
+          this.shown = earlier
+          this.isComplete = earlier !== null
+        }
       }
     }
   }

@@ -51,6 +51,8 @@ def test_participants_then_group(bids: Path, tmp_path: Path, tiny_llm_folder: Pa
     run([str(bids), str(out), "group"])
     store = Store(out / "store")
     assert store.subjects == ["sub-01", "sub-02"]
+    assert store.runs is not None
+    assert set(store.runs["subject"]) == {"sub-01", "sub-02"}
     assert store.conversations.groupby("stimulus").size().nunique() == 1
     assert len(store.conversations) == len(Store(out / "sub-02" / "store").conversations)
     assert store.betas("sub-02").tolist() == Store(out / "sub-02/store").betas("sub-02").tolist()

@@ -423,9 +423,9 @@ def test_subjects_used_last_are_held(tiny_store: Store, monkeypatch: pytest.Monk
         masker, scaler = store.masker(subject), store.scaler(subject)
         assert store.masker(subject) is masker
         assert store.scaler(subject) is scaler
-    assert list(store._maskers.content) == list(store._scalers.content) == ["sub-03"]
+    assert store._maskers.keys() == store._scalers.keys() == ["sub-03"]
     expected = tiny_store.betas("sub-01", [0, 5], standardize=True)
     np.testing.assert_array_equal(store.betas("sub-01", [0, 5], standardize=True), expected)
-    assert list(store._maskers.content) == ["sub-01"]
+    assert store._maskers.keys() == ["sub-01"]
     maskers = store.maskers(store.subjects)
     assert [len(masker) for masker in maskers[1:]] == [60, 70]

@@ -74,7 +74,10 @@ class Planted:
         return np.max(fractions, 0) > 0.5
 
 
-def plan(llm_folder: Path, signal: float, n_subjects: int) -> Planted:
+def plan(
+    llm_folder: Path, signal: float, n_subjects: int, seed: int = 3, left_out: int = -1
+) -> Planted:
+    """Simulate subjects, leave one out, and fit a model to the others."""
     experiment = build_experiment(
         SimulateConfig(
             n_subjects=n_subjects,
@@ -84,7 +87,7 @@ def plan(llm_folder: Path, signal: float, n_subjects: int) -> Planted:
             test_stimuli=60,
             unmodelled_fraction=0.3,
             signal=signal,
-            seed=3,
+            seed=seed,
         )
     )
     subjects = [simulate_subject(experiment, index) for index in range(n_subjects)]
@@ -93,28 +96,33 @@ def plan(llm_folder: Path, signal: float, n_subjects: int) -> Planted:
     torch.manual_seed(0)
     names = {ATLAS: list(experiment.names[ATLAS].values())}
     model = MindLLM(CONFIG, names, load_language_model(llm_folder)).eval()
-    init_queries(model.encoder, maskers[:-1])
+    left_out %= n_subjects
+    others = [number for number in range(n_subjects) if number != left_out]
+    init_queries(model.encoder, [maskers[number] for number in others])
     numbers = {name: i for i, name in enumerate(experiment.stimuli["stimulus"])}
     shown = [np.array([numbers[name] for name in s.trials["stimulus"]]) for s in subjects]
     is_training = (experiment.stimuli["split"] == "train").to_numpy()
     order = np.cumsum(is_training) - 1
     embeddings = torch.from_numpy(experiment.design - experiment.design.mean(0))
     features = {}
-    for masker, trials, stimuli in zip(maskers[:-1], betas[:-1], shown[:-1], strict=True):
-        rows = is_training[stimuli]
-        outputs = model.query_outputs(trials[rows], masker)
-        features[masker.subject] = SubjectFeatures(outputs, torch.from_numpy(order[stimuli[rows]]))
+    for number in others:
+        rows = is_training[shown[number]]
+        outputs = model.query_outputs(betas[number][rows], maskers[number])
+        features[maskers[number].subject] = SubjectFeatures(
+            outputs, torch.from_numpy(order[shown[number][rows]])
+        )
     model.encoding_model = fit_encoding_model(features, embeddings[is_training])
     model.sentence_encoder = "attributes"
-    explainer = Explainer(model, maskers[-1], betas[-1], betas[-1])
+    trials = betas[left_out]
+    explainer = Explainer(model, maskers[left_out], trials, trials)
     return Planted(
         experiment,
-        subjects[-1],
+        subjects[left_out],
         model,
-        maskers[-1],
+        maskers[left_out],
         explainer.features,
         embeddings,
-        shown[-1],
+        shown[left_out],
     )
 
 

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from mindllm.cli import app
 from mindllm.data.store import Store
+from mindllm.explain import explanation
+from mindllm.explain.explainer import Explainer
 from mindllm.explain.explanation import ExplainConfig, explain
 from mindllm.explain.subject_data import read_scan_subject, read_store_subject
 from mindllm.explain.tables import COLUMNS
@@ -20,7 +22,8 @@ from mindllm.utils.errors import InputError
 from tests.explain.conftest import Fitted
 
 OPTIONS = ExplainConfig(
-    words=(("dog", "dogs"),),
+    words=(("dog", "dogs"), ("cat",)),
+    attributes={"animal": ("dog", "cat")},
     networks={"early": ("V1", "V2")},
     n_random=19,
     permutations=49,
@@ -45,18 +48,18 @@ def embedded(fitted: Fitted, monkeypatch: pytest.MonkeyPatch) -> Fitted:
 def test_a_folder_holds_maps_tables_pictures_and_a_page(
     embedded: Fitted, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "DRAWINGS", {"flat": report.DRAWINGS["flat"]})
+    monkeypatch.setattr(report, "DRAWINGS", {"slices": report.DRAWINGS["slices"]})
     subjects = [
         read_store_subject(tiny_store, "sub-02"),
         read_store_subject(tiny_store, "sub-03", [3, 1]),
     ]
-    explanation = explain(embedded.model, subjects, OPTIONS)
-    page = write_explanation(explanation, tmp_path / "out", "A title", write_interactive=False)
+    result = explain(embedded.model, subjects, OPTIONS)
+    page = write_explanation(result, tmp_path / "out", "A title", write_interactive=False)
     text = page.read_text()
     assert "A title" in text
-    assert text.count("<img ") == len(re.findall(r'<img [^>]*alt="[^"]{20,}"', text)) == 3
+    assert text.count("<img ") == len(re.findall(r'<img [^>]*alt="[^"]{20,}"', text)) == 8
     assert "http" not in re.sub(r"data:[^\"]*", "", text)
-    for name in ("text", "lesions", "word-dog"):
+    for name in ("text", "lesions", "word-dog", "pattern-word-dog", "attribute-animal"):
         table = pd.read_csv(tmp_path / "out" / "tables" / f"{name}.tsv", sep="\t")
         assert tuple(table.columns) == COLUMNS
         assert "early" in set(table["region"])
@@ -67,7 +70,12 @@ def test_a_folder_holds_maps_tables_pictures_and_a_page(
     queries = nib.load(folder / "attention-queries_space-subject.nii.gz")
     assert queries.shape == (*masker.shape, 16)
     values = masker.transform(folder / "contribution-text_space-subject.nii.gz")[0]
-    np.testing.assert_allclose(values, explanation.subjects[0].texts.voxels, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(values, result.subjects[0].texts.voxels, rtol=1e-4, atol=1e-7)
+    means = tmp_path / "out" / "maps" / "mean"
+    assert {file.name.removesuffix("_space-MNI152.nii.gz") for file in means.iterdir()} == {
+        "attention", "text", "word-dog", "word-cat", "attribute-animal", "pattern-word-dog",
+        "pattern-word-cat", "pattern-attribute-animal",
+    }  # fmt: skip
     words = pd.read_csv(tmp_path / "out" / "tables" / "answers.tsv", sep="\t")
     assert set(words["subject"]) == {"sub-02", "sub-03"}
     assert set(words["trial"]) == {0, 3}
@@ -77,10 +85,40 @@ def test_region_sums_are_sums_of_voxels(embedded: Fitted, tiny_store: Store) -> 
     data = read_store_subject(tiny_store, "sub-03")
     (part,) = explain(embedded.model, [data], OPTIONS.model_copy(update={"n_answers": 0})).subjects
     assert part.answers == ()
-    for result in (part.texts, *part.words):
+    for result in (part.texts, *part.words, *part.attributes):
         expected = [result.voxels[region.voxels].sum() for region in result.samples.regions]
         np.testing.assert_allclose(result.samples.values.mean(0), expected, atol=1e-9)
         assert result.error < 1e-6
+
+
+def test_what_an_interruption_left_is_read(
+    embedded: Fitted, tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = [read_store_subject(tiny_store, "sub-03", [3, 1])]
+    lesion_trial, calls = explanation.lesion_trial, []
+
+    def count(*arguments: object) -> object:
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        return lesion_trial(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(explanation, "lesion_trial", count)
+    with pytest.raises(KeyboardInterrupt):
+        explain(embedded.model, data, OPTIONS, keep_in=tmp_path)
+    monkeypatch.setattr(explanation, "lesion_trial", lesion_trial)
+    expected = explain(embedded.model, data, OPTIONS)
+    (tmp_path / "sub-03-lesions-3.npz").stat()  # the first of them is there
+    calls.clear()
+    resumed = explain(embedded.model, data, OPTIONS, keep_in=tmp_path)
+    first, second = expected.subjects[0], resumed.subjects[0]
+    np.testing.assert_array_equal(first.lesions.values, second.lesions.values)
+    np.testing.assert_array_equal(first.lesions.null, second.lesions.null)
+    assert len(list(tmp_path.glob("*.npz"))) == 3
+    monkeypatch.setattr(Explainer, "attribute_words", None)  # it is not called again
+    again = explain(embedded.model, data, OPTIONS, keep_in=tmp_path).subjects[0]
+    assert again.answers[0].words == second.answers[0].words
+    np.testing.assert_array_equal(again.answers[0].voxels, second.answers[0].voxels)
 
 
 def test_texts_of_a_scan_are_chosen_by_its_trials(embedded: Fitted, tiny_store: Store) -> None:
@@ -104,6 +142,8 @@ def test_a_trial_that_is_not_there_is_refused(tiny_store: Store) -> None:
     [
         (["--mask", "mask.nii.gz"], "is a folder, so a store is expected"),
         (["--network", "motion"], "expected NAME=PARCEL"),
+        (["--attribute", "animal"], "expected NAME=WORD"),
+        (["--word", "dog", "--attribute", "animal=dog,cat"], "has the word 'cat', which is not"),
         (["--subject", "sub-09"], "has no subject sub-09"),
     ],
 )

@@ -105,8 +105,8 @@ def test_bad_masks_and_atlases(tmp_path: Path) -> None:
         VoxelMasker.from_mask_img(nib.spatialimages.SpatialImage(ones, np.diag([2.0, 2, 0, 1])))
     with pytest.raises(
         InputError,
-        match=r"atlas visual .* is on another grid than the mask[\s\S]*expected shape \(4, 4, "
-        r"4\)[\s\S]*found shape \(5, 4, 4\)[\s\S]*resample_to_img",
+        match=r"atlas visual .* is on another grid than the mask: found 5 x 4 x 4 voxels of .*; "
+        r"expected 4 x 4 x 4 voxels of .*resample_to_img",
     ):
         VoxelMasker.from_mask_img(
             mask,

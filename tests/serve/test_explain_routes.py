@@ -1,15 +1,22 @@
 """Images and sums that show where an answer comes from."""
 
+import time
+from collections.abc import Callable
+from threading import Event
+
+import httpx
 import nibabel as nib
 import numpy as np
 import pytest
 
 from mindllm.data.store import Store
 from mindllm.explain.attribution import attribute_words
+from mindllm.explain.contributions import contribute
 from mindllm.explain.explainer import Explainer
 from mindllm.model.attention_maps import attention_mass
 from mindllm.model.modeling import MindLLM
-from tests.serve.serving import RunningServer, scan_files
+from mindllm.utils.errors import InputError
+from tests.serve.serving import RunningServer, running, scan_files
 
 FMRI = {"subject": "sub-01", "trial": 7}
 QUESTION = "What is it?"
@@ -148,3 +155,69 @@ def test_the_map_of_a_word_is_computed_once(
     server.app.state.services.decoder.forget("subject sub-01")
     post(server, "explain/words/map", **fields)
     assert len(calls) == 3
+
+
+def test_contributions_to_a_text_are_computed_once(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def count(*arguments: object) -> object:
+        calls.append(arguments)
+        return contribute(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mindllm.serve.explanations.contribute", count)
+    post(server, "explain/evidence", text="a boat at sea")
+    post(server, "explain/evidence/regions", text="a boat at sea")
+    assert len(calls) == 1
+    post(server, "explain/evidence", text="another text")
+    assert len(calls) == 2
+    server.app.state.services.decoder.forget("subject sub-01")
+    post(server, "explain/evidence", text="a boat at sea")
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("evidence", {"texts": ["a dog"]}),
+        ("explain/evidence", {"text": "what was never asked before"}),
+        ("explain/evidence/regions", {"text": "nor this"}),
+    ],
+)
+def test_what_the_model_refuses_is_answered_by_its_sentence(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, path: str, fields: dict[str, object]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise InputError("the sentence encoder is not there. Fetch it.")
+
+    monkeypatch.setattr(MindLLM, "embed_texts", refuse)
+    error = post(server, path, 400, **fields)["error"]
+    assert error["message"] == "the sentence encoder is not there. Fetch it."
+    assert error["type"] == "invalid_request_error"
+
+
+def test_a_client_that_goes_away_ends_the_map_of_its_word(
+    served_model: MindLLM, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, pieces = Event(), []
+
+    def attribute(*arguments: object, on_piece: Callable[[], None], **_: object) -> None:
+        begun.set()
+        while len(pieces) < 3000:  # 30 s, which a test may not take
+            on_piece()
+            pieces.append(len(pieces))
+            time.sleep(0.01)
+
+    monkeypatch.setattr("mindllm.serve.explanations.attribute_words", attribute)
+    with running(served_model, tiny_store) as server:
+        body = BODY | {"answer": "a cat sleeps", "question": QUESTION, "word": 1}
+        with server.http() as http, pytest.raises(httpx.ReadTimeout):
+            http.post("/v1/explain/words/map", json=body, timeout=httpx.Timeout(60, read=0.5))
+        assert begun.wait(30)
+        worker = server.app.state.services.worker
+        deadline = time.monotonic() + 30
+        while worker.count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert worker.count == 0
+    assert len(pieces) < 3000

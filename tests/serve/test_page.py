@@ -240,6 +240,29 @@ def test_a_word_and_a_token_show_their_voxels(browser: Browser, url: str, pictur
         page.wait_for_selector("text=/Voxels that speak for .* From/")
 
 
+def test_the_map_of_a_word_can_be_cancelled(browser: Browser, url: str, pictures: Path) -> None:
+    with ready(browser, url) as page:
+        choose(page, "sub-01", 2)
+        ask(page)
+        word = page.locator(".card .word, .card .word.against").first
+        word.click()
+        wait_for_map(page)
+        page.get_by_role("combobox", name="Where it listens").select_option("1")
+        page.wait_for_selector("text=/Where fMRI token 1 listens. From/")
+        wait_for_map(page)
+        before = page.locator(".brain:not([hidden]) table").inner_text()
+        page.route("**/v1/explain/words/map", lambda _: None)  # it is never answered
+        word.click()
+        page.wait_for_selector("text=/Computing: Voxels that the word/")
+        check_axe(page)
+        page.screenshot(path=pictures / "cancel.png")
+        page.get_by_role("button", name="Cancel", exact=True).click()
+        wait_for_map(page)
+        assert not page.locator(".brain:not([hidden]) .busy").is_visible()
+        assert not page.locator(".brain:not([hidden]) .error").is_visible()
+        assert page.locator(".brain:not([hidden]) table").inner_text() == before
+
+
 def test_regions_are_switched_off_and_two_subjects_compared(
     browser: Browser, url: str, pictures: Path
 ) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from mindllm.cli import app
@@ -14,6 +15,7 @@ from mindllm.model.modeling import MindLLM
 from mindllm.training.adaptation import adapt_to_subject
 from mindllm.training.trainer import train
 from mindllm.utils.errors import InputError
+from mindllm.utils.manifest import Manifest
 from tests.evaluation.test_cross_validation import make_store
 from tests.training.test_trainer import options
 
@@ -74,3 +76,55 @@ def test_what_cannot_be_adapted_is_refused(folder: Path, store: Store) -> None:
     model.encoding_model = None
     with pytest.raises(InputError, match="no encoding model"):
         model.adapt_subject(np.asarray(betas), masker)
+
+
+def damage(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of an adaptation, with one fault."""
+    key = "sub-03/alignment"
+    if name == "missing":
+        return {k: t for k, t in tensors.items() if k != key}
+    if name == "unknown":
+        return tensors | {"sub-03/other": torch.ones(1)}
+    if name == "shape":
+        return tensors | {key: tensors[key][:3]}
+    if name == "integers":
+        return tensors | {key: tensors[key].long()}
+    if name == "trials":
+        return tensors | {
+            "sub-03/response_map.trials": tensors["sub-03/response_map.trials"][:5].contiguous()
+        }
+    return tensors | {key: tensors[key] * torch.nan}
+
+
+DAMAGE = {
+    "missing": "lacks tensors, or has unknown ones: alignment",
+    "unknown": "lacks tensors, or has unknown ones: other",
+    "shape": "holds alignment of .* and shape",
+    "integers": r"holds alignment of torch\.int64",
+    "trials": "another number of trials than of targets",
+    "not finite": "NaN|infinite",
+    "truncated": "is missing or damaged",
+    "garbage": "is missing or damaged",
+    "empty": "is missing or damaged",
+}
+
+
+def test_damaged_adaptations_are_refused(folder: Path, store: Store, tmp_path: Path) -> None:
+    model = MindLLM.from_pretrained(folder)
+    adapt_to_subject(model, store, "sub-03")
+    out = tmp_path / "adapted"
+    model.save_pretrained(out)
+    file = out / "adaptations.safetensors"
+    content = file.read_bytes()
+    written = {"truncated": content[:1000], "garbage": b"no tensors" * 100, "empty": b""}
+    for name, message in DAMAGE.items():
+        file.write_bytes(content)
+        if name in written:
+            file.write_bytes(written[name])
+        else:
+            tensors = damage(name, load_file(file))
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, file)
+        Manifest.read(out, "a model", "").update()
+        with pytest.raises(InputError, match=message) as caught:
+            MindLLM.from_pretrained(out)
+        assert "adaptations.safetensors" in str(caught.value), name

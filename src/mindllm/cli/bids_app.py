@@ -243,6 +243,7 @@ def join_stores(folder: Path, subjects: list[str], out: Path) -> "Store":
             )
     conversations = pd.concat([store.conversations for store in stores], ignore_index=True)
     keys = conversations[["stimulus", "source", "turns"]].astype(str)
+    runs = [store.runs for store in stores if store.runs is not None]
     return write_store(
         out,
         (
@@ -254,4 +255,5 @@ def join_stores(folder: Path, subjects: list[str], out: Path) -> "Store":
         name=first.meta["name"],
         source=first.meta["source"],
         license=first.meta["license"],
+        runs=pd.concat(runs, ignore_index=True) if len(runs) == len(stores) else None,
     )

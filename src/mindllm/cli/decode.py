@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,19 +21,26 @@ from mindllm.cli.options import (
     console,
     errors,
     finite,
-    parse_int_ranges,
     parse_list,
+)
+from mindllm.cli.scans import (
+    Atlases,
+    Mask,
+    MaskerSubject,
+    Scan,
+    ScanData,
+    ScanOptions,
+    Standardized,
+    StandardizeWith,
+    Volumes,
 )
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import to_json
 from mindllm.utils.progress import progress_bar
 from mindllm.utils.seeds import MAX_SEED
-from mindllm.utils.text_files import check_regular_file, read_corpus
+from mindllm.utils.text_files import read_corpus
 
 if TYPE_CHECKING:
-    from nibabel.spatialimages import SpatialImage
-
-    from mindllm.fmri.masker import VoxelMasker
     from mindllm.model.decode import DecodedVolume
     from mindllm.model.decode_by_evidence import AnsweredVolume, RankedVolume
     from mindllm.model.decode_by_likelihood import ChosenVolume
@@ -41,32 +48,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Scan = Annotated[Path, typer.Argument(help="A 3-D or 4-D NIfTI file, one volume per trial.")]
-Mask = Annotated[Path | None, typer.Option(help="NIfTI mask of the voxels, on the scan's grid.")]
-MaskerSubject = Annotated[
-    str | None,
-    typer.Option(help="Instead of --mask and --atlas: a subject whose masker the model holds."),
-]
-Atlases = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="NAME=FILE, an atlas on the scan's grid, lookup table beside it. Repeatable."
-    ),
-]
-Volumes = Annotated[str | None, typer.Option(help="Which volumes, e.g. 0,3,5-9. Default: all.")]
 Question = Annotated[
     str | None,
     typer.Option(help="Question about the scan. Default: the one the model was trained with."),
-]
-StandardizeWith = Annotated[
-    Path | None,
-    typer.Option(
-        help="Another scan of the same subject and grid to standardize with, "
-        "of at least 8 volumes. Default: all volumes of SCAN."
-    ),
-]
-Standardized = Annotated[
-    bool, typer.Option("--standardized", help="SCAN holds standardized betas: take them as is.")
 ]
 DoSample = Annotated[
     bool, typer.Option("--do-sample", help="Sample instead of taking the likeliest token.")
@@ -158,18 +142,18 @@ def decode(
     llm: LanguageModelPath = None,
 ) -> None:
     """Decode the volumes of a scan into text, one prediction per volume."""
-    check_options(mask, subject, stream, as_json)
+    options = ScanOptions(
+        scan, mask, mask_threshold, subject, atlas or [], volumes, standardize_with, standardized
+    )
+    check_printing(stream, as_json)
     samples = stream or do_sample or guidance_scale != 1
     check_way(by, bool(corpus), len(choice or []), samples, question is not None)
     answers = parse_choices(choice or [])
-    atlases, indices = parse_atlases(atlas or []), parse_int_ranges(volumes)
     check_model(model, llm)
-    check_files(scan, mask, atlases, standardize_with)
+    options.check()
     corpus_texts = [text for file in corpus or [] for text in read_corpus(file)]
-    mask_img = mask if mask_threshold is None else threshold_mask(mask, mask_threshold)
     loaded = load_model(model, llm, seed)
-    masker = get_masker(loaded, model, subject) if subject is not None else mask_img
-    data = ScanData(scan, masker, atlases, indices, standardize_with, standardized)
+    data = options.open(loaded, model)
     if by == "likelihood":
         chosen = choose_volumes(loaded, data, answers, question, batch_size)
         return show_chosen(chosen, answers, as_json)
@@ -178,8 +162,8 @@ def decode(
         if answers:
             return show_answered(answer_volumes(loaded, data, texts, answers), answers, as_json)
         return show_ranked(rank_volumes(loaded, data, texts, n_best), abstain_below, as_json)
-    options = name_options(max_new_tokens, guidance_scale, temperature if do_sample else None)
-    decoded = generate(loaded, data, question, batch_size, stream, options)
+    generation = name_options(max_new_tokens, guidance_scale, temperature if do_sample else None)
+    decoded = generate(loaded, data, question, batch_size, stream, generation)
     return None if stream else show(decoded, as_json)
 
 
@@ -189,24 +173,6 @@ def name_options(
     """Options of `generate`; without a temperature, the likeliest token is taken."""
     sampling = {} if temperature is None else {"do_sample": True, "temperature": temperature}
     return {"max_new_tokens": max_new_tokens, "guidance_scale": guidance_scale, **sampling}
-
-
-@dataclass(frozen=True, slots=True)
-class ScanData:
-    """The files of a scan, and how its betas are read."""
-
-    scan: Path
-    masker: "Path | SpatialImage | VoxelMasker | None"
-    atlases: dict[str, str]
-    volumes: list[int] | None
-    standardize_with: Path | None
-    standardized: bool
-
-    @property
-    def reading(self) -> Mapping[str, Any]:
-        """What every function that decodes a scan takes by name."""
-        names = ("atlases", "volumes", "standardize_with", "standardized")
-        return {name: getattr(self, name) for name in names}
 
 
 def generate(
@@ -327,41 +293,10 @@ def collect_texts(model: "MindLLM", corpus: Sequence[str], n_texts: int, seed: i
         return collect_proposals(model, corpus, n_texts, seed, advance)
 
 
-def check_options(mask: Path | None, subject: str | None, stream: bool, as_json: bool) -> None:
-    """Refuse options that exclude each other, before anything is loaded."""
-    check_masker(mask, subject)
+def check_printing(stream: bool, as_json: bool) -> None:
+    """Refuse two ways to print."""
     if stream and as_json:
         raise InputError("--stream prints as it goes, --json at the end: choose one of them.")
-
-
-def check_masker(mask: Path | None, subject: str | None) -> None:
-    """Refuse two masks, and none."""
-    if (mask is None) == (subject is None):
-        raise InputError(
-            "give either --mask (and --atlas), or --subject for one whose masker the model holds."
-        )
-
-
-def threshold_mask(mask: Path | None, threshold: float) -> "SpatialImage":
-    """Make a binary mask of one that is not."""
-    from mindllm.fmri.nifti import binarize_mask
-
-    if mask is None:
-        raise InputError("--mask-threshold is for --mask: give one, or leave it out.")
-    return binarize_mask(mask, threshold)
-
-
-def check_files(
-    scan: Path, mask: Path | None, atlases: dict[str, str], standardize_with: Path | None
-) -> None:
-    """Refuse files that are not there, before anything is loaded."""
-    if mask is not None:
-        check_regular_file(mask, "the mask")
-    for name, file in atlases.items():
-        check_regular_file(Path(file), f"the atlas {name}")
-    check_regular_file(scan, "the scan")
-    if standardize_with is not None:
-        check_regular_file(standardize_with, "the image of --standardize-with")
 
 
 def load_model(folder: Path, language_model: str | None, seed: int) -> "MindLLM":
@@ -372,34 +307,6 @@ def load_model(folder: Path, language_model: str | None, seed: int) -> "MindLLM"
 
     torch.manual_seed(seed)
     return MindLLM.from_pretrained(folder, language_model=language_model)
-
-
-def get_masker(model: "MindLLM", folder: Path, subject: str) -> "VoxelMasker":
-    """The masker of a training subject."""
-    if subject not in model.maskers:
-        raise InputError(
-            f"{folder} holds no masker of {subject}; it holds {', '.join(model.maskers) or 'none'}."
-        )
-    return model.maskers[subject]
-
-
-def parse_atlases(pairs: Sequence[str]) -> dict[str, str]:
-    """Map name to file of options NAME=FILE.
-
-    Examples
-    --------
-    >>> parse_atlases(["HCPEx=atlas-HCPEx_dseg.nii.gz"])
-    {'HCPEx': 'atlas-HCPEx_dseg.nii.gz'}
-    """
-    files = {}
-    for pair in pairs:
-        name, separator, file = pair.partition("=")
-        if not separator:
-            raise InputError(
-                f"--atlas {pair}: expected NAME=FILE, e.g. --atlas HCPEx=atlas-HCPEx_dseg.nii.gz"
-            )
-        files[name] = file
-    return files
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from mindllm.cli.options import (
 from mindllm.utils.files import to_json
 from mindllm.utils.processes import is_main_process, local_device, wait_for_start
 from mindllm.utils.progress import progress_bar
+from mindllm.utils.ranges import count_of
 from mindllm.utils.seeds import MAX_SEED
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ def comparison_table(comparison: "ComparisonResult") -> "Table":
 
     title = (
         f"{comparison.first} (first) and {comparison.second} (second): "
-        f"{comparison.n_subjects} subjects, {comparison.n_trials} trials"
+        f"{count_of(comparison.n_subjects, 'subject')}, {count_of(comparison.n_trials, 'trial')}"
     )
     table = Table("score", "first", "second", "difference", "95 % interval", "p", title=title)
     for row in comparison.rows:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mindllm.cli.decode import Atlases, Mask, Standardized, get_masker, parse_atlases
 from mindllm.cli.options import (
     MAX_COUNT,
     LanguageModelPath,
@@ -17,10 +16,13 @@ from mindllm.cli.options import (
     check_model,
     claim_output,
     console,
+    finite,
     parse_int_ranges,
     parse_list,
 )
+from mindllm.cli.scans import Atlases, Mask, Standardized, get_masker, parse_atlases
 from mindllm.utils.errors import InputError
+from mindllm.utils.folders import remove_folder
 from mindllm.utils.progress import spinner
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from mindllm.model.modeling import MindLLM
 
 app = typer.Typer()
+PARTS = "partial"  # within the folder: what was computed before an interruption
 
 
 Data = Annotated[
@@ -51,6 +54,21 @@ Words = Annotated[
         "those that do not. Repeatable."
     ),
 ]
+Attributes = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=WORD,WORD: words (the first form of each --word) whose maps are averaged, such "
+        "as those of one attribute. Repeatable."
+    ),
+]
+SmoothMm = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=100, callback=finite,
+        help="Smoothing of drawn maps, FWHM in mm; 0: none. Default: as wide as the receptive "
+        "fields of the model's queries.",
+    ),
+]  # fmt: skip
 Networks = Annotated[
     list[str] | None,
     typer.Option(
@@ -77,6 +95,7 @@ def explain(
     subject: ExplainedSubjects = None,
     trials: Trials = None,
     word: Words = None,
+    attribute: Attributes = None,
     network: Networks = None,
     mask: Mask = None,
     atlas: Atlases = None,
@@ -86,36 +105,38 @@ def explain(
     n_answers: NAnswers = 1,
     queries: WriteQueries = True,
     interactive: WriteInteractive = True,
+    smooth_mm: SmoothMm = None,
     llm: LanguageModelPath = None,
     split_scheme: SplitScheme = None,
     seed: Seed = 0,
 ) -> None:
     """Show where a model attends, which voxels speak for a text, and what a lesion costs."""
-    from mindllm.explain.explanation import ExplainConfig
+    from mindllm.explain.explanation import ExplainConfig, check_attributes
     from mindllm.explain.explanation import explain as explain_subjects
     from mindllm.model.modeling import MindLLM
     from mindllm.report.explanation import write_explanation
 
     config = ExplainConfig(
         words=tuple(tuple(parse_list(forms) or ()) for forms in word or ()),
-        networks=parse_networks(network or []),
-        n_random=n_random,
-        random_sets=random_sets,
-        n_answers=n_answers,
-        seed=seed,
-    )
-    claim_output(out, inputs=[model, data], resumable=["explanation.json"])
+        attributes=parse_groups("--attribute", "NAME=WORD,WORD", attribute or []),
+        smooth_mm=smooth_mm,
+        networks=parse_groups("--network", "NAME=PARCEL,PARCEL", network or []),
+        n_random=n_random, random_sets=random_sets, n_answers=n_answers, seed=seed,
+    )  # fmt: skip
+    check_attributes(config)
+    claim_output(out, inputs=[model, data], resumable=["explanation.json", PARTS])
     check_model(model, llm)
-    indices = parse_int_ranges(trials)
     source = Source(data, parse_list(subject), mask, parse_atlases(atlas or []), standardized)
+    indices = parse_int_ranges(trials)
     source.check()
     loaded = MindLLM.from_pretrained(model, language_model=llm)
     subjects = source.read(loaded, model, indices, split_scheme)
-    title = f"What {model.name} makes of {data.name}"
     with bars() as progress:
-        explanation = explain_subjects(loaded, subjects, config, progress)
+        explanation = explain_subjects(loaded, subjects, config, progress, out / PARTS)
         with spinner(progress, "drawing and writing"):
+            title = f"What {model.name} makes of {data.name}"
             page = write_explanation(explanation, out, title, queries, interactive)
+            remove_folder(out / PARTS, within=out)
     console.print(f"{page}: {', '.join(d.masker.subject for d in subjects)} explained")
 
 
@@ -175,20 +196,18 @@ class Source:
         return [read_scan_subject(model, self.path, masker, trials, standardized=self.standardized)]
 
 
-def parse_networks(options: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Map name to parcels of options NAME=PARCEL,PARCEL.
+def parse_groups(option: str, form: str, values: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Map name to parts of options NAME=PART,PART.
 
     Examples
     --------
-    >>> parse_networks(["motion=TO1,TO2"])
+    >>> parse_groups("--network", "NAME=PARCEL,PARCEL", ["motion=TO1,TO2"])
     {'motion': ('TO1', 'TO2')}
     """
-    networks = {}
-    for option in options:
-        name, separator, parcels = option.partition("=")
+    groups = {}
+    for value in values:
+        name, separator, parts = value.partition("=")
         if not separator or not name.strip():
-            raise InputError(
-                f"--network {option}: expected NAME=PARCEL,PARCEL, e.g. --network motion=TO1,TO2"
-            )
-        networks[name.strip()] = tuple(parse_list(parcels) or ())
-    return networks
+            raise InputError(f"{option} {value}: expected {form}.")
+        groups[name.strip()] = tuple(parse_list(parts) or ())
+    return groups

@@ -5,22 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mindllm.cli.decode import (
-    Atlases,
-    Mask,
-    MaskerSubject,
-    Question,
-    Scan,
-    Standardized,
-    StandardizeWith,
-    Volumes,
-    check_files,
-    check_masker,
-    get_masker,
-    load_model,
-    parse_atlases,
-    threshold_mask,
-)
+from mindllm.cli.decode import Question, load_model
 from mindllm.cli.options import (
     LanguageModelPath,
     MaskThreshold,
@@ -31,7 +16,16 @@ from mindllm.cli.options import (
     console,
     errors,
     locks,
-    parse_int_ranges,
+)
+from mindllm.cli.scans import (
+    Atlases,
+    Mask,
+    MaskerSubject,
+    Scan,
+    ScanOptions,
+    Standardized,
+    StandardizeWith,
+    Volumes,
 )
 from mindllm.utils.files import check_not_exists
 from mindllm.utils.locks import lock_output
@@ -78,26 +72,24 @@ def export_prompts(
 
     from mindllm.model.prompt_export import RequestOptions, check_suffix, embed_scan, write_prompts
 
-    check_masker(mask, subject)
     check_suffix(out)
-    atlases, indices = parse_atlases(atlas or []), parse_int_ranges(volumes)
+    options = ScanOptions(
+        scan, mask, mask_threshold, subject, atlas or [], volumes, standardize_with, standardized
+    )
     check_model(model, llm)
-    check_files(scan, mask, atlases, standardize_with)
+    options.check()
     check_not_exists(out)
     locks.enter_context(lock_output(out))
-    mask_img = mask if mask_threshold is None else threshold_mask(mask, mask_threshold)
     loaded = load_model(model, llm, 0)
+    data = options.open(loaded, model)
     with errors.status("embedding prompts"):
         prompts = embed_scan(
             loaded,
-            scan,
-            mask_img if subject is None else get_masker(loaded, model, subject),
-            atlases,
-            volumes=indices,
+            data.scan,
+            data.masker,
             question=question,
-            standardize_with=standardize_with,
-            standardized=standardized,
             dtype=getattr(torch, dtype),
+            **data.reading,
         )
     name = served_name or loaded.language_model.name
     write_prompts(loaded, prompts, out, RequestOptions(name, api, max_new_tokens))

@@ -21,6 +21,7 @@ KEPT = {
     "demo": f"steps that were finished are kept; {RERUN}",
     "train": "the last checkpoint, if there is one, is kept; add --resume to go on from it",
     "cross-validate": f"what was computed is kept; {RERUN}",
+    "explain": f"lesions and words of trials that were finished are kept; {RERUN}",
     "evaluate": "predictions that were made are kept; add --resume to go on with them",
     "serve": "running requests were finished; scans that were sent to it are removed",
 }

@@ -23,6 +23,7 @@ from mindllm.cli.options import (
     parse_int_ranges,
     parse_list,
 )
+from mindllm.utils.ranges import count_of
 
 if TYPE_CHECKING:
     from mindllm.data.store import Store
@@ -68,8 +69,8 @@ def summarize(store: "Store") -> None:
     n_trials = sum(len(store.trials(subject)) for subject in store.subjects)
     n_stimuli = store.conversations["stimulus"].nunique()
     console.print(
-        f"{store.path}: {len(store.subjects)} subjects, {n_trials} trials, "
-        f"{n_stimuli} stimuli with text"
+        f"{store.path}: {count_of(len(store.subjects), 'subject')}, "
+        f"{count_of(n_trials, 'trial')}, {count_of(n_stimuli, 'stimulus', 'stimuli')} with text"
     )
     if store.conversations.empty:
         console.print("It holds no text yet: add some with `mindllm prepare instructions`.")

@@ -138,8 +138,8 @@ class Store:
                 f"{self.path} has no split {split!r}; it holds "
                 f"{', '.join([DEFAULT_SPLIT, *self.splits])}. `mindllm split` makes others."
             )
-        self._maskers = BoundedCache[VoxelMasker](MAX_MASKER_BYTES, masker_size)
-        self._scalers = BoundedCache[SessionScaler](
+        self._maskers = BoundedCache[str, VoxelMasker](MAX_MASKER_BYTES, masker_size)
+        self._scalers = BoundedCache[str, SessionScaler](
             MAX_SCALER_BYTES, lambda scaler: scaler.mean.nbytes + scaler.std.nbytes
         )
         chosen = split not in (None, DEFAULT_SPLIT)

@@ -273,6 +273,7 @@ def write_store(
     dtype: str = "float32",
     standardized: bool = False,
     stimulus_sets: Mapping[str, Sequence[str]] | None = None,
+    runs: pd.DataFrame | None = None,
 ) -> Store:
     """Write a store from arrays.
 
@@ -293,6 +294,8 @@ def write_store(
         Whether the betas are z-scores already, to be taken as they are.
     stimulus_sets : mapping from str to sequence of str, optional
         Named sets of stimuli, such as "shared1000", that reports give rows of their own.
+    runs : DataFrame, optional
+        One row per run of which single-trial betas were estimated; see `Store.runs`.
 
     Returns
     -------
@@ -345,7 +348,7 @@ def write_store(
                     "trials."
                 )
             writer.write_subject(masker, trials, [(np.arange(len(trials)), betas)], dtype)
-        return writer.finish(conversations)
+        return writer.finish(conversations, runs)
 
 
 def check_dtype(dtype: str) -> None:

@@ -17,7 +17,12 @@ from mindllm.evaluation.baselines import ALPHAS, attend_groups
 from mindllm.evaluation.cache import PredictionCache
 from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder
-from mindllm.model.encoding_fit import SubjectFeatures, fit_closed_form, fit_encoding_model
+from mindllm.model.encoding_fit import (
+    FitScales,
+    SubjectFeatures,
+    choose_scales,
+    fit_at_scales,
+)
 from mindllm.model.encoding_model import EncodingModel, EncodingModelConfig, center_embeddings
 from mindllm.model.proposals import similarity_gains
 from mindllm.model.receptive_fields import init_queries
@@ -78,6 +83,7 @@ class LeftOutSubject:
         self.embeddings, self.options, self.cache = embeddings, options, cache
         self.others = [s for s in folds.subjects if s != subject]
         self._models: dict[tuple[int | None, bool], EncodingModel] = {}
+        self._scales: dict[int | None, FitScales] = {}
 
     @cached_property
     def features(self) -> dict[str, SubjectFeatures]:
@@ -163,16 +169,22 @@ class LeftOutSubject:
         return features
 
     def model(self, fold: int | None, permuted: bool) -> EncodingModel:
-        """Fit to the answers that are shown in a fold, or to pairs that are permuted; once."""
+        """Fit to the answers that are shown in a fold, or to pairs that are permuted; once.
+
+        Rank and scales are those of the pairs as they are: the control has all parts of the
+        evidence, with the weight that they have where pairs are not permuted.
+        """
         fold = self.folds.hidden(fold)
         if (fold, permuted) not in self._models:
-            features = self.training_features(fold)
-            if permuted:
-                features = permute_pairs(features, self.options.seed)
-            fit = fit_closed_form if permuted else fit_encoding_model
+            features, embeddings = self.training_features(fold), self.embeddings
             texts = torch.from_numpy(self.folds.stimulus_texts)
             config = self.options.encoding_model
-            self._models = {(fold, permuted): fit(features, self.embeddings, texts, config)} | {
+            if fold not in self._scales:
+                self._scales = {fold: choose_scales(features, embeddings, texts, config)}
+            if permuted:
+                features = permute_pairs(features, self.options.seed)
+            fitted = fit_at_scales(features, embeddings, texts, config, self._scales[fold])
+            self._models = {(fold, permuted): fitted} | {
                 key: model for key, model in self._models.items() if key[0] == fold
             }
         return self._models[fold, permuted]

@@ -14,11 +14,12 @@ Kokhlikyan et al. 2020, Captum, arXiv 2009.07896.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -85,6 +86,32 @@ class WordAttributions:
     error: np.ndarray
     n_pieces: int
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All of it as arrays by name; `from_arrays` is the inverse."""
+        texts = json.dumps([self.answer, *self.words]).encode()
+        return {
+            "texts": np.frombuffer(texts, np.uint8),
+            "voxels": self.voxels,
+            "log_likelihood": self.log_likelihood,
+            "at_zero": self.at_zero,
+            "error": self.error,
+            "n_pieces": np.array(self.n_pieces),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """Put it together from its arrays."""
+        answer, *words = json.loads(arrays["texts"].tobytes())
+        return cls(
+            answer,
+            tuple(words),
+            arrays["voxels"],
+            arrays["log_likelihood"],
+            arrays["at_zero"],
+            arrays["error"],
+            int(arrays["n_pieces"]),
+        )
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -105,6 +132,7 @@ def attribute_words(
     *,
     words: Sequence[int] | None = None,
     config: AttributionConfig | None = None,
+    on_piece: Callable[[], None] | None = None,
 ) -> WordAttributions:
     """Attribute the words of an answer to voxels.
 
@@ -121,6 +149,8 @@ def attribute_words(
     words : sequence of int, optional
         Numbers of the words, from 0; all by default.
     config : AttributionConfig, optional
+    on_piece : callable, optional
+        Called before each piece of the path; what it raises ends the attribution.
 
     Returns
     -------
@@ -143,7 +173,7 @@ def attribute_words(
             f"words {chosen} were asked for; the answer {answer!r} has words 0 to "
             f"{len(all_words) - 1}."
         )
-    pieces = integrate_path(score, outputs, chosen, config)
+    pieces = integrate_path(score, outputs, chosen, config, on_piece)
     gradients = sum_pieces(pieces)
     with torch.no_grad():
         scores = score(torch.cat([outputs, torch.zeros_like(outputs)]))[:, chosen].double().cpu()
@@ -166,13 +196,20 @@ def sum_pieces(pieces: Sequence[Piece]) -> Tensor:
 
 
 def integrate_path(
-    score: ScoreWords, outputs: Tensor, words: Sequence[int], config: AttributionConfig
+    score: ScoreWords,
+    outputs: Tensor,
+    words: Sequence[int],
+    config: AttributionConfig,
+    on_piece: Callable[[], None] | None = None,
 ) -> list[Piece]:
     """Cut the path into pieces, the worst first, until the errors of every word are small."""
-    pieces = [
-        integrate_piece(score, outputs, words, start, stop, config)
-        for start, stop in pairwise(FIRST_PIECES)
-    ]
+
+    def integrate(start: float, stop: float) -> Piece:
+        if on_piece is not None:
+            on_piece()
+        return integrate_piece(score, outputs, words, start, stop, config)
+
+    pieces = [integrate(start, stop) for start, stop in pairwise(FIRST_PIECES)]
     while len(pieces) < config.max_pieces:
         total = torch.stack([piece.error.abs() for piece in pieces]).sum(0)
         if float(total.max()) <= config.tolerance:
@@ -181,7 +218,7 @@ def integrate_path(
         pieces.remove(worst)
         middle = (worst.start + worst.stop) / 2
         for start, stop in ((worst.start, middle), (middle, worst.stop)):
-            pieces.append(integrate_piece(score, outputs, words, start, stop, config))
+            pieces.append(integrate(start, stop))
     return pieces
 
 

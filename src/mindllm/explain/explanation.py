@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,15 +14,24 @@ from rich.progress import Progress
 from mindllm.explain.attribution import AttributionConfig, WordAttributions
 from mindllm.explain.evidence_path import Question
 from mindllm.explain.explainer import Explainer
+from mindllm.explain.kept_parts import KeptParts, hash_parts
 from mindllm.explain.lesions import (
     RandomSets,
     lesion_trial,
     random_orders,
 )
+from mindllm.explain.patterns import FWHM_PER_SD, WordPattern, map_pattern
 from mindllm.explain.regions import Region, find_region, list_parcels, sum_by_region
 from mindllm.explain.subject_data import SubjectData
 from mindllm.explain.tables import RegionSamples, tabulate_regions
-from mindllm.explain.text_maps import TextMap, map_texts, map_word
+from mindllm.explain.text_maps import (
+    TextMap,
+    WordContributions,
+    map_attribute,
+    map_texts,
+    map_word,
+    weigh_word,
+)
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.model.attention_maps import NO_PARCEL
 from mindllm.model.choices import names
@@ -43,6 +53,11 @@ class ExplainConfig(BaseModel):
 
     words: tuple[tuple[str, ...], ...] = ()
     """Words, each with its forms, to map beside the texts of the trials."""
+    attributes: dict[str, tuple[str, ...]] = {}
+    """Names of attributes, and the words (the first form of each) whose maps are averaged."""
+    smooth_mm: float | None = Field(default=None, ge=0)
+    """Full width at half maximum of the smoothing of drawn maps; null: as wide as the receptive
+    fields that queries start as, since a map is no sharper than these."""
     networks: dict[str, tuple[str, ...]] = {}
     """Names of networks, and the parcels that each consists of."""
     n_random: int = Field(default=200, ge=1)
@@ -59,6 +74,23 @@ class ExplainConfig(BaseModel):
     """Seed of all random draws."""
 
 
+def check_attributes(config: ExplainConfig) -> None:
+    """Refuse attributes of words that are not mapped.
+
+    Raises
+    ------
+    InputError
+        If there is one.
+    """
+    known = [forms[0] for forms in config.words]
+    for name, words in config.attributes.items():
+        if unknown := [word for word in words if word not in known]:
+            raise InputError(
+                f"the attribute {name} has the word {unknown[0]!r}, which is not among the words "
+                f"to map ({', '.join(known) or 'none'}). Name it with its forms too (--word)."
+            )
+
+
 @dataclass(frozen=True)
 class SubjectExplanation:
     """What was computed for one subject.
@@ -71,6 +103,9 @@ class SubjectExplanation:
     texts : TextMap
         Contributions to the text of each trial.
     words : tuple of TextMap
+    attributes : tuple of TextMap
+    patterns : tuple of WordPattern
+        By activation patterns, of the words and then of the attributes.
     answers : tuple of WordAttributions
         Of the first trials.
     lesions : RegionSamples
@@ -82,6 +117,8 @@ class SubjectExplanation:
     token_attention: np.ndarray
     texts: TextMap
     words: tuple[TextMap, ...]
+    attributes: tuple[TextMap, ...]
+    patterns: tuple[WordPattern, ...]
     answers: tuple[WordAttributions, ...]
     lesions: RegionSamples
 
@@ -105,12 +142,16 @@ class Explanation:
     config : ExplainConfig
     subjects : tuple of SubjectExplanation
     tables : dict of str to DataFrame
-        "attention", "text", "lesions", and "word-..." of each word; see `tabulate_regions`.
+        "attention", "text", "lesions"; "word-...", "attribute-..." of each, and the same with
+        "pattern-" before it; see `tabulate_regions`.
+    smooth_mm : float
+        Full width at half maximum of the smoothing of drawn maps.
     """
 
     config: ExplainConfig
     subjects: tuple[SubjectExplanation, ...]
     tables: dict[str, pd.DataFrame]
+    smooth_mm: float
 
 
 def explain(
@@ -118,6 +159,7 @@ def explain(
     subjects: Sequence[SubjectData],
     config: ExplainConfig | None = None,
     progress: Progress | None = None,
+    keep_in: Path | None = None,
 ) -> Explanation:
     """Explain what a model makes of subjects' trials.
 
@@ -129,6 +171,8 @@ def explain(
     config : ExplainConfig, optional
     progress : rich.progress.Progress, optional
         Shows what is being computed.
+    keep_in : Path, optional
+        Folder for parts that take long, which a later call with the same model and data reads.
 
     Returns
     -------
@@ -140,20 +184,50 @@ def explain(
         If the model has no encoding model, a word is in no text, or a subject lacks a parcel.
     """
     config = config or ExplainConfig()
-    parts = tuple(explain_subject(model, data, config, progress) for data in subjects)
+    check_attributes(config)
+    kept, model_key = KeptParts(keep_in), hash_model(model)
+    parts = tuple(
+        explain_subject(model, data, config, progress, kept, model_key) for data in subjects
+    )
     tables = {
         "attention": tabulate_attention(parts),
         "text": tabulate_regions([part.texts.samples for part in parts], config.seed),
         "lesions": tabulate_regions([part.lesions for part in parts], config.seed),
     }
-    for number, words in enumerate(config.words):
-        samples = [part.words[number].samples for part in parts]
-        tables[f"word-{words[0]}"] = tabulate_regions(samples, config.seed)
-    return Explanation(config, parts, tables)
+    names = [f"word-{forms[0]}" for forms in config.words]
+    names += [f"attribute-{name}" for name in config.attributes]
+    for number, name in enumerate(names):
+        maps = [(*part.words, *part.attributes)[number].samples for part in parts]
+        patterns = [part.patterns[number].samples for part in parts]
+        tables[name] = tabulate_regions(maps, config.seed)
+        tables[f"pattern-{name}"] = tabulate_regions(patterns, config.seed)
+    return Explanation(config, parts, tables, choose_fwhm(model, config))
+
+
+def choose_fwhm(model: MindLLM, config: ExplainConfig) -> float:
+    """Smoothing of drawn maps, in mm: as asked for, or that of the receptive fields."""
+    if config.smooth_mm is not None:
+        return config.smooth_mm
+    return FWHM_PER_SD * (model.encoder.config.receptive_field_sd_mm or 0.0)
+
+
+def hash_model(model: MindLLM) -> str:
+    """Tells a model's weights from others'."""
+    tensors = model.encoder.state_dict(prefix="encoder.") | {"null_tokens": model.null_tokens}
+    tensors |= model.projector.state_dict(prefix="projector.")
+    if model.encoding_model is not None:
+        tensors |= model.encoding_model.state_dict(prefix="encoding_model.")
+    weights = [tensors[name].detach().double().cpu().numpy() for name in sorted(tensors)]
+    return hash_parts(model.language_model.fingerprint, *weights)
 
 
 def explain_subject(
-    model: MindLLM, data: SubjectData, config: ExplainConfig, progress: Progress | None
+    model: MindLLM,
+    data: SubjectData,
+    config: ExplainConfig,
+    progress: Progress | None,
+    kept: KeptParts,
+    model_key: str,
 ) -> SubjectExplanation:
     """Explain the trials of one subject; see `explain`."""
     explainer = Explainer(model, data.masker, data.betas, data.alignment_betas)
@@ -167,23 +241,26 @@ def explain_subject(
         texts = map_texts(
             chosen, questions, trials, regions, config.permutations, config.seed, advance
         )
-    words = tuple(map_words(explainer, data, forms, regions, config) for forms in config.words)
-    lesions = lesion_subject(
-        explainer, data, [compared[i] for i in trials.numbers], regions, config, progress
-    )
-    answered = data.chosen[: config.n_answers]
-    with progress_bar(progress, f"{subject}: words of answers", len(answered)) as advance:
-        answers = []
-        for row in answered:
-            answers.append(explainer.attribute_words(int(row), config=AttributionConfig()))
+    with progress_bar(progress, f"{subject}: words", len(config.words)) as advance:
+        words = []
+        for forms in config.words:
+            words.append(weigh_forms(explainer, data, forms, regions))
             advance(1)
+    key = hash_parts(model_key, data.betas, *data.texts)
+    lesions = lesion_subject(
+        explainer, data, [compared[i] for i in trials.numbers], regions, config, progress,
+        kept, key,
+    )  # fmt: skip
+    word_maps, attributes, patterns = map_words(explainer, data, words, regions, config)
     return SubjectExplanation(
         data=data,
         query_attention=explainer.query_attention,
         token_attention=explainer.token_attention,
         texts=texts,
-        words=words,
-        answers=tuple(answers),
+        words=word_maps,
+        attributes=attributes,
+        patterns=patterns,
+        answers=attribute_answers(explainer, data, config, progress, kept, key),
         lesions=lesions,
     )
 
@@ -213,25 +290,43 @@ def list_regions(masker: VoxelMasker, config: ExplainConfig) -> list[Region]:
     return regions
 
 
-def map_words(
-    explainer: Explainer,
-    data: SubjectData,
-    forms: Sequence[str],
-    regions: Sequence[Region],
-    config: ExplainConfig,
-) -> TextMap:
+def weigh_forms(
+    explainer: Explainer, data: SubjectData, forms: Sequence[str], regions: Sequence[Region]
+) -> WordContributions:
     """Contributions to one word, in all trials of a subject that have a text."""
     question = explainer.question_about_words(forms, data.trial_texts.texts)
     naming = np.array([names(text, forms) for text in data.texts])
-    return map_word(
-        explainer.features,
-        question,
-        forms[0],
-        naming,
-        data.stimuli,
-        regions,
-        config.permutations,
-        config.seed,
+    return weigh_word(explainer.features, question, forms[0], naming, regions)
+
+
+def map_words(
+    explainer: Explainer,
+    data: SubjectData,
+    words: Sequence[WordContributions],
+    regions: Sequence[Region],
+    config: ExplainConfig,
+) -> tuple[tuple[TextMap, ...], tuple[TextMap, ...], tuple[WordPattern, ...]]:
+    """Maps of words and of attributes by contributions, and of both by activation patterns."""
+    by_name = {word.name: word for word in words}
+    groups = {word.name: [word] for word in words}
+    of_attributes = {
+        name: [by_name[part] for part in parts] for name, parts in config.attributes.items()
+    }
+    options = (data.stimuli, regions, config.permutations, config.seed)
+    patterns = [
+        map_pattern(
+            name,
+            explainer.betas,
+            np.stack([word.evidence for word in group], 1),
+            np.stack([word.naming for word in group], 1),
+            *options,
+        )
+        for name, group in [*groups.items(), *of_attributes.items()]
+    ]
+    return (
+        tuple(map_word(word, *options) for word in words),
+        tuple(map_attribute(name, group, *options) for name, group in of_attributes.items()),
+        tuple(patterns),
     )
 
 
@@ -242,19 +337,51 @@ def lesion_subject(
     regions: Sequence[Region],
     config: ExplainConfig,
     progress: Progress | None,
+    kept: KeptParts,
+    key: str,
 ) -> RegionSamples:
     """Evidence for the text of each trial, against the other texts, lost without each region."""
     largest = max(int(region.voxels.sum()) for region in regions)
     orders = random_orders(data.masker, largest, config.n_random, config.random_sets, config.seed)
-    features = explainer.features.select(data.chosen)
+    features, subject = explainer.features.select(data.chosen), data.masker.subject
+    masks = [region.voxels for region in regions]
     lost, null = [], np.zeros((config.n_random, len(regions)))
-    with progress_bar(progress, f"{data.masker.subject}: lesions", len(questions)) as advance:
+    with progress_bar(progress, f"{subject}: lesions", len(questions)) as advance:
         for trial, question in enumerate(questions):
-            of_regions, of_random = lesion_trial(features, trial, question, regions, orders)
-            lost.append(of_regions)
-            null += of_random / len(questions)
+
+            def compute(trial: int = trial, question: Question = question) -> dict[str, np.ndarray]:
+                pair = lesion_trial(features, trial, question, regions, orders)
+                return dict(zip(("lost", "random"), pair, strict=True))
+
+            name = f"{subject}-lesions-{data.numbers[data.chosen[trial]]}"
+            arrays = kept.get(name, hash_parts(key, orders, *masks), compute)
+            lost.append(arrays["lost"])
+            null += arrays["random"] / len(questions)
             advance(1)
     return RegionSamples(regions, np.stack(lost), data.trial_texts.stimuli, null)
+
+
+def attribute_answers(
+    explainer: Explainer,
+    data: SubjectData,
+    config: ExplainConfig,
+    progress: Progress | None,
+    kept: KeptParts,
+    key: str,
+) -> tuple[WordAttributions, ...]:
+    """Words of the generated answers of the first trials, attributed to voxels."""
+    subject, answers = data.masker.subject, []
+    rows = data.chosen[: config.n_answers]
+    with progress_bar(progress, f"{subject}: words of answers", len(rows)) as advance:
+        for row in rows:
+
+            def compute(row: int = int(row)) -> dict[str, np.ndarray]:
+                return explainer.attribute_words(row, config=AttributionConfig()).to_arrays()
+
+            arrays = kept.get(f"{subject}-answer-{data.numbers[row]}", key, compute)
+            answers.append(WordAttributions.from_arrays(arrays))
+            advance(1)
+    return tuple(answers)
 
 
 def tabulate_attention(parts: Sequence[SubjectExplanation]) -> pd.DataFrame:

@@ -137,17 +137,44 @@ def map_texts(
     )
 
 
-def map_word(
+@dataclass(frozen=True)
+class WordContributions:
+    """Contributions of one subject's voxels to a word, in all its trials.
+
+    Parameters
+    ----------
+    name : str
+        The word.
+    naming : ndarray of bool, shape (n_trials,)
+        Whether the text of the trial names it.
+    voxels, control : ndarray of shape (n_voxels,)
+        Means over the trials that name it, and over the others; nats.
+    sums : ndarray of shape (n_trials, n_regions)
+        By region.
+    evidence, at_zero : ndarray of shape (n_trials,)
+        Of the trials, and of zero betas.
+    error : float
+        Largest miss of a trial's sum from its evidence, nats.
+    """
+
+    name: str
+    naming: np.ndarray
+    voxels: np.ndarray
+    control: np.ndarray
+    sums: np.ndarray
+    evidence: np.ndarray
+    at_zero: np.ndarray
+    error: float
+
+
+def weigh_word(
     features: AffineFeatures,
     question: Question,
     name: str,
     naming: np.ndarray,
-    stimuli: np.ndarray,
     regions: Sequence[Region],
-    permutations: int = 1000,
-    seed: int = 0,
-) -> TextMap:
-    """Mean contribution of every voxel to a word, in trials whose text names it.
+) -> WordContributions:
+    """Contributions to a word in all trials of a subject.
 
     Parameters
     ----------
@@ -159,6 +186,37 @@ def map_word(
         The word.
     naming : ndarray of bool, shape (n_trials,)
         Whether the text of the trial names it.
+    regions : sequence of Region
+
+    Returns
+    -------
+    WordContributions
+    """
+    result = contribute(features, question)
+    return WordContributions(
+        name=name,
+        naming=naming,
+        voxels=result.voxels[naming].mean(0),
+        control=result.voxels[~naming].mean(0),
+        sums=sum_by_region(result.voxels, regions),
+        evidence=result.evidence,
+        at_zero=result.at_zero,
+        error=result.error,
+    )
+
+
+def map_word(
+    word: WordContributions,
+    stimuli: np.ndarray,
+    regions: Sequence[Region],
+    permutations: int = 1000,
+    seed: int = 0,
+) -> TextMap:
+    """Mean contribution of every voxel to a word, in trials whose text names it.
+
+    Parameters
+    ----------
+    word : WordContributions
     stimuli : ndarray of str, shape (n_trials,)
     regions : sequence of Region
     permutations, seed : int
@@ -169,17 +227,67 @@ def map_word(
     TextMap
         The control is the mean over the trials that do not name it.
     """
-    result = contribute(features, question)
-    sums = sum_by_region(result.voxels, regions)
+    naming, sums = word.naming, word.sums
     rng = np.random.default_rng(seed)
     drawn = np.stack([rng.permutation(naming) for _ in range(permutations)])
     return TextMap(
-        name=name,
+        name=word.name,
         n_trials=int(naming.sum()),
-        voxels=result.voxels[naming].mean(0),
-        control=result.voxels[~naming].mean(0),
-        evidence=float(result.evidence[naming].mean()),
-        at_zero=float(result.at_zero[naming].mean()),
-        error=result.error,
+        voxels=word.voxels,
+        control=word.control,
+        evidence=float(word.evidence[naming].mean()),
+        at_zero=float(word.at_zero[naming].mean()),
+        error=word.error,
         samples=RegionSamples(regions, sums[naming], stimuli[naming], drawn @ sums / naming.sum()),
+    )
+
+
+def map_attribute(
+    name: str,
+    words: Sequence[WordContributions],
+    stimuli: np.ndarray,
+    regions: Sequence[Region],
+    permutations: int = 1000,
+    seed: int = 0,
+) -> TextMap:
+    """Mean of the maps of several words, such as those of one attribute.
+
+    Parameters
+    ----------
+    name : str
+        Of the attribute.
+    words : sequence of WordContributions
+        Of one subject.
+    stimuli, regions, permutations, seed
+        As for `map_word`; texts are permuted among trials once for all words.
+
+    Returns
+    -------
+    TextMap
+        Of each word in the trials that name it, mean over words; the control is the mean over
+        words in the trials that do not.
+    """
+    naming = np.stack([word.naming for word in words], 1)
+    sums = np.stack([word.sums for word in words], 1)  # (n_trials, n_words, n_regions)
+    weights = naming / naming.sum(0) / len(words)
+    rng = np.random.default_rng(seed)
+    null = [
+        np.einsum("tk,tkr->r", weights[rng.permutation(len(weights))], sums)
+        for _ in range(permutations)
+    ]
+    rows = naming.any(1)
+    values = rows.sum() * np.einsum("tk,tkr->tr", weights, sums)[rows]
+    evidence, at_zero = (
+        float(np.mean([getattr(word, field)[word.naming].mean() for word in words]))
+        for field in ("evidence", "at_zero")
+    )
+    return TextMap(
+        name=name,
+        n_trials=int(rows.sum()),
+        voxels=np.mean([word.voxels for word in words], 0),
+        control=np.mean([word.control for word in words], 0),
+        evidence=evidence,
+        at_zero=at_zero,
+        error=max(word.error for word in words),
+        samples=RegionSamples(regions, values, stimuli[rows], np.stack(null)),
     )

@@ -385,13 +385,29 @@ def check_same_grid(
         If the image lies on another grid; the message states both.
     """
     if not is_on_grid(img, shape, affine):
+        found_grid = describe_grid(img.shape, img.affine)
+        expected_grid = describe_grid(shape, affine)
+        if found_grid == expected_grid:
+            expected_grid = "the same, turned, flipped or shifted a little"
         raise InputError(
-            f"{what} {img_filename(img)} is on another grid than {other}.\n"
-            f"expected shape {tuple(shape)}, affine\n{np.round(affine, 4)}\n"
-            f"found shape {tuple(img.shape[:3])}, affine\n{np.round(img.affine, 4)}\n"
-            "Bring it there first, e.g. "
+            f"{what} {img_filename(img)} is on another grid than {other}: found {found_grid}; "
+            f"expected {expected_grid}. Bring it there first, e.g. "
             'nilearn.image.resample_to_img(image, target, interpolation="nearest").'
         )
+
+
+def describe_grid(shape: Sequence[int], affine: np.ndarray) -> str:
+    """Describe a grid in words: number and size of its voxels, and where the first is.
+
+    Examples
+    --------
+    >>> describe_grid((4, 4, 5), np.diag([2.0, 2, 2.5, 1]))
+    '4 x 4 x 5 voxels of 2 x 2 x 2.5 mm, the first at (0, 0, 0) mm'
+    """
+    count = " x ".join(str(n) for n in shape[:3])
+    size = " x ".join(f"{mm:.4g}" for mm in nib.affines.voxel_sizes(affine))
+    start = ", ".join(f"{mm + 0.0:.4g}" for mm in np.round(affine[:3, 3], 2))
+    return f"{count} voxels of {size} mm, the first at ({start}) mm"
 
 
 def img_filename(img: SpatialImage) -> str:

@@ -26,6 +26,7 @@ from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.encoder import plan_encoder
 from mindllm.model.encoding_model import EncodingModel
 from mindllm.model.model_card import ModelCard
+from mindllm.model.subject_alignment import SubjectTransform
 from mindllm.utils.errors import InputError, name_file
 from mindllm.utils.files import atomic_write, read_json, write_json
 from mindllm.utils.folders import recover_directory
@@ -84,8 +85,8 @@ class CheckpointParts:
         Folder of the language model, if its own weights were trained.
     sentence_encoder : str, optional
         Hub id or folder of the sentence encoder of the encoding model, if there is one.
-    adaptations : mapping from str to mapping from str to Tensor
-        Tensors of each subject that the encoding model was adapted to.
+    adaptations : mapping from str to SubjectTransform
+        Of each subject that the encoding model was adapted to.
     encoding_model : EncodingModel, optional
         Made of tensors of the state dict; not needed to save them.
     """
@@ -99,7 +100,7 @@ class CheckpointParts:
     adapter: Path | None = None
     trained_language_model: Path | None = None
     sentence_encoder: str | None = None
-    adaptations: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    adaptations: Mapping[str, SubjectTransform] = field(default_factory=dict)
     encoding_model: EncodingModel | None = None
 
 
@@ -147,8 +148,8 @@ def save_checkpoint(parts: CheckpointParts, folder: Path) -> None:
         save_file(tensors, temporary)
     adaptations = {
         f"{subject}/{name}": tensor.contiguous()
-        for subject, tensors in parts.adaptations.items()
-        for name, tensor in tensors.items()
+        for subject, transform in parts.adaptations.items()
+        for name, tensor in transform.to_tensors().items()
     }
     if adaptations:
         save_file(adaptations, folder / ADAPTATIONS)
@@ -211,7 +212,7 @@ def load_checkpoint(folder: Path) -> CheckpointParts:
         encoding_model=encoding_model,
         adapter=existing_folder(folder / "adapter"),
         trained_language_model=existing_folder(folder / LANGUAGE_MODEL_FOLDER),
-        adaptations=load_adaptations(folder / ADAPTATIONS),
+        adaptations=load_adaptations(folder / ADAPTATIONS, encoding_model),
     )
     check_state_dict(parts, folder)
     return parts
@@ -263,13 +264,26 @@ def check_state_dict(parts: CheckpointParts, folder: Path) -> None:
     check_weights(planned, {n: tensors[n] for n in tensors if n not in fitted}, folder)
 
 
-def load_adaptations(file: Path) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each subject that the encoding model was adapted to; none without a file."""
-    adaptations: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in (load_weights(file) if file.exists() else {}).items():
+def load_adaptations(
+    file: Path, encoding_model: EncodingModel | None
+) -> dict[str, SubjectTransform]:
+    """The transform of each subject that the encoding model was adapted to; none without a file."""
+    if not file.exists():
+        return {}
+    if encoding_model is None:
+        raise InputError(
+            f"{file} adapts an encoding model to subjects, but the model holds none. {REMEDY}"
+        )
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in load_weights(file).items():
         subject, _, name = key.rpartition("/")
-        adaptations.setdefault(subject, {})[name] = tensor
-    return adaptations
+        parts.setdefault(subject, {})[name] = tensor
+    num_queries, rank = encoding_model.components.shape
+    with name_file(file):
+        return {
+            subject: SubjectTransform.from_tensors(tensors, num_queries, rank)
+            for subject, tensors in parts.items()
+        }
 
 
 def load_weights(file: Path) -> dict[str, Tensor]:

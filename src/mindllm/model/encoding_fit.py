@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mindllm.model.embedding_regression import (
     PENALTIES,
+    EvidenceScale,
     LeftOutTrials,
     RegressionSums,
     choose_scale,
@@ -120,18 +121,58 @@ def fit_encoding_model(
     config = config or EncodingModelConfig()
     if stimulus_texts is None:
         stimulus_texts = torch.arange(len(text_embeddings))
+    chosen = choose_scales(subjects, text_embeddings, stimulus_texts, config)
+    return fit_at_scales(subjects, text_embeddings, stimulus_texts, config, chosen)
+
+
+@dataclass(frozen=True)
+class FitScales:
+    """What is chosen by leaving training subjects out.
+
+    Parameters
+    ----------
+    rank : int
+        Principal components of the query outputs.
+    evidence : EvidenceScale
+        Temperature, and the part of the regression.
+    """
+
+    rank: int
+    evidence: EvidenceScale
+
+
+def choose_scales(
+    subjects: Mapping[str, SubjectFeatures],
+    text_embeddings: Tensor,
+    stimulus_texts: Tensor,
+    config: EncodingModelConfig,
+) -> FitScales:
+    """Choose rank and scales; of one subject, which cannot be left out, the first and none."""
     ranks = limit_ranks(config.ranks, subjects)
     if len(subjects) < 2:
-        return fit_closed_form(subjects, text_embeddings, stimulus_texts, config, ranks[0])
+        return FitScales(ranks[0], EvidenceScale())
     regression = RegressionFolds(subjects, text_embeddings, stimulus_texts)
     left_out = leave_subjects_out(
         subjects, text_embeddings, stimulus_texts, config, ranks, regression
     )
     scales = {rank: choose_scale(parts) for rank, parts in left_out.items()}
     rank = min(scales, key=lambda rank: scales[rank].loss)
-    scale = scales[rank]
-    model = fit_closed_form(subjects, text_embeddings, stimulus_texts, config, rank)
-    model.regression_weights.copy_(regression.weights([scale.penalty])[0])
+    return FitScales(rank, scales[rank])
+
+
+def fit_at_scales(
+    subjects: Mapping[str, SubjectFeatures],
+    text_embeddings: Tensor,
+    stimulus_texts: Tensor,
+    config: EncodingModelConfig,
+    scales: FitScales,
+) -> EncodingModel:
+    """Fit densities and regression, with rank and scales as they were chosen."""
+    model = fit_closed_form(subjects, text_embeddings, stimulus_texts, config, scales.rank)
+    scale = scales.evidence
+    if len(subjects) > 1:
+        regression = RegressionFolds(subjects, text_embeddings, stimulus_texts)
+        model.regression_weights.copy_(regression.weights([scale.penalty])[0])
     model.regression_gain.fill_(scale.gain)
     model.regression_similarity.fill_(scale.similarity)
     model.temperature.fill_(scale.temperature)

@@ -159,10 +159,7 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
         check_weights(model.state_dict(), parts.state_dict, folder)
         model.load_state_dict(parts.state_dict)
         model.model_card, model.maskers = parts.model_card, dict(parts.maskers)
-        model.adaptations = {
-            subject: SubjectTransform.from_tensors(tensors)
-            for subject, tensors in parts.adaptations.items()
-        }
+        model.adaptations = dict(parts.adaptations)
         return model.eval()
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
@@ -210,7 +207,7 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
             maskers=self.maskers,
             model_card=self.model_card,
             sentence_encoder=self.sentence_encoder,
-            adaptations={name: part.to_tensors() for name, part in self.adaptations.items()},
+            adaptations=self.adaptations,
         )
         save_checkpoint(parts, save_directory)
 

@@ -18,6 +18,7 @@ from mindllm.utils.errors import InputError
 
 MIN_ALIGNMENT_TRIALS = 40  # fewer trials of a subject say too little about its covariance
 MAX_ALIGNMENT_TRIALS = 2000  # more change the map no further
+RESPONSE_MAP = "response_map."  # before the names of its tensors
 SAME_TRIAL = 1e-6  # squared distance, relative to the squared norm
 
 
@@ -107,31 +108,66 @@ class SubjectTransform:
         """Return all tensors by name; `from_tensors` is the inverse."""
         tensors = {name: getattr(self, name) for name in ("mean", "std", "alignment")}
         if self.response_map is not None:
-            tensors |= {f"response_map.{n}": t for n, t in vars(self.response_map).items()}
+            tensors |= {f"{RESPONSE_MAP}{n}": t for n, t in vars(self.response_map).items()}
         return tensors
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+    def from_tensors(cls, tensors: Mapping[str, Tensor], num_queries: int, rank: int) -> Self:
         """Put a transform together from its tensors.
 
         Parameters
         ----------
         tensors : mapping of str to Tensor
+        num_queries, rank : int
+            Sizes of the model.
 
         Raises
         ------
         InputError
-            If one is missing.
+            If one is missing or unknown, or has another shape.
         """
-        prefix = "response_map."
-        parts = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        try:
-            response_map = ResponseMap(**parts) if parts else None
-            return cls(tensors["mean"], tensors["std"], tensors["alignment"], response_map)
-        except (KeyError, TypeError) as error:
+        expected: dict[str, tuple[int | None, ...]] = {
+            "mean": (num_queries,), "std": (num_queries,), "alignment": (rank, rank)
+        }  # fmt: skip
+        if any(name.startswith(RESPONSE_MAP) for name in tensors):
+            expected |= {f"{RESPONSE_MAP}{n}": shape for n, shape in map_shapes(rank).items()}
+        if tensors.keys() != expected.keys():
+            names = ", ".join(sorted(tensors.keys() ^ expected.keys()))
             raise InputError(
-                f"the adaptation to a subject lacks a tensor ({error}). Adapt the model again."
-            ) from error
+                f"the adaptation to a subject lacks tensors, or has unknown ones: {names}. "
+                "Adapt the model again."
+            )
+        for name, shape in expected.items():
+            tensor = tensors[name]
+            if not tensor.is_floating_point() or not fits(tuple(tensor.shape), shape):
+                shown = ", ".join("any" if size is None else str(size) for size in shape)
+                raise InputError(
+                    f"the adaptation to a subject holds {name} of {tensor.dtype} and shape "
+                    f"{tuple(tensor.shape)}; expected numbers of shape ({shown}). Adapt the model "
+                    "again."
+                )
+        parts = {n.removeprefix(RESPONSE_MAP): t for n, t in tensors.items() if RESPONSE_MAP in n}
+        if parts and len(parts["trials"]) != len(parts["targets"]):
+            raise InputError(
+                "the adaptation to a subject has another number of trials than of targets. Adapt "
+                "the model again."
+            )
+        response_map = ResponseMap(**parts) if parts else None
+        return cls(tensors["mean"], tensors["std"], tensors["alignment"], response_map)
+
+
+def map_shapes(rank: int) -> dict[str, tuple[int | None, ...]]:
+    """Shapes of the tensors of a `ResponseMap`; None: any number of trials."""
+    return {
+        "trials": (None, rank), "targets": (None, rank), "inverse": (rank, rank), "scale": ()
+    }  # fmt: skip
+
+
+def fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    """Whether a shape is the expected one."""
+    return len(shape) == len(expected) and all(
+        size in (None, length) for length, size in zip(shape, expected, strict=True)
+    )
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:

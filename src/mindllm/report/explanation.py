@@ -11,6 +11,7 @@ import pandas as pd
 
 from mindllm.explain.attention import MNIGrid
 from mindllm.explain.explanation import Explanation, SubjectExplanation
+from mindllm.explain.patterns import smooth
 from mindllm.explain.text_maps import TextMap
 from mindllm.plotting.maps import (
     interactive_map,
@@ -22,6 +23,7 @@ from mindllm.plotting.maps import (
 from mindllm.report.pages import load_template, to_data_uri
 from mindllm.utils.files import to_json
 from mindllm.utils.folders import replace_directory
+from mindllm.utils.ranges import count_of
 
 ROWS = 8  # of a table on the page; the TSV has all
 SIGNIFICANT = 0.05
@@ -128,10 +130,11 @@ def write_explanation(
         for name, table in explanation.tables.items():
             save(folder / "tables" / f"{name}.tsv", table)
         write_words(explanation, folder)
-        sections = [
-            write_map(explanation, mean, folder, write_interactive)
-            for mean in mean_maps(explanation, grids)
-        ]
+        means = mean_maps(explanation, grids)
+        (folder / "maps" / "mean").mkdir(parents=True)
+        for mean in means:
+            nib.save(mean.img, folder / "maps" / "mean" / f"{mean.name}_space-MNI152.nii.gz")
+        sections = [write_map(explanation, mean, folder, write_interactive) for mean in means]
         write_summary(explanation, folder)
         page = load_template("explanation.html.jinja").render(
             title=title,
@@ -165,9 +168,12 @@ def write_images(
     }
     if write_queries:
         maps["attention-queries"] = part.query_attention * n_voxels
-    for word in part.words:
-        maps[f"contribution-word-{word.name}"] = word.voxels
-        maps[f"contribution-word-{word.name}-other-trials"] = word.control
+    kinds = ["word"] * len(part.words) + ["attribute"] * len(part.attributes)
+    for kind, word in zip(kinds, (*part.words, *part.attributes), strict=True):
+        maps[f"contribution-{kind}-{word.name}"] = word.voxels
+        maps[f"contribution-{kind}-{word.name}-other-trials"] = word.control
+    for kind, pattern in zip(kinds, part.patterns, strict=True):
+        maps[f"pattern-{kind}-{pattern.name}"] = pattern.voxels
     for row, answer in zip(part.data.chosen, part.answers, strict=False):
         maps[f"answer-trial-{part.data.numbers[row]}"] = answer.voxels
     target = folder / "maps" / part.masker.subject
@@ -206,7 +212,8 @@ def write_words(explanation: Explanation, folder: Path) -> None:
 
 def mean_maps(explanation: Explanation, grids: Sequence[MNIGrid]) -> list[MeanMap]:
     """The maps that are drawn, each the mean over the subjects with voxels at a point."""
-    parts = explanation.subjects
+    parts, fwhm = explanation.subjects, explanation.smooth_mm
+    coords = [part.masker.coords_mm for part in parts]
 
     def average(values: Sequence[np.ndarray]) -> nib.Nifti1Image:
         sums = [grid.to_img(v).get_fdata() for grid, v in zip(grids, values, strict=True)]
@@ -216,33 +223,28 @@ def mean_maps(explanation: Explanation, grids: Sequence[MNIGrid]) -> list[MeanMa
         mean = np.divide(sum(sums), counts, out=np.zeros_like(sums[0]), where=counts > 0)
         return nib.Nifti1Image(mean.astype(np.float32), grids[0].affine)
 
+    def signed(
+        name: str, title: str, values: Sequence[np.ndarray], unit: str = "millinats per voxel"
+    ) -> MeanMap:
+        smoothed = [smooth(c, v, fwhm) for c, v in zip(coords, values, strict=True)]
+        return MeanMap(name, title, unit, True, average(smoothed))
+
+    attention = average([part.relative_attention for part in parts])
+    differences = [1000 * (part.texts.voxels - part.texts.control) for part in parts]
     maps = [
-        MeanMap(
-            "attention",
-            "Where the queries attend",
-            "times uniform",
-            False,
-            average([part.relative_attention for part in parts]),
-        ),
-        MeanMap(
-            "text",
-            "What speaks for the text of the trial",
-            "millinats per voxel",
-            True,
-            average([1000 * (part.texts.voxels - part.texts.control) for part in parts]),
-        ),
+        MeanMap("attention", "Where the queries attend", "times uniform", False, attention),
+        signed("text", "What speaks for the text of the trial", differences),
     ]
-    for number, word in enumerate(parts[0].words):
-        values = [1000 * (p.words[number].voxels - p.words[number].control) for p in parts]
-        maps.append(
-            MeanMap(
-                f"word-{word.name}",
-                f"What speaks for the word “{word.name}”",
-                "millinats per voxel",
-                True,
-                average(values),
-            )
-        )
+    n_words = len(parts[0].words)
+    for number, pattern in enumerate(parts[0].patterns):
+        kind = "word" if number < n_words else "attribute"
+        of_subjects = [(*part.words, *part.attributes)[number] for part in parts]
+        name, what = f"{kind}-{pattern.name}", f"the {kind} “{pattern.name}”"
+        differences = [1000 * (m.voxels - m.control) for m in of_subjects]
+        maps.append(signed(name, f"What speaks for {what}", differences))
+        patterns = [part.patterns[number].voxels for part in parts]
+        title = f"What varies with the evidence for {what}"
+        maps.append(signed(f"pattern-{name}", title, patterns, "correlation x difference"))
     return maps
 
 
@@ -286,10 +288,9 @@ def describe_map(explanation: Explanation, name: str, table: pd.DataFrame) -> li
             "it did, and is the same in every trial.",
             "It shows where the model listens, not that what it hears there is about the stimulus.",
         ]
-    maps = [
-        part.texts if name == "text" else next(w for w in part.words if name == f"word-{w.name}")
-        for part in explanation.subjects
-    ]
+    if name.startswith("pattern-"):
+        return describe_pattern(explanation, name.split("-", 2)[2], table)
+    maps = [find_map(part, name) for part in explanation.subjects]
     n_regions, count = len(table), int((table["q_value"] < SIGNIFICANT).sum())
     known = all(part.data.texts_are_known for part in explanation.subjects)
     sentences = [sum_sentence(name, maps)]
@@ -300,9 +301,9 @@ def describe_map(explanation: Explanation, name: str, table: pd.DataFrame) -> li
         control = "of the trials whose text does not name it"
         subject = f"“{maps[0].name}”"
     sentences.append(
-        f"The pictures show the mean contribution minus that {control}. {count} of {n_regions} "
-        f"regions speak for {subject} more than under permutation (q < {SIGNIFICANT}, corrected "
-        f"per atlas)."
+        f"The pictures show the mean contribution minus that {control}, "
+        f"{smoothing(explanation)}. {count} of {n_regions} regions speak for "
+        f"{subject} more than under permutation (q < {SIGNIFICANT}, corrected per atlas)."
     )
     if not known:
         sentences.append(
@@ -317,6 +318,36 @@ def describe_map(explanation: Explanation, name: str, table: pd.DataFrame) -> li
     return sentences
 
 
+def find_map(part: SubjectExplanation, name: str) -> TextMap:
+    """The map of a subject that has a name."""
+    maps = {"text": part.texts} | {f"word-{word.name}": word for word in part.words}
+    return (maps | {f"attribute-{word.name}": word for word in part.attributes})[name]
+
+
+def smoothing(explanation: Explanation) -> str:
+    """How maps were smoothed before they were drawn."""
+    if not explanation.smooth_mm:
+        return "not smoothed"
+    return (
+        f"smoothed by {explanation.smooth_mm:.1f} mm (FWHM); tables and the maps of single "
+        "subjects are not"
+    )
+
+
+def describe_pattern(explanation: Explanation, name: str, table: pd.DataFrame) -> list[str]:
+    """What a map by activation patterns shows and what not."""
+    count = int((table["q_value"] < SIGNIFICANT).sum())
+    return [
+        f"The correlation of each voxel with the evidence for “{name}” over all trials, times "
+        "the difference of its betas between the trials whose text names it and the others; "
+        f"{smoothing(explanation)}. {count} of {len(table)} regions have more than under "
+        f"permutation of texts among trials (q < {SIGNIFICANT}, corrected per atlas).",
+        "It shows the signal that the evidence follows, also where others tell the same; the "
+        "contributions show what the model made use of. A voxel that varies with others that "
+        "speak for the word is in this map too.",
+    ]
+
+
 def sum_sentence(name: str, maps: Sequence[TextMap]) -> str:
     """What the voxels of a map sum to."""
     evidence = float(np.mean([m.evidence for m in maps]))
@@ -325,7 +356,7 @@ def sum_sentence(name: str, maps: Sequence[TextMap]) -> str:
     error = max(m.error for m in maps)
     what = "their own text" if name == "text" else f"“{maps[0].name}”"
     return (
-        f"{n_trials} trials of {len(maps)} subject{'s' if len(maps) > 1 else ''} have a mean "
+        f"{count_of(n_trials, 'trial')} of {count_of(len(maps), 'subject')} have a mean "
         f"evidence of {evidence:+.2f} nats for {what}: {evidence - at_zero:+.2f} contributed by "
         f"voxels and {at_zero:+.2f} that zero activity has already (largest miss of a sum "
         f"{error:.1e} nats)."
@@ -361,7 +392,8 @@ def table_rows(table: pd.DataFrame) -> list[dict[str, str]]:
 
 def describe_subject(part: SubjectExplanation) -> str:
     """A subject in one line."""
-    return f"{part.masker.subject}: {len(part.masker)} voxels, {len(part.data.chosen)} trials"
+    n_trials = count_of(len(part.data.chosen), "trial")
+    return f"{part.masker.subject}: {len(part.masker)} voxels, {n_trials}"
 
 
 def answer_rows(explanation: Explanation) -> list[dict[str, str]]:

@@ -23,6 +23,7 @@ from mindllm.report.tables import (
     score_cell,
     to_head,
 )
+from mindllm.utils.ranges import count_of
 
 PROTOCOL_CONDITIONS = ("fmri", "shuffled_trials", "null_tokens")
 PROTOCOL_TEXT_METRICS = ("BLEU-4", "CIDEr")
@@ -107,9 +108,8 @@ def protocols_section(result: EvaluationResult) -> Section:
 
 def protocol_rows(protocol: ProtocolResult, metrics: Sequence[str]) -> list[TableRow]:
     """Return one row per condition of a protocol."""
-    plural = "" if protocol.n_subjects == 1 else "s"
     counts = (
-        f"{protocol.n_subjects} subject{plural}, {protocol.n_trials} trials, "
+        f"{count_of(protocol.n_subjects, 'subject')}, {count_of(protocol.n_trials, 'trial')}, "
         f"{protocol.n_stimuli} stimuli, {protocol.n_candidates} candidates"
     )
     scores = {(row.metric, row.condition): row for row in (*protocol.rows, *protocol.text_rows)}

@@ -97,6 +97,11 @@ def input_error(
     return APIError(400, str(error), code, param)
 
 
+def client_gone() -> APIError:
+    """A request that nobody waits for any more."""
+    return APIError(499, "the client has gone.", "client_gone")
+
+
 def not_found(what: str, code: str, param: str | None = None) -> APIError:
     """Something that there is not, or that belongs to another user."""
     return APIError(404, what, code, param)

@@ -1,9 +1,5 @@
 """Routes of OpenAI's API: models and chat completions."""
 
-import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
-
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
@@ -24,10 +20,15 @@ from mindllm.serve.schemas import (
     ModelInfo,
     ModelList,
 )
-from mindllm.serve.services import Services, ServicesOf, UserOf, describe_failure
+from mindllm.serve.services import (
+    Services,
+    ServicesOf,
+    UserOf,
+    describe_failure,
+    until_disconnect,
+)
 from mindllm.serve.worker import Answer, ChatJob, Delivery
 
-Result = TypeVar("Result")
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
 
@@ -146,23 +147,3 @@ async def first_piece(delivery: Delivery[Answer], request: Request) -> str | Non
             raise describe_failure(error) from None
         raise
     return piece
-
-
-async def until_disconnect(work: Awaitable[Result], request: Request) -> Result:
-    """The result of an awaitable, unless the client goes away before."""
-    waiting = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(wait_for_disconnect(request))
-    try:
-        await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            raise APIError(499, "the client has gone.", "client_gone")
-        return waiting.result()
-    finally:
-        waiting.cancel()
-        leaving.cancel()
-
-
-async def wait_for_disconnect(request: Request) -> None:
-    """Return when the client has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

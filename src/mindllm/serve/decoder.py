@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mindllm.explain.attention import MNIGrid
+from mindllm.explain.contributions import Contributions
 from mindllm.fmri.masker import VoxelMasker
 from mindllm.model.coverage import check_coverage
 from mindllm.model.encoder import VoxelFeatures
@@ -22,15 +23,17 @@ from mindllm.model.subject_alignment import (
     evenly_spaced,
 )
 from mindllm.serve.api_errors import not_found
-from mindllm.serve.cache import LRUCache
 from mindllm.serve.monitoring import Monitoring
 from mindllm.serve.scans import Scan
 from mindllm.serve.schemas import Region
+from mindllm.utils.bounded_cache import BoundedCache
 
 FMRIKey: TypeAlias = tuple[str, int, tuple[tuple[str, str], ...]]
 WordKey: TypeAlias = tuple[FMRIKey, str, str | None, int]
+TextKey: TypeAlias = tuple[FMRIKey, str]
 CACHED_SUBJECTS = 32
 CACHED_WORDS = 32  # whose maps take long
+CACHED_TEXTS = 32  # whose contributions are asked for as an image and by region
 CACHED_MAPS = 2  # subjects whose attention is kept, which may be large
 BETAS_AT_ONCE = 2**26  # bytes of betas in memory, while a subject's trials are read
 MAX_PROPOSALS = 1000  # the texts that were most frequent in training
@@ -174,12 +177,13 @@ class FMRIDecoder:
     def __init__(self, model: MindLLM, cached_scans: int, monitoring: Monitoring) -> None:
         self.model, self.monitoring = model, monitoring
         self.proposals = list(model.model_card.answers or {})[:MAX_PROPOSALS]
-        self._encoded: LRUCache[FMRIKey, EncodedFMRI] = LRUCache(cached_scans)
-        self._voxels: LRUCache[str, VoxelFeatures] = LRUCache(CACHED_SUBJECTS)
-        self._contexts: LRUCache[str, SubjectContext] = LRUCache(CACHED_SUBJECTS)
-        self._attention: LRUCache[str, Tensor] = LRUCache(CACHED_MAPS)
-        self._grids: LRUCache[str, MNIGrid] = LRUCache(CACHED_MAPS)
-        self._words: LRUCache[WordKey, np.ndarray] = LRUCache(CACHED_WORDS)
+        self._encoded: BoundedCache[FMRIKey, EncodedFMRI] = BoundedCache(cached_scans)
+        self._voxels: BoundedCache[str, VoxelFeatures] = BoundedCache(CACHED_SUBJECTS)
+        self._contexts: BoundedCache[str, SubjectContext] = BoundedCache(CACHED_SUBJECTS)
+        self._attention: BoundedCache[str, Tensor] = BoundedCache(CACHED_MAPS)
+        self._grids: BoundedCache[str, MNIGrid] = BoundedCache(CACHED_MAPS)
+        self._words: BoundedCache[WordKey, np.ndarray] = BoundedCache(CACHED_WORDS)
+        self._texts: BoundedCache[TextKey, Contributions] = BoundedCache(CACHED_TEXTS)
         self._proposal_embeddings: Tensor | None = None
 
     @property
@@ -216,32 +220,37 @@ class FMRIDecoder:
         """Remove what was kept of a subject or scan."""
         self._encoded.remove(lambda key: key[0] == group)
         self._words.remove(lambda key: key[0][0] == group)
+        self._texts.remove(lambda key: key[0][0] == group)
         for cache in (self._voxels, self._contexts, self._attention, self._grids):
             cache.remove(lambda key: key == group)
 
     def voxels(self, source: FMRISource) -> VoxelFeatures:
         """Voxels of a scan, as the encoder reads them."""
         prepare = self.model.encoder.prepare_voxels
-        return self._voxels.get(source.group, lambda: prepare(source.masker))[0]
+        return self._voxels.get(source.group, lambda: prepare(source.masker))
 
     @torch.no_grad()
     def attention(self, source: FMRISource) -> Tensor:
         """Attention weights (num_queries, n_voxels) of the queries over a scan's voxels."""
         weigh = self.model.encoder.attention_weights
-        return self._attention.get(source.group, lambda: weigh(self.voxels(source)).cpu())[0]
+        return self._attention.get(source.group, lambda: weigh(self.voxels(source)).cpu())
 
     def word_map(self, key: WordKey, make: Callable[[], np.ndarray]) -> np.ndarray:
         """Attribution (n_voxels,) of a word, kept: its image and its regions are asked for."""
-        return self._words.get(key, make)[0]
+        return self._words.get(key, make)
+
+    def contributions(self, key: TextKey, make: Callable[[], Contributions]) -> Contributions:
+        """Contributions to the evidence for a text, kept for the same reason."""
+        return self._texts.get(key, make)
 
     def mni_grid(self, source: FMRISource) -> MNIGrid:
         """The grid in MNI space that shows a scan's voxels."""
-        return self._grids.get(source.group, lambda: MNIGrid(source.masker))[0]
+        return self._grids.get(source.group, lambda: MNIGrid(source.masker))
 
     @torch.no_grad()
     def encode(self, source: FMRISource) -> tuple[EncodedFMRI, bool]:
         """fMRI tokens of a scan, and whether they were kept from before."""
-        encoded, is_hit = self._encoded.get(source.key, lambda: self._encode(source))
+        encoded, is_hit = self._encoded.look_up(source.key, lambda: self._encode(source))
         self.monitoring.cache_lookups.labels("hit" if is_hit else "miss").inc()
         return encoded, is_hit
 
@@ -252,7 +261,7 @@ class FMRIDecoder:
 
     def context(self, source: FMRISource) -> SubjectContext:
         """Alignment of the subject of a scan, by its trials and without labels."""
-        return self._contexts.get(source.group, lambda: self._make_context(source))[0]
+        return self._contexts.get(source.group, lambda: self._make_context(source))
 
     @torch.no_grad()
     def _make_context(self, source: FMRISource) -> SubjectContext:

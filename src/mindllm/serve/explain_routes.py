@@ -1,11 +1,12 @@
 """Routes that show where in the brain an answer comes from."""
 
 from collections.abc import Callable
+from threading import Event
 from typing import TypeVar
 
 import nibabel as nib
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from mindllm.explain.contributions import Contributions
@@ -35,7 +36,7 @@ from mindllm.serve.schemas import (
     WordMapRequest,
     WordsRequest,
 )
-from mindllm.serve.services import Services, ServicesOf, UserOf
+from mindllm.serve.services import Services, ServicesOf, UserOf, until_disconnect
 from mindllm.utils.errors import InputError
 
 router = APIRouter(prefix="/v1", tags=["explanations"])
@@ -55,9 +56,21 @@ def check_evidence(services: Services) -> None:
 
 
 async def explain(
-    services: Services, function: Callable[[FMRIDecoder], T], param: str | None = None
+    services: Services,
+    function: Callable[[FMRIDecoder], T],
+    param: str | None = None,
+    cancelled: Event | None = None,
 ) -> T:
     """What a function computes in the model's thread.
+
+    Parameters
+    ----------
+    services : Services
+    function : callable
+    param : str, optional
+        The field that is wrong where the model refuses.
+    cancelled : threading.Event, optional
+        As for `ModelWorker.call`.
 
     Raises
     ------
@@ -65,7 +78,7 @@ async def explain(
         If the model refuses what is asked.
     """
     try:
-        return await services.worker.call(function)
+        return await services.worker.call(function, cancelled)
     except InputError as error:
         raise input_error(error, param=param) from None
 
@@ -78,7 +91,7 @@ async def image_response(
     def make(decoder: FMRIDecoder) -> nib.Nifti1Image:
         return to_image(decoder, source, values, body.space)
 
-    return nifti_response(await services.worker.call(make), f"{name}.nii")
+    return nifti_response(await explain(services, make), f"{name}.nii")
 
 
 @router.post("/evidence", summary="Evidence of a scan for texts")
@@ -101,7 +114,7 @@ async def weigh_texts(
             for text, e, w in zip(body.texts, evidence, without, strict=True)
         ]
 
-    data = await services.worker.call(weigh)
+    data = await explain(services, weigh, "texts")
     n_voxels_off = int(source.is_off.sum())
     return EvidenceResponse(data=data, n_voxels=len(source.masker), n_voxels_off=n_voxels_off)
 
@@ -193,14 +206,18 @@ async def list_words(body: WordsRequest, services: ServicesOf, user: UserOf) -> 
 
 
 async def compute_word(
-    body: WordMapRequest, services: Services, user: str
+    body: WordMapRequest, request: Request, services: Services, user: str
 ) -> tuple[FMRISource, np.ndarray]:
-    """Attribution (n_voxels,) of a word, in nats."""
+    """Attribution (n_voxels,) of a word, in nats; a client that goes away ends the work."""
     services.check_model(body.model)
     source = services.source(body.fmri, user, "fmri")
-    values = await explain(
-        services,
-        lambda decoder: map_word(decoder, source, body.answer, body.question, body.word),
+    cancelled = Event()
+
+    def attribute(decoder: FMRIDecoder) -> np.ndarray:
+        return map_word(decoder, source, body.answer, body.question, body.word, cancelled)
+
+    values = await until_disconnect(
+        explain(services, attribute, "answer", cancelled=cancelled), request
     )
     return source, values
 
@@ -209,16 +226,20 @@ async def compute_word(
     "/explain/words/map", summary="Voxels that a word came from", response_class=Response,
     responses=NIFTI,  # type: ignore[arg-type]
 )  # fmt: skip
-async def get_word_map(body: WordMapRequest, services: ServicesOf, user: UserOf) -> Response:
+async def get_word_map(
+    body: WordMapRequest, request: Request, services: ServicesOf, user: UserOf
+) -> Response:
     """Attribution of a word to voxels, in nats, as an image; takes some seconds."""
-    source, values = await compute_word(body, services, user)
+    source, values = await compute_word(body, request, services, user)
     return await image_response(services, body, source, values, "word")
 
 
 @router.post("/explain/words/regions", summary="Regions that a word came from")
-async def get_word_regions(body: WordMapRequest, services: ServicesOf, user: UserOf) -> RegionSums:
+async def get_word_regions(
+    body: WordMapRequest, request: Request, services: ServicesOf, user: UserOf
+) -> RegionSums:
     """Attribution of a word, in nats, summed over parcels."""
-    source, values = await compute_word(body, services, user)
+    source, values = await compute_word(body, request, services, user)
     return RegionSums(data=sum_regions(source.masker, values))
 
 
@@ -228,4 +249,4 @@ async def get_word_regions(body: WordMapRequest, services: ServicesOf, user: Use
 )  # fmt: skip
 async def get_template(services: ServicesOf) -> Response:
     """The MNI152 anatomy, to show images of the space `mni` over."""
-    return nifti_response(await services.worker.call(lambda _: template_image()), "template.nii")
+    return nifti_response(await explain(services, lambda _: template_image()), "template.nii")

@@ -1,6 +1,7 @@
 """Explanations of one scan as the routes give them; called by the model's thread."""
 
 from functools import cache
+from threading import Event
 from typing import Literal
 
 import nibabel as nib
@@ -14,6 +15,7 @@ from mindllm.explain.evidence_path import Question
 from mindllm.explain.features import build_features
 from mindllm.explain.regions import list_parcels
 from mindllm.fmri.masker import VoxelMasker
+from mindllm.serve.api_errors import client_gone
 from mindllm.serve.decoder import FMRIDecoder, FMRISource
 from mindllm.serve.schemas import RegionSum, WordInfo
 from mindllm.utils.errors import InputError
@@ -69,12 +71,16 @@ def contribute_to(decoder: FMRIDecoder, source: FMRISource, text: str) -> Contri
     """Contribution of every voxel to the evidence of a scan for a text."""
     encoding_model = decoder.model.encoding_model
     assert encoding_model is not None
-    betas = torch.from_numpy(source.betas()).double()
-    features = build_features(
-        encoding_model, decoder.context(source).transform, decoder.attention(source), betas
-    )
-    embeddings = decoder.model.embed_texts([text])
-    return contribute(features, Question.of_texts(encoding_model, embeddings, None))
+
+    def compute() -> Contributions:
+        betas = torch.from_numpy(source.betas()).double()
+        features = build_features(
+            encoding_model, decoder.context(source).transform, decoder.attention(source), betas
+        )
+        embeddings = decoder.model.embed_texts([text])
+        return contribute(features, Question.of_texts(encoding_model, embeddings, None))
+
+    return decoder.contributions((source.key, text), compute)
 
 
 @torch.no_grad()
@@ -94,13 +100,35 @@ def describe_words(
 
 
 def map_word(
-    decoder: FMRIDecoder, source: FMRISource, answer: str, question: str | None, word: int
+    decoder: FMRIDecoder,
+    source: FMRISource,
+    answer: str,
+    question: str | None,
+    word: int,
+    cancelled: Event,
 ) -> np.ndarray:
-    """Attribution (n_voxels,) of a word of an answer to voxels, in nats."""
+    """Attribution (n_voxels,) of a word of an answer to voxels, in nats.
+
+    Raises
+    ------
+    APIError
+        If it was cancelled meanwhile.
+    """
+
+    def check_waited_for() -> None:
+        if cancelled.is_set():
+            decoder.monitoring.cancelled.inc()
+            raise client_gone()
 
     def attribute() -> np.ndarray:
         attributions = attribute_words(
-            decoder.model, source.masker, source.betas(), answer, question, words=[word]
+            decoder.model,
+            source.masker,
+            source.betas(),
+            answer,
+            question,
+            words=[word],
+            on_piece=check_waited_for,
         )
         return attributions.voxels[0]
 

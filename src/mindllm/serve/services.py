@@ -1,13 +1,21 @@
 """What every route uses: the model's thread, the store, uploaded scans, the options."""
 
+import asyncio
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
 from mindllm.model.modeling import MindLLM
-from mindllm.serve.api_errors import APIError, input_error, log_unexpected, not_found
+from mindllm.serve.api_errors import (
+    APIError,
+    client_gone,
+    input_error,
+    log_unexpected,
+    not_found,
+)
 from mindllm.serve.configuration import ServeConfig
 from mindllm.serve.decoder import FMRIDecoder, FMRISource, volume_source
 from mindllm.serve.monitoring import Monitoring
@@ -16,6 +24,8 @@ from mindllm.serve.schemas import FMRIReference, StoreTrial
 from mindllm.serve.store_subjects import StoreSubjects
 from mindllm.serve.worker import ModelWorker
 from mindllm.utils.errors import InputError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -105,3 +115,29 @@ def describe_failure(error: Exception) -> APIError:
         return input_error(error, param="messages")
     log_unexpected(error)
     return APIError(500, "the server failed; its log says where.", "server_failed")
+
+
+async def until_disconnect(work: Awaitable[Result], request: Request) -> Result:
+    """The result of an awaitable, unless the client goes away before.
+
+    Raises
+    ------
+    APIError
+        If the client has gone.
+    """
+    waiting = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(wait_for_disconnect(request))
+    try:
+        await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise client_gone()
+        return waiting.result()
+    finally:
+        waiting.cancel()
+        leaving.cancel()
+
+
+async def wait_for_disconnect(request: Request) -> None:
+    """Return when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

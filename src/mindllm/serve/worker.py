@@ -50,13 +50,18 @@ class Delivery(Generic[Result]):
     """Carries pieces, and at last a result or an error, from the model's thread to a request.
 
     To be made in the event loop that receives.
+
+    Parameters
+    ----------
+    cancelled : threading.Event, optional
+        Set when nobody waits any more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cancelled: threading.Event | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
         self._result: asyncio.Future[Result] = self._loop.create_future()
-        self.cancelled = threading.Event()
+        self.cancelled = cancelled or threading.Event()
 
     def piece(self, text: str) -> None:
         """Deliver a piece of text; called by the model's thread."""
@@ -181,9 +186,20 @@ class ModelWorker:
             self.monitoring.queue_length.set(self._count)
         self._jobs.put(job)
 
-    async def call(self, function: Callable[[FMRIDecoder], Result]) -> Result:
-        """Call a function with the model, in its thread."""
-        delivery: Delivery[Result] = Delivery()
+    async def call(
+        self,
+        function: Callable[[FMRIDecoder], Result],
+        cancelled: threading.Event | None = None,
+    ) -> Result:
+        """Call a function with the model, in its thread.
+
+        Parameters
+        ----------
+        function : callable
+        cancelled : threading.Event, optional
+            Set when nobody waits for the result any more; a long function looks at it.
+        """
+        delivery: Delivery[Result] = Delivery(cancelled)
         self.submit(CallJob(function, delivery))  # type: ignore[arg-type]
         try:
             return await delivery.result()

@@ -74,7 +74,7 @@ class SubjectVoxels:
 
     def __init__(self, store: Store, model: MindLLM) -> None:
         self.store, self.model = store, model
-        self._held = BoundedCache[VoxelFeatures](
+        self._held = BoundedCache[str, VoxelFeatures](
             MAX_VOXEL_BYTES, lambda voxels: voxels.coords.nbytes + voxels.parcel_ids.nbytes
         )
 

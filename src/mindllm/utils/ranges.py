@@ -1,4 +1,4 @@
-"""Lists of integers as text."""
+"""Integers as text."""
 
 from collections.abc import Sequence
 
@@ -28,3 +28,14 @@ def format_ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def count_of(number: int, noun: str, plural: str | None = None) -> str:
+    """Say how many there are, in the singular for one.
+
+    Examples
+    --------
+    >>> count_of(1, "subject"), count_of(2, "subject"), count_of(0, "stimulus", "stimuli")
+    ('1 subject', '2 subjects', '0 stimuli')
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
