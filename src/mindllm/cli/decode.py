@@ -76,13 +76,14 @@ Temperature = Annotated[
     typer.Option(min=0.01, max=100, callback=finite, help="With --do-sample: the temperature."),
 ]
 SamplingSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="With --do-sample: the seed.")]
-Way = Literal["generation", "evidence", "likelihood"]
+Way = Literal["generation", "evidence", "likelihood", "reader"]
 By = Annotated[
     Way,
     typer.Option(
         help="How a text is found: generated from the scan's tokens; chosen by the evidence of "
         "the scan among texts that the model was trained on, that its language model writes, and "
-        "of --corpus; or the --choice that its language model finds likeliest."
+        "of --corpus; the --choice that its language model finds likeliest; or written several "
+        "times by the text reader (`mindllm train-reader`) and chosen by the evidence."
     ),
 ]
 GuidanceScale = Annotated[
@@ -97,7 +98,9 @@ GuidanceScale = Annotated[
 ]
 Corpus = Annotated[
     list[Path] | None,
-    typer.Option(help="With --by evidence: texts to choose among too, one per line. Repeatable."),
+    typer.Option(
+        help="With --by evidence or reader: texts to choose among too, one per line. Repeatable."
+    ),
 ]
 Choice = Annotated[
     list[str] | None,
@@ -111,8 +114,14 @@ NTexts = Annotated[
     int,
     typer.Option(min=0, max=MAX_COUNT, help="With --by evidence: texts the language model writes."),
 ]
+NSamples = Annotated[
+    int, typer.Option(min=1, max=1000, help="With --by reader: texts that are written per volume.")
+]
 NBest = Annotated[
-    int, typer.Option(min=1, max=1000, help="With --by evidence: alternatives per volume in JSON.")
+    int,
+    typer.Option(
+        min=1, max=1000, help="With --by evidence or reader: alternatives per volume in JSON."
+    ),
 ]
 AbstainBelow = Annotated[
     float,
@@ -120,7 +129,7 @@ AbstainBelow = Annotated[
         min=0,
         max=1,
         callback=finite,
-        help="With --by evidence: mark texts less probable than this.",
+        help="With --by evidence or reader: mark texts less probable than this.",
     ),
 ]
 AsJson = Annotated[
@@ -145,6 +154,7 @@ def decode(
     corpus: Corpus = None,
     choice: Choice = None,
     n_texts: NTexts = 400,
+    n_samples: NSamples = 16,
     n_best: NBest = 5,
     abstain_below: AbstainBelow = 0.0,
     do_sample: DoSample = False,
@@ -173,6 +183,9 @@ def decode(
     if by == "likelihood":
         chosen = choose_volumes(loaded, data, answers, question, batch_size)
         return show_chosen(chosen, answers, as_json)
+    if by == "reader":
+        read = read_volumes(loaded, data, corpus_texts, question, n_samples, n_best, seed)
+        return show_ranked(read, abstain_below, as_json)
     if by == "evidence":
         texts = collect_texts(loaded, corpus_texts, n_texts, seed)
         if answers:
@@ -246,6 +259,34 @@ def rank_volumes(
         )
 
 
+def read_volumes(
+    model: "MindLLM",
+    data: ScanData,
+    texts: Sequence[str],
+    question: str | None,
+    n_samples: int,
+    n_best: int,
+    seed: int,
+) -> list["RankedVolume"]:
+    """Write texts about each volume by the text reader, and rank them by its evidence."""
+    from mindllm.model.decode_by_reader import decode_by_reader
+
+    total = len(data.volumes) if data.volumes else None
+    with decode_progress(False, total) as on_volume:
+        return decode_by_reader(
+            model,
+            data.scan,
+            data.masker,
+            texts=texts,
+            question=question,
+            n_samples=n_samples,
+            n_best=n_best,
+            seed=seed,
+            on_volume=on_volume,
+            **data.reading,
+        )
+
+
 def answer_volumes(
     model: "MindLLM", data: ScanData, texts: Sequence[str], answers: Sequence[Sequence[str]]
 ) -> list["AnsweredVolume"]:
@@ -301,6 +342,11 @@ def check_way(by: Way, has_corpus: bool, n_choices: int, samples: bool, asks: bo
         raise InputError(
             "--by evidence chooses among texts about the stimulus: --question, --do-sample, "
             "--guidance-scale and --stream are for --by generation. Leave them out."
+        )
+    if by == "reader" and (samples or n_choices):
+        raise InputError(
+            "--by reader samples texts and chooses by evidence: --choice, --do-sample, "
+            "--guidance-scale and --stream are for the other ways. Leave them out."
         )
     if by == "generation" and (has_corpus or n_choices):
         raise InputError(
