@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mindllm.model.encoding_fit import SubjectFeatures, fit_encoding_model
+from mindllm.model.encoding_fit import RegressionFolds, SubjectFeatures, fit_encoding_model
 from mindllm.model.encoding_model import EncodingModelConfig
 from mindllm.training.posterior_errors import (
     TrainingTrials,
@@ -80,8 +80,6 @@ def test_neither_the_subject_nor_the_texts_are_fitted_to() -> None:
 def test_the_penalty_of_the_fit_is_found() -> None:
     trials = make_trials(2.0)
     model = fit_encoding_model(trials.subjects, trials.embeddings, trials.stimulus_texts, CONFIG)
-    from mindllm.model.encoding_fit import RegressionFolds
-
     folds = RegressionFolds(trials.subjects, trials.embeddings, trials.stimulus_texts)
     model.regression_weights.copy_(folds.weights([10.0])[0])
     assert find_penalty(trials, model) == 10.0
