@@ -175,7 +175,7 @@ def decode(
     atlases, indices = parse_atlases(atlas or []), parse_int_ranges(volumes)
     check_model(model, llm)
     check_files(scan, mask, atlases, standardize_with)
-    corpus_texts = [text for file in corpus or [] for text in read_corpus(file)]
+    ranking = Ranking(read_texts(corpus), n_texts, n_samples, n_best, abstain_below, seed)
     mask_img = mask if mask_threshold is None else threshold_mask(mask, mask_threshold)
     loaded = load_model(model, llm, seed)
     masker = get_masker(loaded, model, subject) if subject is not None else mask_img
@@ -184,13 +184,9 @@ def decode(
         chosen = choose_volumes(loaded, data, answers, question, batch_size)
         return show_chosen(chosen, answers, as_json)
     if by == "reader":
-        read = read_volumes(loaded, data, corpus_texts, question, n_samples, n_best, seed)
-        return show_ranked(read, abstain_below, as_json)
+        return show_ranked(read_volumes(loaded, data, question, ranking), abstain_below, as_json)
     if by == "evidence":
-        texts = collect_texts(loaded, corpus_texts, n_texts, seed)
-        if answers:
-            return show_answered(answer_volumes(loaded, data, texts, answers), answers, as_json)
-        return show_ranked(rank_volumes(loaded, data, texts, n_best), abstain_below, as_json)
+        return show_by_evidence(loaded, data, answers, ranking, as_json)
     options = name_options(max_new_tokens, guidance_scale, temperature if do_sample else None)
     decoded = generate(loaded, data, question, batch_size, stream, options)
     return None if stream else show(decoded, as_json)
@@ -220,6 +216,18 @@ class ScanData:
         """What every function that decodes a scan takes by name."""
         names = ("atlases", "volumes", "standardize_with", "standardized")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Texts to rank by evidence, and what is shown of them."""
+
+    corpus: Sequence[str]
+    n_texts: int
+    n_samples: int
+    n_best: int
+    abstain_below: float
+    seed: int
 
 
 def generate(
@@ -260,28 +268,21 @@ def rank_volumes(
 
 
 def read_volumes(
-    model: "MindLLM",
-    data: ScanData,
-    texts: Sequence[str],
-    question: str | None,
-    n_samples: int,
-    n_best: int,
-    seed: int,
+    model: "MindLLM", data: ScanData, question: str | None, ranking: Ranking
 ) -> list["RankedVolume"]:
     """Write texts about each volume by the text reader, and rank them by its evidence."""
     from mindllm.model.decode_by_reader import decode_by_reader
 
-    total = len(data.volumes) if data.volumes else None
-    with decode_progress(False, total) as on_volume:
+    with decode_progress(False, len(data.volumes) if data.volumes else None) as on_volume:
         return decode_by_reader(
             model,
             data.scan,
             data.masker,
-            texts=texts,
+            texts=ranking.corpus,
             question=question,
-            n_samples=n_samples,
-            n_best=n_best,
-            seed=seed,
+            n_samples=ranking.n_samples,
+            n_best=ranking.n_best,
+            seed=ranking.seed,
             on_volume=on_volume,
             **data.reading,
         )
@@ -503,6 +504,27 @@ def show_ranked(ranked: Sequence["RankedVolume"], abstain_below: float, as_json:
         texts.append("abstained, not sure: " * abstained + best.text)
         notes.append(f"evidence {best.evidence:+.1f} nats, probability {best.probability:.0%}")
     print_volumes(rows, texts, notes, as_json)
+
+
+def read_texts(files: Sequence[Path] | None) -> list[str]:
+    """Texts of all files, one per line."""
+    return [text for file in files or [] for text in read_corpus(file)]
+
+
+def show_by_evidence(
+    model: "MindLLM",
+    data: ScanData,
+    answers: Sequence[Sequence[str]],
+    ranking: Ranking,
+    as_json: bool,
+) -> None:
+    """Choose among texts, or answers that they name, by evidence, and print the choice."""
+    texts = collect_texts(model, ranking.corpus, ranking.n_texts, ranking.seed)
+    if answers:
+        show_answered(answer_volumes(model, data, texts, answers), answers, as_json)
+    else:
+        ranked = rank_volumes(model, data, texts, ranking.n_best)
+        show_ranked(ranked, ranking.abstain_below, as_json)
 
 
 def show_answered(

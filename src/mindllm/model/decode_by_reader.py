@@ -174,14 +174,14 @@ def sample_readings(
     reader = require_reader(model)
     tokens = reader(expected.to(model.device)).to(model.null_tokens)
     conversation = model.build_conversation(question)
-    named = [name_words(conversation, words) for words in reader.nearest_words(expected)]
+    with_words = [name_words(conversation, words) for words in reader.nearest_words(expected)]
     rows = torch.arange(len(expected)).repeat_interleave(n_samples)
     options = {} if n_samples == 1 else {"do_sample": True, "temperature": temperature}
     texts: list[str] = []
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for part in rows.split(ROWS_AT_ONCE):
-            conversations = [named[row] for row in part.tolist()]
+            conversations = [with_words[row] for row in part.tolist()]
             texts += model.generate(tokens[part.to(tokens.device)], conversations, **options)
     return [texts[i : i + n_samples] for i in range(0, len(texts), n_samples)]
 

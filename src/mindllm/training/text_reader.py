@@ -142,7 +142,7 @@ class TextReaderTrainer:
             raise InputError("a text reader is taught on sentences, and there are none.")
         number = {text: i for i, text in enumerate(self.texts)}
         self.answers = torch.tensor([number[text] for text in answers], dtype=torch.int64)
-        encoding_model, _ = model._require_encoding_model()
+        encoding_model, _ = model.require_encoding_model()
         embeddings = model.embed_texts(self.texts).double()
         centred = center_embeddings(embeddings, encoding_model.text_center)
         self.means = mean_expected_embeddings(encoding_model, centred)
@@ -187,7 +187,7 @@ class TextReaderTrainer:
         expected = self.errors.disturb(self.means[numbers], trials, scales)
         words = self.reader.nearest_words(expected)
         dropped = rng.random(o.batch_size) < o.word_dropout
-        words = [[] if drop else named for named, drop in zip(words, dropped, strict=True)]
+        words = [[] if drop else row for row, drop in zip(words, dropped, strict=True)]
         return [self.texts[int(i)] for i in numbers], expected, words
 
     def take_step(self) -> float:
@@ -215,8 +215,8 @@ class TextReaderTrainer:
     ) -> Tensor:
         """Cross-entropy of sentences given their expected embeddings, in nats per token."""
         prompts = [
-            self.model.processor(name_words(self.model.build_conversation(answer=text), named))
-            for text, named in zip(texts, words, strict=True)
+            self.model.processor(name_words(self.model.build_conversation(answer=text), row))
+            for text, row in zip(texts, words, strict=True)
         ]
         tokens = self.reader(expected.to(self.model.device))
         log_likelihoods, counts = prompt_log_likelihood(self.model, tokens, prompts, self.prefixes)

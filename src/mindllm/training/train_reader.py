@@ -96,7 +96,7 @@ def train_text_reader(
     >>> train_text_reader(model, Store("store"), "model-with-reader")  # doctest: +SKIP
     """
     options, out = options or TextReaderOptions(), Path(out)
-    model._require_encoding_model()
+    model.require_encoding_model()
     subjects = select_subjects(model, store)
     with lock_output(out):
         recover_directory(out)
@@ -169,7 +169,7 @@ def collect_data(
     trials = TrialDataset(store, subjects, "train", list(config.get("source_weights") or {}))
     conversations = ConversationDataset(store, [trials])
     trials = trials.filter_stimuli(conversations.text_indices)
-    _, sentence_encoder = model._require_encoding_model()
+    _, sentence_encoder = model.require_encoding_model()
     stimuli, texts, embeddings = embed_stimuli(trials, conversations, sentence_encoder, progress)
     answers = [""] * len(embeddings)
     for stimulus, number in stimuli.items():
