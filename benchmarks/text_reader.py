@@ -27,7 +27,7 @@ from mindllm.metrics.inference import bootstrap_interval
 from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.decode_by_reader import sample_readings
 from mindllm.model.encoding_fit import SubjectFeatures, fit_encoding_model
-from mindllm.model.encoding_model import EncodingModelConfig
+from mindllm.model.encoding_model import EncodingModelConfig, center_embeddings
 from mindllm.model.language_model import load_language_model
 from mindllm.model.modeling import MindLLM
 from mindllm.model.proposals import sample_texts, similarity_gains
@@ -117,6 +117,17 @@ def find_texts(
     return texts
 
 
+def expected_similarity(
+    model: MindLLM, part: SubjectFeatures, rows: np.ndarray, candidates: Sequence[str]
+) -> Tensor:
+    """Similarity (n_trials, n_candidates) of expected embeddings with those of candidates."""
+    transform = model.encoding_model.subject_transform(part.values)
+    outputs = part.values[torch.from_numpy(rows)]
+    expected = expected_embeddings(model.encoding_model, outputs, transform)
+    center = model.encoding_model.text_center
+    return expected @ center_embeddings(model.embed_texts(candidates).double(), center).T
+
+
 def train(
     arguments: argparse.Namespace,
     model: MindLLM,
@@ -191,7 +202,16 @@ def run(arguments: argparse.Namespace) -> None:
         targets = folds.stimulus_texts[folds.stimulus_index(subject)[rows]]
         truth = [folds.answers[i] for i in targets]
         others = [folds.answers[i] for i in folds.candidates(arguments.fold)]
-        results.append({"subject": subject, "truth": truth, "candidates": others, "texts": texts})
+        similarity = expected_similarity(model, features[subject], rows, others).tolist()
+        results.append(
+            {
+                "subject": subject,
+                "truth": truth,
+                "candidates": others,
+                "texts": texts,
+                "similarity": {"expected embedding, no text": similarity},
+            }
+        )
     write_json(result, {"subjects": results})
 
 
@@ -207,8 +227,10 @@ def report(folder: Path) -> None:
     for part in parts:
         candidates = part["candidates"]
         targets = [candidates.index(text) for text in part["truth"]]
+        similarities = {name: np.array(rows) for name, rows in part["similarity"].items()}
         for name, texts in part["texts"].items():
-            similarity = embed_sentences(texts) @ embed_sentences(candidates).T
+            similarities[name] = embed_sentences(texts) @ embed_sentences(candidates).T
+        for name, similarity in similarities.items():
             # Fraction of the other candidates that each one is nearer than (n_texts, n_candidates).
             wins = (similarity[:, :, None] > similarity[:, None]).sum(2)
             ties = (similarity[:, :, None] == similarity[:, None]).sum(2) - 1
