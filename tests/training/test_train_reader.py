@@ -63,11 +63,13 @@ def test_a_reader_says_the_sentence_that_it_was_taught(folder: Path) -> None:
     assert model.encoding_model is not None
     answers = list(model.model_card.answers or {})[:2]
     size = len(model.encoding_model.text_center)
-    errors = PosteriorErrors(1.0, torch.zeros(1, size).double(), 1.0, torch.zeros(1).long())
+    means = torch.eye(size).double()[:2]
+    errors = PosteriorErrors(1.0, means, torch.zeros_like(means), 1.0, torch.arange(2))
     taught = TextReaderOptions(
         max_steps=60, batch_size=8, learning_rate=1e-2, hidden_size=32, n_words=1, word_dropout=0
     )
     trainer = TextReaderTrainer(model, [], answers, errors, taught)
+    assert torch.equal(trainer.means, means)  # those of models that did not know the answers
     first = trainer.loss(answers, trainer.means, [[], []]).item()
     trainer.run()
     last = trainer.loss(answers, trainer.means, trainer.reader.nearest_words(trainer.means)).item()

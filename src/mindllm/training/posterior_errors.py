@@ -35,6 +35,8 @@ class PosteriorErrors:
     ----------
     gain : float
         Of expected embeddings over the mean that the encoding model has for their text.
+    means : Tensor of shape (n_trials, embedding_dim)
+        That mean, by the model that the trial is left out of.
     residuals : Tensor of shape (n_trials, embedding_dim)
         Expected embeddings minus `gain` times that mean.
     explained : float
@@ -44,6 +46,7 @@ class PosteriorErrors:
     """
 
     gain: float
+    means: Tensor
     residuals: Tensor
     explained: float
     texts: Tensor
@@ -148,7 +151,7 @@ def measure_errors(
     gain = float((e * m).sum() / m.square().sum().clamp_min(torch.finfo(m.dtype).tiny))
     residuals = e - gain * m
     explained = 1 - float(residuals.square().sum() / e.square().sum())
-    return PosteriorErrors(gain, residuals, explained, torch.cat(texts))
+    return PosteriorErrors(gain, m, residuals, explained, torch.cat(texts))
 
 
 def read_left_out(

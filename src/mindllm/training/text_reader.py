@@ -146,6 +146,7 @@ class TextReaderTrainer:
         embeddings = model.embed_texts(self.texts).double()
         centred = center_embeddings(embeddings, encoding_model.text_center)
         self.means = mean_expected_embeddings(encoding_model, centred)
+        self.means[self.answers[errors.texts]] = self.left_out_means()
         self.reader = self.build_reader()
         model.text_reader = self.reader
         self.optimizer = torch.optim.AdamW(
@@ -155,6 +156,13 @@ class TextReaderTrainer:
         )
         self.prefixes = PrefixCache()
         self.state = TrainerState()
+
+    def left_out_means(self) -> Tensor:
+        """Means of the answers by models that did not know them, like those of new sentences."""
+        totals = torch.zeros(len(self.answers), self.means.shape[1]).to(self.means)
+        counts = torch.bincount(self.errors.texts, minlength=len(self.answers))
+        totals.index_add_(0, self.errors.texts, self.errors.means)
+        return (totals / counts.clamp_min(1)[:, None])[self.errors.texts]
 
     def build_reader(self) -> TextReader:
         """Make a reader whose first tokens are near the null tokens, and its words."""
@@ -183,8 +191,9 @@ class TextReaderTrainer:
         numbers = torch.from_numpy(rng.integers(len(self.texts), size=o.batch_size))
         is_brain = torch.from_numpy(rng.random(o.batch_size) < o.brain_fraction)
         numbers = torch.where(is_brain, self.answers[self.errors.texts[trials]], numbers)
+        means = torch.where(is_brain[:, None], self.errors.means[trials], self.means[numbers])
         scales = torch.where(is_brain, 1.0, o.noise_scale)[:, None]
-        expected = self.errors.disturb(self.means[numbers], trials, scales)
+        expected = self.errors.disturb(means, trials, scales)
         words = self.reader.nearest_words(expected)
         dropped = rng.random(o.batch_size) < o.word_dropout
         words = [[] if drop else row for row, drop in zip(words, dropped, strict=True)]
