@@ -34,11 +34,13 @@ from mindllm.model.proposals import sample_texts, similarity_gains
 from mindllm.model.receptive_fields import init_queries
 from mindllm.model.subject_alignment import SubjectTransform
 from mindllm.model.text_reader import expected_embeddings
+from mindllm.training.initialization import init_memory_from_text
 from mindllm.training.posterior_errors import TrainingTrials, measure_errors
 from mindllm.training.text_reader import TextReaderOptions, TextReaderTrainer
 from mindllm.utils.files import write_json
 
 SAVE_STEPS = 8
+MAX_NEW_TOKENS = 16
 
 
 def query_outputs(model: MindLLM, store: Store, folds: AnswerFolds) -> dict[str, SubjectFeatures]:
@@ -96,10 +98,13 @@ def find_texts(
     transform = model.encoding_model.subject_transform(part.values)
     outputs = part.values[torch.from_numpy(rows)]
     expected = expected_embeddings(model.encoding_model, outputs, transform)
-    sampled = sample_readings(model, expected, n_samples=n_samples, seed=1)
+    sampled = sample_readings(
+        model, expected, n_samples=n_samples, max_new_tokens=MAX_NEW_TOKENS, seed=1
+    )
     texts = {
         "reader: likeliest tokens": [
-            row[0] for row in sample_readings(model, expected, n_samples=1)
+            row[0]
+            for row in sample_readings(model, expected, n_samples=1, max_new_tokens=MAX_NEW_TOKENS)
         ],
         "reader: one sample": [row[0] for row in sampled],
         "proposals, by expected similarity": choose(model, outputs, transform, proposals)[1],
@@ -180,7 +185,9 @@ def run(arguments: argparse.Namespace) -> None:
     folds = AnswerFolds.divide(store, subjects, arguments.n_folds)
     language_model = load_language_model()
     torch.manual_seed(0)
-    model = MindLLM(MindLLMConfig(memory_size=64), {}, language_model).eval()
+    answers = [folds.answers[i] for i in folds.shown(arguments.fold)]
+    model = MindLLM(MindLLMConfig(memory_size=len(answers)), {}, language_model).eval()
+    init_memory_from_text(model, answers, model.encoder.head.token_proj.keys)  # and the projector
     init_queries(model.encoder, store.maskers([s for s in subjects if s not in left_out]))
     features = query_outputs(model, store, folds)
     embeddings = torch.from_numpy(embed_sentences(folds.answers)).double()
@@ -188,7 +195,6 @@ def run(arguments: argparse.Namespace) -> None:
     parts = trials.subjects, trials.embeddings, trials.stimulus_texts
     model.encoding_model = fit_encoding_model(*parts)
     model.sentence_encoder = DEFAULT_SENTENCE_ENCODER
-    answers = [folds.answers[i] for i in folds.shown(arguments.fold)]
     file = arguments.out / f"texts-{arguments.fold}.json"
     written = sentences(model, answers, arguments.n_texts, file)
     if not train(arguments, model, trials, folds, written):

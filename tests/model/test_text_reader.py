@@ -15,7 +15,7 @@ from mindllm.model.text_reader import (
     TextReaderConfig,
     expected_embeddings,
     mean_expected_embeddings,
-    name_words,
+    quote_sentences,
 )
 from mindllm.utils.errors import InputError
 from tests.conftest import update_manifests
@@ -99,17 +99,18 @@ def test_the_mean_is_what_the_responses_to_texts_give(encoding_model: EncodingMo
     )
 
 
-def test_the_nearest_words_come_first() -> None:
-    config = TextReaderConfig(n_words=2, vocabulary=("dog", "cat", "sea"))
+def test_the_nearest_sentences_come_first() -> None:
+    config = TextReaderConfig(n_sentences=2, sentences=("dog", "cat", "sea"))
     reader = TextReader(config, 3, (2, 4))
-    reader.word_embeddings.copy_(torch.eye(3))
+    reader.sentence_means.copy_(torch.eye(3))
     expected = torch.tensor([[0.1, 0.5, 0.3], [0.9, 0.0, 0.2]])
-    assert reader.nearest_words(expected) == [["cat", "sea"], ["dog", "sea"]]
-    assert TextReader(TextReaderConfig(), 3, (2, 4)).nearest_words(expected) == [[], []]
+    assert reader.nearest_sentences(expected) == [["cat", "sea"], ["dog", "sea"]]
+    assert reader.nearest_sentences(expected, [1, 9]) == [["sea", "dog"], ["dog", "sea"]]
+    assert TextReader(TextReaderConfig(), 3, (2, 4)).nearest_sentences(expected) == [[], []]
     assert reader(expected).shape == (2, 2, 4)
     turns = [{"role": "user", "content": "What?<fMRI>"}, {"role": "assistant", "content": "a cat"}]
-    assert name_words(turns, []) == turns
-    assert [t["content"] for t in name_words(turns, ["sea"])] == ["What?<fMRI>\nsea", "a cat"]
+    assert quote_sentences(turns, []) == turns
+    assert [t["content"] for t in quote_sentences(turns, ["sea"])] == ["What?<fMRI>\nsea", "a cat"]
 
 
 def test_a_reader_is_saved_with_its_model(
@@ -126,9 +127,9 @@ def test_a_reader_is_saved_with_its_model(
     tiny_model.save_pretrained(tmp_path / "without")
     without = MindLLM.from_pretrained(tmp_path / "without")
     assert without.text_reader is None
-    config = TextReaderConfig(hidden_size=8, n_words=1, vocabulary=("dog", "cat"))
+    config = TextReaderConfig(hidden_size=8, n_sentences=1, sentences=("dog", "cat"))
     reader = TextReader(config, SIZE, tuple(tiny_model.null_tokens.shape))
-    reader.word_embeddings.normal_()
+    reader.sentence_means.normal_()
     tiny_model.text_reader = reader
     tiny_model.save_pretrained(tmp_path / "model")
     again = MindLLM.from_pretrained(tmp_path / "model")
@@ -136,7 +137,7 @@ def test_a_reader_is_saved_with_its_model(
     assert again.text_reader.config == config
     expected = torch.randn(3, SIZE)
     assert torch.equal(again.text_reader(expected), reader(expected))
-    assert again.text_reader.nearest_words(expected) == reader.nearest_words(expected)
+    assert again.text_reader.nearest_sentences(expected) == reader.nearest_sentences(expected)
 
     content = json.loads((tmp_path / "model" / "config.json").read_text())
     content["text_reader"]["hidden_size"] = 9

@@ -17,7 +17,6 @@ from mindllm.training.posterior_errors import PosteriorErrors
 from mindllm.training.text_reader import (
     TextReaderOptions,
     TextReaderTrainer,
-    collect_vocabulary,
 )
 from mindllm.training.train_reader import train_text_reader
 from mindllm.training.trainer import train
@@ -52,12 +51,6 @@ def taught(folder: Path, store: Store, tmp_path_factory: pytest.TempPathFactory)
     return out
 
 
-def test_words_of_the_vocabulary() -> None:
-    assert collect_vocabulary(["a dog runs", "The dog and 2 cats", "cats in it"]) == ("dog", "cats")
-    assert collect_vocabulary(["a dog runs"]) == ("dog", "runs")
-    assert collect_vocabulary(["it is"]) == ()
-
-
 def test_a_reader_says_the_sentence_that_it_was_taught(folder: Path) -> None:
     model = MindLLM.from_pretrained(folder)
     assert model.encoding_model is not None
@@ -66,13 +59,20 @@ def test_a_reader_says_the_sentence_that_it_was_taught(folder: Path) -> None:
     means = torch.eye(size).double()[:2]
     errors = PosteriorErrors(1.0, means, torch.zeros_like(means), 1.0, torch.arange(2))
     taught = TextReaderOptions(
-        max_steps=60, batch_size=8, learning_rate=1e-2, hidden_size=32, n_words=1, word_dropout=0
+        max_steps=60,
+        batch_size=8,
+        learning_rate=1e-2,
+        hidden_size=32,
+        n_sentences=1,
+        sentence_dropout=0,
     )
     trainer = TextReaderTrainer(model, [], answers, errors, taught)
     assert torch.equal(trainer.means, means)  # those of models that did not know the answers
     first = trainer.loss(answers, trainer.means, [[], []]).item()
     trainer.run()
-    last = trainer.loss(answers, trainer.means, trainer.reader.nearest_words(trainer.means)).item()
+    last = trainer.loss(
+        answers, trainer.means, trainer.reader.nearest_sentences(trainer.means)
+    ).item()
     swapped = trainer.loss(answers[::-1], trainer.means, [[], []]).item()
     assert last < 0.95 * first
     assert last < swapped

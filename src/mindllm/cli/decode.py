@@ -175,7 +175,8 @@ def decode(
     atlases, indices = parse_atlases(atlas or []), parse_int_ranges(volumes)
     check_model(model, llm)
     check_files(scan, mask, atlases, standardize_with)
-    ranking = Ranking(read_texts(corpus), n_texts, n_samples, n_best, abstain_below, seed)
+    counts = (n_texts, n_samples, max_new_tokens, n_best)
+    ranking = Ranking(read_texts(corpus), *counts, abstain_below, seed)
     mask_img = mask if mask_threshold is None else threshold_mask(mask, mask_threshold)
     loaded = load_model(model, llm, seed)
     masker = get_masker(loaded, model, subject) if subject is not None else mask_img
@@ -225,6 +226,7 @@ class Ranking:
     corpus: Sequence[str]
     n_texts: int
     n_samples: int
+    max_new_tokens: int
     n_best: int
     abstain_below: float
     seed: int
@@ -281,6 +283,7 @@ def read_volumes(
             texts=ranking.corpus,
             question=question,
             n_samples=ranking.n_samples,
+            max_new_tokens=ranking.max_new_tokens,
             n_best=ranking.n_best,
             seed=ranking.seed,
             on_volume=on_volume,

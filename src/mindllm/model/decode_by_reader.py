@@ -1,6 +1,7 @@
 """Images of betas to text that a text reader generates, ranked by the evidence."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +11,9 @@ from mindllm.fmri.nifti import Image
 from mindllm.model.decode_by_evidence import RankedVolume, read_scan
 from mindllm.model.modeling import MindLLM
 from mindllm.model.proposals import RankedText, rank_texts
+from mindllm.model.sampling import MAX_NEW_TOKENS
 from mindllm.model.subject_alignment import SubjectTransform
-from mindllm.model.text_reader import TextReader, expected_embeddings, name_words
+from mindllm.model.text_reader import TextReader, expected_embeddings, quote_sentences
 from mindllm.utils.errors import InputError
 
 TEMPERATURE = 1.0
@@ -32,6 +34,7 @@ def decode_by_reader(
     question: str | None = None,
     n_samples: int = N_SAMPLES,
     temperature: float = TEMPERATURE,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     n_best: int = 5,
     seed: int = 0,
     on_volume: Callable[[int], None] | None = None,
@@ -48,7 +51,7 @@ def decode_by_reader(
         Further texts to choose among.
     question : str, optional
         By default the question that the model was trained with.
-    n_samples, temperature, n_best, seed
+    n_samples, temperature, max_new_tokens, n_best, seed
         As for `read_trials`.
     on_volume : callable, optional
         Called with the number of volumes that are decoded.
@@ -77,6 +80,7 @@ def decode_by_reader(
             question=question,
             n_samples=n_samples,
             temperature=temperature,
+            max_new_tokens=max_new_tokens,
             n_best=n_best,
             seed=seed + row,
         )
@@ -96,6 +100,7 @@ def read_trials(
     question: str | None = None,
     n_samples: int = N_SAMPLES,
     temperature: float = TEMPERATURE,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     n_best: int = 5,
     seed: int = 0,
 ) -> list[list[RankedText]]:
@@ -113,6 +118,8 @@ def read_trials(
         Texts that are sampled about each trial.
     temperature : float
         Of the samples.
+    max_new_tokens : int
+        Tokens of a text, at most.
     n_best : int
         Texts per trial.
     seed : int
@@ -131,7 +138,9 @@ def read_trials(
     require_reader(model)
     assert model.encoding_model is not None
     expected = expected_embeddings(model.encoding_model, query_outputs, subject)
-    sampled = sample_readings(model, expected, question, n_samples, temperature, seed)
+    sampled = sample_readings(
+        model, expected, question, n_samples, temperature, max_new_tokens, seed
+    )
     ranked = []
     for row, generated in enumerate(sampled):
         candidates = list(dict.fromkeys([*(text for text in generated if text), *texts]))
@@ -154,6 +163,7 @@ def sample_readings(
     question: str | None = None,
     n_samples: int = N_SAMPLES,
     temperature: float = TEMPERATURE,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     seed: int = 0,
 ) -> list[list[str]]:
     """Texts that a text reader generates of expected embeddings.
@@ -163,7 +173,7 @@ def sample_readings(
     model : MindLLM
         With a text reader.
     expected : Tensor of shape (n_trials, embedding_dim)
-    question, n_samples, temperature, seed
+    question, n_samples, temperature, max_new_tokens, seed
         As for `read_trials`; of one sample, the likeliest tokens are taken.
 
     Returns
@@ -174,14 +184,17 @@ def sample_readings(
     reader = require_reader(model)
     tokens = reader(expected.to(model.device)).to(model.null_tokens)
     conversation = model.build_conversation(question)
-    with_words = [name_words(conversation, words) for words in reader.nearest_words(expected)]
+    nearest = reader.nearest_sentences(expected)
+    with_sentences = [quote_sentences(conversation, sentences) for sentences in nearest]
     rows = torch.arange(len(expected)).repeat_interleave(n_samples)
-    options = {} if n_samples == 1 else {"do_sample": True, "temperature": temperature}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+    if n_samples > 1:
+        options |= {"do_sample": True, "temperature": temperature}
     texts: list[str] = []
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         for part in rows.split(ROWS_AT_ONCE):
-            conversations = [with_words[row] for row in part.tolist()]
+            conversations = [with_sentences[row] for row in part.tolist()]
             texts += model.generate(tokens[part.to(tokens.device)], conversations, **options)
     return [texts[i : i + n_samples] for i in range(0, len(texts), n_samples)]
 

@@ -1,8 +1,8 @@
 """Text reader: a text is generated from what the evidence says that a trial means.
 
 The encoding model makes of a trial an expected sentence embedding (`expected_embeddings`). A small
-network makes fMRI tokens of it, which the frozen language model reads; the words whose embeddings
-are nearest to it stand in the question. The network is taught on text alone
+network makes fMRI tokens of it, which the frozen language model reads; the known sentences that are
+nearest to it stand in the question. The network is taught on text alone
 (`mindllm.training.text_reader`): a sentence is embedded, its embedding is shrunk and disturbed as
 the expected embeddings of left-out trials are, and the sentence has to come out.
 
@@ -10,7 +10,7 @@ References
 ----------
 Nukrai et al. 2022, Text-only training for image captioning using noise-injected CLIP,
 arXiv 2211.00575; here the noise is measured. Fei et al. 2023, Transferable decoding with visual
-entities (ViECap), arXiv 2307.16525, for words in the prompt.
+entities (ViECap), arXiv 2307.16525, puts words into the prompt; here they are sentences.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from mindllm.model.encoding_model import EncodingModel
 from mindllm.model.subject_alignment import SubjectTransform
 from mindllm.utils.errors import InputError
 
-Word = Annotated[str, Field(min_length=1)]
+Sentence = Annotated[str, Field(min_length=1)]
 
 
 class TextReaderConfig(BaseModel):
-    """Sizes of a text reader and the words that it knows, as a model folder holds them.
+    """Sizes of a text reader and the sentences that it knows, as a model folder holds them.
 
     Examples
     --------
-    >>> TextReaderConfig(vocabulary=("dog", "cat")).hidden_size
+    >>> TextReaderConfig(sentences=("a dog", "a cat")).hidden_size
     512
     """
 
@@ -43,14 +43,14 @@ class TextReaderConfig(BaseModel):
 
     hidden_size: Annotated[int, Field(gt=0, le=1_000_000)] = 512
     """Hidden size of the network."""
-    n_words: Annotated[int, Field(ge=0, le=100)] = 4
-    """Words in the question, the nearest first; 0: none."""
-    vocabulary: tuple[Word, ...] = ()
-    """Words to choose among."""
+    n_sentences: Annotated[int, Field(ge=0, le=100)] = 4
+    """Sentences in the question, the nearest first; 0: none."""
+    sentences: tuple[Sentence, ...] = ()
+    """Sentences to choose among."""
 
 
 class TextReader(nn.Module):
-    """Expected sentence embeddings to fMRI tokens and words.
+    """Expected sentence embeddings to fMRI tokens and known sentences.
 
     Parameters
     ----------
@@ -62,12 +62,12 @@ class TextReader(nn.Module):
 
     Examples
     --------
-    >>> reader = TextReader(TextReaderConfig(vocabulary=("dog", "cat")), 5, (3, 8))
+    >>> reader = TextReader(TextReaderConfig(sentences=("a dog", "a cat")), 5, (3, 8))
     >>> reader(torch.ones(2, 5)).shape
     torch.Size([2, 3, 8])
     """
 
-    word_embeddings: Tensor
+    sentence_means: Tensor
     scale: Tensor
 
     def __init__(
@@ -80,8 +80,8 @@ class TextReader(nn.Module):
             nn.GELU(),
             nn.Linear(config.hidden_size, shape[0] * shape[1]),
         )
-        n_words = len(config.vocabulary)
-        self.register_buffer("word_embeddings", torch.zeros(n_words, embedding_dim))
+        shape_of_means = len(config.sentences), embedding_dim
+        self.register_buffer("sentence_means", torch.zeros(shape_of_means))
         self.register_buffer("scale", torch.ones(()))
 
     def forward(self, expected: Tensor) -> Tensor:
@@ -90,12 +90,27 @@ class TextReader(nn.Module):
         return self.layers((expected * self.scale).to(weight)).unflatten(-1, self.shape)
 
     @torch.no_grad()
-    def nearest_words(self, expected: Tensor) -> list[list[str]]:
-        """Words of each expected embedding (n, embedding_dim), the nearest first."""
-        count = min(self.config.n_words, len(self.config.vocabulary))
-        similarity = expected.to(self.word_embeddings) @ self.word_embeddings.T
-        best = similarity.topk(count, dim=1).indices.tolist()
-        return [[self.config.vocabulary[i] for i in row] for row in best]
+    def nearest_sentences(
+        self, expected: Tensor, left_out: Sequence[int] | None = None
+    ) -> list[list[str]]:
+        """Known sentences that are nearest to expected embeddings, the nearest first.
+
+        Parameters
+        ----------
+        expected : Tensor of shape (n, embedding_dim)
+        left_out : sequence of int, length n, optional
+            Number of a sentence that is not chosen for each.
+
+        Returns
+        -------
+        list of list of str
+        """
+        similarity = expected.to(self.sentence_means) @ self.sentence_means.T
+        for row, number in enumerate(left_out or []):
+            similarity[row, number : number + 1] = -torch.inf  # a number beyond is not known
+        count = min(self.config.n_sentences, len(self.config.sentences) - (left_out is not None))
+        best = similarity.topk(max(count, 0), dim=1).indices.tolist()
+        return [[self.config.sentences[i] for i in row] for row in best]
 
 
 def expected_embeddings(
@@ -163,18 +178,16 @@ def posterior_terms(model: EncodingModel) -> tuple[Tensor, Tensor]:
     return scaled, prior + scaled @ model.weights.T / model.temperature
 
 
-def name_words(conversation: Conversation, words: Sequence[str]) -> Conversation:
-    """Put words at the end of the first turn of a conversation.
+def quote_sentences(conversation: Conversation, sentences: Sequence[str]) -> Conversation:
+    """Put sentences at the end of the first turn of a conversation, a line each.
 
     Examples
     --------
-    >>> name_words([{"role": "user", "content": "What?<fMRI>"}], ["dog", "run"])
-    [{'role': 'user', 'content': 'What?<fMRI>\\ndog, run'}]
+    >>> quote_sentences([{"role": "user", "content": "What?<fMRI>"}], ["a dog", "a cat"])
+    [{'role': 'user', 'content': 'What?<fMRI>\\na dog\\na cat'}]
     """
-    if not words:
-        return conversation
     first, *others = conversation
-    return [first | {"content": f"{first['content']}\n{', '.join(words)}"}, *others]
+    return [first | {"content": "\n".join([first["content"], *sentences])}, *others]
 
 
 def make_text_reader(

@@ -1,13 +1,11 @@
 """Training of a text reader on text alone, with the errors of left-out trials as noise.
 
 Each sample is a sentence. Its embedding is shrunk and disturbed as the expected embeddings of
-left-out trials are (`mindllm.training.posterior_errors`), the reader makes fMRI tokens and words of
-it, and the frozen language model has to say the sentence. A part of the samples can be real: the
-expected embedding of a left-out training trial, with its own text.
+left-out trials are (`mindllm.training.posterior_errors`), the reader makes fMRI tokens of it and
+finds other sentences near it, and the frozen language model has to say the sentence. A part of
+the samples can be real: the expected embedding of a left-out training trial, with its own text.
 """
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +13,8 @@ from typing import Annotated
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from torch import Tensor
+from torch.nn import functional as F
 
 from mindllm.model.candidates import prompt_log_likelihood
 from mindllm.model.encoding_model import center_embeddings
@@ -26,7 +24,7 @@ from mindllm.model.text_reader import (
     TextReader,
     TextReaderConfig,
     mean_expected_embeddings,
-    name_words,
+    quote_sentences,
 )
 from mindllm.training.optimization import cosine_schedule_with_warmup
 from mindllm.training.posterior_errors import PosteriorErrors
@@ -44,9 +42,8 @@ from mindllm.utils.progress import Advance
 from mindllm.utils.seeds import MAX_SEED
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-MAX_VOCABULARY = 2000
+MAX_KNOWN = 2000  # sentences that a reader keeps
 WARMUP_RATIO = 0.1
-WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 class TextReaderOptions(BaseModel):
@@ -72,10 +69,10 @@ class TextReaderOptions(BaseModel):
     """Sentences that the language model writes like the training answers and the corpus."""
     hidden_size: PositiveInt = 512
     """Hidden size of the reader."""
-    n_words: Annotated[int, Field(ge=0, le=100)] = 4
-    """Words in the question."""
-    word_dropout: Probability = 0.3
-    """Fraction of the samples without words in the question."""
+    n_sentences: Annotated[int, Field(ge=0, le=100)] = 4
+    """Known sentences in the question."""
+    sentence_dropout: Probability = 0.2
+    """Fraction of the samples without known sentences in the question."""
     noise_scale: NonNegativeFloat = 1.0
     """What the errors of left-out trials are multiplied by."""
     brain_fraction: Probability = 0.25
@@ -86,26 +83,6 @@ class TextReaderOptions(BaseModel):
     """Steps between checkpoints."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of all random draws."""
-
-
-def collect_vocabulary(texts: Sequence[str], size: int = MAX_VOCABULARY) -> tuple[str, ...]:
-    """Words of texts, without function words and those of a single text, most frequent first.
-
-    Where fewer than two words are left, words of a single text are taken, too.
-
-    Examples
-    --------
-    >>> collect_vocabulary(["a dog runs", "the dog sleeps", "a cat and a dog", "cat food"])
-    ('dog', 'cat')
-    """
-    counts = Counter(
-        word
-        for text in texts
-        for word in dict.fromkeys(WORD.findall(text.lower()))
-        if word not in ENGLISH_STOP_WORDS
-    )
-    repeated = [word for word, count in counts.most_common(size) if count > 1]
-    return tuple(repeated if len(repeated) > 1 else [w for w, _ in counts.most_common(size)])
 
 
 class TextReaderTrainer:
@@ -165,27 +142,26 @@ class TextReaderTrainer:
         return (totals / counts.clamp_min(1)[:, None])[self.errors.texts]
 
     def build_reader(self) -> TextReader:
-        """Make a reader whose first tokens are near the null tokens, and its words."""
+        """Make a reader that knows the sentences, and whose tokens begin as the null tokens."""
         o, model = self.options, self.model
-        vocabulary = collect_vocabulary(self.texts) if o.n_words else ()
+        known = self.texts[:MAX_KNOWN]
         config = TextReaderConfig(
-            hidden_size=o.hidden_size, n_words=o.n_words, vocabulary=vocabulary
+            hidden_size=o.hidden_size, n_sentences=o.n_sentences, sentences=tuple(known)
         )
         torch.manual_seed(o.seed)
         shape = (model.null_tokens.shape[0], model.null_tokens.shape[1])
         reader = TextReader(config, self.means.shape[1], shape)
-        if vocabulary:
-            words = model.embed_texts(vocabulary).double()
-            reader.word_embeddings.copy_(center_embeddings(words, words.mean(0)))
+        reader.sentence_means.copy_(F.normalize(self.means[: len(known)], dim=1))
         trials = torch.arange(len(self.errors.residuals))
         expected = self.errors.disturb(self.means[trials % len(self.means)], trials)
         reader.scale.fill_(float(expected.square().mean().rsqrt()))
         with torch.no_grad():
+            reader.layers[-1].weight.zero_()
             reader.layers[-1].bias.copy_(model.null_tokens.flatten())
         return reader.to(model.device)
 
     def draw(self, rng: np.random.Generator) -> tuple[list[str], Tensor, list[list[str]]]:
-        """Draw the sentences of a step, their expected embeddings, and words."""
+        """Draw the sentences of a step, their expected embeddings, and sentences near these."""
         o = self.options
         trials = torch.from_numpy(rng.integers(len(self.errors.residuals), size=o.batch_size))
         numbers = torch.from_numpy(rng.integers(len(self.texts), size=o.batch_size))
@@ -194,10 +170,10 @@ class TextReaderTrainer:
         means = torch.where(is_brain[:, None], self.errors.means[trials], self.means[numbers])
         scales = torch.where(is_brain, 1.0, o.noise_scale)[:, None]
         expected = self.errors.disturb(means, trials, scales)
-        words = self.reader.nearest_words(expected)
-        dropped = rng.random(o.batch_size) < o.word_dropout
-        words = [[] if drop else row for row, drop in zip(words, dropped, strict=True)]
-        return [self.texts[int(i)] for i in numbers], expected, words
+        near = self.reader.nearest_sentences(expected, numbers.tolist())
+        dropped = rng.random(o.batch_size) < o.sentence_dropout
+        near = [[] if drop else row for row, drop in zip(near, dropped, strict=True)]
+        return [self.texts[int(i)] for i in numbers], expected, near
 
     def take_step(self) -> float:
         """Take one step; the loss, in nats per token."""
@@ -205,8 +181,8 @@ class TextReaderTrainer:
         factor = cosine_schedule_with_warmup(step, o.max_steps, WARMUP_RATIO)
         for group in self.optimizer.param_groups:
             group["lr"] = o.learning_rate * factor
-        texts, expected, words = self.draw(np.random.default_rng([o.seed, step]))
-        loss = self.loss(texts, expected, words)
+        texts, expected, near = self.draw(np.random.default_rng([o.seed, step]))
+        loss = self.loss(texts, expected, near)
         if not torch.isfinite(loss):
             raise InputError(
                 f"the training of the text reader diverged at step {step}: the loss is "
@@ -219,13 +195,11 @@ class TextReaderTrainer:
         self.state.step += 1
         return loss.item()
 
-    def loss(
-        self, texts: Sequence[str], expected: Tensor, words: Sequence[Sequence[str]]
-    ) -> Tensor:
+    def loss(self, texts: Sequence[str], expected: Tensor, near: Sequence[Sequence[str]]) -> Tensor:
         """Cross-entropy of sentences given their expected embeddings, in nats per token."""
         prompts = [
-            self.model.processor(name_words(self.model.build_conversation(answer=text), row))
-            for text, row in zip(texts, words, strict=True)
+            self.model.processor(quote_sentences(self.model.build_conversation(answer=text), row))
+            for text, row in zip(texts, near, strict=True)
         ]
         tokens = self.reader(expected.to(self.model.device))
         log_likelihoods, counts = prompt_log_likelihood(self.model, tokens, prompts, self.prefixes)
