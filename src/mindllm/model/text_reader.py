@@ -86,8 +86,8 @@ class TextReader(nn.Module):
 
     def forward(self, expected: Tensor) -> Tensor:
         """fMRI tokens (n, num_fmri_tokens, token_dim) of expected embeddings (n, embedding_dim)."""
-        weight = self.layers[0].weight
-        return self.layers((expected * self.scale).to(weight)).unflatten(-1, self.shape)
+        inputs = (expected * self.scale).to(next(self.parameters()))
+        return self.layers(inputs).unflatten(-1, self.shape)
 
     @torch.no_grad()
     def nearest_sentences(

@@ -138,20 +138,18 @@ def measure_errors(
     order = np.random.default_rng(seed).permutation(used.numpy())
     folds = [torch.from_numpy(order[i::n_folds]) for i in range(min(n_folds, len(order) // 2))]
     penalty = find_penalty(trials, model)
-    expected, means, texts = [], [], []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     names = list(trials.subjects)
     for name in (names[i] for i in evenly_spaced(len(names), MAX_LEFT_OUT)):
         for fold in folds:
-            part = read_left_out(trials, model, penalty, name, fold)
-            for values, value in zip((expected, means, texts), part, strict=True):
-                values.append(value)
+            parts.append(read_left_out(trials, model, penalty, name, fold))
         if advance:
             advance(1)
-    e, m = torch.cat(expected), torch.cat(means)
+    e, m, texts = (torch.cat(values) for values in zip(*parts, strict=True))
     gain = float((e * m).sum() / m.square().sum().clamp_min(torch.finfo(m.dtype).tiny))
     residuals = e - gain * m
     explained = 1 - float(residuals.square().sum() / e.square().sum())
-    return PosteriorErrors(gain, m, residuals, explained, torch.cat(texts))
+    return PosteriorErrors(gain, m, residuals, explained, texts)
 
 
 def read_left_out(

@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mindllm.model.candidates import prompt_log_likelihood
@@ -155,9 +155,11 @@ class TextReaderTrainer:
         trials = torch.arange(len(self.errors.residuals))
         expected = self.errors.disturb(self.means[trials % len(self.means)], trials)
         reader.scale.fill_(float(expected.square().mean().rsqrt()))
+        output = reader.layers[-1]
+        assert isinstance(output, nn.Linear)
         with torch.no_grad():
-            reader.layers[-1].weight.zero_()
-            reader.layers[-1].bias.copy_(model.null_tokens.flatten())
+            output.weight.zero_()
+            output.bias.copy_(model.null_tokens.flatten())
         return reader.to(model.device)
 
     def draw(self, rng: np.random.Generator) -> tuple[list[str], Tensor, list[list[str]]]:
