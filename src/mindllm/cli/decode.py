@@ -171,11 +171,10 @@ def decode(
     check_options(mask, subject, stream, as_json)
     samples = stream or do_sample or guidance_scale != 1
     check_way(by, bool(corpus), len(choice or []), samples, question is not None)
-    answers = parse_choices(choice or [])
+    answers, counts = parse_choices(choice or []), (n_texts, n_samples, max_new_tokens, n_best)
     atlases, indices = parse_atlases(atlas or []), parse_int_ranges(volumes)
     check_model(model, llm)
     check_files(scan, mask, atlases, standardize_with)
-    counts = (n_texts, n_samples, max_new_tokens, n_best)
     ranking = Ranking(read_texts(corpus), *counts, abstain_below, seed)
     mask_img = mask if mask_threshold is None else threshold_mask(mask, mask_threshold)
     loaded = load_model(model, llm, seed)
