@@ -26,6 +26,7 @@ from mindllm.cli import (
     serve,
     store,
     train,
+    train_reader,
     walkthrough,
 )
 from mindllm.cli.interruption import Interruption, describe, end_children, interruptible
@@ -37,6 +38,7 @@ from mindllm.utils.versions import package_version
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(convert.app)
 app.add_typer(train.app)
+app.add_typer(train_reader.app)
 app.add_typer(plan.app)
 app.add_typer(ablate.app)
 app.add_typer(adapt.app)

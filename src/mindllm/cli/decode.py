@@ -60,13 +60,14 @@ Temperature = Annotated[
     typer.Option(min=0.01, max=100, callback=finite, help="With --do-sample: the temperature."),
 ]
 SamplingSeed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="With --do-sample: the seed.")]
-Way = Literal["generation", "evidence", "likelihood"]
+Way = Literal["generation", "evidence", "likelihood", "reader"]
 By = Annotated[
     Way,
     typer.Option(
         help="How a text is found: generated from the scan's tokens; chosen by the evidence of "
         "the scan among texts that the model was trained on, that its language model writes, and "
-        "of --corpus; or the --choice that its language model finds likeliest."
+        "of --corpus; the --choice that its language model finds likeliest; or written several "
+        "times by the text reader (`mindllm train-reader`) and chosen by the evidence."
     ),
 ]
 GuidanceScale = Annotated[
@@ -81,7 +82,9 @@ GuidanceScale = Annotated[
 ]
 Corpus = Annotated[
     list[Path] | None,
-    typer.Option(help="With --by evidence: texts to choose among too, one per line. Repeatable."),
+    typer.Option(
+        help="With --by evidence or reader: texts to choose among too, one per line. Repeatable."
+    ),
 ]
 Choice = Annotated[
     list[str] | None,
@@ -95,8 +98,14 @@ NTexts = Annotated[
     int,
     typer.Option(min=0, max=MAX_COUNT, help="With --by evidence: texts the language model writes."),
 ]
+NSamples = Annotated[
+    int, typer.Option(min=1, max=1000, help="With --by reader: texts that are written per volume.")
+]
 NBest = Annotated[
-    int, typer.Option(min=1, max=1000, help="With --by evidence: alternatives per volume in JSON.")
+    int,
+    typer.Option(
+        min=1, max=1000, help="With --by evidence or reader: alternatives per volume in JSON."
+    ),
 ]
 AbstainBelow = Annotated[
     float,
@@ -104,7 +113,7 @@ AbstainBelow = Annotated[
         min=0,
         max=1,
         callback=finite,
-        help="With --by evidence: mark texts less probable than this.",
+        help="With --by evidence or reader: mark texts less probable than this.",
     ),
 ]
 AsJson = Annotated[
@@ -129,6 +138,7 @@ def decode(
     corpus: Corpus = None,
     choice: Choice = None,
     n_texts: NTexts = 400,
+    n_samples: NSamples = 16,
     n_best: NBest = 5,
     abstain_below: AbstainBelow = 0.0,
     do_sample: DoSample = False,
@@ -148,20 +158,19 @@ def decode(
     check_printing(stream, as_json)
     samples = stream or do_sample or guidance_scale != 1
     check_way(by, bool(corpus), len(choice or []), samples, question is not None)
-    answers = parse_choices(choice or [])
+    answers, counts = parse_choices(choice or []), (n_texts, n_samples, max_new_tokens, n_best)
     check_model(model, llm)
     options.check()
-    corpus_texts = [text for file in corpus or [] for text in read_corpus(file)]
+    ranking = Ranking(read_texts(corpus), *counts, abstain_below, seed)
     loaded = load_model(model, llm, seed)
     data = options.open(loaded, model)
     if by == "likelihood":
         chosen = choose_volumes(loaded, data, answers, question, batch_size)
         return show_chosen(chosen, answers, as_json)
+    if by == "reader":
+        return show_ranked(read_volumes(loaded, data, question, ranking), abstain_below, as_json)
     if by == "evidence":
-        texts = collect_texts(loaded, corpus_texts, n_texts, seed)
-        if answers:
-            return show_answered(answer_volumes(loaded, data, texts, answers), answers, as_json)
-        return show_ranked(rank_volumes(loaded, data, texts, n_best), abstain_below, as_json)
+        return show_by_evidence(loaded, data, answers, ranking, as_json)
     generation = name_options(max_new_tokens, guidance_scale, temperature if do_sample else None)
     decoded = generate(loaded, data, question, batch_size, stream, generation)
     return None if stream else show(decoded, as_json)
@@ -173,6 +182,19 @@ def name_options(
     """Options of `generate`; without a temperature, the likeliest token is taken."""
     sampling = {} if temperature is None else {"do_sample": True, "temperature": temperature}
     return {"max_new_tokens": max_new_tokens, "guidance_scale": guidance_scale, **sampling}
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Texts to rank by evidence, and what is shown of them."""
+
+    corpus: Sequence[str]
+    n_texts: int
+    n_samples: int
+    max_new_tokens: int
+    n_best: int
+    abstain_below: float
+    seed: int
 
 
 def generate(
@@ -209,6 +231,28 @@ def rank_volumes(
     with errors.status(f"choosing among {len(texts)} texts"):
         return decode_by_evidence(
             model, data.scan, data.masker, texts, n_best=n_best, **data.reading
+        )
+
+
+def read_volumes(
+    model: "MindLLM", data: ScanData, question: str | None, ranking: Ranking
+) -> list["RankedVolume"]:
+    """Write texts about each volume by the text reader, and rank them by its evidence."""
+    from mindllm.model.decode_by_reader import decode_by_reader
+
+    with decode_progress(False, len(data.volumes) if data.volumes else None) as on_volume:
+        return decode_by_reader(
+            model,
+            data.scan,
+            data.masker,
+            texts=ranking.corpus,
+            question=question,
+            n_samples=ranking.n_samples,
+            max_new_tokens=ranking.max_new_tokens,
+            n_best=ranking.n_best,
+            seed=ranking.seed,
+            on_volume=on_volume,
+            **data.reading,
         )
 
 
@@ -267,6 +311,11 @@ def check_way(by: Way, has_corpus: bool, n_choices: int, samples: bool, asks: bo
         raise InputError(
             "--by evidence chooses among texts about the stimulus: --question, --do-sample, "
             "--guidance-scale and --stream are for --by generation. Leave them out."
+        )
+    if by == "reader" and (samples or n_choices):
+        raise InputError(
+            "--by reader samples texts and chooses by evidence: --choice, --do-sample, "
+            "--guidance-scale and --stream are for the other ways. Leave them out."
         )
     if by == "generation" and (has_corpus or n_choices):
         raise InputError(
@@ -364,6 +413,27 @@ def show_ranked(ranked: Sequence["RankedVolume"], abstain_below: float, as_json:
         texts.append("abstained, not sure: " * abstained + best.text)
         notes.append(f"evidence {best.evidence:+.1f} nats, probability {best.probability:.0%}")
     print_volumes(rows, texts, notes, as_json)
+
+
+def read_texts(files: Sequence[Path] | None) -> list[str]:
+    """Texts of all files, one per line."""
+    return [text for file in files or [] for text in read_corpus(file)]
+
+
+def show_by_evidence(
+    model: "MindLLM",
+    data: ScanData,
+    answers: Sequence[Sequence[str]],
+    ranking: Ranking,
+    as_json: bool,
+) -> None:
+    """Choose among texts, or answers that they name, by evidence, and print the choice."""
+    texts = collect_texts(model, ranking.corpus, ranking.n_texts, ranking.seed)
+    if answers:
+        show_answered(answer_volumes(model, data, texts, answers), answers, as_json)
+    else:
+        ranked = rank_volumes(model, data, texts, ranking.n_best)
+        show_ranked(ranked, ranking.abstain_below, as_json)
 
 
 def show_answered(

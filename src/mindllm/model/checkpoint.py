@@ -27,6 +27,7 @@ from mindllm.model.encoder import plan_encoder
 from mindllm.model.encoding_model import EncodingModel
 from mindllm.model.model_card import ModelCard
 from mindllm.model.subject_alignment import SubjectTransform
+from mindllm.model.text_reader import TextReaderConfig, make_text_reader
 from mindllm.utils.errors import InputError, name_file
 from mindllm.utils.files import atomic_write, read_json, write_json
 from mindllm.utils.folders import recover_directory
@@ -41,6 +42,7 @@ REMEDY = "Fetch or convert the model again."
 ADAPTATIONS = "adaptations.safetensors"
 LANGUAGE_MODEL_FOLDER = "language_model"
 ENCODING_MODEL_PREFIX = "encoding_model."
+TEXT_READER_PREFIX = "text_reader."
 Name = Annotated[str, Field(min_length=1)]
 logger = logging.getLogger(__name__)
 
@@ -89,6 +91,8 @@ class CheckpointParts:
         Of each subject that the encoding model was adapted to.
     encoding_model : EncodingModel, optional
         Made of tensors of the state dict; not needed to save them.
+    text_reader : TextReaderConfig, optional
+        Of the text reader, if there is one.
     """
 
     config: MindLLMConfig
@@ -102,6 +106,7 @@ class CheckpointParts:
     sentence_encoder: str | None = None
     adaptations: Mapping[str, SubjectTransform] = field(default_factory=dict)
     encoding_model: EncodingModel | None = None
+    text_reader: TextReaderConfig | None = None
 
 
 class CheckpointContent(BaseModel):
@@ -123,6 +128,7 @@ class CheckpointContent(BaseModel):
     encoder: MindLLMConfig
     language_model: LanguageModelRef
     sentence_encoder: Name | None = None
+    text_reader: TextReaderConfig | None = None
     model_card: ModelCard = Field(default_factory=ModelCard)
 
 
@@ -169,6 +175,7 @@ def save_checkpoint(parts: CheckpointParts, folder: Path) -> None:
         "encoder": parts.config.model_dump(),
         "language_model": vars(parts.language_model),
         "sentence_encoder": parts.sentence_encoder,
+        "text_reader": parts.text_reader and parts.text_reader.model_dump(),
         "model_card": parts.model_card.to_dict(),
     }
     write_json(folder / "config.json", content)
@@ -210,6 +217,7 @@ def load_checkpoint(folder: Path) -> CheckpointParts:
         model_card=content.model_card,
         sentence_encoder=content.sentence_encoder,
         encoding_model=encoding_model,
+        text_reader=content.text_reader,
         adapter=existing_folder(folder / "adapter"),
         trained_language_model=existing_folder(folder / LANGUAGE_MODEL_FOLDER),
         adaptations=load_adaptations(folder / ADAPTATIONS, encoding_model),
@@ -260,6 +268,10 @@ def check_state_dict(parts: CheckpointParts, folder: Path) -> None:
     sizes = [len(tensors[n]) for n in ("projector.bias", "projector.weight") if n in tensors]
     with name_file(f"{folder / 'config.json'} and regions.json"):
         planned = plan_tensors(parts.config, parts.parcel_names, (sizes or [0])[0])
+        shape = (parts.config.num_fmri_tokens, parts.config.token_dim)
+        reader = make_text_reader(parts.text_reader, parts.encoding_model, shape, "meta")
+        of_reader = reader.state_dict() if reader else {}
+        planned |= {TEXT_READER_PREFIX + name: tensor for name, tensor in of_reader.items()}
     fitted = [name for name in tensors if name.startswith(ENCODING_MODEL_PREFIX)]
     check_weights(planned, {n: tensors[n] for n in tensors if n not in fitted}, folder)
 

@@ -12,6 +12,7 @@ from mindllm.model.decode import read_betas
 from mindllm.model.modeling import MindLLM
 from mindllm.model.proposals import RankedText, rank_texts
 from mindllm.model.scan_voxels import resolve_masker
+from mindllm.model.subject_alignment import SubjectTransform
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +155,31 @@ def scan_evidence(
 ) -> tuple[Tensor, Tensor]:
     """Evidence (n_volumes, n_texts) of volumes for texts, and the texts' embeddings."""
     embeddings = model.embed_texts(texts)
+    outputs, subject = read_scan(
+        model, img, mask_or_masker, atlases, volumes, standardize_with, standardized
+    )
+    assert model.encoding_model is not None
+    return model.encoding_model.evidence(outputs, subject, embeddings), embeddings
+
+
+def read_scan(
+    model: MindLLM,
+    img: Image,
+    mask_or_masker: Image | VoxelMasker,
+    atlases: Mapping[str, Image] | None,
+    volumes: Sequence[int] | None,
+    standardize_with: Image | None,
+    standardized: bool,
+) -> tuple[Tensor, SubjectTransform]:
+    """Query outputs (n_volumes, num_queries) of volumes, and the subject's transform."""
     masker = resolve_masker(model, mask_or_masker, atlases or {})
     betas = read_betas(masker, img, volumes, standardize_with, standardized)
-    others = betas
-    if volumes is not None or standardize_with is not None:
-        source = img if standardize_with is None else standardize_with
-        others = read_betas(masker, source, None, None, standardized)
-    is_adapted = masker.subject in model.adaptations
-    subject_betas = None if is_adapted else others
-    return model.evidence(betas, masker, embeddings, subject_betas), embeddings
+    outputs = model.query_outputs(betas, masker)
+    if masker.subject in model.adaptations:
+        return outputs, model.subject_transform(masker)
+    if volumes is None and standardize_with is None:
+        assert model.encoding_model is not None
+        return outputs, model.encoding_model.subject_transform(outputs)
+    source = img if standardize_with is None else standardize_with
+    others = read_betas(masker, source, None, None, standardized)
+    return outputs, model.subject_transform(masker, others)

@@ -90,7 +90,7 @@ class EvidenceModule(PretrainedModule):
         >>> model.evidence(betas, masker, texts, subject_betas=betas)  # doctest: +SKIP
         tensor([[ 3.1, -2.4]], dtype=torch.float64)
         """
-        model, _ = self._require_encoding_model()
+        model, _ = self.require_encoding_model()
         embeddings = texts if isinstance(texts, Tensor) else self.embed_texts(texts)
         outputs = self.query_outputs(betas, masker)
         if subject_betas is betas:
@@ -118,7 +118,7 @@ class EvidenceModule(PretrainedModule):
         InputError
             If the model has no encoding model.
         """
-        model, _ = self._require_encoding_model()
+        model, _ = self.require_encoding_model()
         if subject_betas is not None:
             return model.subject_transform(self.query_outputs(subject_betas, masker))
         subject = masker.subject if isinstance(masker, VoxelMasker) else None
@@ -141,10 +141,10 @@ class EvidenceModule(PretrainedModule):
         InputError
             If the model has no encoding model.
         """
-        _, sentence_encoder = self._require_encoding_model()
+        _, sentence_encoder = self.require_encoding_model()
         return torch.from_numpy(embed_sentences(texts, sentence_encoder))
 
-    def _require_encoding_model(self) -> tuple[EncodingModel, str]:
+    def require_encoding_model(self) -> tuple[EncodingModel, str]:
         """The encoding model and its sentence encoder; InputError if there are none."""
         if self.encoding_model is None or self.sentence_encoder is None:
             raise InputError(
@@ -181,7 +181,7 @@ class EvidenceModule(PretrainedModule):
         --------
         >>> model.adapt_subject(betas, masker, ["a dog runs", None, ...])  # doctest: +SKIP
         """
-        model, _ = self._require_encoding_model()
+        model, _ = self.require_encoding_model()
         check_values(np.asarray(torch.as_tensor(betas).cpu()), len(masker), masker.subject)
         known = {i: text for i, text in enumerate(texts or []) if text is not None}
         if len(betas) < MIN_ALIGNMENT_TRIALS or len(texts or betas) != len(betas):

@@ -26,6 +26,7 @@ from mindllm.model.model_card import ModelCard
 from mindllm.model.pretrained import drop_language_model, ignore_language_model
 from mindllm.model.processing import IGNORE_INDEX, MindLLMProcessor
 from mindllm.model.subject_alignment import SubjectTransform
+from mindllm.model.text_reader import TextReader
 from mindllm.utils.errors import InputError
 from mindllm.utils.validation import check_finite, check_values
 
@@ -74,6 +75,8 @@ class MindLLM(EvidenceModule):
         Of subjects that the model was adapted to; see `adapt_subject`.
     encoding_model : EncodingModel or None
         How brains respond to a text; None: not fitted.
+    text_reader : TextReader or None
+        Generates texts from what the evidence says of a trial; None: not trained.
     sentence_encoder : str or None
         Hub id or folder of the sentence encoder that `encoding_model` reads texts with.
 
@@ -121,6 +124,7 @@ class MindLLM(EvidenceModule):
         self.adaptations: dict[str, SubjectTransform] = {}
         self._checked_maskers: dict[int, VoxelMasker] = {}
         self.encoding_model: EncodingModel | None = None
+        self.text_reader: TextReader | None = None
         self.sentence_encoder: str | None = None
 
     @property

@@ -36,6 +36,7 @@ from mindllm.model.language_model import (
 )
 from mindllm.model.model_card import MeasuredScore, ModelCard, render_model_card
 from mindllm.model.subject_alignment import SubjectTransform
+from mindllm.model.text_reader import TextReader, make_text_reader
 from mindllm.utils.errors import InputError
 from mindllm.utils.files import describe_read_errors
 from mindllm.utils.folders import replace_directory
@@ -58,6 +59,7 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
     maskers: dict[str, VoxelMasker]
     adaptations: dict[str, SubjectTransform]
     encoding_model: EncodingModel | None
+    text_reader: TextReader | None
     sentence_encoder: str | None
     model_card: ModelCard
 
@@ -156,6 +158,9 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
         model = cls(parts.config, parts.parcel_names, language_model, ref.chat_template)
         model.encoding_model = parts.encoding_model
         model.sentence_encoder = parts.sentence_encoder
+        shape = (parts.config.num_fmri_tokens, parts.config.token_dim)
+        device = model.projector.weight.device
+        model.text_reader = make_text_reader(parts.text_reader, parts.encoding_model, shape, device)
         check_weights(model.state_dict(), parts.state_dict, folder)
         model.load_state_dict(parts.state_dict)
         model.model_card, model.maskers = parts.model_card, dict(parts.maskers)
@@ -207,6 +212,7 @@ class PretrainedModule(nn.Module, PyTorchModelHubMixin):
             maskers=self.maskers,
             model_card=self.model_card,
             sentence_encoder=self.sentence_encoder,
+            text_reader=self.text_reader.config if self.text_reader else None,
             adaptations=self.adaptations,
         )
         save_checkpoint(parts, save_directory)

@@ -291,6 +291,7 @@ class Trainer:
                 dtype=c.language_model_dtype(),
                 quantization_config=quantization,
             )
+            model.text_reader = None  # it reads the encoding model, which is fitted anew
             return model, []
         language_model = load_language_model(
             c.language_model, device, c.language_model_dtype(), quantization_config=quantization
