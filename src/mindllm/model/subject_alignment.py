@@ -19,6 +19,7 @@ from mindllm.utils.errors import InputError
 MIN_ALIGNMENT_TRIALS = 40  # fewer trials of a subject say too little about its covariance
 MAX_ALIGNMENT_TRIALS = 2000  # more change the map no further
 SAME_TRIAL = 1e-6  # squared distance, relative to the squared norm
+PARTS = ("response_map", "labelled")  # of a transform, where it has them
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,40 @@ def fit_response_map(trials: Tensor, expected: Tensor, ridge: float) -> Response
 
 
 @dataclass(frozen=True)
+class LabelledTrials:
+    """Labelled trials of a subject, which other trials are compared with.
+
+    See `mindllm.model.labelled_trials`, which makes them.
+
+    Parameters
+    ----------
+    trials : Tensor of shape (n_labels, num_queries)
+        Standardized query outputs.
+    weights : Tensor of shape (num_queries, n_labels)
+        The product of standardized query outputs with them is the similarity.
+    directions : Tensor of shape (n_labels, embedding_dim)
+        What each adds to the predicted embedding.
+    """
+
+    trials: Tensor
+    weights: Tensor
+    directions: Tensor
+
+    def __call__(self, standardized: Tensor) -> Tensor:
+        """Embeddings (n, embedding_dim) to add to those that are predicted of trials."""
+        return self.similarity(standardized) @ self.directions
+
+    def similarity(self, standardized: Tensor) -> Tensor:
+        """Similarity (n, n_labels) with each labelled trial; 0 with the trial itself."""
+        return (standardized @ self.weights) * self.are_others(standardized)
+
+    def are_others(self, standardized: Tensor) -> Tensor:
+        """Whether each labelled trial is another than each trial, (n, n_labels)."""
+        norms = standardized.square().sum(1, keepdim=True)
+        return squared_distances(standardized, self.trials) > SAME_TRIAL * norms
+
+
+@dataclass(frozen=True)
 class SubjectTransform:
     """Standardization and alignment of one subject, from its own trials without labels.
 
@@ -96,18 +131,22 @@ class SubjectTransform:
         Applied to its principal components.
     response_map : ResponseMap or None
         Applied last, in the basis of white noise.
+    labelled : LabelledTrials or None
+        What trials are compared with, beside the encoding model.
     """
 
     mean: Tensor
     std: Tensor
     alignment: Tensor
     response_map: ResponseMap | None = None
+    labelled: LabelledTrials | None = None
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name; `from_tensors` is the inverse."""
         tensors = {name: getattr(self, name) for name in ("mean", "std", "alignment")}
-        if self.response_map is not None:
-            tensors |= {f"response_map.{n}": t for n, t in vars(self.response_map).items()}
+        for name in PARTS:
+            if (part := getattr(self, name)) is not None:
+                tensors |= {f"{name}.{n}": t for n, t in vars(part).items()}
         return tensors
 
     @classmethod
@@ -123,11 +162,16 @@ class SubjectTransform:
         InputError
             If one is missing.
         """
-        prefix = "response_map."
-        parts = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in PARTS}
+        for name, tensor in tensors.items():
+            part, _, field = name.partition(".")
+            if field:
+                parts.setdefault(part, {})[field] = tensor
         try:
-            response_map = ResponseMap(**parts) if parts else None
-            return cls(tensors["mean"], tensors["std"], tensors["alignment"], response_map)
+            response_map = ResponseMap(**parts["response_map"]) if parts["response_map"] else None
+            labelled = LabelledTrials(**parts["labelled"]) if parts["labelled"] else None
+            mean, std, alignment = (tensors[name] for name in ("mean", "std", "alignment"))
+            return cls(mean, std, alignment, response_map, labelled)
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"the adaptation to a subject lacks a tensor ({error}). Adapt the model again."
