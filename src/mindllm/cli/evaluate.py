@@ -197,6 +197,7 @@ def load_in_precision(folder: Path, language_model: str | None, dtype: str) -> "
     import torch
 
     from mindllm.model.modeling import MindLLM
+    from mindllm.model.precision import cast_language_model
 
     loaded = MindLLM.from_pretrained(
         folder,
@@ -205,7 +206,7 @@ def load_in_precision(folder: Path, language_model: str | None, dtype: str) -> "
         device_map=local_device(),
     )
     if dtype == "bfloat16":
-        loaded.language_model.cast(torch.bfloat16)
+        cast_language_model(loaded.language_model, torch.bfloat16)
     return loaded
 
 

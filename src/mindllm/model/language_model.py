@@ -64,29 +64,6 @@ class FrozenLanguageModel(nn.Module):
         self.is_modified = False
         self.model = model.requires_grad_(False)
 
-    def cast(self, dtype: torch.dtype) -> None:
-        """Compute in another precision; the fingerprint stays that of the weights as loaded.
-
-        Short cuts stay those that were tried as loaded, too: in half precision a wrong one is
-        harder to tell from rounding.
-
-        Parameters
-        ----------
-        dtype : torch.dtype
-            float32, bfloat16 or float16.
-
-        Raises
-        ------
-        InputError
-            If the weights are quantized.
-        """
-        if getattr(self.model, "is_quantized", False):
-            raise InputError(
-                f"language model {self.name} is quantized and cannot compute in {dtype}. "
-                "Leave the precision as it is."
-            )
-        self.model.to(dtype)
-
     @property
     def hidden_size(self) -> int:
         """Size of a token embedding."""
