@@ -124,6 +124,7 @@ WEIGHTS = [
     Case("counts int", "", of_encoding("stimulus_counts", lambda t: t.long()), "torch.int64"),
     Case("temperature", "", of_encoding("temperature", torch.zeros_like), "temperature holds 0"),
     Case("gain", "", of_encoding("regression_gain", lambda t: t - 100), "regression_gain holds -"),
+    Case("labels", "", of_encoding("label_gain", lambda t: t - 300), "label_gain holds -"),
     Case("1", "", of_encoding("temperature", lambda t: t[None]), r"temperature has shape \(1,\)"),
 ]
 VOXELS = [

@@ -254,6 +254,7 @@ def test_evaluate_writes_its_report(
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
     command = ["evaluate", model, place / "store", "--subjects", "sub-03,sub-01"]
+    command += ["--dtype", "bfloat16"]
     status, out, err = run(*command, "--out", tmp_path / "r", "--open")
     assert status == 0, err
     assert "report.html" in out
@@ -263,6 +264,7 @@ def test_evaluate_writes_its_report(
     assert pictures == {path.stem for path in figures.glob("*.tsv")}
     assert {"attention-sub-03", "contributions-all"} <= pictures
     text = (tmp_path / "r" / "report.md").read_text(encoding="utf-8")
+    assert ", bfloat16), frozen" in text
     rows = text.partition("## Contributions to the evidence")[2]
     records = [
         json.loads(line)

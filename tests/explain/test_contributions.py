@@ -1,11 +1,15 @@
 """Contributions of voxels sum to the evidence of the model, whatever the evidence is for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from mindllm.explain.contributions import contribute
 from mindllm.explain.evidence_path import Question, integrate
+from mindllm.explain.explainer import Explainer
+from mindllm.model.subject_alignment import LabelledTrials
 from tests.explain.conftest import DIM, Fitted
 
 
@@ -112,3 +116,27 @@ def test_the_regression_has_its_part_in_the_contributions(
     if not against:
         expected = model_evidence(fitted, fitted.betas, fitted.embeddings[[3]])
         np.testing.assert_allclose(result.evidence, expected, atol=1e-6)
+
+
+def test_labelled_trials_have_their_part_in_the_contributions(fitted: Fitted) -> None:
+    model = fitted.model.encoding_model
+    assert model is not None
+    generator = torch.Generator().manual_seed(0)
+    model.regression_gain.fill_(3.0)
+    outputs = fitted.model.query_outputs(fitted.betas, fitted.masker)
+    transform = model.subject_transform(outputs)
+    labelled = LabelledTrials(
+        model.standardize(outputs, transform)[:5],
+        torch.randn(outputs.shape[1], 5, generator=generator).double(),
+        torch.randn(5, DIM, generator=generator).double(),
+    )
+    fitted.model.adaptations["sub-02"] = replace(transform, labelled=labelled)
+    explainer = Explainer(fitted.model, fitted.masker, fitted.betas)
+    result = contribute(explainer.features, fitted.question(3))
+    expected = fitted.model.evidence(fitted.betas, fitted.masker, fitted.embeddings[[3]])[:, 0]
+    without = model_evidence(fitted, fitted.betas, fitted.embeddings[[3]])
+    assert np.abs(expected.numpy() - without).min() > 1e-3
+    np.testing.assert_allclose(result.evidence, expected, atol=1e-6)
+    np.testing.assert_allclose(result.voxels.sum(1) + result.at_zero, expected, atol=1e-6)
+    few = contribute(explainer.features.select([7, 2]), fitted.question(3))
+    np.testing.assert_allclose(few.voxels, result.voxels[[7, 2]], atol=1e-9)

@@ -8,6 +8,7 @@ from mindllm.language.conversation import QUESTION, build_conversation
 from mindllm.model import generation, logits
 from mindllm.model.candidates import prompt_log_likelihood
 from mindllm.model.modeling import MindLLM
+from mindllm.model.precision import cast_language_model
 from mindllm.model.processing import IGNORE_INDEX
 from mindllm.utils.errors import InputError
 from tests.conftest import TEXTS, make_space
@@ -31,6 +32,28 @@ def test_the_tree_of_candidates_gives_each_ones_likelihood(
             [tiny_model.processor(build_conversation(QUESTION, candidate))] * len(tokens),
         )
         torch.testing.assert_close(together[:, column], alone.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_language_model_computes_in_half_precision_and_the_encoder_does_not(
+    tiny_model: MindLLM, tokens: torch.Tensor
+) -> None:
+    language_model = tiny_model.language_model
+    expected = tiny_model.score_candidates(tokens, TEXTS)
+    known = language_model.fingerprint
+    cast_language_model(language_model, torch.bfloat16)
+    assert language_model.model.dtype == torch.bfloat16
+    assert tiny_model.projector.weight.dtype == torch.float32
+    assert language_model.fingerprint == known
+    scores = tiny_model.score_candidates(tokens, TEXTS)
+    assert scores.dtype == torch.float32
+    assert 0 < (scores - expected).abs().max() < 0.02 * expected.abs().max()
+    assert all(tiny_model.generate(tokens[:1], [tiny_model.build_conversation()]))
+
+
+def test_a_quantized_language_model_keeps_its_precision(tiny_model: MindLLM) -> None:
+    tiny_model.language_model.model.is_quantized = True
+    with pytest.raises(InputError, match=r"is quantized and cannot compute in torch\.bfloat16"):
+        cast_language_model(tiny_model.language_model, torch.bfloat16)
 
 
 def test_a_mixed_batch_of_conversations_equals_its_rows(

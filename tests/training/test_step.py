@@ -48,9 +48,12 @@ def test_gradients_are_those_of_the_reference(
     monkeypatch.setattr(candidates, "read_prompts", count_groups)
     loss_fn = training.make_loss(tiny_llm, training.make_config(SIZES, lora, encoder_too))
     batch = training.make_batch(loss_fn.model, SIZES, SHORT)
-    assert training.gradient_difference(loss_fn, batch) < 1e-4
+    difference = training.compare_gradients(loss_fn, batch)
+    assert difference.in_double <= 1e-12
+    assert difference.ours < 1e-4
+    assert difference.reference < 1e-4
     assert len(groups) > 1
-    assert sum(groups) == SIZES.batch_size
+    assert sum(groups) == 2 * SIZES.batch_size  # in single and in double precision
     expected = training.gradients(loss_fn, training.reference_loss(loss_fn.model, batch))
     assert any(".lora_A" in name for name in expected) == lora
     assert any(".queries" in name for name in expected) == encoder_too
@@ -65,10 +68,24 @@ def test_the_benchmark_prints_ratios(
     model = load_language_model(tiny_llm_folder)
     loss_fn = training.make_loss(model, training.make_config(sizes, lora=False))
     batch = training.make_batch(loss_fn.model, sizes, short)
-    row = training.compare("a step", loss_fn, batch, repeats=1, target=1.8)
+    row = training.compare("a step", loss_fn, batch, batch, repeats=1, target=1.8)
     assert row.reference > 0
     assert row.ours > 0
-    assert "| a step | " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| a step | " in printed
+    assert "a step: gradients differ by " in printed
+
+
+@pytest.mark.parametrize("wrong", [1 + 1e-5, 1 + 1e-3])
+def test_other_gradients_are_refused(
+    tiny_llm: FrozenLanguageModel, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    loss_fn = training.make_loss(tiny_llm, training.make_config(SIZES, lora=False))
+    batch = training.make_batch(loss_fn.model, SIZES, SHORT)
+    reference_loss = training.reference_loss
+    monkeypatch.setattr(training, "reference_loss", lambda *args: wrong * reference_loss(*args))
+    with pytest.raises(AssertionError, match="in double precision"):
+        training.compare("a step", loss_fn, batch, batch, repeats=1, target=None)
 
 
 @pytest.mark.usefixtures("grouped")
@@ -119,13 +136,14 @@ def test_log_probabilities_and_their_gradient(
     logits = (5 * torch.randn(10, 7)).to(dtype).requires_grad_()
     ids, weights = torch.arange(10) % 7, torch.randn(10)
     (token_log_probs(logits, ids) * weights).sum().backward()
-    expected = logits.detach().float().requires_grad_()
+    expected = logits.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
     log_probs = -F.cross_entropy(expected, ids, reduction="none")
     (log_probs * weights).sum().backward()
     torch.testing.assert_close(token_log_probs(logits, ids), log_probs)
     assert logits.grad is not None
-    tolerance = 1e-6 if dtype != torch.bfloat16 else 1e-2
-    torch.testing.assert_close(logits.grad.float(), expected.grad, atol=tolerance, rtol=tolerance)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    gradient = logits.grad.to(expected.dtype)
+    torch.testing.assert_close(gradient, expected.grad, atol=tolerance, rtol=tolerance)
     assert token_log_probs(logits[:0], ids[:0]).shape == (0,)
 
 

@@ -204,6 +204,7 @@ def run_fingerprint(
     return {
         "model": hash_weights(model),
         "language model": model.language_model.fingerprint,
+        "precision": str(model.language_model.model.dtype),
         "store": str(store.meta.get("name")),
         "split": json.dumps(dict(evaluation_set.splits), sort_keys=True),
         "subjects": ", ".join(evaluation_set.trial_indices),

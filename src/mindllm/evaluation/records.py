@@ -208,6 +208,7 @@ def describe_model(model: MindLLM, name: str | None) -> ModelInfo:
         training_seed=card.seed,
         training_versions=card.versions,
         encoder=model.encoder.config.model_dump(mode="json"),
+        language_model_dtype=str(model.language_model.model.dtype).removeprefix("torch."),
     )
 
 

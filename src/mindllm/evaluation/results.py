@@ -328,7 +328,10 @@ class AblationRow:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The evaluated model; None: its model card does not say."""
+    """The evaluated model; None: its model card does not say.
+
+    language_model_dtype: the precision it computed in, e.g. bfloat16; None: not noted.
+    """
 
     name: str | None
     language_model: str
@@ -338,6 +341,7 @@ class ModelInfo:
     training_seed: int | None
     training_versions: Mapping[str, str] | None
     encoder: Mapping[str, object]
+    language_model_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

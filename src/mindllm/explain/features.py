@@ -7,7 +7,8 @@ The betas x (n_voxels,) of a trial become features y (rank,) by steps that are a
     y = scale v (I + W)                           map to the expected responses
 
 Behind y stands the sentence embedding r = ((z - mean) / std) B that ridge regression predicts of
-the trial, where the regression has a part in the evidence.
+the trial, where the regression has a part in the evidence; labelled trials of the subject, but
+the trial itself, have added to B.
 
 W is the map that is fitted to the subject's other trials alone; of a trial that took part in the
 fit it is the map without it (a rank-one change of the ridge regression, in closed form), so that
@@ -110,6 +111,10 @@ class AffineFeatures:
         Query outputs to r, without its constant; embedding_dim 0 where it has no part.
     maps : TrialMaps or None
         Maps to the expected responses; None: the subject has none.
+    labelled : tuple of Tensor, optional
+        What the subject's labelled trials add to the regression: query outputs to similarities
+        (num_queries, n_labels), these to r (n_labels, embedding_dim), and which of them are other
+        trials than each trial (n_trials, n_labels).
     """
 
     attention: Tensor
@@ -119,6 +124,7 @@ class AffineFeatures:
     projection: Tensor
     regression: Tensor
     maps: TrialMaps | None
+    labelled: tuple[Tensor, Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -142,6 +148,7 @@ class AffineFeatures:
             values=self.values[rows],
             at_zero=self.at_zero[rows],
             maps=None if self.maps is None else self.maps.select(rows),
+            labelled=self.labelled and (*self.labelled[:2], self.labelled[2][rows]),
         )
 
     def trial_projection(self, trial: int) -> Tensor:
@@ -149,7 +156,23 @@ class AffineFeatures:
         projection = self.projection
         if self.maps is not None:
             projection = projection @ self.maps.matrix(trial)
-        return torch.cat([projection, self.regression], 1)
+        return torch.cat([projection, self.trial_regression(trial)], 1)
+
+    def trial_regression(self, trial: int) -> Tensor:
+        """Regression (num_queries, embedding_dim), with labelled trials but the trial itself."""
+        if self.labelled is None:
+            return self.regression
+        weights, directions, are_others = self.labelled
+        return self.regression + (weights * are_others[trial]) @ directions
+
+    def add_regression(self, outputs: Tensor, mean: Tensor) -> AffineFeatures:
+        """The same with r behind the features, from query outputs and what is taken from them."""
+        values, at_zero = [], []
+        for trial, row in enumerate(outputs):
+            matrix = self.trial_regression(trial)
+            values.append(torch.cat([self.values[trial], (row - mean) @ matrix]))
+            at_zero.append(torch.cat([self.at_zero[trial], -mean @ matrix]))
+        return replace(self, values=torch.stack(values), at_zero=torch.stack(at_zero))
 
     def to_voxels(self, gradients: Tensor) -> Tensor:
         """Carry mean gradients of features back to voxels, times their betas.
@@ -243,7 +266,12 @@ def build_features(
         values, at_zero = (torch.stack(rows) for rows in zip(*mapped, strict=True))
     regression = model.regression_weights / subject.std[:, None]
     regression = regression if model.regression_gain > 0 else regression[:, :0]
-    zero = (-subject.mean @ regression).expand(len(values), -1)
-    values = torch.cat([values, outputs @ regression + zero], 1)
-    at_zero = torch.cat([at_zero, zero], 1)
-    return AffineFeatures(attention, betas, values, at_zero, projection, regression, maps)
+    labelled = None
+    if subject.labelled is not None:
+        part, standardized = subject.labelled, model.standardize(outputs, subject)
+        weights = part.weights / subject.std[:, None]
+        labelled = (weights, part.directions, part.are_others(standardized))
+    features = AffineFeatures(
+        attention, betas, values, at_zero, projection, regression, maps, labelled
+    )
+    return features.add_regression(outputs, subject.mean)

@@ -234,7 +234,7 @@ def prompt_log_likelihood(
         part, index = [prompts[row] for row in rows], torch.tensor(rows, device=model.device)
         cache = repeat_cache(beginning, len(rows)) if shared else None
         log_probs, row_of = read_prompts(model, fmri_tokens[index], part, shared, cache)
-        sums = sums.index_add(0, index[row_of], log_probs)
+        sums = sums.to(log_probs.dtype).index_add(0, index[row_of], log_probs)
     counts = [int((prompt.labels[1:] != IGNORE_INDEX).sum()) for prompt in prompts]
     return sums, torch.tensor(counts, device=model.device)
 

@@ -21,6 +21,8 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from torch import Tensor
 
+from mindllm.model.labelled_trials import LabelledScores
+
 PENALTIES = (1.0, 3.0, 10.0, 30.0)  # in multiples of the mean variance of the query outputs
 MIN_INVERSE_TEMPERATURE, MAX_INVERSE_TEMPERATURE = 0.2, 2.0
 
@@ -105,11 +107,14 @@ class LeftOutTrials:
         Of the embeddings that are predicted of a trial with those of the texts.
     targets : Tensor of int64, shape (n_trials,)
         Number of the true text.
+    with_labels : LabelledScores or None
+        What is said when half of the trials are labelled.
     """
 
     density_ratios: Tensor
     similarities: Tensor
     targets: Tensor
+    with_labels: LabelledScores | None = None
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,14 @@ from mindllm.model.encoding_model import (
     center_embeddings,
     weighted_means,
 )
+from mindllm.model.labelled_trials import (
+    LabelledScores,
+    choose_label_gain,
+    compare_with_labels,
+    halve,
+    mean_correlation,
+    point_to_texts,
+)
 from mindllm.model.subject_alignment import (
     MAX_ALIGNMENT_TRIALS,
     MIN_ALIGNMENT_TRIALS,
@@ -176,6 +184,9 @@ def fit_at_scales(
     model.regression_gain.fill_(scale.gain)
     model.regression_similarity.fill_(scale.similarity)
     model.temperature.fill_(scale.temperature)
+    with_labels = [part.with_labels for part in left_out[rank] if part.with_labels]
+    model.label_gain.fill_(choose_label_gain(with_labels, scale.temperature))
+    model.label_correlation.fill_(mean_correlation(with_labels))
     return model
 
 
@@ -222,8 +233,57 @@ def leave_subjects_out(
                 continue
             transform = model.subject_transform(left_out.values)
             ratios = model.density_ratios(values, transform, unique)[:, inverse]
-            results[rank].append(LeftOutTrials(ratios, similarities, targets))
+            with_labels = score_with_labels(model, left_out.values, rows, embeddings, targets)
+            results[rank].append(LeftOutTrials(ratios, similarities, targets, with_labels))
     return results
+
+
+def score_with_labels(
+    model: EncodingModel, values: Tensor, rows: Tensor, embeddings: Tensor, targets: Tensor
+) -> LabelledScores | None:
+    """What is said of a left-out subject's trials when the other half of them is labelled.
+
+    Parameters
+    ----------
+    model : EncodingModel
+        Of the other subjects.
+    values : Tensor of shape (n_trials, num_queries)
+        All trials of the subject.
+    rows : Tensor of int64, shape (n_rows,)
+        Those that are labelled, half by half, and told.
+    embeddings : Tensor of shape (n_texts, embedding_dim)
+    targets : Tensor of int64, shape (n_rows,)
+        Number of each row's text.
+
+    Returns
+    -------
+    LabelledScores or None
+        None where nothing of the trials is left to compare.
+    """
+    unique, inverse = torch.unique(embeddings, dim=0, return_inverse=True)
+    halves = halve(targets)
+    e = center_embeddings(embeddings, model.text_center)
+    texts = center_embeddings(model.text_embeddings, model.text_center)
+    ratios, similarities = torch.zeros(2, len(rows), len(e)).to(e)
+    correlations = []
+    for half in (0, 1):
+        labelled, tested = (halves != half).nonzero()[:, 0], (halves == half).nonzero()[:, 0]
+        if not len(labelled) or not len(tested):
+            return None
+        labels = {int(rows[i]): embeddings[targets[i]] for i in labelled}
+        transform = model.subject_transform(values, labels)
+        standardized = model.standardize(values, transform)
+        others = compare_with_labels(standardized, rows[labelled], model.components)
+        if others is None:
+            return None
+        k = others.similarity(standardized[rows[tested]])
+        is_same = targets[tested][:, None] == targets[labelled]
+        correlations.append(float(k[is_same].mean().nan_to_num()))
+        others = point_to_texts(others, e[targets[labelled]], texts, max(correlations[-1], 0.0))
+        similarities[tested] = k @ others.directions @ e.T
+        tested_values = values[rows[tested]]
+        ratios[tested] = model.density_ratios(tested_values, transform, unique)[:, inverse]
+    return LabelledScores(ratios, similarities, targets, sum(correlations) / 2)
 
 
 class RegressionFolds:
@@ -320,6 +380,8 @@ def fit_closed_form(
         "regression_weights": torch.zeros(len(query_mean), stimuli.embeddings.shape[1]),
         "regression_gain": torch.tensor(0.0),
         "regression_similarity": torch.tensor(0.0),
+        "label_gain": torch.tensor(0.0),
+        "label_correlation": torch.tensor(0.0),
         "temperature": torch.tensor(1.0),
         # A negative number stands for no alignment, since tensors alone are saved.
         "alignment_shrinkage": torch.tensor(

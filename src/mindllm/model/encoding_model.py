@@ -19,7 +19,7 @@ Mitchell et al. 2008, Science 320; Naselaris et al. 2011, NeuroImage 56 (decodin
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Self
 
 import torch
@@ -27,9 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 from pydantic.types import PositiveInt
 from torch import Tensor, nn
 
+from mindllm.model.labelled_trials import compare_with_labels, point_to_texts
 from mindllm.model.subject_alignment import (
     MAX_ALIGNMENT_TRIALS,
     MIN_ALIGNMENT_TRIALS,
+    LabelledTrials,
     SubjectTransform,
     align_covariance,
     evenly_spaced,
@@ -132,6 +134,8 @@ class EncodingModel(nn.Module):
         "regression_weights": ("num_queries", "embedding_dim"),
         "regression_gain": (),
         "regression_similarity": (),
+        "label_gain": (),
+        "label_correlation": (),
         "temperature": (),
         "alignment_shrinkage": (),
         "alignment_ridge": (),
@@ -166,6 +170,8 @@ class EncodingModel(nn.Module):
     regression_weights: Tensor
     regression_gain: Tensor
     regression_similarity: Tensor
+    label_gain: Tensor
+    label_correlation: Tensor
     temperature: Tensor
     alignment_shrinkage: Tensor
     alignment_ridge: Tensor
@@ -225,7 +231,9 @@ class EncodingModel(nn.Module):
             alignment = align_covariance(projected, self.group_covariance, shrinkage)
             subject = SubjectTransform(subject.mean, subject.std, alignment)
         if ridge < 0:
-            return subject
+            return replace(
+                subject, labelled=self.compare_with(self.standardize(values, subject), labels or {})
+            )
         rows = evenly_spaced(len(values), MAX_ALIGNMENT_TRIALS)
         known = torch.tensor(sorted(labels or {}), dtype=torch.int64)
         rows = torch.unique(torch.cat([rows, known]))
@@ -234,16 +242,44 @@ class EncodingModel(nn.Module):
         if labels:
             embeddings = torch.stack([labels[int(row)] for row in known])
             expected[torch.isin(rows, known)] = self.mean_responses(embeddings)
-        response_map = fit_response_map(trials, expected, ridge)
-        return SubjectTransform(subject.mean, subject.std, subject.alignment, response_map)
+        return replace(
+            subject,
+            response_map=fit_response_map(trials, expected, ridge),
+            labelled=self.compare_with(self.standardize(values, subject), labels or {}),
+        )
+
+    def compare_with(
+        self, standardized: Tensor, labels: Mapping[int, Tensor]
+    ) -> LabelledTrials | None:
+        """Labelled ones among standardized trials, to compare others with; None: no part."""
+        gain, of_regression = float(self.label_gain), float(self.regression_gain)
+        if not labels or gain <= 0 or of_regression <= 0:
+            return None
+        rows = torch.tensor(list(labels), dtype=torch.int64)
+        labelled = compare_with_labels(standardized, rows, self.components)
+        if labelled is None:
+            return None
+        embeddings = torch.stack([labels[int(row)] for row in rows]).to(self.components)
+        return point_to_texts(
+            labelled,
+            center_embeddings(embeddings, self.text_center),
+            center_embeddings(self.text_embeddings, self.text_center),
+            float(self.label_correlation),
+            gain / of_regression,
+        )
 
     def standardize(self, query_outputs: Tensor, subject: SubjectTransform) -> Tensor:
         """Z-score query outputs (n_trials, num_queries) of a subject."""
         return (query_outputs.to(self.components) - subject.mean) / subject.std
 
     def predict_embeddings(self, query_outputs: Tensor, subject: SubjectTransform) -> Tensor:
-        """Sentence embeddings (n_trials, embedding_dim) that ridge regression predicts, centred."""
-        return self.standardize(query_outputs, subject) @ self.regression_weights
+        """Sentence embeddings (n_trials, embedding_dim) that ridge regression predicts, centred.
+
+        The subject's labelled trials add to them.
+        """
+        standardized = self.standardize(query_outputs, subject)
+        predicted = standardized @ self.regression_weights
+        return predicted if subject.labelled is None else predicted + subject.labelled(standardized)
 
     def transform(self, query_outputs: Tensor, subject: SubjectTransform) -> Tensor:
         """Features (n_trials, rank) of trials, in which the noise is white."""
@@ -431,6 +467,8 @@ def check_ranges(tensors: Mapping[str, Tensor]) -> None:
         "stimulus_counts": ("1 or more", tensors["stimulus_counts"] >= 1),
         "signal": ("0 or more", tensors["signal"] >= 0),
         "regression_gain": ("0 or more", tensors["regression_gain"] >= 0),
+        "label_gain": ("0 or more", tensors["label_gain"] >= 0),
+        "label_correlation": ("0 or more", tensors["label_correlation"] >= 0),
         "temperature": ("above 0", tensors["temperature"] > 0),
     }
     for name, (expected, valid) in are_valid.items():

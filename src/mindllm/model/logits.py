@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mindllm.model.token_log_probs import log_normalizers
+
 # Options of a configuration beyond which attention does not reach, or positions do not go.
 LIMITS = (
     "max_position_embeddings",
@@ -297,7 +299,7 @@ def score_tree(model: Any, trie: TokenTrie, prompt_logits: Tensor, cache: Any) -
     )
     is_first, row = trie.parents < 0, torch.searchsorted(inner, parents)
     selected = torch.where(is_first, prompt_logits[:, trie.tokens], logits[:, row, trie.tokens])
-    norms = torch.stack([nodes.float().logsumexp(-1) for nodes in logits])
+    norms = log_normalizers(logits.flatten(0, 1)).view(n, -1)
     start_norms = prompt_logits.float().logsumexp(-1, keepdim=True)
     return selected.float() - torch.where(is_first, start_norms, norms[:, row])
 

@@ -18,8 +18,8 @@ from mindllm.utils.errors import InputError
 
 MIN_ALIGNMENT_TRIALS = 40  # fewer trials of a subject say too little about its covariance
 MAX_ALIGNMENT_TRIALS = 2000  # more change the map no further
-RESPONSE_MAP = "response_map."  # before the names of its tensors
 SAME_TRIAL = 1e-6  # squared distance, relative to the squared norm
+PARTS = ("response_map", "labelled")  # of a transform, where it has them
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class ResponseMap:
     targets: Tensor
     inverse: Tensor
     scale: Tensor
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether there are as many targets as trials."""
+        return len(self.trials) == len(self.targets)
 
     def __call__(self, values: Tensor) -> Tensor:
         """Map trials (n, rank), each without what was fitted to the trial itself."""
@@ -86,6 +91,45 @@ def fit_response_map(trials: Tensor, expected: Tensor, ridge: float) -> Response
 
 
 @dataclass(frozen=True)
+class LabelledTrials:
+    """Labelled trials of a subject, which other trials are compared with.
+
+    See `mindllm.model.labelled_trials`, which makes them.
+
+    Parameters
+    ----------
+    trials : Tensor of shape (n_labels, num_queries)
+        Standardized query outputs.
+    weights : Tensor of shape (num_queries, n_labels)
+        The product of standardized query outputs with them is the similarity.
+    directions : Tensor of shape (n_labels, embedding_dim)
+        What each adds to the predicted embedding.
+    """
+
+    trials: Tensor
+    weights: Tensor
+    directions: Tensor
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether there are as many weights and directions as trials."""
+        return len(self.trials) == self.weights.shape[1] == len(self.directions)
+
+    def __call__(self, standardized: Tensor) -> Tensor:
+        """Embeddings (n, embedding_dim) to add to those that are predicted of trials."""
+        return self.similarity(standardized) @ self.directions
+
+    def similarity(self, standardized: Tensor) -> Tensor:
+        """Similarity (n, n_labels) with each labelled trial; 0 with the trial itself."""
+        return (standardized @ self.weights) * self.are_others(standardized)
+
+    def are_others(self, standardized: Tensor) -> Tensor:
+        """Whether each labelled trial is another than each trial, (n, n_labels)."""
+        norms = standardized.square().sum(1, keepdim=True)
+        return squared_distances(standardized, self.trials) > SAME_TRIAL * norms
+
+
+@dataclass(frozen=True)
 class SubjectTransform:
     """Standardization and alignment of one subject, from its own trials without labels.
 
@@ -97,18 +141,22 @@ class SubjectTransform:
         Applied to its principal components.
     response_map : ResponseMap or None
         Applied last, in the basis of white noise.
+    labelled : LabelledTrials or None
+        What trials are compared with, beside the encoding model.
     """
 
     mean: Tensor
     std: Tensor
     alignment: Tensor
     response_map: ResponseMap | None = None
+    labelled: LabelledTrials | None = None
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name; `from_tensors` is the inverse."""
         tensors = {name: getattr(self, name) for name in ("mean", "std", "alignment")}
-        if self.response_map is not None:
-            tensors |= {f"{RESPONSE_MAP}{n}": t for n, t in vars(self.response_map).items()}
+        for name in PARTS:
+            if (part := getattr(self, name)) is not None:
+                tensors |= {f"{name}.{n}": t for n, t in vars(part).items()}
         return tensors
 
     @classmethod
@@ -129,8 +177,9 @@ class SubjectTransform:
         expected: dict[str, tuple[int | None, ...]] = {
             "mean": (num_queries,), "std": (num_queries,), "alignment": (rank, rank)
         }  # fmt: skip
-        if any(name.startswith(RESPONSE_MAP) for name in tensors):
-            expected |= {f"{RESPONSE_MAP}{n}": shape for n, shape in map_shapes(rank).items()}
+        for part, shapes in part_shapes(num_queries, rank).items():
+            if any(name.startswith(f"{part}.") for name in tensors):
+                expected |= {f"{part}.{name}": shape for name, shape in shapes.items()}
         if tensors.keys() != expected.keys():
             names = ", ".join(sorted(tensors.keys() ^ expected.keys()))
             raise InputError(
@@ -146,20 +195,31 @@ class SubjectTransform:
                     f"{tuple(tensor.shape)}; expected numbers of shape ({shown}). Adapt the model "
                     "again."
                 )
-        parts = {n.removeprefix(RESPONSE_MAP): t for n, t in tensors.items() if RESPONSE_MAP in n}
-        if parts and len(parts["trials"]) != len(parts["targets"]):
-            raise InputError(
-                "the adaptation to a subject has another number of trials than of targets. Adapt "
-                "the model again."
-            )
-        response_map = ResponseMap(**parts) if parts else None
-        return cls(tensors["mean"], tensors["std"], tensors["alignment"], response_map)
+        parts = {
+            part: {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(f"{part}.")}
+            for part in PARTS
+        }
+        response_map = ResponseMap(**parts["response_map"]) if parts["response_map"] else None
+        labelled = LabelledTrials(**parts["labelled"]) if parts["labelled"] else None
+        for part in filter(None, (response_map, labelled)):
+            if not part.is_consistent:
+                raise InputError(
+                    "the adaptation to a subject has another number of trials than of targets. "
+                    "Adapt the model again."
+                )
+        mean, std, alignment = (tensors[name] for name in ("mean", "std", "alignment"))
+        return cls(mean, std, alignment, response_map, labelled)
 
 
-def map_shapes(rank: int) -> dict[str, tuple[int | None, ...]]:
-    """Shapes of the tensors of a `ResponseMap`; None: any number of trials."""
+def part_shapes(num_queries: int, rank: int) -> dict[str, dict[str, tuple[int | None, ...]]]:
+    """Shapes of the tensors of the parts of a transform; None: any number of trials or more."""
     return {
-        "trials": (None, rank), "targets": (None, rank), "inverse": (rank, rank), "scale": ()
+        "response_map": {
+            "trials": (None, rank), "targets": (None, rank), "inverse": (rank, rank), "scale": ()
+        },
+        "labelled": {
+            "trials": (None, num_queries), "weights": (num_queries, None), "directions": (None, None)
+        },
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens from logits, in single precision, a part of the rows at a time."""
+"""Log-probabilities of tokens from logits, in single precision or more, part by part."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_SIZE = 2**23  # logits that are computed with in single precision at once
+CHUNK_SIZE = 2**19  # logits that are computed with at once, in single precision: 2 MiB
 
 
 def token_log_probs(logits: Tensor, token_ids: Tensor) -> Tensor:
@@ -22,8 +22,8 @@ def token_log_probs(logits: Tensor, token_ids: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor of shape (n,), float32
-        Nats.
+    Tensor of shape (n,)
+        Nats; float64 where the logits are, else float32.
 
     Examples
     --------
@@ -38,9 +38,9 @@ class TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, token_ids: Tensor) -> Tensor:
-        norms = torch.cat([part.float().logsumexp(-1) for part in split_rows(logits)])
+        norms = log_normalizers(logits)
         ctx.save_for_backward(logits, token_ids, norms)
-        return logits.gather(1, token_ids[:, None])[:, 0].float() - norms
+        return logits.gather(1, token_ids[:, None])[:, 0].to(norms.dtype) - norms
 
     @staticmethod
     @once_differentiable
@@ -51,10 +51,33 @@ class TokenLogProbs(torch.autograd.Function):
         for part in split_rows(logits):
             rows = slice(row, row + len(part))
             scale = gradient[rows, None]
-            values = torch.sub(part.float(), norms[rows, None]).exp_().mul_(-scale)
+            values = torch.sub(part.to(norms.dtype), norms[rows, None]).exp_().mul_(-scale)
             result[rows] = values.scatter_add_(1, token_ids[rows, None], scale)
             row += len(part)
         return result, None
+
+
+def log_normalizers(logits: Tensor) -> Tensor:
+    """Log of the sum of exponents (n,) of each row of logits (n, vocab_size), in nats.
+
+    In single precision, or in double if the logits are; a few rows at a time, which stay in a
+    processor's cache.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n, vocab_size)
+
+    Returns
+    -------
+    Tensor of shape (n,)
+
+    Examples
+    --------
+    >>> log_normalizers(torch.zeros(1, 4)).exp()
+    tensor([4.])
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return torch.cat([part.to(dtype).logsumexp(-1) for part in split_rows(logits)])
 
 
 def split_rows(logits: Tensor) -> tuple[Tensor, ...]:

@@ -45,10 +45,11 @@ def data_texts(run: RunInfo) -> dict[str, str]:
     seed = UNKNOWN if model.training_seed is None else model.training_seed
     n_trials = sum(info.n_trials for info in run.subjects)
     options = ", ".join(f"{name}={value}" for name, value in run.generate_options.items())
+    precision = f", {model.language_model_dtype}" if model.language_model_dtype else ""
     return {
         "Model": (
             f"{model.name or UNKNOWN}; language model {model.language_model} (fingerprint "
-            f"{model.language_model_fingerprint}), frozen; trained on "
+            f"{model.language_model_fingerprint}{precision}), frozen; trained on "
             f"{UNKNOWN if subjects is None else ', '.join(subjects)}; store "
             f"{model.trained_on_store or UNKNOWN}; seed {seed}"
         ),
