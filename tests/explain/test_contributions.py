@@ -103,7 +103,7 @@ def test_the_regression_has_its_part_in_the_contributions(
     weights = torch.randn(model.regression_weights.shape, generator=generator)
     model.regression_weights.copy_(0.1 * weights)
     model.regression_gain.fill_(3.0)
-    model.regression_similarity.fill_(0.2)
+    model.regression_scale = 0.2 * torch.randn(DIM, 3, generator=generator).double()
     question, features = fitted.question(3, against), fitted.explainer.features
     assert features.values.shape[1] == len(model.group_covariance) + DIM
     result = contribute(features, question)

@@ -34,7 +34,7 @@ from mindllm.utils.validation import check_format, validate_content
 from mindllm.utils.versions import package_version
 from mindllm.utils.weights import check_finite_weights
 
-FORMAT = 4
+FORMAT = 5
 WHAT = "a model (made by `mindllm train` or `mindllm convert`)"
 REMEDY = "Fetch or convert the model again."
 ADAPTATIONS = "adaptations.safetensors"

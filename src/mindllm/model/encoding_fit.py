@@ -17,8 +17,11 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from mindllm.model.embedding_regression import (
+    DIRECTIONS,
     PENALTIES,
+    EvidenceScale,
     LeftOutTrials,
+    PredictionSums,
     RegressionSums,
     choose_scale,
     ridge_weights,
@@ -127,14 +130,14 @@ def fit_encoding_model(
     left_out = leave_subjects_out(
         subjects, text_embeddings, stimulus_texts, config, ranks, regression
     )
-    scales = {rank: choose_scale(parts) for rank, parts in left_out.items()}
+    scales = {
+        rank: choose_scale(parts, regression.sums_left_out) for rank, parts in left_out.items()
+    }
     rank = min(scales, key=lambda rank: scales[rank].loss)
-    scale = scales[rank]
     model = fit_closed_form(subjects, text_embeddings, stimulus_texts, config, rank)
-    model.regression_weights.copy_(regression.weights([scale.penalty])[0])
-    model.regression_gain.fill_(scale.gain)
-    model.regression_similarity.fill_(scale.similarity)
-    model.temperature.fill_(scale.temperature)
+    model.temperature.fill_(scales[rank].temperature)
+    if scales[rank].gain > 0:
+        regression.add_to(model, scales[rank])
     return model
 
 
@@ -169,7 +172,8 @@ def leave_subjects_out(
         candidates, targets = torch.unique(texts[rows], return_inverse=True)
         embeddings, values = text_embeddings[candidates].double(), left_out.values[rows]
         unique, inverse = torch.unique(embeddings, dim=0, return_inverse=True)
-        similarities = regression.similarities(name, rows, embeddings)
+        predicted = regression.predict_left_out(name)[:, rows]
+        axes_of_texts = regression.project(embeddings)
         standardized = standardize_subjects(list(others.values()))[2]
         components = principal_components(standardized, max(ranks))
         for rank in ranks:
@@ -181,7 +185,7 @@ def leave_subjects_out(
                 continue
             transform = model.subject_transform(left_out.values)
             ratios = model.density_ratios(values, transform, unique)[:, inverse]
-            results[rank].append(LeftOutTrials(ratios, similarities, targets))
+            results[rank].append(LeftOutTrials(ratios, predicted, axes_of_texts, targets))
     return results
 
 
@@ -205,6 +209,9 @@ class RegressionFolds:
         index, stimuli = number_stimuli(parts, text_embeddings, stimulus_texts)
         self.center = stimuli.center
         embeddings = center_embeddings(stimuli.embeddings, stimuli.center)
+        self.n_texts = len(embeddings)
+        self.axes = principal_components([embeddings], max(DIRECTIONS))
+        self.sums_left_out: list[PredictionSums] = []  # per penalty, of subjects left out so far
         targets = embeddings[stimuli.texts[index]].split([len(part.values) for part in parts])
         self.values = dict(zip(subjects, standardize_subjects(parts)[2], strict=True))
         self.targets = dict(zip(subjects, targets, strict=True))
@@ -229,12 +236,29 @@ class RegressionFolds:
         sums = self._sums if left_out is None else self._sums - self.sums(left_out)
         return sums.weights(penalties)
 
-    def similarities(self, left_out: str, rows: Tensor, embeddings: Tensor) -> Tensor:
-        """Similarities (n_penalties, n_rows, n_texts) of a left-out subject's trials with texts."""
-        targets = center_embeddings(embeddings, self.center)
-        values = self.values[left_out][rows]
-        weights = self.weights(PENALTIES, left_out)
-        return torch.stack([values @ matrix @ targets.T for matrix in weights])
+    def project(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (n_texts, embedding_dim) on the principal axes, (n_texts, n_axes)."""
+        return center_embeddings(embeddings, self.center) @ self.axes
+
+    def predict_left_out(self, left_out: str) -> Tensor:
+        """Predict embeddings (n_penalties, n_trials, n_axes) of a subject by the others' trials.
+
+        They are added to `sums_left_out`.
+        """
+        values, true = self.values[left_out], self.targets[left_out] @ self.axes
+        predicted = [values @ (w @ self.axes) for w in self.weights(PENALTIES, left_out)]
+        sums = [PredictionSums.of_trials(part, true, self.n_texts) for part in predicted]
+        before = self.sums_left_out
+        self.sums_left_out = list(map(operator.add, before, sums)) if before else sums
+        return torch.stack(predicted)
+
+    def add_to(self, model: EncodingModel, scale: EvidenceScale) -> None:
+        """Give the regression on all subjects its part in a model's evidence."""
+        readout = self.sums_left_out[scale.penalty].readout(scale.n_axes)
+        (weights,), axes = self.weights([PENALTIES[scale.penalty]]), self.axes[:, : scale.n_axes]
+        model.regression_weights = weights @ axes @ readout.weights @ axes.T
+        model.regression_scale = axes @ readout.scale
+        model.regression_gain.fill_(scale.gain)
 
 
 def fit_closed_form(
@@ -278,7 +302,7 @@ def fit_closed_form(
         "signal": signal,
         "regression_weights": torch.zeros(len(query_mean), stimuli.embeddings.shape[1]),
         "regression_gain": torch.tensor(0.0),
-        "regression_similarity": torch.tensor(0.0),
+        "regression_scale": torch.zeros(stimuli.embeddings.shape[1], 1),
         "temperature": torch.tensor(1.0),
         # A negative number stands for no alignment, since tensors alone are saved.
         "alignment_shrinkage": torch.tensor(

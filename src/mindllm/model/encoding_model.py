@@ -131,7 +131,7 @@ class EncodingModel(nn.Module):
         "signal": (3, "rank"),
         "regression_weights": ("num_queries", "embedding_dim"),
         "regression_gain": (),
-        "regression_similarity": (),
+        "regression_scale": ("embedding_dim", "n_directions"),
         "temperature": (),
         "alignment_shrinkage": (),
         "alignment_ridge": (),
@@ -165,7 +165,7 @@ class EncodingModel(nn.Module):
     signal: Tensor
     regression_weights: Tensor
     regression_gain: Tensor
-    regression_similarity: Tensor
+    regression_scale: Tensor
     temperature: Tensor
     alignment_shrinkage: Tensor
     alignment_ridge: Tensor
@@ -241,9 +241,17 @@ class EncodingModel(nn.Module):
         """Z-score query outputs (n_trials, num_queries) of a subject."""
         return (query_outputs.to(self.components) - subject.mean) / subject.std
 
-    def predict_embeddings(self, query_outputs: Tensor, subject: SubjectTransform) -> Tensor:
-        """Sentence embeddings (n_trials, embedding_dim) that ridge regression predicts, centred."""
-        return self.standardize(query_outputs, subject) @ self.regression_weights
+    def regression_ratios(
+        self, query_outputs: Tensor, subject: SubjectTransform, embeddings: Tensor
+    ) -> Tensor:
+        """Log-ratios (n_trials, n_texts) of the regression; see `embedding_regression`."""
+        predicted = self.standardize(query_outputs, subject) @ self.regression_weights
+        e = center_embeddings(embeddings, self.text_center)
+        return predicted @ e.T - self.regression_offsets(e)
+
+    def regression_offsets(self, centered: Tensor) -> Tensor:
+        """What is subtracted from the log-ratios of texts (n_texts, embedding_dim), (n_texts,)."""
+        return (centered @ self.regression_scale).square().sum(1) / 2
 
     def transform(self, query_outputs: Tensor, subject: SubjectTransform) -> Tensor:
         """Features (n_trials, rank) of trials, in which the noise is white."""
@@ -365,9 +373,8 @@ class EncodingModel(nn.Module):
         unique, inverse = torch.unique(embeddings.to(self.components), dim=0, return_inverse=True)
         evidence = self.density_ratios(query_outputs, subject, unique)
         if self.regression_gain > 0:
-            predicted = self.predict_embeddings(query_outputs, subject)
-            similarity = predicted @ center_embeddings(unique, self.text_center).T
-            evidence += self.regression_gain * (similarity - self.regression_similarity / 2)
+            ratios = self.regression_ratios(query_outputs, subject, unique)
+            evidence += self.regression_gain * ratios
         return evidence[:, inverse] / self.temperature
 
     def density_ratios(
