@@ -15,8 +15,10 @@ there are, the closer B is kept to a diagonal matrix.
 temperature, in training subjects that are left out.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -127,7 +129,8 @@ class Readout:
         return self.whitening @ self.scale.T
 
     def log_ratios(self, predicted: Tensor, texts: Tensor) -> Tensor:
-        """Log-ratios (n, m) of predicted embeddings (n, n_axes) for texts (m, n_axes)."""
+        """Log-ratios (n, m) of predicted embeddings (n, d) for texts (m, d), d axes or more."""
+        predicted, texts = predicted[:, : len(self.slopes)], texts[:, : len(self.slopes)]
         return predicted @ self.weights @ texts.T - (texts @ self.scale).square().sum(1) / 2
 
 
@@ -164,8 +167,19 @@ class PredictionSums:
             self.true + other.true,
         )
 
+    def __sub__(self, part: "PredictionSums") -> "PredictionSums":
+        """Leave out trials that were summed over."""
+        return PredictionSums(
+            self.n_texts,
+            self.n_trials - part.n_trials,
+            self.predicted - part.predicted,
+            self.crossed - part.crossed,
+            self.true - part.true,
+        )
+
     def readout(self, n_axes: int) -> Readout:
-        """Slopes and errors on the leading axes."""
+        """Slopes and errors on the leading axes, no more than half as many as texts."""
+        n_axes = max(min(n_axes, self.n_texts // 2), 1)
         predicted, crossed, true = (
             part[:n_axes, :n_axes] for part in (self.predicted, self.crossed, self.true)
         )
@@ -196,12 +210,15 @@ class LeftOutTrials:
         Embeddings of the texts on the same axes.
     targets : Tensor of int64, shape (n_trials,)
         Number of the true text.
+    sums : sequence of PredictionSums
+        Of this subject alone, one per penalty.
     """
 
     density_ratios: Tensor
     predicted: Tensor
     texts: Tensor
     targets: Tensor
+    sums: Sequence[PredictionSums]
 
 
 @dataclass(frozen=True)
@@ -229,21 +246,17 @@ class EvidenceScale:
     loss: float = 0.0
 
 
-def choose_scale(
-    left_out: Sequence[LeftOutTrials], sums: Sequence[PredictionSums]
-) -> EvidenceScale:
+def choose_scale(left_out: Sequence[LeftOutTrials]) -> EvidenceScale:
     """Choose temperature, gain, penalty and number of axes: true texts are most probable there.
 
     The temperature is between 0.5 and 5. For each penalty and number of axes the loss is convex
     in the inverse temperature and in the gain times it. The numbers of axes are compared at the
-    best penalty.
+    best penalty. Slopes and errors are those of the other left-out subjects, if there are any.
 
     Parameters
     ----------
     left_out : sequence of LeftOutTrials
         Of each training subject that was left out; none: the default scale.
-    sums : sequence of PredictionSums
-        Over all left-out subjects, one per penalty.
 
     Returns
     -------
@@ -252,22 +265,20 @@ def choose_scale(
     if not left_out:
         return EvidenceScale()
     first, *others = DIRECTIONS
-    scales = [scale_at(left_out, sums, penalty, first) for penalty in range(len(sums))]
+    scales = [scale_at(left_out, penalty, first) for penalty in range(len(PENALTIES))]
     best = min(scales, key=lambda scale: scale.loss)
-    scales += [scale_at(left_out, sums, best.penalty, n_axes) for n_axes in others]
+    scales += [scale_at(left_out, best.penalty, n_axes) for n_axes in others]
     return min(scales, key=lambda scale: scale.loss)
 
 
-def scale_at(
-    left_out: Sequence[LeftOutTrials], sums: Sequence[PredictionSums], penalty: int, n_axes: int
-) -> EvidenceScale:
+def scale_at(left_out: Sequence[LeftOutTrials], penalty: int, n_axes: int) -> EvidenceScale:
     """Choose temperature and gain for one of the penalties and a number of axes."""
     n_trials = sum(len(part.targets) for part in left_out)
-    readout = sums[penalty].readout(n_axes)
+    total = reduce(operator.add, (part.sums[penalty] for part in left_out))
     parts = []
     for part in left_out:
-        predicted, texts = part.predicted[penalty, :, :n_axes], part.texts[:, :n_axes]
-        log_ratios = readout.log_ratios(predicted, texts)
+        others = total - part.sums[penalty] if len(left_out) > 1 else total
+        log_ratios = others.readout(n_axes).log_ratios(part.predicted[penalty], part.texts)
         parts.append((part.density_ratios.numpy(), log_ratios.numpy(), part.targets.numpy()))
 
     def loss(factors: np.ndarray) -> tuple[float, np.ndarray]:

@@ -130,9 +130,7 @@ def fit_encoding_model(
     left_out = leave_subjects_out(
         subjects, text_embeddings, stimulus_texts, config, ranks, regression
     )
-    scales = {
-        rank: choose_scale(parts, regression.sums_left_out) for rank, parts in left_out.items()
-    }
+    scales = {rank: choose_scale(parts) for rank, parts in left_out.items()}
     rank = min(scales, key=lambda rank: scales[rank].loss)
     model = fit_closed_form(subjects, text_embeddings, stimulus_texts, config, rank)
     model.temperature.fill_(scales[rank].temperature)
@@ -173,6 +171,7 @@ def leave_subjects_out(
         embeddings, values = text_embeddings[candidates].double(), left_out.values[rows]
         unique, inverse = torch.unique(embeddings, dim=0, return_inverse=True)
         predicted = regression.predict_left_out(name)[:, rows]
+        sums = regression.sums_left_out[name]
         axes_of_texts = regression.project(embeddings)
         standardized = standardize_subjects(list(others.values()))[2]
         components = principal_components(standardized, max(ranks))
@@ -185,7 +184,7 @@ def leave_subjects_out(
                 continue
             transform = model.subject_transform(left_out.values)
             ratios = model.density_ratios(values, transform, unique)[:, inverse]
-            results[rank].append(LeftOutTrials(ratios, predicted, axes_of_texts, targets))
+            results[rank].append(LeftOutTrials(ratios, predicted, axes_of_texts, targets, sums))
     return results
 
 
@@ -211,7 +210,7 @@ class RegressionFolds:
         embeddings = center_embeddings(stimuli.embeddings, stimuli.center)
         self.n_texts = len(embeddings)
         self.axes = principal_components([embeddings], max(DIRECTIONS))
-        self.sums_left_out: list[PredictionSums] = []  # per penalty, of subjects left out so far
+        self.sums_left_out: dict[str, list[PredictionSums]] = {}  # of each, one per penalty
         targets = embeddings[stimuli.texts[index]].split([len(part.values) for part in parts])
         self.values = dict(zip(subjects, standardize_subjects(parts)[2], strict=True))
         self.targets = dict(zip(subjects, targets, strict=True))
@@ -248,14 +247,15 @@ class RegressionFolds:
         values, true = self.values[left_out], self.targets[left_out] @ self.axes
         predicted = [values @ (w @ self.axes) for w in self.weights(PENALTIES, left_out)]
         sums = [PredictionSums.of_trials(part, true, self.n_texts) for part in predicted]
-        before = self.sums_left_out
-        self.sums_left_out = list(map(operator.add, before, sums)) if before else sums
+        self.sums_left_out[left_out] = sums
         return torch.stack(predicted)
 
     def add_to(self, model: EncodingModel, scale: EvidenceScale) -> None:
         """Give the regression on all subjects its part in a model's evidence."""
-        readout = self.sums_left_out[scale.penalty].readout(scale.n_axes)
-        (weights,), axes = self.weights([PENALTIES[scale.penalty]]), self.axes[:, : scale.n_axes]
+        sums = [of_subject[scale.penalty] for of_subject in self.sums_left_out.values()]
+        readout = reduce(operator.add, sums).readout(scale.n_axes)
+        (weights,) = self.weights([PENALTIES[scale.penalty]])
+        axes = self.axes[:, : len(readout.slopes)]
         model.regression_weights = weights @ axes @ readout.weights @ axes.T
         model.regression_scale = axes @ readout.scale
         model.regression_gain.fill_(scale.gain)
