@@ -52,6 +52,8 @@ def test_the_demo_runs_to_its_report(
     for question in module.QUESTIONS:
         assert question in printed
     assert "the best linear observer" in printed
+    assert [p.name for p in result.protocols] == ["single trials"]
+    assert "Left out to be short: means of repetitions" in " ".join(printed.split())
     assert "shuffled trials" in printed
     report = tmp_path / "demo" / "report"
     for name in ("result.json", "report.html", "report.md", "predictions.jsonl"):

@@ -1,18 +1,23 @@
 """Regression of embeddings on trials: it is ridge regression, and has the part that helps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sklearn.linear_model import Ridge
+from torch.distributions import MultivariateNormal
 
 from mindllm.model.embedding_regression import (
+    DIRECTIONS,
     PENALTIES,
+    EvidenceScale,
     LeftOutTrials,
+    PredictionSums,
     RegressionSums,
     choose_scale,
     ridge_weights,
 )
 from mindllm.model.encoding_fit import RegressionFolds, fit_encoding_model
-from mindllm.model.encoding_model import center_embeddings
 from tests.model.test_encoding_model import N_TEXTS, Simulation, accuracy
 
 
@@ -42,33 +47,68 @@ def test_a_subject_is_left_out_by_subtraction() -> None:
     torch.testing.assert_close(without.weights([1.0])[0], expected.weights([1.0])[0])
 
 
-def left_out(seed: int, density: float, similarity: float) -> LeftOutTrials:
-    """Trials whose true text is favoured so much by densities and by similarities."""
-    n, n_texts = 400, 10
-    targets = torch.arange(n) % n_texts
-    true = torch.nn.functional.one_hot(targets, n_texts).double()
-    ratios = density * true + draw(seed, n, n_texts)
-    similarities = similarity * true + draw(seed + 1, n, n_texts)
-    return LeftOutTrials(ratios, torch.stack([similarities] * len(PENALTIES)), targets)
+N_AXES = 10
+
+
+def left_out(seed: int, density: float, slope: float, n: int = 2000) -> LeftOutTrials:
+    """Trials whose true text is favoured so much by densities and by predicted embeddings."""
+    texts = draw(100, N_AXES, N_AXES)
+    targets = torch.arange(n) % N_AXES
+    true = torch.nn.functional.one_hot(targets, N_AXES).double()
+    ratios = density * true + draw(seed, n, N_AXES)
+    predicted = slope * texts[targets] + draw(seed + 1, n, N_AXES)
+    return summed(LeftOutTrials(ratios, torch.stack([predicted] * 4), texts, targets, []))
+
+
+def summed(part: LeftOutTrials) -> LeftOutTrials:
+    """Trials with their sums."""
+    true = part.texts[part.targets]
+    return replace(part, sums=[PredictionSums.of_trials(p, true, 1000) for p in part.predicted])
 
 
 def test_the_regression_has_the_part_that_it_deserves() -> None:
-    scale = choose_scale([left_out(0, 1.0, 1.0), left_out(2, 1.0, 1.0)])
-    assert scale.gain == pytest.approx(1.0, abs=0.2)
+    scale = choose_scale([left_out(0, 1.0, 0.3), left_out(2, 1.0, 0.3)])
+    assert scale.gain == pytest.approx(1.0, abs=0.2)  # errors are Gaussian, and of these trials
     assert scale.temperature == pytest.approx(1.0, abs=0.2)
-    assert scale.similarity == pytest.approx(1.0, abs=0.1)
-    assert choose_scale([left_out(4, 1.0, 0.0)]).gain < 0.2
-    assert choose_scale([left_out(6, 1.0, -1.0)]).gain == 0
-    assert choose_scale([left_out(8, 1.0, 3.0)]).gain > 2
-    assert choose_scale([]) == choose_scale([]).__class__()
+    assert choose_scale([left_out(4, 1.0, 0.3), left_out(6, 1.0, -0.3)]).gain == 0
+    assert choose_scale([]) == EvidenceScale()
 
 
 def test_a_penalty_is_chosen_by_the_loss() -> None:
-    part = left_out(0, 0.5, 2.0)
-    similarities = part.similarities.clone()
-    similarities[torch.arange(len(PENALTIES)) != 2] = draw(9, *similarities.shape[1:])
-    chosen = choose_scale([LeftOutTrials(part.density_ratios, similarities, part.targets)])
-    assert chosen.penalty == PENALTIES[2]
+    part = left_out(0, 0.5, 0.3)
+    predicted = part.predicted.clone()
+    predicted[torch.arange(len(PENALTIES)) != 2] = draw(9, *predicted.shape[1:])
+    assert choose_scale([summed(replace(part, predicted=predicted))]).penalty == 2
+
+
+def test_a_readout_knows_slopes_and_errors() -> None:
+    n, n_texts = 20_000, 500
+    texts, slopes = draw(0, n_texts, 4), torch.eye(4).double() + 0.2 * draw(1, 4, 4)
+    mixing = torch.eye(4).double() + 0.1 * draw(2, 4, 4)
+    true = texts[torch.arange(n) % n_texts]
+    predicted = true @ slopes + draw(3, n, 4) @ mixing
+    half = n // 2
+    parts = [
+        PredictionSums.of_trials(predicted[rows], true[rows], n_texts)
+        for rows in (slice(half), slice(half, n))
+    ]
+    readout = (parts[0] + parts[1]).readout(4)
+    torch.testing.assert_close(readout.slopes, slopes, atol=0.05, rtol=0)
+    covariance = torch.linalg.inv(readout.whitening @ readout.whitening)
+    torch.testing.assert_close(covariance, mixing.T @ mixing, atol=0.06, rtol=0)
+    normal = MultivariateNormal(torch.zeros(4).double(), covariance)
+    expected = normal.log_prob(predicted[:5, None] - texts[:3] @ readout.slopes)
+    expected = expected - normal.log_prob(predicted[:5])[:, None]
+    torch.testing.assert_close(readout.log_ratios(predicted[:5], texts[:3]), expected)
+
+
+def test_fewer_texts_leave_slopes_nearer_to_their_diagonal() -> None:
+    true, slopes = draw(0, 400, 4), torch.eye(4).double() + 0.5
+    of_many, of_few = (
+        PredictionSums.of_trials(true @ slopes, true, n_texts).readout(4).slopes
+        for n_texts in (10_000, 8)
+    )
+    assert (of_few - of_few.diag().diag()).norm() < 0.7 * (of_many - of_many.diag().diag()).norm()
 
 
 def test_evidence_is_the_density_ratio_and_the_similarity() -> None:
@@ -78,13 +118,11 @@ def test_evidence_is_the_density_ratio_and_the_similarity() -> None:
     new = simulation.subject(range(20, 30), repetitions=8)
     transform, embeddings = model.subject_transform(new.values), simulation.embeddings[20:]
     ratios = model.density_ratios(new.values, transform, embeddings)
-    predicted = model.predict_embeddings(new.values, transform)
-    similarity = predicted @ center_embeddings(embeddings, model.text_center).T
-    regression = similarity - model.regression_similarity / 2
+    regression = model.regression_ratios(new.values, transform, embeddings)
     evidence = model.evidence(new.values, transform, embeddings)
     expected = (ratios + model.regression_gain * regression) / model.temperature
     torch.testing.assert_close(evidence, expected)
-    assert accuracy(similarity, new.stimuli - 20) > 0.3  # chance 0.1
+    assert accuracy(regression, new.stimuli - 20) > 0.3  # chance 0.1
     assert regression.gather(1, (new.stimuli - 20)[:, None]).mean() > 0 > regression.mean()
 
 
@@ -92,11 +130,14 @@ def test_a_left_out_subject_is_not_read() -> None:
     simulation = Simulation(3)
     subjects = simulation.subjects(3)
     texts = torch.arange(N_TEXTS)
-    rows, embeddings = torch.arange(5), simulation.embeddings
+    embeddings = simulation.embeddings
     before = RegressionFolds(subjects, embeddings, texts)
     weights = before.weights([1.0], "sub-01")[0]
     subjects["sub-01"].stimuli.copy_(subjects["sub-01"].stimuli.flip(0))
     after = RegressionFolds(subjects, embeddings, texts)
     torch.testing.assert_close(after.weights([1.0], "sub-01")[0], weights)
     assert not torch.allclose(after.weights([1.0])[0], before.weights([1.0])[0])
-    assert before.similarities("sub-01", rows, embeddings).shape == (len(PENALTIES), 5, N_TEXTS)
+    n_trials, n_axes = len(subjects["sub-01"].values), before.axes.shape[1]
+    assert n_axes <= min(max(DIRECTIONS), N_TEXTS)
+    assert before.predict_left_out("sub-01").shape == (len(PENALTIES), n_trials, n_axes)
+    assert before.sums_left_out["sub-01"][0].n_trials == n_trials

@@ -119,9 +119,9 @@ def test_a_labelled_trial_does_not_confirm_itself(model: EncodingModel) -> None:
     transform = model.subject_transform(part.values, labels)
     wrong = {**labels, 0: EMBEDDINGS[1]}
     other = model.subject_transform(part.values, wrong)
-    predicted = [model.predict_embeddings(part.values[:1], t) for t in (transform, other)]
+    predicted = [model.regression_features(part.values[:1], t) for t in (transform, other)]
     change = (predicted[0] - predicted[1]).norm() / predicted[0].norm()
-    of_others = [model.predict_embeddings(part.values[1:], t) for t in (transform, other)]
+    of_others = [model.regression_features(part.values[1:], t) for t in (transform, other)]
     assert change < 0.05 * (of_others[0] - of_others[1]).norm()
 
 

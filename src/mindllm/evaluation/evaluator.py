@@ -59,6 +59,7 @@ def evaluate(
     model_name: str | None = None,
     cache_dir: str | Path | None = None,
     progress: Progress | bool | None = None,
+    average_repetitions: bool = True,
     **generate_options: Any,
 ) -> EvaluationResult:
     """Predict trials that the model was not trained on and score them; write no report.
@@ -76,6 +77,8 @@ def evaluate(
         Trials per call; of all random draws; bars to draw on, False for none.
     cache_dir : path, optional
         Predictions are saved in cache_dir/partial at once: called again, they are read.
+    average_repetitions : bool
+        False: the means of each stimulus' trials are not predicted from; a third less time or more.
     **generate_options
         Options of `model.generate`.
 
@@ -90,7 +93,12 @@ def evaluate(
     """
     directory = None if cache_dir is None else Path(cache_dir)
     options = PredictOptions(
-        directory, check_controls(controls), batch_size, seed, generate_options
+        directory,
+        check_controls(controls),
+        batch_size,
+        seed,
+        generate_options,
+        average_repetitions,
     )
     task = choose_evaluation_set(model, store, subjects, split, question)
     lock = nullcontext() if directory is None else lock_output(directory)

@@ -19,6 +19,7 @@ from mindllm.model.configuration import MindLLMConfig
 from mindllm.model.encoder import FMRIEncoder
 from mindllm.model.encoding_fit import (
     FitScales,
+    RegressionFolds,
     SubjectFeatures,
     choose_scales,
     fit_at_scales,
@@ -179,11 +180,15 @@ class LeftOutSubject:
             features, embeddings = self.training_features(fold), self.embeddings
             texts = torch.from_numpy(self.folds.stimulus_texts)
             config = self.options.encoding_model
+            regression = RegressionFolds(features, embeddings, texts)
             if fold not in self._scales:
-                self._scales = {fold: choose_scales(features, embeddings, texts, config)}
+                chosen = choose_scales(features, embeddings, texts, config, regression)
+                self._scales = {fold: chosen}
             if permuted:
                 features = permute_pairs(features, self.options.seed)
-            fitted = fit_at_scales(features, embeddings, texts, config, self._scales[fold])
+                regression = RegressionFolds(features, embeddings, texts)
+            scales = self._scales[fold]
+            fitted = fit_at_scales(features, embeddings, texts, config, scales, regression)
             self._models = {(fold, permuted): fitted} | {
                 key: model for key, model in self._models.items() if key[0] == fold
             }

@@ -55,6 +55,8 @@ class PredictOptions:
         Of noise and draws.
     generate_options : mapping
         Options of the model's `generate`.
+    average_repetitions : bool
+        Whether the means of each stimulus' trials are predicted from too.
 
     Raises
     ------
@@ -67,6 +69,7 @@ class PredictOptions:
     batch_size: int
     seed: int
     generate_options: Mapping[str, Any]
+    average_repetitions: bool = True
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -87,7 +90,7 @@ class Predictions:
         Every condition on single trials.
     averaged : list of SubjectPredictions
         `fmri` and its main controls, one row per stimulus: the mean of its trials. Empty where
-        nothing was repeated.
+        nothing was repeated, or if they were not asked for.
     log_likelihood_ratios : mapping of subject to ndarray (n_trials,)
         Of the text generated from each trial, in nats.
     null_predictions : ConditionPredictions
@@ -145,7 +148,9 @@ def predict_conditions(
         skipped |= add_baselines(conditions, store, task, model.model_card, embeddings, cache)
     stimuli = {s: shown_stimuli(store, s, rows) for s, rows in task.trial_indices.items()}
     subjects = [SubjectPredictions(s, stimuli[s], conditions[s]) for s in task.trial_indices]
-    averaged = predict_averaged(predictor, store, stimuli, cache, progress)
+    averaged = []
+    if options.average_repetitions:
+        averaged = predict_averaged(predictor, store, stimuli, cache, progress)
     return Predictions(
         subjects=subjects,
         averaged=averaged,

@@ -6,7 +6,7 @@ to 1. The evidence E is a difference of log-densities, each of a Gaussian or of 
 
     E = lme over texts of (lme over responses k of log N_k(y) - log N_0(y)) / temperature
 
-to which the regression of sentence embeddings on trials adds gain (r^T e - similarity / 2), with r
+to which the regression of sentence embeddings on trials adds gain (r^T e - |S^T e|^2 / 2), with r
 the predicted embedding, for a text with embedding e: r stands behind y in the features,
 and its mean gradient g along the path gives every feature the part (y - y0) g, which sum to
 E(y) - E(y0) (integrated gradients). Of a text with one response E is quadratic, and the mean
@@ -62,8 +62,8 @@ class Question:
     temperature : float
     regression : Tensor of shape (n_responses, embedding_dim), optional
         Gain times the embedding of each response's text; None: the regression has no part.
-    regression_offset : float
-        What is subtracted from every text's part of the regression, nats.
+    regression_offset : Tensor of shape (n_responses,) or float
+        What is subtracted from the part of the regression of each response's text, nats.
     """
 
     responses: Responses
@@ -72,7 +72,7 @@ class Question:
     no_text: Tensor
     temperature: float
     regression: Tensor | None = None
-    regression_offset: float = 0.0
+    regression_offset: Tensor | float = 0.0
 
     @classmethod
     def of_texts(
@@ -84,15 +84,15 @@ class Question:
         is_other = torch.arange(len(supports) + len(others)) >= len(supports)
         texts = torch.cat([supports, others])
         responses, gain = model.predict(texts), float(model.regression_gain)
-        weights = gain * center_embeddings(texts, model.text_center)[responses.texts]
+        centered = center_embeddings(texts, model.text_center)[responses.texts]
         return cls(
             responses,
             ~is_other,
             is_other,
             (model.signal.sum(0) + 1)[None],
             float(model.temperature),
-            weights if gain > 0 else None,
-            gain * float(model.regression_similarity) / 2,
+            gain * centered if gain > 0 else None,
+            gain * model.regression_offsets(centered),
         )
 
     @property

@@ -6,9 +6,9 @@ The betas x (n_voxels,) of a trial become features y (rank,) by steps that are a
     v = ((z - mean) / std) C R basis - center     z-score, components, alignment of the subject
     y = scale v (I + W)                           map to the expected responses
 
-Behind y stands the sentence embedding r = ((z - mean) / std) B that ridge regression predicts of
-the trial, where the regression has a part in the evidence; labelled trials of the subject, but
-the trial itself, have added to B.
+Behind y stands r = ((z - mean) / std) B, whose product with a text's sentence embedding is what the
+ridge regression says for it, where the regression has a part in the evidence; labelled trials of
+the subject, but the trial itself, have added to B.
 
 W is the map that is fitted to the subject's other trials alone; of a trial that took part in the
 fit it is the map without it (a rank-one change of the ridge regression, in closed form), so that

@@ -17,9 +17,11 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from mindllm.model.embedding_regression import (
+    DIRECTIONS,
     PENALTIES,
     EvidenceScale,
     LeftOutTrials,
+    PredictionSums,
     RegressionSums,
     choose_scale,
     ridge_weights,
@@ -129,8 +131,9 @@ def fit_encoding_model(
     config = config or EncodingModelConfig()
     if stimulus_texts is None:
         stimulus_texts = torch.arange(len(text_embeddings))
-    chosen = choose_scales(subjects, text_embeddings, stimulus_texts, config)
-    return fit_at_scales(subjects, text_embeddings, stimulus_texts, config, chosen)
+    regression = RegressionFolds(subjects, text_embeddings, stimulus_texts)
+    data = (subjects, text_embeddings, stimulus_texts, config)
+    return fit_at_scales(*data, choose_scales(*data, regression), regression)
 
 
 @dataclass(frozen=True)
@@ -143,10 +146,14 @@ class FitScales:
         Principal components of the query outputs.
     evidence : EvidenceScale
         Temperature, and the part of the regression.
+    label_gain, label_correlation : float
+        Of labelled trials of a new subject.
     """
 
     rank: int
     evidence: EvidenceScale
+    label_gain: float = 0.0
+    label_correlation: float = 0.0
 
 
 def choose_scales(
@@ -154,18 +161,20 @@ def choose_scales(
     text_embeddings: Tensor,
     stimulus_texts: Tensor,
     config: EncodingModelConfig,
+    regression: "RegressionFolds",
 ) -> FitScales:
     """Choose rank and scales; of one subject, which cannot be left out, the first and none."""
     ranks = limit_ranks(config.ranks, subjects)
     if len(subjects) < 2:
         return FitScales(ranks[0], EvidenceScale())
-    regression = RegressionFolds(subjects, text_embeddings, stimulus_texts)
     left_out = leave_subjects_out(
         subjects, text_embeddings, stimulus_texts, config, ranks, regression
     )
     scales = {rank: choose_scale(parts) for rank, parts in left_out.items()}
     rank = min(scales, key=lambda rank: scales[rank].loss)
-    return FitScales(rank, scales[rank])
+    with_labels = [part.with_labels for part in left_out[rank] if part.with_labels]
+    label_gain = choose_label_gain(with_labels, scales[rank].temperature)
+    return FitScales(rank, scales[rank], label_gain, mean_correlation(with_labels))
 
 
 def fit_at_scales(
@@ -174,19 +183,15 @@ def fit_at_scales(
     stimulus_texts: Tensor,
     config: EncodingModelConfig,
     scales: FitScales,
+    regression: "RegressionFolds",
 ) -> EncodingModel:
     """Fit densities and regression, with rank and scales as they were chosen."""
     model = fit_closed_form(subjects, text_embeddings, stimulus_texts, config, scales.rank)
-    scale = scales.evidence
-    if len(subjects) > 1:
-        regression = RegressionFolds(subjects, text_embeddings, stimulus_texts)
-        model.regression_weights.copy_(regression.weights([scale.penalty])[0])
-    model.regression_gain.fill_(scale.gain)
-    model.regression_similarity.fill_(scale.similarity)
-    model.temperature.fill_(scale.temperature)
-    with_labels = [part.with_labels for part in left_out[rank] if part.with_labels]
-    model.label_gain.fill_(choose_label_gain(with_labels, scale.temperature))
-    model.label_correlation.fill_(mean_correlation(with_labels))
+    model.temperature.fill_(scales.evidence.temperature)
+    if scales.evidence.gain > 0:
+        regression.add_to(model, scales.evidence)
+        model.label_gain.fill_(scales.label_gain)
+        model.label_correlation.fill_(scales.label_correlation)
     return model
 
 
@@ -221,7 +226,9 @@ def leave_subjects_out(
         candidates, targets = torch.unique(texts[rows], return_inverse=True)
         embeddings, values = text_embeddings[candidates].double(), left_out.values[rows]
         unique, inverse = torch.unique(embeddings, dim=0, return_inverse=True)
-        similarities = regression.similarities(name, rows, embeddings)
+        predicted = regression.predict_left_out(name)[:, rows]
+        sums = regression.sums_left_out[name]
+        axes_of_texts = regression.project(embeddings)
         standardized = standardize_subjects(list(others.values()))[2]
         components = principal_components(standardized, max(ranks))
         for rank in ranks:
@@ -234,7 +241,9 @@ def leave_subjects_out(
             transform = model.subject_transform(left_out.values)
             ratios = model.density_ratios(values, transform, unique)[:, inverse]
             with_labels = score_with_labels(model, left_out.values, rows, embeddings, targets)
-            results[rank].append(LeftOutTrials(ratios, similarities, targets, with_labels))
+            results[rank].append(
+                LeftOutTrials(ratios, predicted, axes_of_texts, targets, sums, with_labels)
+            )
     return results
 
 
@@ -306,6 +315,9 @@ class RegressionFolds:
         index, stimuli = number_stimuli(parts, text_embeddings, stimulus_texts)
         self.center = stimuli.center
         embeddings = center_embeddings(stimuli.embeddings, stimuli.center)
+        self.n_texts = len(embeddings)
+        self.axes = principal_components([embeddings], max(DIRECTIONS))
+        self.sums_left_out: dict[str, list[PredictionSums]] = {}  # of each, one per penalty
         targets = embeddings[stimuli.texts[index]].split([len(part.values) for part in parts])
         self.values = dict(zip(subjects, standardize_subjects(parts)[2], strict=True))
         self.targets = dict(zip(subjects, targets, strict=True))
@@ -330,12 +342,34 @@ class RegressionFolds:
         sums = self._sums if left_out is None else self._sums - self.sums(left_out)
         return sums.weights(penalties)
 
-    def similarities(self, left_out: str, rows: Tensor, embeddings: Tensor) -> Tensor:
-        """Similarities (n_penalties, n_rows, n_texts) of a left-out subject's trials with texts."""
-        targets = center_embeddings(embeddings, self.center)
-        values = self.values[left_out][rows]
-        weights = self.weights(PENALTIES, left_out)
-        return torch.stack([values @ matrix @ targets.T for matrix in weights])
+    def project(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (n_texts, embedding_dim) on the principal axes, (n_texts, n_axes)."""
+        return center_embeddings(embeddings, self.center) @ self.axes
+
+    def predict_left_out(self, left_out: str) -> Tensor:
+        """Predict embeddings (n_penalties, n_trials, n_axes) of a subject by the others' trials.
+
+        They are added to `sums_left_out`.
+        """
+        values, true = self.values[left_out], self.targets[left_out] @ self.axes
+        predicted = [values @ (w @ self.axes) for w in self.weights(PENALTIES, left_out)]
+        sums = [PredictionSums.of_trials(part, true, self.n_texts) for part in predicted]
+        self.sums_left_out[left_out] = sums
+        return torch.stack(predicted)
+
+    def add_to(self, model: EncodingModel, scale: EvidenceScale) -> None:
+        """Give the regression on all subjects its part in a model's evidence."""
+        if not self.sums_left_out:
+            names = list(self.values)
+            for i in evenly_spaced(len(names), MAX_LEFT_OUT):
+                self.predict_left_out(names[i])
+        sums = [of_subject[scale.penalty] for of_subject in self.sums_left_out.values()]
+        readout = reduce(operator.add, sums).readout(scale.n_axes)
+        (weights,) = self.weights([PENALTIES[scale.penalty]])
+        axes = self.axes[:, : len(readout.slopes)]
+        model.regression_weights = weights @ axes @ readout.weights @ axes.T
+        model.regression_scale = axes @ readout.scale
+        model.regression_gain.fill_(scale.gain)
 
 
 def fit_closed_form(
@@ -379,7 +413,7 @@ def fit_closed_form(
         "signal": signal,
         "regression_weights": torch.zeros(len(query_mean), stimuli.embeddings.shape[1]),
         "regression_gain": torch.tensor(0.0),
-        "regression_similarity": torch.tensor(0.0),
+        "regression_scale": torch.zeros(stimuli.embeddings.shape[1], 1),
         "label_gain": torch.tensor(0.0),
         "label_correlation": torch.tensor(0.0),
         "temperature": torch.tensor(1.0),

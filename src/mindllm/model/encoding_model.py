@@ -133,7 +133,7 @@ class EncodingModel(nn.Module):
         "signal": (3, "rank"),
         "regression_weights": ("num_queries", "embedding_dim"),
         "regression_gain": (),
-        "regression_similarity": (),
+        "regression_scale": ("embedding_dim", "n_directions"),
         "label_gain": (),
         "label_correlation": (),
         "temperature": (),
@@ -169,7 +169,7 @@ class EncodingModel(nn.Module):
     signal: Tensor
     regression_weights: Tensor
     regression_gain: Tensor
-    regression_similarity: Tensor
+    regression_scale: Tensor
     label_gain: Tensor
     label_correlation: Tensor
     temperature: Tensor
@@ -272,14 +272,27 @@ class EncodingModel(nn.Module):
         """Z-score query outputs (n_trials, num_queries) of a subject."""
         return (query_outputs.to(self.components) - subject.mean) / subject.std
 
-    def predict_embeddings(self, query_outputs: Tensor, subject: SubjectTransform) -> Tensor:
-        """Sentence embeddings (n_trials, embedding_dim) that ridge regression predicts, centred.
+    def regression_features(self, query_outputs: Tensor, subject: SubjectTransform) -> Tensor:
+        """What the regression makes of trials, (n_trials, embedding_dim).
 
-        The subject's labelled trials add to them.
+        The product with a text's centred embedding is the part of its log-ratio that is linear in
+        the trial. The subject's labelled trials add to it.
         """
         standardized = self.standardize(query_outputs, subject)
-        predicted = standardized @ self.regression_weights
-        return predicted if subject.labelled is None else predicted + subject.labelled(standardized)
+        features = standardized @ self.regression_weights
+        return features if subject.labelled is None else features + subject.labelled(standardized)
+
+    def regression_ratios(
+        self, query_outputs: Tensor, subject: SubjectTransform, embeddings: Tensor
+    ) -> Tensor:
+        """Log-ratios (n_trials, n_texts) of the regression; see `embedding_regression`."""
+        e = center_embeddings(embeddings, self.text_center)
+        features = self.regression_features(query_outputs, subject)
+        return features @ e.T - self.regression_offsets(e)
+
+    def regression_offsets(self, centered: Tensor) -> Tensor:
+        """What is subtracted from the log-ratios of texts (n_texts, embedding_dim), (n_texts,)."""
+        return (centered @ self.regression_scale).square().sum(1) / 2
 
     def transform(self, query_outputs: Tensor, subject: SubjectTransform) -> Tensor:
         """Features (n_trials, rank) of trials, in which the noise is white."""
@@ -401,9 +414,8 @@ class EncodingModel(nn.Module):
         unique, inverse = torch.unique(embeddings.to(self.components), dim=0, return_inverse=True)
         evidence = self.density_ratios(query_outputs, subject, unique)
         if self.regression_gain > 0:
-            predicted = self.predict_embeddings(query_outputs, subject)
-            similarity = predicted @ center_embeddings(unique, self.text_center).T
-            evidence += self.regression_gain * (similarity - self.regression_similarity / 2)
+            ratios = self.regression_ratios(query_outputs, subject, unique)
+            evidence += self.regression_gain * ratios
         return evidence[:, inverse] / self.temperature
 
     def density_ratios(

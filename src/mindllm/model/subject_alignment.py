@@ -201,8 +201,8 @@ class SubjectTransform:
         }
         response_map = ResponseMap(**parts["response_map"]) if parts["response_map"] else None
         labelled = LabelledTrials(**parts["labelled"]) if parts["labelled"] else None
-        for part in filter(None, (response_map, labelled)):
-            if not part.is_consistent:
+        for held in (response_map, labelled):
+            if held and not held.is_consistent:
                 raise InputError(
                     "the adaptation to a subject has another number of trials than of targets. "
                     "Adapt the model again."
@@ -218,7 +218,9 @@ def part_shapes(num_queries: int, rank: int) -> dict[str, dict[str, tuple[int | 
             "trials": (None, rank), "targets": (None, rank), "inverse": (rank, rank), "scale": ()
         },
         "labelled": {
-            "trials": (None, num_queries), "weights": (num_queries, None), "directions": (None, None)
+            "trials": (None, num_queries),
+            "weights": (num_queries, None),
+            "directions": (None, None),
         },
     }  # fmt: skip
 

@@ -119,8 +119,8 @@ def expected_embeddings(
     """Expected sentence embedding of the text of each trial, given the trial, in closed form.
 
     Before the trial, an embedding e of size d is N(0, I / d): of unit length, in any direction.
-    The response to a new text is linear in e, and so is the regression's part in the evidence, so
-    that the posterior is Gaussian. The less a trial says, the shorter its mean.
+    The response to a new text is linear in e, and the regression's part in the evidence is
+    quadratic, so that the posterior is Gaussian. The less a trial says, the shorter its mean.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def expected_embeddings(
     """
     scaled, precision = posterior_terms(model)
     trials = model.transform(query_outputs, subject)
-    predicted = model.predict_embeddings(query_outputs, subject)
+    predicted = model.regression_features(query_outputs, subject)
     linear = (trials @ scaled.T + model.regression_gain * predicted) / model.temperature
     return torch.linalg.solve(precision, linear, left=False)
 
@@ -175,7 +175,8 @@ def posterior_terms(model: EncodingModel) -> tuple[Tensor, Tensor]:
     spread = (learned.sum(0) + (size - n_axes) * semantic) / size
     scaled = model.weights / (spread + of_text + of_stimulus + 1)
     prior = size * torch.eye(size).to(scaled)
-    return scaled, prior + scaled @ model.weights.T / model.temperature
+    regression = model.regression_gain * model.regression_scale @ model.regression_scale.T
+    return scaled, prior + (scaled @ model.weights.T + regression) / model.temperature
 
 
 def quote_sentences(conversation: Conversation, sentences: Sequence[str]) -> Conversation:
