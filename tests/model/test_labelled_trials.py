@@ -129,7 +129,8 @@ def test_tensors_are_saved_and_read(model: EncodingModel) -> None:
     part = SUBJECTS.subject()
     transform = model.subject_transform(part.values, labels_of(SUBJECTS, part))
     assert transform.labelled is not None
-    again = SubjectTransform.from_tensors(transform.to_tensors())
+    rank = model.components.shape[1]
+    again = SubjectTransform.from_tensors(transform.to_tensors(), N_QUERIES, rank)
     assert again.labelled is not None
     assert again.response_map is not None
     evidence = [model.evidence(part.values, t, EMBEDDINGS) for t in (transform, again)]

@@ -190,8 +190,10 @@ def fit_at_scales(
     model.temperature.fill_(scales.evidence.temperature)
     if scales.evidence.gain > 0:
         regression.add_to(model, scales.evidence)
-        model.label_gain.fill_(scales.label_gain)
-        model.label_correlation.fill_(scales.label_correlation)
+    elif scales.label_gain > 0:
+        model.regression_gain.fill_(1.0)  # its weights are 0, labelled trials add to them
+    model.label_gain.fill_(scales.label_gain)
+    model.label_correlation.fill_(scales.label_correlation)
     return model
 
 

@@ -1,7 +1,7 @@
 """Texts as vectors, by the language model's hidden states."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -127,7 +127,7 @@ class LayerReached(Exception):
         self.hidden = hidden
 
 
-def stop_forward(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def stop_forward(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Raise LayerReached with the layer's input."""
     raise LayerReached(args[0] if args else kwargs["hidden_states"])
 
