@@ -8,7 +8,7 @@ has in the evidence, are chosen by leaving each training subject out in turn.
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import numpy as np
@@ -331,17 +331,30 @@ class RegressionFolds:
         """Sums over one subject's trials."""
         return RegressionSums.of_trials(self.values[subject], self.targets[subject])
 
-    def weights(self, penalties: Sequence[float], left_out: str | None = None) -> list[Tensor]:
-        """Weights at each penalty, fitted to all subjects but one that is left out."""
+    def weights(
+        self,
+        penalties: Sequence[float],
+        left_out: str | None = None,
+        axes: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Weights at each penalty, fitted to all subjects but one that is left out.
+
+        `axes` (embedding_dim, n_axes) are those that embeddings are predicted on; None: all.
+        """
         if self.is_small:
             names = [name for name in self.values if name != left_out]
             values, targets = (
                 [part[name] for name in names] for part in (self.values, self.targets)
             )
-            return ridge_weights(torch.cat(values), torch.cat(targets), penalties)
+            joined = torch.cat(targets)
+            return ridge_weights(
+                torch.cat(values), joined if axes is None else joined @ axes, penalties
+            )
         if self._sums is None:
             self._sums = reduce(operator.add, (self.sums(name) for name in self.values))
         sums = self._sums if left_out is None else self._sums - self.sums(left_out)
+        if axes is not None:
+            sums = replace(sums, moments=sums.moments @ axes)
         return sums.weights(penalties)
 
     def project(self, embeddings: Tensor) -> Tensor:
@@ -354,7 +367,7 @@ class RegressionFolds:
         They are added to `sums_left_out`.
         """
         values, true = self.values[left_out], self.targets[left_out] @ self.axes
-        predicted = [values @ (w @ self.axes) for w in self.weights(PENALTIES, left_out)]
+        predicted = [values @ w for w in self.weights(PENALTIES, left_out, self.axes)]
         sums = [PredictionSums.of_trials(part, true, self.n_texts) for part in predicted]
         self.sums_left_out[left_out] = sums
         return torch.stack(predicted)
