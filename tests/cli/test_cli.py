@@ -145,7 +145,9 @@ def test_decode_chooses_by_evidence_among_a_corpus(
     assert [line.split()[0] for line in out.splitlines()] == ["5", "0", "1", "2"]
     assert all("abstained" in line and " nats, probability " in line for line in out.splitlines())
     everything = json.loads(run(*words, "--json", "--abstain-below", 0.99)[1])
-    assert [everything[i] for i in (5, 0, 1, 2)] == rows  # aligned by the same volumes
+    for all_read, row in zip((everything[i] for i in (5, 0, 1, 2)), rows, strict=True):
+        assert all_read["text"] == row["text"]  # aligned by the same volumes
+        assert all_read["evidence"] == pytest.approx(row["evidence"], abs=1e-3)
 
 
 def test_decode_chooses_by_likelihood_and_guides(place: Path, model: Path, run: Run) -> None:
@@ -390,7 +392,7 @@ def test_other_layouts_become_stores(run: Run, tmp_path: Path, layout: str) -> N
             "--subjects",
             "sub-01_NSD",
         ]
-        told = "1 subjects, 5 trials, 0 stimuli with text"
+        told = "1 subject, 5 trials, 0 stimuli with text"
     elif layout == "glmsingle":
         test_glmsingle.write_outputs(root)
         given = [
@@ -413,7 +415,7 @@ def test_other_layouts_become_stores(run: Run, tmp_path: Path, layout: str) -> N
             "sub-03",
             "--native-space",
         ]
-        told = "1 subjects, 16 trials, 8 stimuli with text"
+        told = "1 subject, 16 trials, 8 stimuli with text"
     status, printed, err = run("prepare", layout, root, "--out", out, *given)
     assert status == 0, err
     assert f"store: {told}" in printed
