@@ -3,8 +3,15 @@
 import pytest
 import torch
 
-from mindllm.model.encoding_fit import RegressionFolds, SubjectFeatures, fit_encoding_model
+from mindllm.model.embedding_regression import PENALTIES, EvidenceScale
+from mindllm.model.encoding_fit import (
+    RegressionFolds,
+    SubjectFeatures,
+    fit_closed_form,
+    fit_encoding_model,
+)
 from mindllm.model.encoding_model import EncodingModelConfig
+from mindllm.model.text_reader import expected_embeddings
 from mindllm.training.posterior_errors import (
     TrainingTrials,
     find_penalty,
@@ -81,8 +88,27 @@ def test_the_penalty_of_the_fit_is_found() -> None:
     trials = make_trials(2.0)
     model = fit_encoding_model(trials.subjects, trials.embeddings, trials.stimulus_texts, CONFIG)
     folds = RegressionFolds(trials.subjects, trials.embeddings, trials.stimulus_texts)
-    model.regression_weights.copy_(folds.weights([10.0])[0])
+    folds.add_to(model, EvidenceScale(gain=1.0, penalty=PENALTIES.index(10.0)))
     assert find_penalty(trials, model) == 10.0
+
+
+def test_left_out_trials_are_read_with_the_whole_regression() -> None:
+    trials = make_trials(2.0)
+    model = fit_encoding_model(trials.subjects, trials.embeddings, trials.stimulus_texts, CONFIG)
+    folds = RegressionFolds(trials.subjects, trials.embeddings, trials.stimulus_texts)
+    folds.add_to(model, EvidenceScale(gain=1.0, penalty=0))
+    fold = torch.arange(6)
+    expected, _, _ = read_left_out(trials, model, PENALTIES[0], "sub-01", fold)
+    others = trials.without("sub-01", fold)
+    parts = others.subjects, others.embeddings, others.stimulus_texts
+    fitted = fit_closed_form(*parts, CONFIG, len(model.group_covariance))
+    RegressionFolds(*parts).add_to(fitted, EvidenceScale(gain=1.0, penalty=0))
+    assert fitted.regression_scale.any()
+    fitted.temperature.copy_(model.temperature)
+    part = trials.subjects["sub-01"]
+    rows = torch.isin(part.stimuli, fold)
+    transform = fitted.subject_transform(part.values)
+    torch.testing.assert_close(expected, expected_embeddings(fitted, part.values[rows], transform))
 
 
 def test_too_few_subjects_are_told() -> None:

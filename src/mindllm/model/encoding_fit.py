@@ -374,17 +374,20 @@ class RegressionFolds:
 
     def add_to(self, model: EncodingModel, scale: EvidenceScale) -> None:
         """Give the regression on all subjects its part in a model's evidence."""
+        model.regression_weights, model.regression_scale = self.combine(scale.penalty, scale.n_axes)
+        model.regression_gain.fill_(scale.gain)
+
+    def combine(self, penalty: int, n_axes: int) -> tuple[Tensor, Tensor]:
+        """Weights and scale of a model's regression at the penalty of a number, on so many axes."""
         if not self.sums_left_out:
             names = list(self.values)
             for i in evenly_spaced(len(names), MAX_LEFT_OUT):
                 self.predict_left_out(names[i])
-        sums = [of_subject[scale.penalty] for of_subject in self.sums_left_out.values()]
-        readout = reduce(operator.add, sums).readout(scale.n_axes)
-        (weights,) = self.weights([PENALTIES[scale.penalty]])
+        sums = [of_subject[penalty] for of_subject in self.sums_left_out.values()]
+        readout = reduce(operator.add, sums).readout(n_axes)
         axes = self.axes[:, : len(readout.slopes)]
-        model.regression_weights = weights @ axes @ readout.weights @ axes.T
-        model.regression_scale = axes @ readout.scale
-        model.regression_gain.fill_(scale.gain)
+        (weights,) = self.weights([PENALTIES[penalty]], axes=axes)
+        return weights @ readout.weights @ axes.T, axes @ readout.scale
 
 
 def fit_closed_form(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mindllm.model.embedding_regression import PENALTIES
+from mindllm.model.embedding_regression import PENALTIES, EvidenceScale
 from mindllm.model.encoding_fit import (
     MAX_LEFT_OUT,
     RegressionFolds,
@@ -162,8 +162,10 @@ def read_left_out(
     rank = len(model.group_covariance)
     parts = others.subjects, trials.embeddings, trials.stimulus_texts
     fitted = fit_closed_form(*parts, trials.config, rank)
-    fitted.regression_weights.copy_(RegressionFolds(*parts).weights([penalty])[0])
-    fitted.regression_gain.copy_(model.regression_gain)
+    if model.regression_weights.any():
+        n_axes, gain = model.regression_scale.shape[1], float(model.regression_gain)
+        scale = EvidenceScale(gain=gain, penalty=PENALTIES.index(penalty), n_axes=n_axes)
+        RegressionFolds(*parts).add_to(fitted, scale)
     fitted.temperature.copy_(model.temperature)
     transform = fitted.subject_transform(left_out.values)
     expected = expected_embeddings(fitted, left_out.values[rows], transform)
@@ -175,7 +177,9 @@ def read_left_out(
 def find_penalty(trials: TrainingTrials, model: EncodingModel) -> float:
     """Penalty of the ridge regression that a model was fitted with, which is not saved."""
     folds = RegressionFolds(trials.subjects, trials.embeddings, trials.stimulus_texts)
+    n_axes = model.regression_scale.shape[1]
     distances = [
-        float((weights - model.regression_weights).norm()) for weights in folds.weights(PENALTIES)
+        float((folds.combine(number, n_axes)[0] - model.regression_weights).norm())
+        for number in range(len(PENALTIES))
     ]
     return PENALTIES[int(np.argmin(distances))]
