@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from mindllm.language.hub import DEFAULT_SENTENCE_ENCODERS
 from mindllm.language.sentence_embeddings import embed_sentences, encoder_names
@@ -20,23 +19,10 @@ from mindllm.utils.errors import InputError
 from tests.conftest import TEXTS
 
 
-@pytest.fixture(scope="module")
-def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random BERT."""
-    folder = tmp_path_factory.mktemp("encoder")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({w for t in TEXTS for w in t.split()})]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=len(words), intermediate_size=16, **sizes)
-    BertModel(config).save_pretrained(folder)
-    return folder
-
-
 def test_the_kind_of_encoder_is_told_by_the_architecture(
-    bert_folder: Path, tiny_llm_folder: Path
+    encoder_folder: Path, tiny_llm_folder: Path
 ) -> None:
-    assert isinstance(load_sentence_encoder(str(bert_folder)), MeanPoolingEncoder)
+    assert isinstance(load_sentence_encoder(str(encoder_folder)), MeanPoolingEncoder)
     assert isinstance(load_sentence_encoder(str(tiny_llm_folder)), LanguageModelEncoder)
 
 
@@ -68,9 +54,9 @@ def test_a_long_text_is_cut_and_the_prompt_is_kept(tiny_llm_folder: Path) -> Non
 
 
 def test_the_product_of_two_encoders_is_the_mean_of_their_cosines(
-    bert_folder: Path, tiny_llm_folder: Path
+    encoder_folder: Path, tiny_llm_folder: Path
 ) -> None:
-    first, second = str(bert_folder), str(tiny_llm_folder)
+    first, second = str(encoder_folder), str(tiny_llm_folder)
     a, b = embed_sentences(TEXTS, first), embed_sentences(TEXTS, second)
     both = embed_sentences(TEXTS, f"{first}, {second}")
     assert both.shape == (len(TEXTS), a.shape[1] + b.shape[1])
