@@ -26,7 +26,7 @@ from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
 from mindllm.explain.regions import Region
-from mindllm.explain.tables import RegionSamples
+from mindllm.explain.tables import RegionSamples, permuted_means
 
 FWHM_PER_SD = float(np.sqrt(8 * np.log(2)))
 REACH_SD = 3.0  # where a Gaussian ends
@@ -135,13 +135,9 @@ def map_pattern(
     weights = contrast_weights(naming)
     voxels = np.mean(patterns * (weights.T @ betas), 0)
     sums = np.stack([sum_products(betas, pattern, regions) for pattern in patterns], 1)
-    rng = np.random.default_rng(seed)
-    null = [
-        np.einsum("tk,tkr->r", weights[rng.permutation(len(weights))], sums) / n_words
-        for _ in range(permutations)
-    ]
+    null = permuted_means(weights, sums, permutations, seed) / n_words
     values = len(betas) * np.einsum("tk,tkr->tr", weights, sums) / n_words
-    return WordPattern(name, voxels, RegionSamples(regions, values, stimuli, np.stack(null)))
+    return WordPattern(name, voxels, RegionSamples(regions, values, stimuli, null))
 
 
 def sum_products(betas: np.ndarray, pattern: np.ndarray, regions: Sequence[Region]) -> np.ndarray:

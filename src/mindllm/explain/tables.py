@@ -54,6 +54,31 @@ class RegionSamples:
         return RegionSamples(regions, self.values[:, rows], self.stimuli, self.null[:, rows])
 
 
+def permuted_means(
+    weights: np.ndarray, sums: np.ndarray, permutations: int, seed: int
+) -> np.ndarray:
+    """Weighted sums over trials with the weights permuted among them.
+
+    Parameters
+    ----------
+    weights : ndarray of shape (n_trials, n_words)
+        Rows are permuted, those of all words together.
+    sums : ndarray of shape (n_trials, n_words, n_regions)
+    permutations, seed : int
+
+    Returns
+    -------
+    ndarray of shape (permutations, n_regions)
+    """
+    rng = np.random.default_rng(seed)
+    return np.stack(
+        [
+            np.einsum("tk,tkr->r", weights[rng.permutation(len(weights))], sums)
+            for _ in range(permutations)
+        ]
+    )
+
+
 def tabulate_regions(parts: Sequence[RegionSamples], seed: int = 0) -> pd.DataFrame:
     """Tabulate the regions that all subjects have.
 

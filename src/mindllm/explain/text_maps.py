@@ -18,7 +18,7 @@ from mindllm.explain.contributions import contribute
 from mindllm.explain.evidence_path import Question, integrate
 from mindllm.explain.features import AffineFeatures
 from mindllm.explain.regions import Region, sum_by_region
-from mindllm.explain.tables import RegionSamples
+from mindllm.explain.tables import RegionSamples, permuted_means
 from mindllm.utils.progress import Advance
 
 
@@ -270,11 +270,7 @@ def map_attribute(
     naming = np.stack([word.naming for word in words], 1)
     sums = np.stack([word.sums for word in words], 1)  # (n_trials, n_words, n_regions)
     weights = naming / naming.sum(0) / len(words)
-    rng = np.random.default_rng(seed)
-    null = [
-        np.einsum("tk,tkr->r", weights[rng.permutation(len(weights))], sums)
-        for _ in range(permutations)
-    ]
+    null = permuted_means(weights, sums, permutations, seed)
     rows = naming.any(1)
     values = rows.sum() * np.einsum("tk,tkr->tr", weights, sums)[rows]
     evidence, at_zero = (
@@ -289,5 +285,5 @@ def map_attribute(
         evidence=evidence,
         at_zero=at_zero,
         error=max(word.error for word in words),
-        samples=RegionSamples(regions, values, stimuli[rows], np.stack(null)),
+        samples=RegionSamples(regions, values, stimuli[rows], null),
     )
