@@ -149,13 +149,14 @@ class ModelWorker:
     def __init__(self, decoder: FMRIDecoder, config: ServeConfig, monitoring: Monitoring) -> None:
         self.decoder, self.config, self.monitoring = decoder, config, monitoring
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._count, self._lock = 0, threading.Lock()
+        self._unanswered: set[Job] = set()
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
 
     @property
     def count(self) -> int:
         """Jobs that wait, or that are worked on."""
-        return self._count
+        return len(self._unanswered)
 
     def start(self) -> None:
         """Start the thread."""
@@ -175,15 +176,15 @@ class ModelWorker:
             If too many wait already.
         """
         with self._lock:
-            if self._count >= self.config.max_queue:
+            if self.count >= self.config.max_queue:
                 raise APIError(
                     429,
-                    f"{self._count} requests wait, the most that are taken. Try again later.",
+                    f"{self.count} requests wait, the most that are taken. Try again later.",
                     "queue_full",
                     headers={"Retry-After": str(RETRY_SECONDS)},
                 )
-            self._count += 1
-            self.monitoring.queue_length.set(self._count)
+            self._unanswered.add(job)
+            self.monitoring.queue_length.set(self.count)
         self._jobs.put(job)
 
     async def call(
@@ -242,28 +243,39 @@ class ModelWorker:
             if not isinstance(error, InputError | APIError):
                 log_unexpected(error)
             for job in jobs:
+                self._leave_queue(job)
                 job.delivery.fail(error)
-        finally:
-            with self._lock:
-                self._count -= len(jobs)
-                self.monitoring.queue_length.set(self._count)
+
+    def _leave_queue(self, job: Job) -> None:
+        """Make room for another, before a client is told and may send it."""
+        with self._lock:
+            self._unanswered.discard(job)
+            self.monitoring.queue_length.set(self.count)
+
+    def _drop(self, job: Job) -> None:
+        """End a job that nobody waits for."""
+        self._leave_queue(job)
+        self.monitoring.cancelled.inc()
 
     def _call(self, job: CallJob) -> None:
         if job.delivery.cancelled.is_set():
-            self.monitoring.cancelled.inc()
+            self._drop(job)
             return
-        job.delivery.finish(job.function(self.decoder))
+        result = job.function(self.decoder)
+        self._leave_queue(job)
+        job.delivery.finish(result)
 
     def _answer(self, batch: Sequence[ChatJob]) -> None:
         """Answer a batch of conversations."""
         jobs, requests = [], []
         for job in batch:
             if job.delivery.cancelled.is_set():
-                self.monitoring.cancelled.inc()
+                self._drop(job)
                 continue
             try:
                 requests.append(self._make_request(job))
             except InputError as error:
+                self._leave_queue(job)
                 job.delivery.fail(error)
             else:
                 jobs.append(job)
@@ -299,7 +311,7 @@ class ModelWorker:
         for row, (job, generated) in enumerate(zip(jobs, answers, strict=True)):
             self.monitoring.generated_tokens.inc(generated.completion_tokens)
             if is_cancelled(job, generated):
-                self.monitoring.cancelled.inc()
+                self._drop(job)
             elif job.evidence.evidence:
                 threshold = job.evidence.abstain_below
                 to_weigh[row] = ScanAnswer(
@@ -312,7 +324,8 @@ class ModelWorker:
         weighed = weigh_answers(self.decoder, list(to_weigh.values()))
         evidence = dict(zip(to_weigh, weighed, strict=True))
         for row, (job, generated) in enumerate(zip(jobs, answers, strict=True)):
-            if not is_cancelled(job, generated):
+            if job in self._unanswered:
+                self._leave_queue(job)
                 job.delivery.finish(Answer(generated, evidence.get(row)))
 
 
