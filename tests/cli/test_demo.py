@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from mindllm.cli import demo as module
+from mindllm.cli.demo_tables import QUESTIONS
 from mindllm.evaluation.results import EvaluationResult
 from mindllm.simulate.configuration import SimulateConfig
 from mindllm.training.configuration import TrainConfig
@@ -49,7 +50,9 @@ def test_the_demo_runs_to_its_report(
     printed = console.export_text()
     assert "new answers: 1 left-out subject; 8 trials, each identified among 4 answers" in printed
     assert "chosen by evidence among" in printed
-    for question in module.QUESTIONS:
+    for part in ("precision", "recall", "generated", "action", "place"):
+        assert part in printed
+    for question in QUESTIONS:
         assert question in printed
     assert "the best linear observer" in printed
     assert [p.name for p in result.protocols] == ["single trials"]
