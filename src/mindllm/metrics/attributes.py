@@ -30,15 +30,15 @@ class AttributeScores:
 
 
 def attribute_scores(
-    named: np.ndarray, true: np.ndarray, stimuli: Sequence[str]
+    is_named: np.ndarray, is_true: np.ndarray, stimuli: Sequence[str]
 ) -> AttributeScores:
     """Measure how well texts name the values of attributes.
 
     Parameters
     ----------
-    named : ndarray of bool, shape (n_trials, n_values)
+    is_named : ndarray of bool, shape (n_trials, n_values)
         Values that the text about each trial names.
-    true : ndarray of bool, shape (n_trials, n_values)
+    is_true : ndarray of bool, shape (n_trials, n_values)
         Values that what the trial is about has.
     stimuli : sequence of str
         Of the trials; two or more different ones.
@@ -49,23 +49,21 @@ def attribute_scores(
 
     Examples
     --------
-    >>> named = np.array([[True, False], [True, False]])
-    >>> scores = attribute_scores(named, np.eye(2, dtype=bool), ["dog", "cat"])
+    >>> is_named = np.array([[True, False], [True, False]])
+    >>> scores = attribute_scores(is_named, np.eye(2, dtype=bool), ["dog", "cat"])
     >>> scores.recall.value, scores.shuffled_recall
     (0.5, 0.5)
     """
-    named, true = named.astype(float), true.astype(float)
-    hits = (named * true).sum(1)
-    shared, labels = named @ true.T, np.asarray(stimuli)
+    hits = (is_named & is_true).sum(1)
+    shared, labels = is_named.astype(float) @ is_true.T.astype(float), np.asarray(stimuli)
     differs = labels[:, None] != labels[None]
     shuffled = (shared * differs).sum(1) / differs.sum(1)
-    n_named, n_true = named.sum(1), true.sum(1)
-    is_named, is_true = n_named.any(), n_true.any()
+    n_named, n_true = is_named.sum(1), is_true.sum(1)
     return AttributeScores(
-        precision=_ratio(hits, n_named, labels) if is_named else None,
-        recall=_ratio(hits, n_true, labels) if is_true else None,
-        shuffled_precision=float(shuffled.sum() / n_named.sum()) if is_named else None,
-        shuffled_recall=float(shuffled.sum() / n_true.sum()) if is_true else None,
+        precision=_ratio(hits, n_named, labels) if n_named.any() else None,
+        recall=_ratio(hits, n_true, labels) if n_true.any() else None,
+        shuffled_precision=float(shuffled.sum() / n_named.sum()) if n_named.any() else None,
+        shuffled_recall=float(shuffled.sum() / n_true.sum()) if n_true.any() else None,
     )
 
 
