@@ -1,6 +1,7 @@
 """Speed of an evaluation's parts, as ratios within one run, and time of a complete evaluation.
 
     python -m benchmarks.evaluation [--llm NAME] [--preset paper] [--complete FOLDER]
+    [--dtype bfloat16]
 
 1. 60 candidates scored as trees after a shared prompt, against one by one
 2. texts of 64 trials generated at once, against one at a time: the same greedy texts
@@ -9,7 +10,8 @@
 4. positions that the language model reads of a trial with 60 simulated candidates: one by one, in
    trees of neighbours in the order of the stimuli and in sorted order (as `score_candidates` does),
    in a single tree; and the floating-point operations of a trial
-5. with --complete: `mindllm evaluate` of 240 simulated trials and 60 candidates, in that folder
+5. with --complete: `mindllm evaluate` of 240 simulated trials and 60 candidates, in that folder,
+   with the language model in the precision --dtype
 """
 
 import argparse
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.speed import scoring
+from mindllm.cli.evaluate import DType, load_in_precision
 from mindllm.data.store import Store
 from mindllm.datasets.bids import BIDSReader
 from mindllm.evaluation.evaluator import evaluate
@@ -101,7 +104,7 @@ def count_positions(model: MindLLM, n_candidates: int = 60) -> None:
         print(f"  {name}: {prompt} + {inner}, {flops / 1e9:.0f} GFLOP")
 
 
-def complete(folder: Path, llm: str | None) -> None:
+def complete(folder: Path, llm: str | None, dtype: DType) -> None:
     """Print the time of an evaluation of two simulated subjects by a model trained briefly."""
     if not (folder / "store").exists():
         simulate(folder / "bids", SimulateConfig(n_subjects=4))
@@ -115,13 +118,14 @@ def complete(folder: Path, llm: str | None) -> None:
     trained, tested = store.subjects[:2], store.subjects[2:]
     if not (folder / "model").exists():
         train(store, folder / "model", config, subjects=trained, progress=None)
-    model = MindLLM.from_pretrained(folder / "model")
+    model = load_in_precision(folder / "model", None, dtype)
     start, cpu = time.perf_counter(), time.process_time()
     result = evaluate(model, store, tested, split="test", progress=False)
     write_report(result, folder / "report", model=model, store=store)
     print(
         f"evaluation of {len(result.predictions)} trials x {len(result.run_info.candidates)} "
-        f"candidates: {time.perf_counter() - start:.0f} s, {time.process_time() - cpu:.0f} s of CPU"
+        f"candidates, {dtype}: {time.perf_counter() - start:.0f} s, "
+        f"{time.process_time() - cpu:.0f} s of CPU"
     )
 
 
@@ -132,6 +136,7 @@ def main() -> None:
     parser.add_argument("--llm", default=None, help="a language model; default: the small one")
     parser.add_argument("--preset", default="default", help="sizes of the encoder")
     parser.add_argument("--complete", type=Path, default=None, help="a folder for 5.")
+    parser.add_argument("--dtype", default="auto", help="of 5.: auto, float32 or bfloat16")
     options = parser.parse_args()
     llm = load_language_model(options.llm)
     print(
@@ -156,7 +161,7 @@ def main() -> None:
         rows.append(row(f"{n_answers} candidates for 2 scans, one by one or a tree", times, target))
     print("\n".join(["", *rows]))
     if options.complete:
-        complete(options.complete, options.llm)
+        complete(options.complete, options.llm, options.dtype)
 
 
 if __name__ == "__main__":

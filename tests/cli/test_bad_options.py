@@ -38,7 +38,7 @@ OPTIONS = [
     ("evaluate model store --batch-size 1e9", "--batch-size"),
     ("evaluate model store --batch-size 100001", "--batch-size"),
     ("evaluate model store --split-scheme none", "has no split 'none'"),
-    ("evaluate model store --dtype float8", "float8: expected auto, float32 or bfloat16"),
+    ("evaluate model store --dtype float8", "'float8' is not one of 'auto', 'float32', 'bfloat16'"),
     ("evaluate store store", "store is not a model"),
     ("evaluate-qa model store --source caption --out x --batch-size -1", "--batch-size"),
     ("evaluate-qa model store --out x", "--source"),

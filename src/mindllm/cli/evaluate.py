@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -27,7 +27,6 @@ from mindllm.cli.options import (
     parse_int_ranges,
     parse_list,
 )
-from mindllm.utils.errors import InputError
 from mindllm.utils.files import to_json
 from mindllm.utils.processes import is_main_process, local_device, wait_for_start
 from mindllm.utils.progress import progress_bar
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from mindllm.model.modeling import MindLLM
 
 app = typer.Typer()
-DTYPES = ("auto", "float32", "bfloat16")
 # One of them shows that a folder holds a report, or an evaluation that was interrupted.
 REPORT_FILES = ("result.json", "partial", "permuted-pairs")
 
@@ -119,8 +117,9 @@ Resume = Annotated[
         "--resume", help="Go on with an evaluation into --out that was interrupted or failed."
     ),
 ]
+DType = Literal["auto", "float32", "bfloat16"]
 DTypeOption = Annotated[
-    str,
+    DType,
     typer.Option(
         "--dtype",
         help="Precision of the language model: float32; bfloat16 (faster on CPUs with bfloat16 "
@@ -160,7 +159,6 @@ def evaluate(
     from mindllm.report.write import write_report
 
     # Checked before the language model is loaded, which takes a while.
-    check_dtype(dtype)
     checked_controls = check_controls(controls)
     check_split_name(split)
     claim_output(out, inputs=[model, store], resumable=REPORT_FILES)
@@ -188,13 +186,7 @@ def evaluate(
     show_report(result, out / "report.html", open_in_browser)
 
 
-def check_dtype(dtype: str) -> None:
-    """Refuse a precision that is none, before anything is loaded."""
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype}: expected {', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")
-
-
-def load_in_precision(folder: Path, language_model: str | None, dtype: str) -> "MindLLM":
+def load_in_precision(folder: Path, language_model: str | None, dtype: DType) -> "MindLLM":
     """Load a model whose language model computes in a precision.
 
     Half precision is that of the weights as loaded: they are the ones that a model folder knows.
