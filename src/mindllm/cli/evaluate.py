@@ -189,7 +189,7 @@ def evaluate(
 def load_in_precision(folder: Path, language_model: str | None, dtype: DType) -> "MindLLM":
     """Load a model whose language model computes in a precision.
 
-    Half precision is that of the weights as loaded: they are the ones that a model folder knows.
+    Half precision is cast after loading, so that short cuts are tried in full precision.
     """
     import torch
 

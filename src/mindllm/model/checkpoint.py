@@ -137,9 +137,13 @@ PARCELS: TypeAdapter[dict[str, list[str]]] = TypeAdapter(dict[Name, list[Name]])
 
 
 def fingerprint(model: Any) -> str:
-    """Twelve hexadecimal digits from the shapes and a sample of the input embeddings."""
+    """Twelve hexadecimal digits from the shapes and a sample of the input embeddings.
+
+    The sample is rounded to bfloat16: the same weights have the same digits in any precision.
+    """
     weights = model.get_input_embeddings().weight
-    sample = weights[:: max(1, len(weights) // 64), :16].detach().float().half().cpu().numpy()
+    rounded = weights[:: max(1, len(weights) // 64), :16].detach().float().bfloat16().cpu()
+    sample = rounded.contiguous().view(torch.int16).numpy()
     # Of a quantized weight the shape that it stands for.
     shapes = repr([tuple((getattr(p, "quant_state", None) or p).shape) for p in model.parameters()])
     return hashlib.sha256(shapes.encode() + sample.tobytes()).hexdigest()[:12]

@@ -7,9 +7,9 @@ from mindllm.utils.errors import InputError
 
 
 def cast_language_model(language_model: FrozenLanguageModel, dtype: torch.dtype) -> None:
-    """Compute in another precision; the fingerprint stays that of the weights as loaded.
+    """Compute in another precision.
 
-    Short cuts stay those that were tried as loaded, too: in half precision a wrong one is harder
+    Short cuts stay those that were tried as loaded: in half precision a wrong one is harder
     to tell from rounding.
 
     Parameters
