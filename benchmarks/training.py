@@ -333,10 +333,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"batches of {options.batch_size}"
     )
     sizes = Sizes(batch_size=options.batch_size)
-    rows = measure(options.llm, sizes, options.repeats, options.cases)
-    print("\n| what | reference | ours | ratio | target |\n|---|---|---|---|---|")
-    for row in rows:
-        print(row)
+    print("\n| what | reference | ours | ratio | target |\n|---|---|---|---|---|", flush=True)
+    measure(options.llm, sizes, options.repeats, options.cases)
 
 
 if __name__ == "__main__":
