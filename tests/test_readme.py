@@ -142,6 +142,8 @@ def test_options_named_in_the_text_exist(page: Path) -> None:
     everything |= {o for action in make_parser()._actions for o in action.option_strings}
     for command in leaves().values():
         everything |= {name for parameter in command.params for name in parameter.opts}
+    for program in (ROOT / "benchmarks").glob("*.py"):
+        everything |= set(re.findall(r'"(--[a-z-]+)"', program.read_text(encoding="utf-8")))
     for inline in re.findall(r"`([^`]+)`", prose(page)):
         for option in re.findall(r"(?<!\S)--[a-z][a-z0-9-]+", inline):
             assert option in everything, f"{page.name}: {option}"
