@@ -9,7 +9,7 @@ from rich.table import Table
 from mindllm.evaluation.results import EvaluationResult
 from mindllm.metrics.attributes import attribute_scores
 from mindllm.metrics.calibration import Estimate
-from mindllm.model.choices import answer_evidence, names
+from mindllm.model.choices import answer_evidence, which_names
 from mindllm.simulate.scenes import ATTRIBUTES, name_values
 
 QUESTIONS = {
@@ -76,11 +76,6 @@ def attribute_table(result: EvaluationResult, chosen: Sequence[str]) -> Table:
                 to_percent(scores.shuffled_recall),
             )
     return table
-
-
-def which_names(texts: Sequence[str], values: Sequence[Sequence[str]]) -> np.ndarray:
-    """Return which values (n_texts, n_values) each text names."""
-    return np.array([[names(text, words) for words in values] for text in texts])
 
 
 def question_table(result: EvaluationResult, texts: Sequence[str], evidence: torch.Tensor) -> Table:

@@ -8,6 +8,7 @@ dog with those that do not.
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def find_answers(texts: Sequence[str], answers: Sequence[Sequence[str]]) -> list
     InputError
         If no text names an answer.
     """
-    masks = [torch.tensor([names(text, words) for text in texts]) for words in answers]
+    masks = list(torch.from_numpy(which_names(texts, answers)).T)
     described = [" or ".join(words) for words in answers]
     if len(masks) == 1:
         masks.append(~masks[0])
@@ -71,6 +72,18 @@ def find_answers(texts: Sequence[str], answers: Sequence[Sequence[str]]) -> list
                 "Add texts that do to the corpus."
             )
     return masks
+
+
+def which_names(texts: Sequence[str], answers: Sequence[Sequence[str]]) -> np.ndarray:
+    """Which answers each text names: bool, shape (n_texts, n_answers).
+
+    Examples
+    --------
+    >>> which_names(["a dog runs"], [["dog", "dogs"], ["cat"]]).tolist()
+    [[True, False]]
+    """
+    is_named = np.array([[names(text, words) for words in answers] for text in texts], bool)
+    return is_named.reshape(len(texts), len(answers))
 
 
 def names(text: str, words: Sequence[str]) -> bool:
